@@ -1,0 +1,105 @@
+#!/usr/bin/env python3
+"""Get, check and share the course's data sets.
+
+    python data/download.py list                       what there is, how big, which licence
+    python data/download.py build mini-battles         make it (a minute; fetches 190 MB once)
+    python data/download.py verify mini-battles        decode and compare every image
+    python data/download.py pack mini-battles DIR      a copy for the classroom's mirror
+
+A classroom on bad Wi-Fi: build once, `pack` into a folder, share the folder (a USB stick, a
+network drive, or `python -m http.server` in it), and let everyone run
+
+    python data/download.py build mini-battles --mirror DIR_OR_URL
+
+or set OBJEMB_MIRROR=DIR_OR_URL, which `make` passes on. Data sets go to data/ beside this
+file; OBJEMB_DATA names another folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from objemb_lib import datasets, settings
+from objemb_lib.datasets import packed
+from objemb_lib.errors import ObjembError
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("list", help="every data set with size, licence and state")
+    build = commands.add_parser("build", help="make a data set, unless it is there")
+    build.add_argument("--source", type=Path, help="a folder that has the photographs already")
+    build.add_argument("--mirror", help="a classroom's copy, folder or URL, tried first")
+    build.add_argument("--force", action="store_true", help="build again even if it is there")
+    verify = commands.add_parser(
+        "verify",
+        help="decode every image and compare with the manifest",
+        epilog="exit status: 0 as in the reference build; 1 absent or damaged; 2 intact, but "
+        "not pixel for pixel the reference (another image library): numbers may move a little",
+    )
+    pack = commands.add_parser("pack", help="write a copy for a mirror")
+    for command in (build, verify, pack):
+        command.add_argument("name", help="a data set, as in `list`")
+    pack.add_argument("dest", type=Path, help="folder for the copy")
+    return top
+
+
+def list_all() -> int:
+    """Print every data set."""
+    print(f"{'name':14} {'state':10} {'size':24} licence")
+    for entry in datasets.DATASETS.values():
+        state = "built" if entry.built() else "not built"
+        print(f"{entry.name:14} {state:10} {entry.size:24} {entry.licence}\n{'':14} {entry.about}")
+    print(f"\nin {settings.data_root()}; licences in full: data/README.md")
+    return 0
+
+
+def build(entry: datasets.Entry, arguments: argparse.Namespace) -> int:
+    """Build unless it is there."""
+    if entry.built() and not arguments.force:
+        print(f"{entry.name} is already in {entry.folder()}: nothing to do (--force rebuilds)")
+        return 0
+    mirror = arguments.mirror or settings.mirror()
+    print(f"{entry.name} is in {entry.build(source=arguments.source, mirror=mirror)}")
+    return 0
+
+
+def verify(entry: datasets.Entry) -> int:
+    """Check every image; see the epilog for the exit status."""
+    others = entry.verify()
+    if others:
+        print(f"{entry.name}: intact, but {', '.join(others)} differ from the reference build")
+        return 2
+    print(f"{entry.name}: every image and annotation is as in the reference build")
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; errors are printed as sentences, not as tracebacks."""
+    asked = parser().parse_args(arguments)
+    try:
+        if asked.command == "list":
+            return list_all()
+        entry = datasets.entry(asked.name)
+        if asked.command == "build":
+            return build(entry, asked)
+        if asked.command == "verify":
+            return verify(entry)
+        entry.verify(progress=False)
+        print(f"wrote {packed.pack(entry.folder(), asked.dest)}")
+        return 0
+    except ObjembError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""Files that appear whole or not at all: a temporary file beside, then one rename."""
+
+from __future__ import annotations
+
+import errno
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from objemb_lib.errors import ObjembError
+
+# Windows has no quota errno.
+DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary path to write to, renamed to ``path`` on success and removed on failure.
+
+    The temporary file lies in the same folder (a rename across disks is a copy) and ends with
+    the same name (``np.savez`` and Pillow go by the suffix). Missing folders are made.
+
+    Raises:
+        ObjembError: the disk is full; what was at ``path`` before is untouched.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temp = path.with_name(f".tmp-{uuid.uuid4().hex[:12]}-{path.name}")
+    try:
+        yield temp
+        with open(temp, "rb+") as file:
+            os.fsync(file.fileno())  # else a power cut can leave the new name on an empty file
+        os.replace(temp, path)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise ObjembError(
+            f"{path}: not written, the disk is full ({error.strerror})",
+            "Free some space, then run again; the earlier file, if any, is untouched.",
+        ) from error
+    finally:
+        temp.unlink(missing_ok=True)
+
+
+def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
+    """Write ``data`` to ``path``, whole or not at all. Raises as :func:`atomic_path`."""
+    with atomic_path(path) as temp, open(temp, "wb") as file:
+        file.write(data)
+    return Path(path)
+
+
+def atomic_write_text(path: str | os.PathLike[str], text: str) -> Path:
+    """Write ``text`` as UTF-8, line ends as they are. Raises as :func:`atomic_path`."""
+    return atomic_write_bytes(path, text.encode("utf-8"))

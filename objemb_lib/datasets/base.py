@@ -1,0 +1,185 @@
+"""The one interface of every data set: images, boxes, masks, labels, queries, gallery, truth.
+
+Conventions, the same everywhere:
+
+- boxes are ``(x0, y0, x1, y1)`` in pixels of the image as ``image(i)`` gives it (upright; only
+  sides over 4,096 pixels are reduced), ``x1`` and ``y1`` exclusive;
+- ``labels`` say what retrieval must find again (an object, a model of car, a species);
+- *relevant* for a query: a gallery image of the same label;
+- *junk*: gallery images that are taken out of the ranking before it is scored, neither
+  right nor wrong: the query itself, and images that show the query's object only in the
+  background (as in revisited Oxford and Paris, Radenovic et al. 2018).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from objemb_lib.errors import DataError
+from objemb_lib.images import load_image
+
+
+def no_boxes(n: int) -> tuple[np.ndarray, ...]:
+    """``n`` empty ``(0, 4)`` arrays: a data set without boxes."""
+    return tuple(np.zeros((0, 4), np.float32) for _ in range(n))
+
+
+@dataclass(frozen=True, eq=False)  # arrays have no truth value: a data set equals itself only
+class ImageDataset:
+    """``N`` images with their truth.
+
+    Args:
+        name: the data set, for tables ("mini-battles").
+        split: the part of it ("battle").
+        root: folder that ``files`` are relative to.
+        files: ``N`` image paths.
+        labels: ``(N,)`` identity that retrieval must match; -1 where unknown.
+        label_names: name of each label.
+        categories: ``(N,)`` coarse category; -1 where unknown.
+        category_names: name of each category.
+        boxes: ``N`` arrays ``(K_i, 4)``; the first box is the main object's.
+        box_labels: ``N`` arrays ``(K_i,)``: the label of each box.
+        masks: ``N`` lists of ``K_i`` COCO run-length encodings, or None.
+        queries: indices of the images that ask; default all.
+        gallery: indices of the images that are searched; default all.
+        fingerprint: hash of the content, the key of every cache; default a hash of the
+            files' names, sizes and times.
+    Raises:
+        DataError: when the lengths do not agree or an index is out of range.
+    """
+
+    name: str
+    split: str
+    root: Path
+    files: Sequence[str]
+    labels: np.ndarray
+    label_names: Sequence[str] = ()
+    categories: np.ndarray | None = None
+    category_names: Sequence[str] = ()
+    boxes: Sequence[np.ndarray] = ()
+    box_labels: Sequence[np.ndarray] = ()
+    masks: Sequence[Sequence[dict]] | None = None
+    queries: np.ndarray | None = None
+    gallery: np.ndarray | None = None
+    fingerprint: str = ""
+    extra: Sequence[dict] = field(default=())
+
+    def __post_init__(self) -> None:
+        n = len(self.files)
+        fill = object.__setattr__
+        if not n:
+            raise DataError(
+                f"{self.name}/{self.split}: no images in {self.root}", "Check the folder's name."
+            )
+        fill(self, "labels", np.asarray(self.labels, np.int64))
+        unknown = np.full(n, -1)
+        categories = unknown if self.categories is None else self.categories
+        fill(self, "categories", np.asarray(categories, np.int64))
+        if not len(self.boxes):
+            fill(self, "boxes", no_boxes(n))
+        if not len(self.box_labels):
+            same = [np.full(len(b), lab) for b, lab in zip(self.boxes, self.labels)]
+            fill(self, "box_labels", tuple(same))
+        for part in ("queries", "gallery"):
+            index = getattr(self, part)
+            fill(self, part, np.arange(n) if index is None else np.asarray(index, np.int64))
+        self._check(n)
+        if not self.fingerprint:
+            fill(self, "fingerprint", self._fingerprint())
+
+    def _check(self, n: int) -> None:
+        for part in ("labels", "categories", "boxes", "box_labels"):
+            if len(getattr(self, part)) != n:
+                raise DataError(f"{self.name}: {n} images but {len(getattr(self, part))} {part}")
+        for part in ("masks", "extra"):
+            if getattr(self, part) and len(getattr(self, part)) != n:
+                raise DataError(f"{self.name}: {n} images but {len(getattr(self, part))} {part}")
+        for part in ("box_labels", "masks"):
+            for file, boxes, values in zip(self.files, self.boxes, getattr(self, part) or ()):
+                if len(values) != len(boxes):
+                    raise DataError(f"{self.name}: {file} has {len(boxes)} boxes, other {part}")
+        for part in ("queries", "gallery"):
+            index = getattr(self, part)
+            if len(index) and not (0 <= index.min() and index.max() < n):
+                raise DataError(f"{self.name}: {part} point outside the {n} images")
+
+    def _fingerprint(self) -> str:
+        digest = hashlib.sha256(f"{self.name}/{self.split}".encode())
+        for file in self.files:
+            try:
+                stat = (Path(self.root) / file).stat()
+            except OSError as error:
+                raise DataError(
+                    f"{self.name}: {Path(self.root) / file} cannot be read ({error.strerror})",
+                    "Put the file back, or build the data set again.",
+                ) from error
+            digest.update(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __repr__(self) -> str:
+        return (
+            f"ImageDataset({self.name}/{self.split}: {len(self)} images, "
+            f"{len(np.unique(self.labels[self.labels >= 0]))} labels, {sum(map(len, self.boxes))} boxes)"
+        )
+
+    def image(self, i: int) -> Image.Image:
+        """Image ``i`` as upright 8-bit RGB. Raises ImageError, naming the file, if unusable."""
+        return load_image(Path(self.root) / self.files[i])
+
+    def mask(self, i: int, k: int = 0) -> np.ndarray:
+        """``(H, W)`` boolean mask of object ``k`` in image ``i``."""
+        if self.masks is None:
+            raise DataError(f"{self.name} has no masks", "Use boxes, or a data set with masks.")
+        from pycocotools import mask as coco_mask
+
+        return coco_mask.decode(self.masks[i][k]).astype(bool)
+
+    def relevant(self, query: int) -> np.ndarray:
+        """``(G,)`` boolean: gallery images of the query's label. ``query`` is an image index."""
+        label = self.labels[query]
+        same = self.labels[self.gallery] == label
+        return same & (label >= 0) & ~self.junk(query)
+
+    def junk(self, query: int) -> np.ndarray:
+        """``(G,)`` boolean: gallery images left out of this query's ranking."""
+        return (self.gallery == query) | self._shown_beside(self.labels[query])
+
+    def _shown_beside(self, label: int) -> np.ndarray:
+        """``(G,)`` boolean: images with ``label`` among their boxes though it is not their own."""
+        if label < 0:  # unknown objects are not the same object
+            return np.zeros(len(self.gallery), bool)
+        table = self.__dict__.get("_beside")
+        if table is None:  # label -> images, built once: a scan per query would be quadratic
+            table = {}
+            for i, (own, others) in enumerate(zip(self.labels, self.box_labels)):
+                for other in set(np.asarray(others).tolist()) - {int(own)}:
+                    table.setdefault(other, []).append(i)
+            object.__setattr__(self, "_beside", table)
+        return np.isin(self.gallery, table.get(int(label), []))
+
+    def subset(self, images: Sequence[int]) -> ImageDataset:
+        """The same data set with only ``images``, in that order; all query and are searched.
+
+        ``images`` are indices, or an ``(N,)`` boolean that keeps where it is true.
+        """
+        chosen = np.asarray(images)
+        if chosen.dtype == bool:
+            chosen = np.flatnonzero(chosen)
+        pick = [int(i) for i in chosen]
+        take = lambda values: tuple(values[i] for i in pick) if len(values) else ()  # noqa: E731
+        part = hashlib.sha256(f"{self.fingerprint}{pick}".encode()).hexdigest()
+        return ImageDataset(
+            self.name, self.split, self.root, take(self.files), self.labels[pick],
+            self.label_names, self.categories[pick], self.category_names, take(self.boxes),
+            take(self.box_labels), None if self.masks is None else take(self.masks),
+            fingerprint=part, extra=take(self.extra),
+        )  # fmt: skip

@@ -1,0 +1,535 @@
+"""mini-battles: photographs of objects cut out and pasted into other photographs.
+
+A small PS-Battles (Heller, Rossetto, Schuldt 2018) with exact ground truth, built on the
+learner's own machine from freely licensed photographs: 234 cut-outs (Tux Paint's stamps) and
+40 backgrounds. Three splits, in 256 x 256 pixels:
+
+``train``   118 objects x 13 scenes = 1,534: for fitting (whitening, detectors, students)
+``battle``  116 other objects x 7 scenes = 812: the object lies small in another photograph
+``clean``   the same 116 objects x 6 = 696: the object fills the frame on a calm background
+
+Objects and backgrounds of ``train`` never appear in ``battle`` or ``clean``. A battle scene
+has one main object and up to two distractors of the same pool. Every random choice of a scene
+comes from (version, seed, split, number), so that scenes can be made in any order, on any
+number of processes, and come out the same.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import hashlib
+import io
+import json
+import os
+import shutil
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import PIL
+from PIL import Image, ImageEnhance, ImageFilter
+from tqdm.auto import tqdm
+
+from objemb_lib import settings
+from objemb_lib.atomic import atomic_write_text
+from objemb_lib.datasets import packed, sources
+from objemb_lib.datasets.base import ImageDataset
+from objemb_lib.errors import DataError
+from objemb_lib.images import load_image
+
+NAME = "mini-battles"
+VERSION = "1"
+SIZE = 256
+LISTS = Path(__file__).parent
+REFERENCE = LISTS / "mini_battles_reference.json"
+LICENCE = "GPL-2.0+, CC-BY(-SA), CC0, public domain: each file's is in data/README.md"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which half of objects and backgrounds a split draws from, and how many scenes an object."""
+
+    pool: str
+    scenes_per_object: int
+
+
+SPLITS = {"train": Split("train", 13), "battle": Split("test", 7), "clean": Split("test", 6)}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One pasted object: its RGBA picture, the top-left corner, and what was done to it."""
+
+    cutout: dict
+    image: Image.Image
+    corner: tuple[int, int]
+    edits: dict
+
+
+@functools.cache
+def objects() -> tuple[dict, ...]:
+    """The reviewed list of cut-outs: path, sha256, category, name, split."""
+    with open(LISTS / "mini_battles_objects.csv", newline="", encoding="utf-8") as file:
+        return tuple(csv.DictReader(file))
+
+
+@functools.cache
+def backgrounds() -> tuple[dict, ...]:
+    """The reviewed list of backgrounds: collection, path, sha256, licence, author, split."""
+    with open(LISTS / "mini_battles_backgrounds.csv", newline="", encoding="utf-8") as file:
+        return tuple(csv.DictReader(file))
+
+
+def categories() -> list[str]:
+    """Names of the coarse categories, in order of their number."""
+    return sorted({row["category"] for row in objects()})
+
+
+# --- one scene ---------------------------------------------------------------------------
+
+
+@functools.cache
+def _cutout(raw: Path, path: str) -> Image.Image:
+    """A stamp as RGBA, trimmed to what can be seen."""
+    with Image.open(raw / "objects" / path) as file:
+        image = file.convert("RGBA")
+    return image.crop(image.getchannel("A").point(lambda a: 255 * (a > 127)).getbbox())
+
+
+@functools.cache
+def _background(raw: Path, collection: str, path: str) -> Image.Image:
+    """A background as RGB, its short side 384 pixels."""
+    image = load_image(raw / collection / path)
+    scale = 384 / min(image.size)
+    return image.resize([max(384, round(s * scale)) for s in image.size], Image.LANCZOS)
+
+
+def _crop_of(photo: Image.Image, rng: Random) -> Image.Image:
+    """A random square of a photograph, at scene size, mirrored half of the time."""
+    side = rng.uniform(0.6, 1.0) * min(photo.size)
+    x, y = rng.uniform(0, photo.width - side), rng.uniform(0, photo.height - side)
+    crop = photo.resize((SIZE, SIZE), Image.BICUBIC, box=(x, y, x + side, y + side))
+    return crop.transpose(Image.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else crop
+
+
+def _recolour(image: Image.Image, edits: dict) -> Image.Image:
+    """Brightness, contrast, saturation and hue of an RGBA picture; its alpha stays."""
+    rgb, alpha = image.convert("RGB"), image.getchannel("A")
+    for enhancer, key in (
+        (ImageEnhance.Brightness, "brightness"),
+        (ImageEnhance.Contrast, "contrast"),
+        (ImageEnhance.Color, "saturation"),
+    ):
+        rgb = enhancer(rgb).enhance(edits[key])
+    hue, saturation, value = rgb.convert("HSV").split()
+    hue = hue.point(lambda h: (h + edits["hue"]) % 256)
+    rgb = Image.merge("HSV", (hue, saturation, value)).convert("RGB")
+    rgb.putalpha(alpha)
+    return rgb
+
+
+@dataclass(frozen=True)
+class Edits:
+    """How far a split's edits go: bounds of what :func:`_edit` draws."""
+
+    tilt: float  # degrees either way
+    warp: float  # how far a corner moves inwards, as a part of the sides: another viewpoint
+    light: float  # brightness and contrast, from 1 - light to 1 + light
+    saturation: tuple[float, float]
+    hue: int  # either way, of 256
+    detail: float  # at most so few pixels of its longest side survive
+
+
+BATTLE_EDITS = Edits(25, 0.0, 0.25, (0.6, 1.3), 9, SIZE)
+CLEAN_EDITS = Edits(45, 0.25, 0.45, (0.2, 1.6), 20, 40)
+
+
+def _edit(raw: Path, cutout: dict, rng: Random, side: float, bounds: Edits) -> tuple:
+    """A cut-out as it will be pasted, its longest side about ``side``, and the edits."""
+    image = _cutout(raw, cutout["path"])
+    edits = {
+        "scale": round(side / max(image.size), 4),
+        "mirror": rng.random() < 0.5,
+        "angle": round(rng.uniform(-bounds.tilt, bounds.tilt), 2),
+        "warp": [round(rng.uniform(0, bounds.warp), 3) for _ in range(8)],
+        "brightness": round(rng.uniform(1 - bounds.light, 1 + bounds.light), 3),
+        "contrast": round(rng.uniform(1 - bounds.light, 1 + bounds.light), 3),
+        "saturation": round(rng.uniform(*bounds.saturation), 3),
+        "hue": rng.randint(-bounds.hue, bounds.hue),
+        "detail": round(rng.uniform(bounds.detail, SIZE)),
+        "blur": round(rng.uniform(0.4, 1.2), 2) if rng.random() < 0.25 else 0.0,
+    }
+    image = _resize(image, min(side, edits["detail"]))
+    image = _resize(_warp(image, edits["warp"]), side)
+    if edits["mirror"]:
+        image = image.transpose(Image.FLIP_LEFT_RIGHT)
+    image = _recolour(image.rotate(edits["angle"], Image.BICUBIC, expand=True), edits)
+    return image.filter(ImageFilter.GaussianBlur(edits["blur"])), edits
+
+
+def _resize(image: Image.Image, side: float) -> Image.Image:
+    """``image`` with a longest side of ``side`` pixels."""
+    scale = side / max(image.size)
+    return image.resize([max(1, round(s * scale)) for s in image.size], Image.LANCZOS)
+
+
+def _warp(image: Image.Image, corners: list[float]) -> Image.Image:
+    """Seen from elsewhere: each corner of the picture taken from further inside it.
+
+    The picture is first given a transparent border, so that nothing is cut off.
+    """
+    if not any(corners):
+        return image
+    w, h = (2 * s for s in image.size)
+    framed = Image.new("RGBA", (w, h))
+    framed.paste(image, ((w - image.width) // 2, (h - image.height) // 2))
+    a, b, c, d, e, f, g, i = corners
+    quad = (a * w, b * h, c * w, h - d * h, w - e * w, h - f * h, w - g * w, i * h)
+    framed = framed.transform((w, h), Image.QUAD, quad, Image.BICUBIC)
+    return framed.crop(framed.getchannel("A").getbbox())
+
+
+def _coverage(layer: Layer) -> np.ndarray:
+    """``(SIZE, SIZE)`` boolean: where a layer would hide what lies under it."""
+    canvas = Image.new("L", (SIZE, SIZE))
+    canvas.paste(layer.image.getchannel("A"), layer.corner)
+    return np.asarray(canvas) > 127
+
+
+def _place(raw: Path, cutout: dict, rng: Random, longest: tuple[float, float]) -> Layer:
+    """A main object or distractor somewhere in a battle scene, at least 80 % inside it."""
+    native = max(_cutout(raw, cutout["path"]).size)
+    side = min(rng.uniform(*longest) * SIZE, 1.6 * native)  # small stamps are not blown up
+    image, edits = _edit(raw, cutout, rng, side, BATTLE_EDITS)
+    over = [round(0.1 * s) for s in image.size]
+    corner = tuple(
+        rng.randint(min(-o, SIZE - s + o), max(-o, SIZE - s + o)) for o, s in zip(over, image.size)
+    )
+    return Layer(cutout, image, corner, edits)
+
+
+def _battle_layers(raw: Path, main: dict, pool: list[dict], rng: Random) -> list[Layer]:
+    """Layers from back to front; at least 60 % of the main object stays visible."""
+    main_layer = _place(raw, main, rng, (0.30, 0.65))
+    whole = np.count_nonzero(np.asarray(main_layer.image.getchannel("A")) > 127)
+    free = _coverage(main_layer)
+    layers = [main_layer]
+    for other in rng.sample([o for o in pool if o is not main], rng.choice((0, 1, 1, 2))):
+        layer = _place(raw, other, rng, (0.25, 0.50))
+        in_front = rng.random() < 0.5
+        left = free & ~_coverage(layer) if in_front else free
+        if np.count_nonzero(left) < 0.6 * whole:  # it would hide too much: put it behind
+            in_front = False
+        else:
+            free = left
+        layers = [*layers, layer] if in_front else [layer, *layers]
+    return layers
+
+
+def _clean_layers(raw: Path, main: dict, rng: Random) -> list[Layer]:
+    """One object that fills the frame or a little more, edited harder than in a battle."""
+    image, edits = _edit(raw, main, rng, rng.uniform(0.85, 1.25) * SIZE, CLEAN_EDITS)
+    corner = tuple((SIZE - s) // 2 + rng.randint(-20, 20) for s in image.size)
+    return [Layer(main, image, corner, edits)]
+
+
+def compose(raw: Path, split: str, number: int, seed: int) -> tuple[bytes, dict]:
+    """One scene.
+
+    Args:
+        raw: folder of gathered photographs. number: the scene's number in its split.
+    Returns:
+        JPEG bytes, and ``{"background", "quality", "layers": [{"object", "edits", "mask",
+        "visible"}]}`` with the main object first; masks are ``(SIZE, SIZE)`` boolean and hold
+        only what is visible.
+    """
+    rng = Random(f"{NAME} {VERSION} {seed} {split} {number}")
+    rule = SPLITS[split]
+    pool = [o for o in objects() if o["split"] == rule.pool]
+    main = pool[number // rule.scenes_per_object]
+    behind = rng.choice([b for b in backgrounds() if b["split"] == rule.pool])
+    canvas = _crop_of(_background(raw, behind["collection"], behind["path"]), rng)
+    if split == "clean":
+        canvas = canvas.filter(ImageFilter.GaussianBlur(24))
+        canvas = Image.blend(canvas, Image.new("RGB", canvas.size, "white"), rng.uniform(0.2, 0.8))
+        layers = _clean_layers(raw, main, rng)
+    else:
+        layers = _battle_layers(raw, main, pool, rng)
+    hidden, found = np.zeros((SIZE, SIZE), bool), []
+    for layer in layers:
+        canvas.paste(layer.image, layer.corner, layer.image)
+    for layer in reversed(layers):  # from front to back: what is in front hides
+        cover = _coverage(layer)
+        whole = np.count_nonzero(np.asarray(layer.image.getchannel("A")) > 127)
+        mask, hidden = cover & ~hidden, hidden | cover
+        visible = round(np.count_nonzero(mask) / whole, 4)
+        found.append(
+            {"object": layer.cutout, "edits": layer.edits, "mask": mask, "visible": visible}
+        )
+    found = [f for f in found if f["mask"].any()]
+    found.sort(key=lambda f: f["object"] is not main)
+    quality = rng.randint(55, 92)
+    file = io.BytesIO()
+    canvas.save(file, "JPEG", quality=quality)
+    return file.getvalue(), {"background": behind["path"], "quality": quality, "layers": found}
+
+
+# --- the whole data set ------------------------------------------------------------------
+
+
+def _annotations(layers: list[dict]) -> list[dict]:
+    """COCO annotations of one scene, without ids; boxes are COCO's ``x, y, width, height``."""
+    from pycocotools import mask as coco_mask
+
+    found = []
+    for k, layer in enumerate(layers):
+        rle = coco_mask.encode(np.asfortranarray(layer["mask"].astype(np.uint8)))
+        found.append(
+            {
+                "category_id": categories().index(layer["object"]["category"]) + 1,
+                "object_id": objects().index(layer["object"]),
+                "role": "distractor" if k else "main",
+                "bbox": [float(v) for v in coco_mask.toBbox(rle)],
+                "area": int(coco_mask.area(rle)),
+                "segmentation": {"size": [SIZE, SIZE], "counts": rle["counts"].decode()},
+                "iscrowd": 0,
+                "visible": layer["visible"],
+                "edits": layer["edits"],
+            }
+        )
+    return found
+
+
+def pixels_hash(image: Image.Image) -> str:
+    """First 16 hex digits of the sha256 of an image's size and decoded RGB pixels."""
+    return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()[:16]
+
+
+def _write_scene(job: tuple) -> tuple[dict, list[dict]]:
+    """Worker: compose one scene, write its JPEG, return its records."""
+    raw, folder, split, number, seed = job
+    jpeg, scene = compose(raw, split, number, seed)
+    name = f"{split}/{number:05d}.jpg"
+    (folder / name).write_bytes(jpeg)
+    record = {
+        "id": number,
+        "file_name": name,
+        "width": SIZE,
+        "height": SIZE,
+        "background": scene["background"],
+        "quality": scene["quality"],
+        "pixels": pixels_hash(Image.open(io.BytesIO(jpeg)).convert("RGB")),
+    }
+    return record, _annotations(scene["layers"])
+
+
+def _coco(split: str, seed: int, scenes: list[tuple[dict, list[dict]]]) -> dict:
+    """The COCO-format file of one split, with our extra fields."""
+    annotations = [
+        {"id": None, "image_id": record["id"], **one} for record, many in scenes for one in many
+    ]
+    for number, annotation in enumerate(annotations, 1):
+        annotation["id"] = number
+    keys = ("name", "category", "path")
+    return {
+        "info": {"description": f"{NAME}/{split}", "version": VERSION, "seed": seed},
+        "categories": [{"id": i, "name": name} for i, name in enumerate(categories(), 1)],
+        "objects": [{"id": i, **{k: o[k] for k in keys}} for i, o in enumerate(objects())],
+        "images": [record for record, _ in scenes],
+        "annotations": annotations,
+    }
+
+
+def build(
+    root: Path | None = None,
+    seed: int = settings.SEED,
+    source: Path | None = None,
+    mirror: str | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Path:
+    """Build mini-battles, about half a minute on two cores once the photographs are there.
+
+    Args:
+        root: folder of data sets; default :func:`settings.data_root`.
+        seed: of every random choice.
+        source: folder that has the photographs, see :func:`sources.gather`.
+        mirror: folder or URL that has the packed data set, or the upstream archives.
+        workers: processes, default one a core.
+    Returns:
+        the data set's folder. It appears whole or not at all; one already there stays until
+        the new one is complete.
+    Raises:
+        DownloadError, DataError: the photographs cannot be had, or are others.
+    """
+    root = Path(root or settings.data_root())
+    root.mkdir(parents=True, exist_ok=True)
+    # Not below root/NAME: a kill leaves a folder that no reader mistakes for the data set.
+    with tempfile.TemporaryDirectory(prefix=f".{NAME}-", dir=root) as temporary:
+        if mirror and (copy := packed.unpack_from(mirror, NAME, Path(temporary))):
+            verify(copy.parent, progress)
+            return install(copy, root)
+        raw, made = Path(temporary) / "raw", Path(temporary) / NAME
+        downloads = root / ".downloads"  # outlives a kill, so that a cut download resumes
+        gather_raw(raw, downloads, source, mirror, progress)
+        jobs = []
+        for split, rule in SPLITS.items():
+            (made / split).mkdir(parents=True)
+            count = rule.scenes_per_object * sum(o["split"] == rule.pool for o in objects())
+            jobs += [(raw, made, split, number, seed) for number in range(count)]
+        with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
+            scenes = pool.map(_write_scene, jobs, chunksize=32)
+            bar = tqdm(scenes, NAME, len(jobs), unit="scene", disable=not progress)
+            done = list(zip(jobs, bar))
+        for split in SPLITS:
+            coco = _coco(split, seed, [scene for job, scene in done if job[2] == split])
+            atomic_write_text(made / "annotations" / f"{split}.json", json.dumps(coco))
+        atomic_write_text(made / "manifest.json", json.dumps(manifest(made, seed), indent=1))
+        shutil.rmtree(downloads)
+        return install(made, root)
+
+
+def install(made: Path, root: Path) -> Path:
+    """Move a complete folder into place; an older one gives way only then."""
+    final = root / NAME
+    if final.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{NAME}-old-", dir=root))
+        os.replace(final, old / NAME)
+        os.replace(made, final)
+        shutil.rmtree(old)
+    else:
+        os.replace(made, final)
+    return final
+
+
+def gather_raw(
+    raw: Path, downloads: Path, source: Path | None, mirror: str | None, progress: bool = True
+) -> None:
+    """Copy every listed photograph into ``raw/objects`` and ``raw/<collection>``."""
+    wanted: dict[str, dict[str, str]] = {
+        "tuxpaint-stamps": {o["path"]: o["sha256"] for o in objects()}
+    }
+    for row in backgrounds():
+        wanted.setdefault(row["collection"], {})[row["path"]] = row["sha256"]
+    downloads.mkdir(parents=True, exist_ok=True)
+    for name, files in tqdm(wanted.items(), "photographs", unit="source", disable=not progress):
+        collection = sources.COLLECTIONS[name]
+        with tempfile.TemporaryDirectory(dir=downloads) as work:
+            found = sources.gather(collection, files, downloads, Path(work), source, mirror)
+            for path, file in found.items():
+                to = raw / ("objects" if name == "tuxpaint-stamps" else name) / path
+                to.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, to)
+
+
+# --- manifest, reading back --------------------------------------------------------------
+
+
+def _digest(folder: Path, split: str) -> dict:
+    """Number of images and one hash over all pixels and annotations of a split."""
+    coco = json.loads((folder / "annotations" / f"{split}.json").read_text())
+    digest = hashlib.sha256(json.dumps(coco, sort_keys=True).encode()).hexdigest()
+    return {"images": len(coco["images"]), "sha256": digest}
+
+
+def manifest(folder: Path, seed: int) -> dict:
+    """What :func:`verify` and every cache key go by."""
+    return {
+        "name": NAME,
+        "version": VERSION,
+        "seed": seed,
+        "size": SIZE,
+        "splits": {split: _digest(folder, split) for split in SPLITS},
+        "pillow": PIL.__version__,
+    }
+
+
+def verify(root: Path | None = None, progress: bool = True) -> list[str]:
+    """Decode every image and compare with the manifest.
+
+    Returns:
+        the splits whose content differs from the reference build of this course: empty on
+        machines like ours; another image library may round a pixel differently.
+    Raises:
+        DataError: absent or damaged, naming the first bad file.
+    """
+    folder = Path(root or settings.data_root()) / NAME
+    remedy = "Build it again: python data/download.py build mini-battles --force"
+    stated = _read_manifest(folder)
+    for split in SPLITS:
+        try:
+            coco = json.loads((folder / "annotations" / f"{split}.json").read_text())
+            now = _digest(folder, split)
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(f"{folder}/annotations/{split}.json: {error}", remedy) from error
+        if now != stated["splits"][split]:
+            raise DataError(f"{folder}/annotations/{split}.json is not what was built", remedy)
+        for record in tqdm(coco["images"], f"verify {split}", leave=False, disable=not progress):
+            file = folder / record["file_name"]
+            if pixels_hash(load_image(file)) != record["pixels"]:
+                raise DataError(f"{file} has other pixels than when it was built", remedy)
+    if stated["seed"] != settings.SEED or not REFERENCE.exists():
+        return []
+    reference = json.loads(REFERENCE.read_text())["splits"]
+    return [split for split in SPLITS if stated["splits"][split] != reference.get(split)]
+
+
+def _read_manifest(folder: Path) -> dict:
+    if not folder.is_dir():
+        raise DataError(
+            f"mini-battles is not in {folder.parent}",
+            "Build it, two minutes: python data/download.py build mini-battles",
+        )
+    try:
+        return json.loads((folder / "manifest.json").read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{folder}/manifest.json cannot be read: {error}",
+            "Build it again: python data/download.py build mini-battles --force",
+        ) from error
+
+
+def mini_battles(split: str, root: Path | None = None) -> ImageDataset:
+    """One split as an :class:`ImageDataset`; every image is a query against all others.
+
+    ``labels`` are object numbers, ``extra[i]`` holds background, JPEG quality and, under
+    ``"layers"``, each object's role, edits and visible part.
+
+    Raises:
+        DataError: not built, damaged, or no such split.
+    """
+    if split not in SPLITS:
+        raise DataError(f"mini-battles has no split {split!r}", f"Use one of {', '.join(SPLITS)}.")
+    folder = Path(root or settings.data_root()) / NAME
+    stated = _read_manifest(folder)
+    coco = json.loads((folder / "annotations" / f"{split}.json").read_text())
+    by_image: dict[int, list[dict]] = {}
+    for annotation in coco["annotations"]:
+        by_image.setdefault(annotation["image_id"], []).append(annotation)
+    layers = [by_image[record["id"]] for record in coco["images"]]
+    return ImageDataset(
+        name=NAME,
+        split=split,
+        root=folder,
+        files=tuple(record["file_name"] for record in coco["images"]),
+        labels=np.array([many[0]["object_id"] for many in layers]),
+        label_names=tuple(o["name"] for o in coco["objects"]),
+        categories=np.array([many[0]["category_id"] - 1 for many in layers]),
+        category_names=tuple(c["name"] for c in coco["categories"]),
+        boxes=tuple(_xyxy([one["bbox"] for one in many]) for many in layers),
+        box_labels=tuple(np.array([one["object_id"] for one in many]) for many in layers),
+        masks=tuple([one["segmentation"] for one in many] for many in layers),
+        fingerprint=stated["splits"][split]["sha256"],
+        extra=tuple({**r, "layers": many} for r, many in zip(coco["images"], layers)),
+    )
+
+
+def _xyxy(bbox: list[list[float]]) -> np.ndarray:
+    """COCO's ``x, y, width, height`` as ``(K, 4)`` corners."""
+    boxes = np.asarray(bbox, np.float32)
+    boxes[:, 2:] += boxes[:, :2]
+    return boxes

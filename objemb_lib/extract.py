@@ -1,0 +1,252 @@
+"""Extraction: data set x trunk x region x pooling -> a table of vectors, cached by content.
+
+One forward pass serves every (stage, pooling) that is asked for. What is cached is keyed by
+everything that decides the numbers: the data set's content, the trunk's weights, region, input
+size, precision, stage and pooling. A killed run goes on where it stopped; two notebooks that
+want the same vectors compute them once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import torch
+from filelock import FileLock, Timeout
+from safetensors.numpy import load_file, save_file
+from tqdm.auto import tqdm
+
+from objemb_lib import pooling, settings
+from objemb_lib.atomic import atomic_path
+from objemb_lib.datasets.base import ImageDataset
+from objemb_lib.errors import CacheError
+from objemb_lib.regions import WHOLE, Region
+from objemb_lib.trunks import Trunk
+
+PART = 256  # images a file of a half-finished run holds: what a kill can cost
+VERSION = 1  # raise when the code changes the numbers
+
+Wanted = Sequence[tuple[str, str]]
+Vectors = dict[tuple[str, str], np.ndarray]
+
+
+def default_precision() -> str:
+    """``OBJEMB_PRECISION``, else ``fp32``.
+
+    ``bf16`` is about twice as fast on hardware that multiplies it, but moved R@1 by more than
+    0.2 points in some settings (``benchmarks/extract.py`` measures both), so nobody gets it
+    without asking.
+    """
+    return os.environ.get("OBJEMB_PRECISION", "fp32")
+
+
+def extract(
+    dataset: ImageDataset,
+    trunk: Trunk,
+    wanted: Wanted = (("head", "spoc"),),
+    region: Region = WHOLE,
+    size: int = 256,
+    batch_size: int = 32,
+    precision: str | None = None,
+    cache: bool = True,
+    progress: bool = True,
+) -> Vectors:
+    """Vectors of every image, for each wanted (stage, pooling).
+
+    Args:
+        wanted: pairs of a stage of the trunk and a key of :data:`pooling.POOLINGS`.
+        region: where to look. size: side in pixels of what the trunk sees.
+        precision: ``fp32`` or ``bf16``; default :func:`default_precision`.
+        cache: False neither reads nor writes the cache.
+    Returns:
+        ``{(stage, pooling): (N, C) float32}``, not normalised.
+    Raises:
+        KeyError: unknown stage or pooling. ImageError, DataError: an image cannot be used; what
+        was computed before it stays cached. CacheError: the cache cannot be written.
+    """
+    _check(trunk, wanted)
+    wanted = list(dict.fromkeys(wanted))
+    device = settings.device()
+    precision = precision or default_precision()
+    job = Job(dataset, trunk, region, size, batch_size, precision, device, progress)
+    every = [range(i, min(i + PART, len(dataset))) for i in range(0, len(dataset), PART)]
+    if not cache:
+        parts = list(job.run({part: wanted for part in every}))
+        return {pair: np.concatenate([found[pair] for _, found in parts]) for pair in wanted}
+    store = Store(settings.cache_root() / "embeddings", job.key())
+    with store.lock():
+        absent = [pair for pair in wanted if not store.has(pair)]
+        todo = {part: [p for p in absent if not store.has(p, part)] for part in every}
+        for part, found in job.run({part: pairs for part, pairs in todo.items() if pairs}):
+            for pair, vectors in found.items():
+                store.write(vectors, pair, part)
+        for pair in absent:
+            store.merge(pair, every)
+    return {pair: store.read(pair) for pair in wanted}
+
+
+def _check(trunk: Trunk, wanted: Wanted) -> None:
+    for stage, name in wanted:
+        if stage not in trunk.stages:
+            raise KeyError(f"{trunk.name} has no stage {stage!r}; it has {list(trunk.stages)}")
+        if name not in pooling.POOLINGS:
+            raise KeyError(f"no pooling {name!r}; there are {list(pooling.POOLINGS)}")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to run: everything that :func:`extract` was told, bar what is wanted of it."""
+
+    dataset: ImageDataset
+    trunk: Trunk
+    region: Region
+    size: int
+    batch_size: int
+    precision: str
+    device: torch.device
+    progress: bool
+
+    def key(self) -> dict[str, str]:
+        """Everything that decides the numbers, as text."""
+        return {
+            "version": str(VERSION),
+            "data": self.dataset.fingerprint,
+            "trunk": self.trunk.fingerprint(),
+            "region": repr(self.region),
+            "size": str(self.size),
+            "precision": f"{self.device.type} {self.precision}",
+        }
+
+    @torch.inference_mode()
+    def run(self, todo: dict[range, Wanted]) -> Iterator[tuple[range, Vectors]]:
+        """Vectors of each part of the images in turn; one forward pass for all pairs of it."""
+        if not todo:
+            return
+        trunk = self.trunk.for_inference(self.device, self.precision)
+        what = f"{self.dataset.name}/{self.dataset.split}, {self.region.name}, {self.size} px"
+        total = sum(map(len, todo))
+        with tqdm(total=total, desc=what, unit="image", disable=not self.progress) as bar:
+            batches = [
+                (part, part[i : i + self.batch_size])
+                for part in todo
+                for i in range(0, len(part), self.batch_size)
+            ]
+            found: list[Vectors] = []
+            for (part, images), pixels in zip(batches, self._read([b for _, b in batches])):
+                maps = trunk(trunk.normalise(pixels.to(self.device)))
+                found.append({pair: _pool(maps, *pair) for pair in todo[part]})
+                bar.update(len(images))
+                if images[-1] == part[-1]:
+                    yield part, {p: np.concatenate([f[p] for f in found]) for p in todo[part]}
+                    found = []
+
+    def _read(self, batches: list[range]) -> Iterator[torch.Tensor]:
+        """``(B, 3, size, size)`` uint8 batches, channels last; decoded while the trunk works."""
+
+        def batch(images: range) -> torch.Tensor:
+            stack = np.stack([self.region.pixels(self.dataset, i, self.size) for i in images])
+            return torch.from_numpy(stack).permute(0, 3, 1, 2)  # a view: channels last
+
+        workers = min(8, os.cpu_count() or 1)
+        waiting = iter(batches)
+        with ThreadPoolExecutor(workers) as threads:
+            ahead = deque(threads.submit(batch, b) for b in islice(waiting, workers + 1))
+            try:
+                while ahead:
+                    yield ahead.popleft().result()
+                    ahead.extend(threads.submit(batch, b) for b in islice(waiting, 1))
+            finally:
+                for future in ahead:
+                    future.cancel()
+
+
+def _pool(maps: dict[str, torch.Tensor], stage: str, name: str) -> np.ndarray:
+    return pooling.POOLINGS[name](maps[stage]).float().cpu().numpy()
+
+
+class Store:
+    """The cached vectors of one key, a file each (stage, pooling), and parts of unfinished ones.
+
+    Args:
+        root: folder of all keys. key: what decides the numbers; also written into every file,
+            so that a file of other settings is never taken for ours.
+    """
+
+    def __init__(self, root: Path, key: dict[str, str]) -> None:
+        self.key = key
+        self.folder = root / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """One process at a time; the others wait, saying so."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.folder / "lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                tqdm.write("Another notebook is computing these vectors; waiting for it.")
+                lock.acquire()
+        except OSError as error:
+            raise CacheError(
+                f"the cache {self.folder} cannot be written: {error.strerror or error}",
+                "Free some space, or set OBJEMB_CACHE to a folder that can be written.",
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def path(self, pair: tuple[str, str], part: range | None = None) -> Path:
+        tail = "" if part is None else f".part-{part[0]:07d}"
+        return self.folder / f"{'-'.join(pair)}{tail}.safetensors"
+
+    def has(self, pair: tuple[str, str], part: range | None = None) -> bool:
+        """Whether the file is there and whole; a damaged one is removed, with a warning."""
+        path = self.path(pair, part)
+        if not path.exists():
+            return False
+        try:
+            with safetensors.safe_open(path, "numpy") as file:
+                stated, count = file.metadata(), file.get_slice("vectors").get_shape()[0]
+        except (safetensors.SafetensorError, OSError) as error:
+            warnings.warn(f"{path} is damaged ({error}): computing it again", stacklevel=3)
+            path.unlink()
+            return False
+        if stated != self.key or (part is not None and count != len(part)):
+            raise CacheError(
+                f"{path} holds vectors of other settings than its folder says",
+                f"Delete {self.folder}: it will be computed again.",
+            )
+        return True
+
+    def write(self, vectors: np.ndarray, pair: tuple[str, str], part: range | None = None) -> None:
+        path = self.path(pair, part)
+        try:
+            with atomic_path(path) as temporary:
+                save_file({"vectors": vectors}, temporary, metadata=self.key)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise CacheError(
+                f"{path} cannot be written: {error}",
+                "Free some space (everything computed so far is kept), or set OBJEMB_CACHE.",
+            ) from error
+
+    def read(self, pair: tuple[str, str], part: range | None = None) -> np.ndarray:
+        return load_file(self.path(pair, part))["vectors"]
+
+    def merge(self, pair: tuple[str, str], parts: list[range]) -> None:
+        """Join the parts of a pair into its file."""
+        self.write(np.concatenate([self.read(pair, part) for part in parts]), pair)
+        for part in parts:
+            self.path(pair, part).unlink()

@@ -1,0 +1,183 @@
+"""Pooling: a feature map becomes one vector, ``(N, C, H, W)`` -> ``(N, C)``.
+
+Every function takes any floating dtype and returns float32; none normalises its result
+(see :mod:`objemb_lib.postprocess`). Maps may be 1x1 or oblong. Features may be negative
+(linear last layers): each docstring says what happens to them. All raise DataError when
+the input is not a non-empty ``(N, C, H, W)`` map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from objemb_lib.errors import DataError
+
+
+def _as_float32(features: Tensor) -> Tensor:
+    """The map in float32: half precision would overflow in sums and powers."""
+    if features.ndim != 4 or 0 in features.shape[1:]:
+        shape = tuple(features.shape)
+        raise DataError(f"cannot pool a map of shape {shape}", "Pass (N, C, H, W), none empty.")
+    return features.float()
+
+
+def spoc(features: Tensor) -> Tensor:
+    """Average of each channel over space; negative values count as they are.
+
+    The sum-pooled convolutional descriptor without its centre prior, divided by the area.
+
+    Args:
+        features: ``(N, C, H, W)`` feature map.
+    Returns:
+        ``(N, C)`` float32 descriptors, not normalised.
+    Source: Babenko and Lempitsky, Aggregating Deep Convolutional Features for Image
+    Retrieval, 2015, section 4 (sum pooling).
+
+    >>> import torch
+    >>> spoc(torch.tensor([[[[1.0, 3.0]], [[0.0, -4.0]]]])).tolist()
+    [[2.0, -2.0]]
+    """
+    return _as_float32(features).mean(dim=(2, 3))
+
+
+def mac(features: Tensor) -> Tensor:
+    """Maximum of each channel over space; negative where the whole channel is negative.
+
+    Args:
+        features: ``(N, C, H, W)`` feature map.
+    Returns:
+        ``(N, C)`` float32 descriptors, not normalised.
+    Source: Tolias et al., Particular Object Retrieval with Integral Max-Pooling of CNN
+    Activations, 2016, ``f_Omega``.
+
+    >>> import torch
+    >>> mac(torch.tensor([[[[1.0, 3.0]], [[-1.0, -4.0]]]])).tolist()
+    [[3.0, -1.0]]
+    """
+    return _as_float32(features).amax(dim=(2, 3))
+
+
+def gem(features: Tensor, p: float = 3.0, eps: float = 1e-6) -> Tensor:
+    """Generalised mean of each channel over space; values below ``eps`` are raised to it.
+
+    ``(mean_xy max(f, eps)^p)^(1/p)``: p = 1 is average (SPoC), p -> infinity is max (MAC),
+    both on the clamped map.
+
+    Args:
+        features: ``(N, C, H, W)`` feature map.
+        p: norm exponent, > 0.
+        eps: smallest feature, > 0: the power of a negative number is not defined.
+    Returns:
+        ``(N, C)`` float32 descriptors, not normalised.
+    Raises:
+        DataError: when p is not positive.
+    Source: Radenovic et al., Fine-tuning CNN Image Retrieval with No Human Annotation, 2018,
+    eq. 3.
+
+    >>> import torch
+    >>> [round(v, 3) for v in gem(torch.tensor([[[[1.0, 3.0]], [[-1.0, -4.0]]]]))[0].tolist()]
+    [2.41, 0.0]
+    """
+    if not p > 0:
+        raise DataError(f"GeM needs a positive exponent, got p = {p}", "Use p = 3.")
+    features = _as_float32(features).clamp(min=eps)
+    top = features.amax(dim=(2, 3), keepdim=True)  # factored out: f^p overflows for large p
+    return top[..., 0, 0] * (features / top).pow(p).mean(dim=(2, 3)).pow(1 / p)
+
+
+def _rmac_regions(height: int, width: int, levels: int) -> list[tuple[int, int, int]]:
+    """R-MAC's squares as ``(row, column, side)`` in cells of the map.
+
+    Level l has squares of side ``2 min(H, W) / (l + 1)``: l along the short side and
+    l + m - 1 along the long one, where m squares at level 1 overlap by about 40 %.
+
+    >>> _rmac_regions(2, 3, 1)
+    [(0, 0, 2), (0, 1, 2)]
+    """
+    short, long = min(height, width), max(height, width)
+    rest = long - short
+    overlaps = {n: 1 - rest / (n * short) for n in range(1, rest + 1)}  # n steps: n + 1 squares
+    more = min(overlaps, key=lambda n: abs(overlaps[n] - 0.4), default=0)
+    regions = []
+    for level in range(1, levels + 1):
+        side = 2 * short // (level + 1)
+        if side == 0:  # the map is smaller than this level's squares
+            break
+        rows = level + (more if height > width else 0)
+        columns = level + (more if width > height else 0)
+        tops = [(height - side) * i // max(rows - 1, 1) for i in range(rows)]
+        lefts = [(width - side) * j // max(columns - 1, 1) for j in range(columns)]
+        regions += [(top, left, side) for top in tops for left in lefts]
+    return regions
+
+
+def rmac(features: Tensor, levels: int = 3) -> Tensor:
+    """Sum over a grid of squares of each square's L2-normalised maxima.
+
+    ``sum_R mac(f_R) / |mac(f_R)|``. The paper also whitens each region's vector before the
+    sum; that is left out here, so that every pooling is whitened once, after pooling.
+    Negative values count as in :func:`mac`.
+
+    Args:
+        features: ``(N, C, H, W)`` feature map.
+        levels: scales of the grid, >= 1; the paper uses 3. Scales whose squares would be
+            smaller than one cell are left out.
+    Returns:
+        ``(N, C)`` float32 descriptors, not normalised.
+    Raises:
+        DataError: when levels is below 1.
+    Source: Tolias et al., Particular Object Retrieval with Integral Max-Pooling of CNN
+    Activations, 2016, "Region feature vector" and "R-MAC".
+
+    >>> import torch
+    >>> rmac(torch.tensor([[[[3.0]], [[4.0]]]]))  # 1x1: one square
+    tensor([[0.6000, 0.8000]])
+    """
+    if levels < 1:
+        raise DataError(f"R-MAC needs at least one level, got {levels}", "Use levels = 3.")
+    features = _as_float32(features)
+    regions = _rmac_regions(*features.shape[2:], levels)
+    squares = (features[:, :, y : y + side, x : x + side] for y, x, side in regions)
+    return sum(F.normalize(square.amax(dim=(2, 3)), dim=1) for square in squares)
+
+
+def crow(features: Tensor, eps: float = 1e-6) -> Tensor:
+    """Sum over space, weighted by where the map is active and by how rare a channel is.
+
+    ``F_k = I_k sum_xy S_xy f_kxy`` with spatial weights ``S = (S' / |S'|_2)^(1/2)``,
+    ``S'`` the sum over channels (a = b = 2 in the paper), and channel weights
+    ``I_k = log((C eps + sum_h Q_h) / (eps + Q_k))``, Q_k the share of cells where channel k
+    is positive. Negative values are set to 0. A map of one channel gives 0: no channel is
+    rarer than another.
+
+    Args:
+        features: ``(N, C, H, W)`` feature map.
+        eps: keeps the logarithm finite for channels that are never active, > 0.
+    Returns:
+        ``(N, C)`` float32 descriptors, not normalised.
+    Source: Kalantidis et al., Cross-dimensional Weighting for Aggregated Deep Convolutional
+    Features, 2016, section 3.
+
+    >>> import torch  # both channels active in the left cell, the first in the right one too
+    >>> [round(v, 3) for v in crow(torch.tensor([[[[3.0, 3.0]], [[1.0, 0.0]]]]))[0].tolist()]
+    [2.03, 0.983]
+    """
+    features = _as_float32(features).clamp(min=0)
+    activity = features.sum(dim=1, keepdim=True)  # (N, 1, H, W)
+    norm = activity.square().sum(dim=(2, 3), keepdim=True).sqrt()
+    spatial = (activity / norm.clamp(min=eps)).sqrt()
+    share = (features > 0).float().mean(dim=(2, 3))  # (N, C)
+    total = share.sum(dim=1, keepdim=True) + features.shape[1] * eps
+    return (features * spatial).sum(dim=(2, 3)) * (total / (share + eps)).log()
+
+
+POOLINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    "spoc": spoc,
+    "mac": mac,
+    "gem": gem,
+    "rmac": rmac,
+    "crow": crow,
+}

@@ -1,0 +1,162 @@
+"""Postprocessing of descriptors: L2 normalisation, power law, PCA-whitening. ``(N, D)`` arrays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from objemb_lib.atomic import atomic_path
+from objemb_lib.errors import DataError
+
+DEAD = 1e-10  # share of the largest variance below which float32 inputs hold only rounding
+
+
+def l2(x: np.ndarray, eps: float = 1e-12) -> np.ndarray:
+    """Rows scaled to Euclidean length 1, as float32; a zero row stays zero.
+
+    >>> l2(np.array([[3.0, 4.0], [0.0, 0.0]]))
+    array([[0.6, 0.8],
+           [0. , 0. ]], dtype=float32)
+    """
+    x = np.asarray(x, np.float32)
+    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), np.float32(eps))
+
+
+def power(x: np.ndarray, alpha: float = 0.5) -> np.ndarray:
+    """Signed power law ``sign(x) |x|^alpha``, as float32: tames a few bursting channels.
+
+    Source: Perronnin et al., Improving the Fisher Kernel, 2010, section 3.2.
+
+    >>> power(np.array([[4.0, -9.0, 0.0]])).tolist()
+    [[2.0, -3.0, 0.0]]
+    """
+    x = np.asarray(x, np.float32)
+    return np.sign(x) * np.abs(x) ** np.float32(alpha)
+
+
+class PCAWhitening:
+    """Centre, project on the principal axes, scale each to variance 1, L2-normalise.
+
+    ``y = l2(diag(v)^(-1/2) P^T (x - mean))``: co-occurring channels no longer count twice.
+    Fit on the training split only. Axes that did not vary in training (channels that are
+    never active) are set to 0, not blown up. Each axis points where its largest component
+    is positive, so that two fits give the same signs.
+
+    Args:
+        dim: axes kept, those of largest variance first; None keeps all D.
+        shrink: 0 to 1, pulls variances towards their mean, ``(1 - s) v + s mean(v)``:
+            steadier where there are few training vectors per dimension.
+        whiten: False only rotates and cuts (PCA).
+    Source: Jegou and Chum, Negative Evidences and Co-occurrences in Image Retrieval: the
+    Benefit of PCA and Whitening, 2012.
+
+    >>> x = np.array([[2.0, 0.0], [-2.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    >>> PCAWhitening().fit(x)([[2.0, 1.0]]).round(3)  # axes count alike
+    array([[0.707, 0.707]], dtype=float32)
+    """
+
+    def __init__(self, dim: int | None = None, shrink: float = 0.0, whiten: bool = True) -> None:
+        if (dim is not None and dim < 1) or not 0 <= shrink <= 1:
+            raise DataError(
+                f"PCA-whitening with dim={dim}, shrink={shrink}",
+                "Use dim of at least 1 and shrink from 0 to 1.",
+            )
+        self.dim, self.shrink, self.whiten = dim, shrink, whiten
+        self.mean: np.ndarray | None = None  # (D,)
+        self.axes: np.ndarray | None = None  # (D, dim), orthonormal columns
+        self.scale: np.ndarray | None = None  # (dim,), multiplies each projected axis
+
+    def __repr__(self) -> str:
+        fitted = "not fitted" if self.mean is None else f"fitted on {len(self.mean)} dimensions"
+        return f"PCAWhitening(dim={self.dim}, shrink={self.shrink}, whiten={self.whiten}; {fitted})"
+
+    def fit(self, train: np.ndarray) -> PCAWhitening:
+        """Learn mean, axes and variances from ``(N, D)`` training vectors; returns itself.
+
+        Raises:
+            DataError: fewer than dim + 1 vectors (centred, N vectors span at most N - 1
+                axes), dim > D, a NaN or infinity, or vectors that are all the same.
+        """
+        train = np.asarray(train, np.float64)
+        self._check_train(train)
+        mean = train.mean(axis=0)
+        variance, axes = np.linalg.eigh(np.cov(train - mean, rowvar=False).reshape(2 * mean.shape))
+        variance, axes = variance[::-1].clip(min=0), axes[:, ::-1]  # largest first
+        axes = axes * np.sign(np.take_along_axis(axes, np.abs(axes).argmax(0)[None], axis=0))
+        shrunk = (1 - self.shrink) * variance + self.shrink * variance.mean()
+        alive = variance > DEAD * variance[0]
+        scale = alive / np.sqrt(np.where(alive, shrunk, 1)) if self.whiten else np.ones_like(mean)
+        self.mean = mean.astype(np.float32)
+        self.axes = np.ascontiguousarray(axes[:, : self.dim], np.float32)
+        self.scale = scale[: self.dim].astype(np.float32)
+        return self
+
+    def _check_train(self, train: np.ndarray) -> None:
+        if train.ndim != 2 or not np.isfinite(train).all():
+            raise DataError(
+                f"PCA-whitening fitted on shape {train.shape}, or on NaN or infinite values",
+                "Pass finite vectors of shape (N, D).",
+            )
+        (n, d), dim = train.shape, self.dim or train.shape[1]
+        if dim > d or n <= dim:
+            raise DataError(
+                f"PCA-whitening to {dim} dimensions fitted on {n} vectors of {d} dimensions",
+                f"Use more than {dim} training vectors, or dim of at most {min(n - 1, d)}.",
+            )
+        if (train == train[0]).all():
+            raise DataError("the training vectors are all the same", "Fit on varied images.")
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """``(N, D)`` vectors -> ``(N, dim)`` float32, L2-normalised.
+
+        Raises:
+            DataError: before ``fit``, or for vectors of another dimension.
+        """
+        if self.mean is None:
+            raise DataError("PCA-whitening is not fitted", "Call fit(train) first, or load one.")
+        x = np.asarray(x, np.float32)
+        if x.ndim != 2 or x.shape[1] != len(self.mean):
+            raise DataError(
+                f"PCA-whitening for {len(self.mean)} dimensions applied to shape {x.shape}",
+                "Use vectors of the trunk, stage and pooling that it was fitted on.",
+            )
+        return l2((x - self.mean) @ self.axes * self.scale)
+
+    def save(self, path: str | Path) -> None:
+        """Write what was fitted to one safetensors file, atomically.
+
+        Raises:
+            DataError: not fitted, or the file cannot be written; an older one stays as it was.
+        """
+        if self.mean is None:
+            raise DataError(f"nothing to save to {path}: not fitted", "Call fit(train) first.")
+        settings = {"dim": self.dim or 0, "shrink": self.shrink, "whiten": int(self.whiten)}
+        arrays = {"mean": self.mean, "axes": self.axes, "scale": self.scale}
+        try:
+            with atomic_path(path) as part:
+                save_file(arrays, part, metadata={k: repr(v) for k, v in settings.items()})
+        except (OSError, SafetensorError) as error:  # safetensors hides a full disk in its own
+            raise DataError(
+                f"cannot write {path} ({error})", "Check the folder and its free space."
+            ) from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> PCAWhitening:
+        """Read what ``save`` wrote. Raises DataError, naming the file, if absent or damaged."""
+        try:
+            with safe_open(path, "numpy") as file:
+                settings = file.metadata()
+                made = cls(
+                    int(settings["dim"]) or None,
+                    float(settings["shrink"]),
+                    bool(int(settings["whiten"])),
+                )
+                made.mean, made.axes, made.scale = map(file.get_tensor, ("mean", "axes", "scale"))
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{path} is not a saved PCA-whitening ({error})", "Delete it and fit again."
+            ) from error
+        return made

@@ -1,0 +1,60 @@
+"""Regions: where in an image to look.
+
+A region says which pixels become a vector. ``WHOLE`` takes the image as it is; ``CROP`` cuts
+the main object out with its true box and sends only that through the trunk, one forward pass
+per object. Regions on the feature map (hard attention) join them later.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from objemb_lib.datasets.base import ImageDataset
+from objemb_lib.errors import DataError
+
+
+@dataclass(frozen=True)
+class Region:
+    """One way of looking.
+
+    Args:
+        name: for tables.
+        boxes: box source, for tables: ``none`` (the whole image) or ``true``.
+        margin: context around the box, as a part of its sides.
+    """
+
+    name: str
+    boxes: str = "none"
+    margin: float = 0.0
+
+    def pixels(self, dataset: ImageDataset, i: int, size: int) -> np.ndarray:
+        """``(size, size, 3)`` uint8: what the trunk sees of image ``i``.
+
+        The aspect ratio is not kept: the whole content is squeezed into the square, as the
+        paper's networks see it. Raises ImageError, naming the file, if it cannot be read.
+        """
+        image, box = dataset.image(i), None
+        if self.boxes == "true":
+            if not len(dataset.boxes[i]):
+                raise DataError(
+                    f"{dataset.files[i]} has no box to crop", "Use the whole image (WHOLE)."
+                )
+            box = _widen(dataset.boxes[i][0], self.margin, image.size)
+        if image.size == (size, size) and box is None:
+            return np.asarray(image)
+        return np.asarray(image.resize((size, size), Image.BICUBIC, box=box, reducing_gap=2.0))
+
+
+WHOLE = Region("whole image")
+CROP = Region("crop", boxes="true")
+
+
+def _widen(box: np.ndarray, margin: float, size: tuple[int, int]) -> tuple[float, ...]:
+    """A box with context on all sides, kept inside the image and at least a pixel wide."""
+    x0, y0, x1, y1 = map(float, box)
+    dx, dy = margin * (x1 - x0), margin * (y1 - y0)
+    x0, y0 = max(0.0, min(x0 - dx, size[0] - 1)), max(0.0, min(y0 - dy, size[1] - 1))
+    return x0, y0, min(size[0], max(x1 + dx, x0 + 1)), min(size[1], max(y1 + dy, y0 + 1))

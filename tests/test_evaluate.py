@@ -1,0 +1,297 @@
+"""Evaluate: metrics by hand and by slow loops, the protocol with junk, intervals."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score
+
+from objemb_lib.datasets.base import ImageDataset
+from objemb_lib.errors import DataError
+from objemb_lib.evaluate import (
+    METRICS,
+    Evaluation,
+    Interval,
+    average_precision,
+    evaluate,
+    map_at_r,
+    metric_function,
+    paired_difference,
+    precision_at_k,
+    r_precision,
+    ranking,
+    recall_at_k,
+)
+from objemb_lib.postprocess import l2
+
+RANKED = st.lists(st.booleans(), min_size=1, max_size=30).map(np.array)
+
+
+def dataset(labels, beside=None, **parts) -> ImageDataset:
+    """A data set without files; ``beside[i]`` are labels shown in the background of image i."""
+    shown = [np.array([lab, *(beside or {}).get(i, [])]) for i, lab in enumerate(labels)]
+    return ImageDataset(
+        "toy",
+        "test",
+        Path("."),
+        [f"{i}.jpg" for i in range(len(labels))],
+        np.array(labels),
+        boxes=[np.ones((len(labs), 4), np.float32) for labs in shown],
+        box_labels=shown,
+        fingerprint="f",
+        **parts,
+    )
+
+
+def random_case(seed: int, n: int = 40, dim: int = 6):
+    """Vectors that loosely follow their labels, with junk, some queries and most of a gallery."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(-1, 8, n)
+    beside = {int(i): [int(rng.integers(0, 8))] for i in rng.choice(n, n // 4, replace=False)}
+    data = dataset(labels, beside, queries=rng.permutation(n)[:25], gallery=rng.permutation(n)[:34])
+    vectors = rng.standard_normal((9, dim))[labels] + rng.standard_normal((n, dim))
+    return l2(vectors), data
+
+
+def slow_scores(vectors, data, name, gallery_vectors=None) -> np.ndarray:
+    """The protocol read aloud, with plain loops."""
+    gallery_vectors = vectors if gallery_vectors is None else gallery_vectors
+    scores = []
+    for q in data.queries:
+        candidates = []
+        for place, g in enumerate(data.gallery):
+            own, others = data.labels[g], set(data.box_labels[g]) - {data.labels[g]}
+            if g == q or data.labels[q] in others:
+                continue
+            similarity = sum(float(a) * float(b) for a, b in zip(vectors[q], gallery_vectors[g]))
+            candidates.append((-similarity, place, own == data.labels[q] and own >= 0))
+        ranked = [right for *_, right in sorted(candidates)]
+        scores.append(slow_metric(ranked, name))
+    return np.array(scores)
+
+
+def slow_metric(ranked, name) -> float:
+    total = sum(ranked)
+    if total == 0:
+        return np.nan
+    if name[:2] == "R@":
+        return 1.0 if any(ranked[: int(name[2:])]) else 0.0
+    if name[:2] == "P@":
+        return sum(ranked[: int(name[2:])]) / int(name[2:])
+    if name == "R-precision":
+        return sum(ranked[:total]) / total
+    stop = len(ranked) if name == "mAP" else total
+    return sum(sum(ranked[: i + 1]) / (i + 1) for i in range(stop) if ranked[i]) / total
+
+
+def test_metrics_by_hand():
+    """Four relevant, at ranks 1, 3, 4 and 8."""
+    ranked = np.array([1, 0, 1, 1, 0, 0, 0, 1, 0], bool)
+    assert (recall_at_k(ranked, 1), recall_at_k(~ranked, 1)) == (1, 0)
+    assert (precision_at_k(ranked, 5), precision_at_k(ranked, 20)) == (3 / 5, 4 / 20)
+    assert average_precision(ranked) == pytest.approx((1 + 2 / 3 + 3 / 4 + 4 / 8) / 4)
+    assert r_precision(ranked) == 3 / 4
+    assert map_at_r(ranked) == pytest.approx((1 + 2 / 3 + 3 / 4) / 4)
+
+
+def test_musgrave_toy_example():
+    """Their point: equal R@1 and R-precision, yet MAP@R prefers the earlier hits."""
+    early = np.array([1, 1] + [0] * 8 + [1] * 8, bool)
+    late = np.array([1] + [0] * 8 + [1] + [1] * 8, bool)
+    assert r_precision(early) == r_precision(late) == 0.2
+    assert map_at_r(early) == pytest.approx(0.2) and map_at_r(late) == pytest.approx(0.12)
+
+
+@given(RANKED)
+def test_metrics_match_slow(ranked):
+    for name in (*METRICS, "R@10", "P@1"):
+        value = metric_function(name)(ranked)
+        assert value == pytest.approx(slow_metric(ranked.tolist(), name), nan_ok=True)
+
+
+@given(RANKED)
+def test_average_precision_is_scikit_learns(ranked):
+    if ranked.any():
+        expected = average_precision_score(ranked, -np.arange(len(ranked)))
+        assert average_precision(ranked) == pytest.approx(expected)
+
+
+@given(RANKED)
+def test_perfect_ranking_scores_one_and_bounds_hold(ranked):
+    if not ranked.any():
+        return
+    best = np.sort(ranked)[::-1]
+    for name in ("R@1", "mAP", "R-precision", "MAP@R"):
+        assert metric_function(name)(best) == 1 and 0 <= metric_function(name)(ranked) <= 1
+    assert map_at_r(ranked) <= min(average_precision(ranked), r_precision(ranked)) + 1e-12
+
+
+@pytest.mark.parametrize("name", ["R@0", "P@-1", "R@x", "F1", "R", "map", "R@1.5"])
+def test_unknown_metrics_are_refused(name):
+    with pytest.raises(DataError, match="mAP"):
+        metric_function(name)
+
+
+def test_protocol_by_hand():
+    """Four images on a half circle; the query itself and one shown beside are junk."""
+    angles = np.radians([0, 10, 20, 30, 90])
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    data = dataset([0, 1, 0, 1, 0], beside={1: [0]}, queries=[0])
+    found = evaluate(vectors, data)  # ranking: 0 itself, 1 junk, 2 right, 3 wrong, 4 right
+    expected = {"R@1": 1, "R@5": 1, "mAP": 5 / 6, "R-precision": 0.5, "MAP@R": 0.5, "P@5": 0.4}
+    assert {name: found.mean(name) for name in METRICS} == pytest.approx(expected)
+    top = ranking(vectors, data, query=0, k=2)
+    assert top.images.tolist() == [2, 3] and top.relevant.tolist() == [True, False]
+    np.testing.assert_allclose(top.scores, np.cos(angles[2:4]))
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 2**16), st.integers(1, 30))
+def test_protocol_matches_slow(seed, chunk):
+    vectors, data = random_case(seed)
+    found = evaluate(vectors, data, chunk=chunk)
+    for name in METRICS:
+        np.testing.assert_allclose(found.values[name], slow_scores(vectors, data, name), atol=1e-12)
+
+
+def test_queries_and_gallery_may_be_embedded_differently():
+    vectors, data = random_case(5)
+    turned = np.roll(vectors, 1, axis=1)
+    found = evaluate(vectors, data, gallery_vectors=turned, metrics=["mAP"])
+    np.testing.assert_allclose(found.values["mAP"], slow_scores(vectors, data, "mAP", turned))
+
+
+def test_ranking_shows_what_evaluate_scores():
+    vectors, data = random_case(7)
+    found = evaluate(vectors, data, metrics=["P@3"])
+    for query, score in zip(data.queries, found.values["P@3"]):
+        top = ranking(vectors, data, int(query), 3)
+        junk = np.asarray(data.gallery)[data.junk(query)]
+        assert query not in top.images and not set(top.images) & set(junk)
+        assert np.isnan(score) or top.relevant.sum() / 3 == pytest.approx(score)
+        assert (np.diff(top.scores) <= 0).all()
+
+
+def test_equal_scores_keep_the_gallerys_order():
+    data = dataset([0, 1, 0, 1], queries=[0], gallery=[3, 2, 1, 0])
+    assert ranking(np.ones((4, 2)), data, 0, 9).images.tolist() == [3, 2, 1]
+    assert evaluate(np.ones((4, 2)), data).mean("mAP") == 0.5
+
+
+def test_queries_without_relevant_images_are_counted_and_left_out():
+    """Image 2 is alone with its label, image 3 has none."""
+    data = dataset([0, 0, 5, -1])
+    found = evaluate(np.eye(4), data)
+    assert (found.n_queries, found.n_skipped) == (4, 2)
+    assert np.isnan(found.values["R@1"]).tolist() == [False, False, True, True]
+    assert found.mean("R@1") == np.nanmean(found.values["R@1"])
+    nothing = evaluate(np.eye(2), dataset([0, 1]))
+    assert nothing.n_skipped == 2 and np.isnan(nothing.mean("mAP"))
+    assert np.isnan(nothing.interval("mAP").value)
+    assert nothing.interval("mAP").verdict == "inconclusive"
+
+
+def test_bad_vectors_are_refused():
+    data = dataset([0, 0, 1])
+    for wrong in (np.eye(4), np.ones(3), np.ones((2, 3))):
+        with pytest.raises(DataError, match="3 images"):
+            evaluate(wrong, data)
+    broken = np.eye(3)
+    broken[1, 2] = np.nan
+    with pytest.raises(DataError, match="1.jpg"):
+        evaluate(broken, data)
+    with pytest.raises(DataError, match="1.jpg"):
+        evaluate(np.eye(3), data, gallery_vectors=broken)
+    with pytest.raises(DataError, match="no metric"):
+        evaluate(np.eye(3), data, metrics=())
+    with pytest.raises(DataError, match="no image 3"):
+        ranking(np.eye(3), data, 3, 1)
+    with pytest.raises(DataError, match="R@1, R@5"):
+        evaluate(np.eye(3), data).mean("R@7")
+
+
+def scored(values, groups, metric="R@1", **parts) -> Evaluation:
+    values = np.asarray(values, float)
+    return Evaluation({metric: values}, np.asarray(groups), np.arange(len(values)), **parts)
+
+
+def test_interval_of_equal_values_is_a_point():
+    assert scored([0.4] * 12, np.arange(12) // 3).interval("R@1") == Interval(
+        pytest.approx(0.4), pytest.approx(0.4), pytest.approx(0.4)
+    )
+
+
+def test_interval_of_independent_queries_is_the_binomial_one():
+    """400 objects of one query, half right: 0.5 +- 1.96 sqrt(0.25 / 400) = 0.5 +- 0.049."""
+    found = scored(np.arange(400) % 2, np.arange(400)).interval("R@1", resamples=4000)
+    assert found.value == 0.5
+    assert found.low == pytest.approx(0.451, abs=0.006)
+    assert found.high == pytest.approx(0.549, abs=0.006)
+    narrow = scored(np.arange(400) % 2, np.arange(400)).interval("R@1", level=0.5)
+    assert found.low < narrow.low < narrow.high < found.high
+
+
+def test_repeated_queries_of_an_object_do_not_narrow_the_interval():
+    rng = np.random.default_rng(0)
+    values, groups = rng.random(30), np.arange(30)
+    once, often = scored(values, groups), scored(np.repeat(values, 9), np.repeat(groups, 9))
+    a, b, naive = once.interval("R@1"), often.interval("R@1"), scored(
+        np.repeat(values, 9), np.arange(270)
+    ).interval("R@1")  # fmt: skip
+    assert (a.low, a.high) == pytest.approx((b.low, b.high))
+    assert naive.high - naive.low < 0.5 * (b.high - b.low)
+
+
+def test_objects_weigh_by_their_queries():
+    """Object 0 has one query, object 1 three: means are over queries, resampled or not."""
+    found = scored([1, 0, 0, 0], [0, 1, 1, 1]).interval("R@1")
+    assert (found.value, found.low, found.high) == (0.25, 0, 1)
+
+
+def test_interval_leaves_out_queries_without_relevant_images():
+    full = scored([1, 0, 1, 0, 1, 1], [0, 0, 1, 1, 2, 2])
+    holes = scored([1, 0, 1, 0, 1, 1, np.nan, np.nan], [0, 0, 1, 1, 2, 2, 2, 3])
+    assert full.interval("R@1") == holes.interval("R@1")
+
+
+def test_one_object_has_a_value_but_no_interval():
+    found = scored([1, 0], [4, 4]).interval("R@1")
+    assert found.value == 0.5 and np.isnan([found.low, found.high]).all()
+    assert found.verdict == "inconclusive"
+
+
+def test_seed_decides_the_interval():
+    case = scored(np.random.default_rng(1).random(40), np.arange(40) // 2)
+    assert case.interval("R@1") == case.interval("R@1")
+    assert case.interval("R@1", seed=1) != case.interval("R@1", seed=2)
+
+
+def test_paired_difference_sees_what_two_intervals_hide():
+    rng = np.random.default_rng(0)
+    hard, groups = rng.random(60), np.arange(60) // 2
+    b, a = scored(hard, groups), scored(hard + 0.05 + 0.01 * rng.standard_normal(60), groups)
+    assert a.interval("R@1").low < b.interval("R@1").high  # side by side they overlap
+    difference = paired_difference(a, b, "R@1")
+    assert difference.verdict == "higher" and difference.value == pytest.approx(0.05, abs=0.005)
+    assert paired_difference(b, a, "R@1").verdict == "lower"
+    assert paired_difference(a, a, "R@1").verdict == "inconclusive"
+
+
+def test_difference_needs_the_same_queries():
+    a = scored([1, 0, 1], [0, 1, 1], dataset="one")
+    others = (
+        scored([1, 0], [0, 1], dataset="one"),
+        replace(a, queries=np.array([0, 1, 5])),
+        replace(a, groups=np.array([0, 0, 1])),
+        replace(a, dataset="two"),
+    )
+    for other in others:
+        with pytest.raises(DataError, match="query by query"):
+            paired_difference(a, other, "R@1")
+
+
+def test_interval_reads_well():
+    assert str(Interval(0.5849, 0.55, 0.606)) == "0.58 [0.55, 0.61]"

@@ -1,0 +1,392 @@
+"""Any picture becomes upright 8-bit RGB, or an error that names the file and the remedy."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageFile, ImageOps, features
+
+from objemb_lib.errors import ImageError
+from objemb_lib.images import (
+    IMAGE_SUFFIXES,
+    check_images,
+    fit_within,
+    load_image,
+    measure_images,
+)
+
+
+def pixels(path: Path, **options) -> np.ndarray:
+    image = load_image(path, **options)
+    assert image.mode == "RGB"
+    return np.asarray(image).astype(int)
+
+
+def picture(size: tuple[int, int] = (40, 30)) -> Image.Image:
+    """Smooth, so that JPEG keeps it; each corner has its own colour, so that no turn keeps it."""
+    corners = np.array([[[250, 20, 20], [20, 250, 20]], [[20, 20, 250], [240, 240, 30]]], np.uint8)
+    return Image.fromarray(corners).resize(size, Image.Resampling.BILINEAR)
+
+
+# ---- kinds of image ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp", ".ppm"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "1"])
+def test_plain_modes_keep_their_pixels(tmp_path: Path, mode: str, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    picture().convert(mode).save(path)
+    assert np.array_equal(pixels(path), np.asarray(picture().convert(mode).convert("RGB")))
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".webp", ".avif"])
+def test_lossy_kinds_stay_close(tmp_path: Path, suffix: str) -> None:
+    if suffix != ".jpg" and not features.check(suffix[1:]):
+        pytest.skip(f"this Pillow has no {suffix}")
+    path = tmp_path / f"a{suffix}"
+    picture().save(path, quality=95)
+    assert np.abs(pixels(path) - np.asarray(picture())).mean() < 6
+
+
+def test_palette_keeps_its_colours(tmp_path: Path) -> None:
+    small = Image.new("P", (2, 1))
+    small.putpalette([10, 20, 30, 200, 100, 50])
+    small.putpixel((1, 0), 1)
+    small.save(tmp_path / "p.png")
+    assert pixels(tmp_path / "p.png").tolist() == [[[10, 20, 30], [200, 100, 50]]]
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.tif"])
+def test_cmyk_is_not_inverted(tmp_path: Path, name: str) -> None:
+    red = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
+    red.save(tmp_path / name, quality=95)
+    if name == "a.jpg":  # the kind that Photoshop writes: inks stored upside down
+        assert b"Adobe" in (tmp_path / name).read_bytes()
+    assert np.abs(pixels(tmp_path / name) - [255, 0, 0]).max() < 8
+
+
+def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
+    half = Image.new("RGBA", (3, 1), (0, 0, 0, 0))  # hidden black, half a red, full blue
+    half.putpixel((1, 0), (255, 0, 0, 128))
+    half.putpixel((2, 0), (0, 0, 255, 255))
+    half.save(tmp_path / "rgba.png")
+    expected = np.array([[255, 255, 255], [255, 127, 127], [0, 0, 255]])
+    assert np.abs(pixels(tmp_path / "rgba.png")[0] - expected).max() <= 1
+
+    half.convert("LA").save(tmp_path / "la.png")
+    assert pixels(tmp_path / "la.png")[0, 0].tolist() == [255, 255, 255]
+    assert np.ptp(pixels(tmp_path / "la.png")[0], axis=1).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("kind", ["palette.gif", "palette.png", "key.png", "alphas.png"])
+def test_transparency_that_no_channel_holds(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / kind
+    if kind == "key.png":  # one colour of an RGB image is declared transparent
+        image = Image.new("RGB", (2, 1), (9, 9, 9))
+        image.putpixel((1, 0), (200, 0, 0))
+        image.save(path, transparency=(9, 9, 9))
+    else:
+        image = Image.new("P", (2, 1))
+        image.putpalette([9, 9, 9, 200, 0, 0])
+        image.putpixel((1, 0), 1)
+        image.save(path, transparency=bytes([0, 255]) if kind == "alphas.png" else 0)
+    assert pixels(path).tolist() == [[[255, 255, 255], [200, 0, 0]]]
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+@pytest.mark.parametrize("white", [255, 1023, 4095, 16383, 65535])
+def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path, name: str, white: int) -> None:
+    ramp = np.linspace(0, white, 256).round().astype(np.uint16)[None]
+    Image.fromarray(ramp).save(tmp_path / name)
+    assert np.abs(pixels(tmp_path / name)[0, :, 0] - np.arange(256)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.float32([0, 0.5, 1]), [0, 128, 255]),  # the usual float image
+        (np.float32([0, 0.1, 0.2]), [0, 26, 51]),  # dark stays dark
+        (np.float32([0, 100, 200]), [0, 100, 200]),  # 8-bit values kept as floats
+        (np.float32([-1, 0, 1]), [0, 128, 255]),  # negative: stretched from end to end
+        (np.float32([np.nan, np.inf, 1]), [0, 0, 255]),
+        (np.float32([0, 5e5, 1e6]), [0, 128, 255]),  # no common full scale: its own maximum
+        (np.int32([0, 32768, 65535]), [0, 128, 255]),
+        (np.int32([0, 0, 0]), [0, 0, 0]),
+    ],
+)
+def test_32_bit_grey_is_scaled(tmp_path: Path, values: np.ndarray, expected: list[int]) -> None:
+    Image.fromarray(values[None]).save(tmp_path / "a.tif")
+    assert np.abs(pixels(tmp_path / "a.tif")[0, :, 0] - expected).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.tif", "a.png", "a.webp"])
+def test_first_frame_of_several(tmp_path: Path, name: str) -> None:
+    if name == "a.webp" and not features.check("webp"):
+        pytest.skip("this Pillow has no WebP")
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "lime")]
+    options = {"lossless": True} if name == "a.webp" else {}
+    frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], **options)
+    with Image.open(tmp_path / name) as stored:
+        assert stored.n_frames == 3
+    assert pixels(tmp_path / name)[4, 4].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.gif", "a.tif"])
+def test_one_pixel_is_fine(tmp_path: Path, name: str) -> None:
+    Image.new("RGB", (1, 1), "white").save(tmp_path / name)
+    assert pixels(tmp_path / name).tolist() == [[[255, 255, 255]]]
+
+
+def test_the_content_counts_not_the_suffix(tmp_path: Path) -> None:
+    picture().save(tmp_path / "really.png")
+    (tmp_path / "really.png").rename(tmp_path / "named.jpg")
+    assert np.array_equal(pixels(tmp_path / "named.jpg"), np.asarray(picture()))
+
+
+def test_suffixes_are_lower_case_and_hold_the_usual_ones() -> None:
+    assert {".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".bmp"} <= IMAGE_SUFFIXES
+    assert all(s == s.lower() and s.startswith(".") for s in IMAGE_SUFFIXES)
+
+
+# ---- rotation ------------------------------------------------------------------------------
+
+STORED = {  # EXIF orientation -> how the upright picture lies in the file (EXIF 2.3, 4.6.4)
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, 1),  # the camera lay on its side: turn clockwise to see it upright
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda a: np.rot90(a, -1),
+}
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif"])
+@pytest.mark.parametrize("size", [(40, 30), (30, 40), (611, 403)])  # the last is reduced, drafted
+def test_exif_rotation(tmp_path: Path, orientation: int, suffix: str, size: tuple) -> None:
+    path = tmp_path / f"a{suffix}"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = np.ascontiguousarray(STORED[orientation](np.asarray(picture(size))))
+    Image.fromarray(stored).save(path, exif=exif, quality=95)
+    assert measure_images([path], progress=False) == [size]
+    expected = np.asarray(picture(size).resize(fit_within(size, 256)))
+    got = pixels(path, max_side=256)
+    assert got.shape == expected.shape
+    assert np.abs(got - expected).mean() < 4
+
+
+def test_damaged_exif_does_not_cost_the_picture(tmp_path: Path) -> None:
+    picture().save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xff no such offset")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert pixels(tmp_path / "a.jpg").shape == (30, 40, 3)
+
+
+# ---- files that cannot be used -------------------------------------------------------------
+
+
+def broken_file(folder: Path, kind: str) -> Path:
+    path = folder / f"{kind.replace(' ', '_')}.jpg"
+    if kind == "missing":
+        return path
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "empty":
+        path.touch()
+    elif kind == "text":
+        path.write_text("<html>404 not found</html>")
+    elif kind == "eps":  # Pillow would start Ghostscript
+        path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    elif kind == "header":
+        path.write_bytes(b"\xff\xd8\xff\xe0\0\x10JFIF")
+    else:  # "cut PNG": half of the bytes
+        data = io.BytesIO()
+        noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+        Image.fromarray(noise).save(data, kind.split()[1])
+        path.write_bytes(data.getvalue()[: len(data.getvalue()) // 2])
+    return path
+
+
+BROKEN = {
+    "missing": "no such file",
+    "folder": "a folder, not an image",
+    "empty": "empty",
+    "text": "not an image",
+    "eps": "not an image",
+    "header": "damaged or cut off",
+    "cut JPEG": "damaged or cut off",
+    "cut PNG": "damaged or cut off",
+    "cut GIF": "damaged or cut off",
+    "cut BMP": "damaged or cut off",
+    "cut PPM": "damaged or cut off",
+    "cut TIFF": "damaged or cut off",
+    "cut WEBP": "damaged or cut off",
+}
+
+
+@pytest.mark.parametrize(("kind", "phrase"), BROKEN.items())
+def test_broken_files_name_themselves_and_the_remedy(
+    tmp_path: Path, kind: str, phrase: str
+) -> None:
+    path = broken_file(tmp_path, kind)
+    with pytest.raises(ImageError) as caught:
+        load_image(path)
+    assert str(path) in caught.value.problem
+    assert phrase in caught.value.problem
+    assert caught.value.remedy.endswith((".", "folder."))
+    (measured,) = measure_images([path], progress=False)  # the quick check agrees
+    assert isinstance(measured, ImageError)
+    assert phrase in measured.problem
+
+
+def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def deny(*_: object, **__: object) -> None:  # chmod does not stop root, who runs many CIs
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", deny)
+    with pytest.raises(ImageError, match=r"a\.jpg: no permission(.|\n)*permissions"):
+        load_image(tmp_path / "a.jpg")
+
+
+def some_files() -> list[bytes]:
+    files = []
+    for kind in ("JPEG", "PNG", "GIF", "TIFF", "BMP", "WEBP"):
+        data = io.BytesIO()
+        picture((24, 16)).save(data, kind)
+        files.append(data.getvalue())
+    return files
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.sampled_from(some_files()), st.data())
+def test_damaged_bytes_raise_nothing_but_image_errors(
+    tmp_path: Path, data: bytes, draw: st.DataObject
+) -> None:
+    damaged = bytearray(data[: draw.draw(st.integers(0, len(data)))])
+    for _ in range(draw.draw(st.integers(0, 4)) if damaged else 0):
+        damaged[draw.draw(st.integers(0, len(damaged) - 1))] = draw.draw(st.integers(0, 255))
+    path = tmp_path / "damaged.img"
+    path.write_bytes(damaged)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's remarks on odd EXIF and TIFF tags
+        try:
+            image = load_image(path, max_pixels=1_000_000)
+        except ImageError as error:
+            assert str(path) in error.problem
+        else:
+            assert image.mode == "RGB"
+
+
+def test_check_images_keeps_the_order_and_names_the_rest(tmp_path: Path) -> None:
+    good = [tmp_path / f"{name}.png" for name in "bac"]
+    for path in good:
+        picture().save(path)
+    bad = [broken_file(tmp_path, kind) for kind in ("cut JPEG", "empty")]
+    usable, errors = check_images([good[0], bad[0], good[1], str(good[2]), bad[1]], progress=False)
+    assert usable == good
+    assert [str(path) in error.problem for path, error in zip(bad, errors)] == [True, True]
+
+
+def test_check_images_of_nothing() -> None:
+    assert check_images([], progress=False) == ([], [])
+
+
+# ---- size ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png"])
+def test_long_images_are_reduced(tmp_path: Path, name: str) -> None:
+    picture((20_000, 60)).save(tmp_path / name)
+    assert load_image(tmp_path / name).size == (4096, 12)
+    assert load_image(tmp_path / name, max_side=500).size == (500, 2)
+    got = np.asarray(load_image(tmp_path / name, max_side=500)).astype(int)
+    assert np.abs(got - np.asarray(picture((20_000, 60)).resize((500, 2)))).mean() < 4
+
+
+def test_too_many_pixels(tmp_path: Path) -> None:
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "huge.png")
+    with pytest.raises(
+        ImageError, match=r"huge\.png: 20000 x 20000 = 400,000,000 pixels"
+    ) as caught:
+        load_image(tmp_path / "huge.png")
+    assert "max_pixels" in caught.value.remedy
+    picture().save(tmp_path / "a.png")
+    with pytest.raises(ImageError, match="more than the limit of 1,199"):
+        load_image(tmp_path / "a.png", max_pixels=1199)
+    assert load_image(tmp_path / "a.png", max_pixels=1200).size == (40, 30)
+
+
+def test_a_huge_jpeg_takes_little_memory_and_makes_no_noise(tmp_path: Path) -> None:
+    """19,000 x 10,000: more than Pillow's own limit; whole, it would take 190 to 760 MB."""
+    pytest.importorskip("resource")
+    Image.new("L", (19_000, 10_000), 200).save(tmp_path / "huge.jpg")
+    program = """
+import resource, sys
+from objemb_lib.images import load_image
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+image = load_image(sys.argv[1])
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(*image.size, image.getpixel((0, 0))[0], (after - before) // (1024 if sys.platform != "darwin" else 2**20))
+"""
+    command = [sys.executable, "-W", "error::UserWarning", "-c", program, tmp_path / "huge.jpg"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    width, height, grey, megabytes = map(int, done.stdout.split())
+    assert (width, height, grey) == (4096, 2156, 200)
+    assert megabytes < 150
+
+
+@given(st.tuples(st.integers(1, 30_000), st.integers(1, 30_000)), st.integers(1, 5000))
+def test_fit_within_keeps_the_shape(size: tuple[int, int], side: int) -> None:
+    width, height = fit_within(size, side)
+    assert 1 <= width <= side or size[0] <= side
+    if max(size) <= side:
+        assert (width, height) == size
+    else:
+        assert max(width, height) == side
+        ideal = min(size) * side / max(size)
+        assert min(width, height) == max(1, round(ideal))
+
+
+# ---- threads, the process, real photographs ------------------------------------------------
+
+
+def test_threads_agree_and_the_process_is_left_alone(tmp_path: Path) -> None:
+    paths = []
+    for i in range(24):
+        paths.append(tmp_path / f"{i}.jpg")
+        picture((300 + i, 200)).rotate(15 * i).save(paths[-1])
+    before = (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, list(warnings.filters))
+    alone = [pixels(path) for path in paths]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(pixels, paths))
+    assert all(np.array_equal(a, b) for a, b in zip(alone, together))
+    after = (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, list(warnings.filters))
+    assert before == after
+
+
+def test_real_photographs_decode_as_pillow_alone_decodes_them(real_photographs: Path) -> None:
+    paths = sorted((real_photographs / "coco" / "val2017").glob("*.jpg"))
+    paths += sorted((real_photographs / "grocery").rglob("*.jpg"))[::25]
+    assert len(paths) > 50
+    for path in paths:
+        with Image.open(path) as stored:
+            expected = ImageOps.exif_transpose(stored).convert("RGB")
+        assert load_image(path).tobytes() == expected.tobytes()
+    usable, errors = check_images(paths, progress=False)
+    assert (usable, errors) == (paths, [])

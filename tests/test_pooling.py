@@ -1,0 +1,199 @@
+"""Pooling: hand-computed cases, limits, slow second implementations, invariances."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from objemb_lib.errors import DataError
+from objemb_lib.pooling import POOLINGS, _rmac_regions, crow, gem, mac, rmac, spoc
+
+SIZES = st.tuples(st.integers(1, 9), st.integers(1, 9))
+SEEDS = st.integers(0, 2**16)
+
+
+def random_map(seed: int, height: int, width: int, channels: int = 5) -> torch.Tensor:
+    """A map with negative values and, as after a ReLU, many zeros."""
+    rng = np.random.default_rng(seed)
+    values = rng.standard_normal((2, channels, height, width)).astype(np.float32)
+    values[rng.random(values.shape) < 0.4] = 0
+    return torch.from_numpy(values)
+
+
+def slow_rmac(x: np.ndarray, levels: int) -> np.ndarray:
+    """The paper's text, one region at a time, for one ``(C, H, W)`` map."""
+    _, height, width = x.shape
+    short, long = min(height, width), max(height, width)
+    m = 1
+    if long > short:
+        overlaps = [(abs(1 - (long - short) / ((m - 1) * short) - 0.4), m) for m in range(2, 40)]
+        overlaps = [(o, m) for o, m in overlaps if m - 1 <= long - short]
+        m = min(overlaps)[1]
+    total = np.zeros(len(x))
+    for level in range(1, levels + 1):
+        side = math.floor(2 * short / (level + 1))
+        if side < 1:
+            continue
+        n_short, n_long = level, level + m - 1
+        for i in range(n_short):
+            for j in range(n_long):
+                a = math.floor((short - side) / (n_short - 1) * i + 1e-9) if n_short > 1 else 0
+                b = math.floor((long - side) / (n_long - 1) * j + 1e-9) if n_long > 1 else 0
+                y, z = (a, b) if height <= width else (b, a)
+                top = x[:, y : y + side, z : z + side].max(axis=(1, 2))
+                norm = math.sqrt((top**2).sum())
+                total += top / norm if norm else 0
+    return total
+
+
+def slow_crow(x: np.ndarray, eps: float = 1e-6) -> np.ndarray:
+    """The paper's equations, one cell at a time, for one ``(C, H, W)`` map."""
+    x = x.clip(min=0)
+    channels, height, width = x.shape
+    norm = math.sqrt(sum(x[:, i, j].sum() ** 2 for i in range(height) for j in range(width)))
+    share = [np.count_nonzero(x[c]) / (height * width) for c in range(channels)]
+    out = np.zeros(channels)
+    for c in range(channels):
+        weight = math.log((channels * eps + sum(share)) / (eps + share[c]))
+        for i in range(height):
+            for j in range(width):
+                spatial = math.sqrt(x[:, i, j].sum() / norm) if norm else 0
+                out[c] += weight * spatial * x[c, i, j]
+    return out
+
+
+def test_by_hand():
+    x = torch.tensor([[[[1.0, 2.0], [3.0, 6.0]]]])
+    assert spoc(x).item() == 3
+    assert mac(x).item() == 6
+    assert gem(x, p=2).item() == pytest.approx(math.sqrt(50 / 4))
+    assert gem(x).item() == pytest.approx(((1 + 8 + 27 + 216) / 4) ** (1 / 3))
+
+
+def test_rmac_by_hand():
+    """2x3 map: at level 1 two squares of side 2; one channel of ones counts the squares."""
+    x = torch.tensor([[[[3.0, 0, 0], [0, 0, 0]], [[4.0, 0, 0], [0, 0, 2.0]]]])
+    assert _rmac_regions(2, 3, 1) == [(0, 0, 2), (0, 1, 2)]
+    np.testing.assert_allclose(rmac(x, levels=1), [[0.6, 0.8 + 1]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "size, per_level",
+    [((7, 7), [1, 4, 9]), ((24, 32), [2, 6, 12]), ((32, 24), [2, 6, 12]), ((10, 30), [4, 10, 18])],
+)
+def test_rmac_grid_is_the_papers(size, per_level):
+    """l x (l + m - 1) squares at level l; the usual 3:4 photograph has m = 2, 3 levels 20."""
+    counts = [len(_rmac_regions(*size, level)) for level in (1, 2, 3)]
+    assert np.diff([0, *counts]).tolist() == per_level
+
+
+@given(SIZES, st.integers(1, 4))
+def test_rmac_squares_lie_inside_and_reach_the_edges(size, levels):
+    squares = np.array(_rmac_regions(*size, levels))
+    ends = squares[:, :2] + squares[:, 2:]
+    assert (squares[:, :2] >= 0).all() and (squares[:, 2] >= 1).all()
+    assert ends.max(axis=0).tolist() == list(size) and squares[:, :2].min() == 0
+
+
+@settings(deadline=None, max_examples=60)
+@given(SEEDS, SIZES, st.integers(1, 4))
+def test_rmac_matches_slow(seed, size, levels):
+    x = random_map(seed, *size)
+    expected = [slow_rmac(one, levels) for one in x.double().numpy()]
+    np.testing.assert_allclose(rmac(x, levels), expected, rtol=1e-4, atol=1e-5)
+
+
+@settings(deadline=None, max_examples=60)
+@given(SEEDS, SIZES)
+def test_crow_matches_slow(seed, size):
+    x = random_map(seed, *size)
+    expected = [slow_crow(one) for one in x.double().numpy()]
+    np.testing.assert_allclose(crow(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_crow_weighs_up_the_rare_channel():
+    x = torch.ones(1, 2, 4, 4)
+    x[0, 1] = 0
+    x[0, 1, 0, 0] = 16.0  # same sum as channel 0, in one cell
+    first, second = crow(x)[0]
+    assert second > 2 * first
+
+
+@given(SEEDS, SIZES)
+@settings(deadline=None, max_examples=30)
+def test_gem_lies_between_its_limits(seed, size):
+    x = random_map(seed, *size).abs() + 0.1
+    np.testing.assert_allclose(gem(x, p=1), spoc(x), rtol=1e-5)
+    np.testing.assert_allclose(gem(x, p=5000), mac(x), rtol=2e-3)
+    assert (gem(x, 3) >= spoc(x) * (1 - 1e-5)).all() and (gem(x, 3) <= mac(x) * (1 + 1e-5)).all()
+
+
+def test_gem_of_large_power_stays_finite():
+    assert gem(torch.full((1, 1, 3, 3), 50.0), p=100).item() == pytest.approx(50)
+
+
+@pytest.mark.parametrize("name", POOLINGS)
+@given(SEEDS, SIZES)
+@settings(deadline=None, max_examples=25)
+def test_channels_are_treated_alike(name, seed, size):
+    x = random_map(seed, *size)
+    order = torch.randperm(x.shape[1], generator=torch.Generator().manual_seed(seed))
+    pooled = POOLINGS[name]
+    np.testing.assert_allclose(pooled(x[:, order]), pooled(x)[:, order], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["spoc", "mac", "gem", "crow"])
+@given(SEEDS, SIZES)
+@settings(deadline=None, max_examples=25)
+def test_mirror_images_pool_alike(name, seed, size):
+    x = random_map(seed, *size)
+    np.testing.assert_allclose(POOLINGS[name](x.flip(3)), POOLINGS[name](x), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", POOLINGS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_pooled_in_float32(name, dtype):
+    x = random_map(1, 20, 20).abs().to(dtype) * 1000  # sums overflow in float16
+    result = POOLINGS[name](x)
+    assert result.dtype == torch.float32
+    assert torch.equal(result, POOLINGS[name](x.float())) and result.isfinite().all()
+
+
+@pytest.mark.parametrize("name", POOLINGS)
+def test_each_image_is_pooled_alone(name):
+    x = random_map(3, 4, 6)
+    alone = torch.cat([POOLINGS[name](one[None]) for one in x])
+    np.testing.assert_allclose(POOLINGS[name](x), alone, rtol=1e-6)
+    assert POOLINGS[name](x[:0]).shape == (0, 5)
+
+
+@pytest.mark.parametrize("name", POOLINGS)
+def test_dark_and_negative_maps_give_no_nan(name):
+    for x in (torch.zeros(1, 3, 4, 5), -torch.ones(1, 3, 4, 5)):
+        assert POOLINGS[name](x).isfinite().all()
+
+
+def test_negative_values_as_documented():
+    x = -torch.ones(1, 2, 3, 3)
+    assert spoc(x).tolist() == mac(x).tolist() == [[-1, -1]]
+    assert crow(x).tolist() == [[0, 0]]
+    np.testing.assert_allclose(gem(x), [[1e-6, 1e-6]], rtol=1e-4)
+    assert (rmac(x) < 0).all()
+
+
+@pytest.mark.parametrize("name", POOLINGS)
+@pytest.mark.parametrize("shape", [(3, 4, 4), (1, 3), (1, 3, 0, 4)])
+def test_what_is_not_a_map_is_refused(name, shape):
+    with pytest.raises(DataError, match="N, C, H, W"):
+        POOLINGS[name](torch.zeros(shape))
+
+
+def test_settings_out_of_range_are_refused():
+    x = torch.ones(1, 1, 2, 2)
+    with pytest.raises(DataError, match="p = 0"):
+        gem(x, p=0)
+    with pytest.raises(DataError, match="got 0"):
+        rmac(x, levels=0)
