@@ -111,7 +111,6 @@ def _try_each(sources: Sequence[str], dest: Path, sha256: str, transfer: _Transf
     put = partial(pooch.retrieve, downloader=transfer, **known)
     tried = []
     for source in sources:
-        transfer.resumed = False
         try:
             try:
                 put(source)

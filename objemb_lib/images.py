@@ -34,6 +34,7 @@ _UPRIGHT = {  # EXIF orientation -> what makes the image upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_ON_ITS_SIDE = [_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)]
 _FULL_SCALES = (1, 255, 1023, 4095, 16383, 65535)  # white in floats, 8-, 10-, 12-, 14-, 16-bit
 
 
@@ -179,9 +180,7 @@ def _decode(image: Image.Image, max_side: int) -> tuple[Image.Image, tuple[int, 
     image = _to_rgb(image)
     if method is not None:
         image = image.transpose(method)
-        size = (
-            size[::-1] if method in (_UPRIGHT[5], _UPRIGHT[6], _UPRIGHT[7], _UPRIGHT[8]) else size
-        )
+        size = size[::-1] if method in _ON_ITS_SIDE else size
     if image.size != (fit := fit_within(size, max_side)):
         image = image.resize(fit, Image.Resampling.LANCZOS, reducing_gap=2.0)
     return image, size

@@ -141,7 +141,9 @@ def rmac(features: Tensor, levels: int = 3) -> Tensor:
     features = _as_float32(features)
     regions = _rmac_regions(*features.shape[2:], levels)
     squares = (features[:, :, y : y + side, x : x + side] for y, x, side in regions)
-    return sum(F.normalize(square.amax(dim=(2, 3)), dim=1) for square in squares)
+    # max_pool2d, as amax over a part of a channels-last map is ten times slower.
+    maxima = (F.max_pool2d(square, square.shape[2]).flatten(1) for square in squares)
+    return sum(F.normalize(one, dim=1) for one in maxima)
 
 
 def crow(features: Tensor, eps: float = 1e-6) -> Tensor:

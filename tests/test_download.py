@@ -24,6 +24,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
+import pooch
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -121,8 +122,8 @@ def server() -> Iterator[Server]:
 @pytest.fixture(autouse=True)
 def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The waits that were asked for; none is slept."""
-    for proxy in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(proxy, raising=False)
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
     waits: list[float] = []
     monkeypatch.setattr(download, "_sleep", waits.append)
     return waits
@@ -182,6 +183,12 @@ def test_fetches_once_and_never_asks_again(server: Server, tmp_path: Path) -> No
     assert visible(file.parent) == ["file.bin"]
 
 
+def test_a_file_that_is_there_needs_no_write(tmp_path: Path) -> None:
+    (tmp_path / "file.bin").write_bytes(BODY)  # in a folder that may be read-only
+    get(to=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["file.bin"]
+
+
 def current_umask() -> int:
     os.umask(mask := os.umask(0))
     return mask
@@ -237,6 +244,13 @@ def test_server_without_range(server: Server, tmp_path: Path, then: Act) -> None
     assert offset(server.ranges[1]) > 0
 
 
+def test_cuts_without_range_end_at_varying_places(server: Server, tmp_path: Path) -> None:
+    cuts = [whole(cut=200_000), whole(cut=300_000)] * 10  # each second one looks like progress
+    with pytest.raises(DownloadError, match="connection cut"):
+        get(server.url(*cuts), to=tmp_path)
+    assert len(server.seen) == download.TRIES + 2
+
+
 def test_cuts_without_range_end(server: Server, tmp_path: Path) -> None:
     with pytest.raises(DownloadError, match="connection cut"):
         get(server.url(whole(cut=200_000)), to=tmp_path)  # 200 kB each time, never a new byte
@@ -285,7 +299,7 @@ def test_wrong_length(server: Server, tmp_path: Path, act: Act) -> None:
 
 
 def test_claimed_length_too_long(server: Server, tmp_path: Path) -> None:
-    url = server.url(whole(length=len(BODY) + 1000))  # looks cut, though all is there
+    url = server.url(whole(length=len(BODY) + 1000), serve())  # looks cut, though all is there
     assert get(url, to=tmp_path).read_bytes() == BODY
     assert len(server.seen) <= 2
 
@@ -295,6 +309,27 @@ def test_archive_labelled_as_encoding_arrives_as_it_is(server: Server, tmp_path:
     sha = hashlib.sha256(packed).hexdigest()
     url = server.url(serve(packed, Content_Encoding="gzip"))
     assert get(url, to=tmp_path, sha256=sha, size=len(packed)).read_bytes() == packed
+
+
+def test_asks_for_bytes_as_they_are(server: Server, tmp_path: Path) -> None:
+    def compress_if_welcome(handler: Handler) -> None:
+        welcome = "gzip" in handler.headers["Accept-Encoding"]
+        serve(gzip.compress(BODY) if welcome else BODY)(handler)
+
+    assert get(server.url(compress_if_welcome), to=tmp_path).read_bytes() == BODY
+
+
+def test_endless_answer_is_not_read_to_the_end(server: Server, tmp_path: Path) -> None:
+    sent = [0]
+
+    def endless(handler: Handler) -> None:
+        handler.head(200)
+        while sent[0] < 10**8:
+            sent[0] += handler.wfile.write(BODY)
+
+    with pytest.raises(DownloadError, match=f"expected {len(BODY)}"):
+        get(server.url(endless), to=tmp_path)
+    assert sent[0] < 5 * 10**7 and visible(tmp_path) == []
 
 
 def test_redirect(server: Server, tmp_path: Path) -> None:
@@ -337,7 +372,7 @@ def test_busy_server_is_waited_for(
 
 def test_busy_for_ever(server: Server, tmp_path: Path, naps: list[float]) -> None:
     with pytest.raises(DownloadError, match="HTTP 503"):
-        get(server.url(status(503)), to=tmp_path)
+        get(server.url(status(503, Retry_After="soon")), to=tmp_path)
     assert len(server.seen) == download.TRIES and naps == [1, 2, 4]
 
 
@@ -358,15 +393,24 @@ def test_mirror_url_comes_first(server: Server, tmp_path: Path) -> None:
     assert [path for path, _ in server.seen] == ["/class/file.bin"]
 
 
-@pytest.mark.parametrize("content", [None, WRONG, b"short"])
-def test_bad_mirror_is_passed_over(server: Server, tmp_path: Path, content: bytes | None) -> None:
-    if content is not None:
+def test_mirror_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "mirror").mkdir()
+    (tmp_path / "mirror" / "file.bin").write_bytes(BODY)
+    assert get(to=tmp_path / "data", mirror="~/mirror").read_bytes() == BODY
+
+
+@pytest.mark.parametrize("content", [None, "folder", WRONG, b"short"])
+def test_bad_mirror_is_passed_over(server: Server, tmp_path: Path, content: object) -> None:
+    if content == "folder":
+        (tmp_path / "mirror" / "file.bin").mkdir(parents=True)
+    elif content is not None:
         (tmp_path / "mirror").mkdir()
         (tmp_path / "mirror" / "file.bin").write_bytes(content)
     mirror = str(tmp_path / "mirror")
     file = get(server.url(serve()), to=tmp_path / "data", mirror=mirror)
     assert file.read_bytes() == BODY
-    server.url(status(404))
     file.unlink()
     with pytest.raises(DownloadError) as caught:
         get(server.url(status(404)), to=tmp_path / "data", mirror=mirror)
@@ -386,9 +430,9 @@ def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, naps: list[
 
         monkeypatch.setattr(socket, "getaddrinfo", no_names)
         with pytest.raises(DownloadError) as caught:
-            get("https://data.invalid/file.bin", refused, "no-url", to=tmp_path)
+            get("https://data.invalid/file.bin", refused, "http://", to=tmp_path)
     message = str(caught.value)
-    for part in ("https://data.invalid", "data.invalid", refused, "refused", "no-url"):
+    for part in ("https://data.invalid", "data.invalid", refused, "refused", "http://:"):
         assert part in caught.value.problem
     for part in ("--source FOLDER", "--mirror DIR_OR_URL", "OBJEMB_MIRROR", "data/README.md"):
         assert part in caught.value.remedy
@@ -411,6 +455,23 @@ def test_free_space_is_checked_first(
     assert not server.seen and visible(tmp_path) == []
     with pytest.raises(DownloadError, match="HTTP 404"):
         get(url, to=tmp_path, size=980_000_000)
+
+
+def test_waiter_needs_no_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class LockHeldByAnother:
+        def __init__(self, path: Path) -> None:
+            pass
+
+        def __enter__(self) -> None:
+            (tmp_path / "file.bin").write_bytes(BODY)  # which fills the disk
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+    usage = download.shutil.disk_usage(tmp_path)._replace(free=0)
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(download, "FileLock", LockHeldByAnother)
+    assert get(to=tmp_path).read_bytes() == BODY
 
 
 def test_full_disk_keeps_what_arrived(
@@ -461,12 +522,18 @@ def test_two_processes_fetch_once(server: Server, tmp_path: Path) -> None:
 
 
 def test_progress_bar_counts_resumed_bytes(
-    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    server: Server,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    pooch.get_logger().setLevel("INFO")
+    pooch.get_logger().addHandler(caplog.handler)  # it stands outside logging's tree
     (tmp_path / "file.bin.part").write_bytes(BODY[:100_000])
     get(server.url(serve()), to=tmp_path, progress=True)
+    pooch.get_logger().removeHandler(caplog.handler)
     shown = capsys.readouterr().err
-    assert "file.bin" in shown and "400k/400k" in shown and "Downloading" not in shown
+    assert "file.bin" in shown and "400k/400k" in shown and not caplog.records
 
 
 # unpack -----------------------------------------------------------------------------------
@@ -624,6 +691,16 @@ def test_refuses_cut_archives(tmp_path: Path, name: str, share: float) -> None:
         download.unpack(archive, tmp_path / "out")
     assert str(archive) in str(caught.value) and "delete it" in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_checksum_at_the_end_is_read(tmp_path: Path) -> None:
+    plain = make(tmp_path / "a.tar.gz", FILES).read_bytes()
+    padded = bytearray(gzip.compress(gzip.decompress(plain) + bytes(1_000_000)))
+    padded[-8] ^= 1  # gzip's CRC, far behind the end of the tar
+    archive = tmp_path / "b.tar.gz"
+    archive.write_bytes(padded)
+    with pytest.raises(DownloadError, match="CRC"):
+        download.unpack(archive, tmp_path / "out")
 
 
 @settings(max_examples=150, deadline=None)

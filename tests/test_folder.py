@@ -62,6 +62,14 @@ def test_hidden_and_other_files_are_left_out(make_image: MakeImage, tmp_path: Pa
         assert read(tmp_path).files == ("a.jpg",)
 
 
+def test_links_are_followed_but_not_in_circles(make_image: MakeImage, tmp_path: Path) -> None:
+    make_image("elsewhere/a.jpg")
+    make_image("pets/dog/b.jpg")
+    (tmp_path / "pets" / "cat").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "pets" / "dog" / "again").symlink_to(tmp_path / "pets")
+    assert read(tmp_path / "pets").files == ("cat/a.jpg", "dog/b.jpg")
+
+
 def test_a_split_is_a_sub_folder(make_image: MakeImage, tmp_path: Path) -> None:
     for name in ("birds/train/wren/a.jpg", "birds/test/wren/b.jpg", "birds/test/jay/c.jpg"):
         make_image(name)
@@ -241,7 +249,6 @@ def block(x0: int, y0: int, x1: int, y1: int, size: tuple[int, int] = (40, 30)) 
 
 def test_all_kinds_of_segmentation(pair: Path, tmp_path: Path) -> None:
     target = block(4, 6, 20, 16)
-    runs = np.diff(np.flatnonzero(np.diff(np.r_[1, target.ravel("F"), 1 - target[-1, -1]])))
     flat = target.ravel("F")
     changes = np.flatnonzero(np.diff(flat)) + 1
     runs = np.diff(np.r_[0, changes, flat.size]).tolist()  # starts with background, as COCO asks
@@ -435,6 +442,9 @@ def test_real_coco(real_photographs: Path, split: str) -> None:
             assert data.boxes[i][k] == pytest.approx([x, y, x + w, y + h], abs=0.02)
             assert data.label_names[data.box_labels[i][k]] == names[entry["category_id"]]
             ours = coco_mask.area(data.masks[i][k])
+            if entry["iscrowd"]:  # their "area" is not that of their own run lengths in COCO
+                assert ours == sum(entry["segmentation"]["counts"][1::2])
+                continue
             area["said"] += entry["area"]
             area["ours"] += ours
             if entry["area"] > 3000:  # outlines of small objects are many of their pixels
@@ -442,13 +452,15 @@ def test_real_coco(real_photographs: Path, split: str) -> None:
         plain = [e["bbox"][2] * e["bbox"][3] for e in entries if not e["iscrowd"]]
         assert plain == sorted(plain, reverse=True)
         assert data.mask(i).shape == data.image(i).size[::-1] if entries else True
-    assert area["ours"] == pytest.approx(area["said"], rel=0.01)
+    assert area["ours"] == pytest.approx(area["said"], rel=0.005)
 
 
-def test_real_birds_by_species(real_photographs: Path) -> None:
+def test_real_birds_by_species(real_photographs: Path, tmp_path: Path) -> None:
     place = real_photographs / "cub_2011_species"
-    data = read(place)
-    species = sorted(p.name for p in place.iterdir())
+    species = sorted(p.name for p in place.iterdir())[:10]
+    for name in species:  # links, as people choose some of many classes
+        (tmp_path / name).symlink_to(place / name)
+    data = read(tmp_path)
     assert data.label_names == species
     assert np.bincount(data.labels).tolist() == [len(list((place / s).iterdir())) for s in species]
     query = int(np.flatnonzero(data.labels == 7)[0])

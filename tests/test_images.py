@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageFile, ImageOps, features
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin, features
 
 from objemb_lib.errors import ImageError
 from objemb_lib.images import (
@@ -189,9 +189,13 @@ def test_exif_rotation(tmp_path: Path, orientation: int, suffix: str, size: tupl
 
 def test_damaged_exif_does_not_cost_the_picture(tmp_path: Path) -> None:
     picture().save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xff no such offset")
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Raw profile type exif", "\nexif\n       4\nnot hexadecimal")
+    picture().save(tmp_path / "a.png", pnginfo=text)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert pixels(tmp_path / "a.jpg").shape == (30, 40, 3)
+        assert np.array_equal(pixels(tmp_path / "a.png"), np.asarray(picture()))
 
 
 # ---- files that cannot be used -------------------------------------------------------------
@@ -340,7 +344,8 @@ from objemb_lib.images import load_image
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 image = load_image(sys.argv[1])
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(*image.size, image.getpixel((0, 0))[0], (after - before) // (1024 if sys.platform != "darwin" else 2**20))
+unit = 2**20 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
+print(*image.size, image.getpixel((0, 0))[0], (after - before) // unit)
 """
     command = [sys.executable, "-W", "error::UserWarning", "-c", program, tmp_path / "huge.jpg"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

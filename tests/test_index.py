@@ -1,10 +1,9 @@
 """Index: both backends against a slow search, ties, refusals, files."""
 
-import time
-
 import faiss
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -91,22 +90,35 @@ def test_auto_measures_once_and_only_for_big_problems(monkeypatch):
     assert ids[:, 0].tolist() == list(range(50))
 
 
-@pytest.mark.parametrize("slow, expected", [("faiss", "torch"), ("torch", "faiss"), ("", "torch")])
-def test_the_faster_way_is_chosen_once(monkeypatch, slow, expected):
-    """One way is made slow; where both take the same time, torch it is."""
-    calls = []
+@pytest.fixture
+def unmeasured():
+    index_room.fastest_backend.cache_clear()
+    yield
+    index_room.fastest_backend.cache_clear()
+
+
+@pytest.mark.parametrize("slow, expected", [("faiss", "torch"), ("torch", "faiss")])
+def test_the_faster_way_is_chosen_once(monkeypatch, unmeasured, slow, expected):
+    """On a clock that only the two ways move."""
+    clock = [0.0]
 
     def timed(name):
-        return lambda *_: calls.append(name) or time.sleep(0.02 if name == slow else 0.005)
+        def way(*_):
+            clock[0] += 3 if name == slow else 2
+
+        return way
 
     monkeypatch.setattr(index_room, "WAYS", {name: timed(name) for name in index_room.WAYS})
-    index_room.fastest_backend.cache_clear()
-    try:
-        assert index_room.fastest_backend() == expected
-        n = len(calls)
-        assert index_room.fastest_backend() == expected and len(calls) == n
-    finally:
-        index_room.fastest_backend.cache_clear()
+    monkeypatch.setattr(index_room.time, "process_time", lambda: clock[0])
+    assert index_room.fastest_backend() == expected
+    total = clock[0]
+    assert index_room.fastest_backend() == expected and clock[0] == total
+
+
+def test_measuring_leaves_the_threads_as_they_were(unmeasured):
+    before = torch.get_num_threads(), faiss.omp_get_max_threads()
+    assert index_room.fastest_backend() in index_room.WAYS
+    assert (torch.get_num_threads(), faiss.omp_get_max_threads()) == before
 
 
 def test_ids_continue_over_several_adds():

@@ -126,9 +126,10 @@ class ImageDataset:
         return len(self.files)
 
     def __repr__(self) -> str:
+        known = np.unique(self.labels[self.labels >= 0])
         return (
             f"ImageDataset({self.name}/{self.split}: {len(self)} images, "
-            f"{len(np.unique(self.labels[self.labels >= 0]))} labels, {sum(map(len, self.boxes))} boxes)"
+            f"{len(known)} labels, {sum(map(len, self.boxes))} boxes)"
         )
 
     def image(self, i: int) -> Image.Image:

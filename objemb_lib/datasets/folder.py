@@ -80,9 +80,13 @@ def list_images(place: Path) -> list[str]:
     Raises:
         DataError: when there is none; says which other kinds of file there are.
     """
-    found, others = [], Counter()
-    for where, folders, names in os.walk(place):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    found, others, seen = [], Counter(), set()
+    for where, folders, names in os.walk(place, followlinks=True):
+        if (real := os.path.realpath(where)) in seen:  # a link to a folder already read
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in names:
             suffix = Path(name).suffix.lower()
             if suffix in IMAGE_SUFFIXES and not name.startswith("."):

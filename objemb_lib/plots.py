@@ -1,0 +1,155 @@
+"""Pictures: every result of the course as a figure that can be read without running anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+from objemb_lib.datasets.base import ImageDataset
+from objemb_lib.evaluate import Interval, Neighbours
+
+# Colour-blind safe (Okabe and Ito): right, wrong, and the query itself.
+RIGHT, WRONG, QUERY = "#009E73", "#D55E00", "#0072B2"
+
+
+def grid(
+    images: Sequence[Image.Image],
+    titles: Sequence[str] = (),
+    columns: int = 8,
+    size: float = 1.4,
+) -> Figure:
+    """Pictures side by side; ``size`` is a picture's side in inches."""
+    rows = -(-len(images) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(columns * size, rows * (size + 0.2)), squeeze=False
+    )
+    for k, ax in enumerate(axes.flat):
+        ax.axis("off")
+        if k < len(images):
+            ax.imshow(images[k])
+            ax.set_title(titles[k] if len(titles) else "", fontsize=7)
+    figure.tight_layout(pad=0.3)
+    return figure
+
+
+def contact_sheet(images: Sequence[Image.Image], columns: int = 26, cell: int = 44) -> Image.Image:
+    """Many small pictures on white, as one image of ``columns * cell`` pixels across."""
+    rows = -(-len(images) // columns)
+    sheet = Image.new("RGB", (columns * cell, rows * cell), "white")
+    for k, image in enumerate(images):
+        small = image.copy()
+        small.thumbnail((cell - 4, cell - 4))
+        at = ((k % columns) * cell + 2, (k // columns) * cell + 2)
+        sheet.paste(small, at, small if small.mode == "RGBA" else None)
+    return sheet
+
+
+def scene(dataset: ImageDataset, i: int, ax: Axes | None = None) -> Axes:
+    """Image ``i`` with its boxes and the outlines of its masks; the main object's in blue."""
+    ax = ax or plt.gca()
+    ax.imshow(dataset.image(i))
+    for k, (x0, y0, x1, y1) in enumerate(dataset.boxes[i]):
+        colour = WRONG if k else QUERY
+        ax.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, lw=1.5, ec=colour))
+        if dataset.masks is not None:
+            ax.contour(dataset.mask(i, k), [0.5], colors=[colour], linewidths=0.8)
+    ax.set_title(dataset.label_names[dataset.labels[i]], fontsize=8)
+    ax.axis("off")
+    return ax
+
+
+def heat_map(
+    table: Mapping[tuple[str, str], float], title: str = "", ax: Axes | None = None
+) -> Axes:
+    """``{(row, column): value}`` as a grid of colours with the numbers written in."""
+    rows = list(dict.fromkeys(r for r, _ in table))
+    columns = list(dict.fromkeys(c for _, c in table))
+    values = np.array([[table[r, c] for c in columns] for r in rows])
+    ax = ax or plt.gca()
+    ax.imshow(values, cmap="viridis", aspect="auto")
+    ax.set_xticks(range(len(columns)), columns)
+    ax.set_yticks(range(len(rows)), rows)
+    middle = (values.min() + values.max()) / 2
+    for r, c in np.ndindex(values.shape):
+        ink = "white" if values[r, c] < middle else "black"
+        ax.text(c, r, f"{values[r, c]:.2f}", ha="center", va="center", color=ink, fontsize=9)
+    ax.set_title(title, fontsize=10)
+    return ax
+
+
+def intervals(
+    found: Mapping[str, Interval], label: str, ax: Axes | None = None, zero: bool = False
+) -> Axes:
+    """Values with their confidence intervals, one a line; ``zero`` draws the line of no effect."""
+    ax = ax or plt.gca()
+    names = list(found)[::-1]
+    for y, name in enumerate(names):
+        one = found[name]
+        ax.plot([one.low, one.high], [y, y], color=QUERY, lw=2, solid_capstyle="butt")
+        ax.plot(one.value, y, "o", color=QUERY)
+        ax.annotate(f"{one.value:.2f}", (one.value, y), (0, 6), textcoords="offset points",
+                    ha="center", fontsize=8)  # fmt: skip
+    if zero:
+        ax.axvline(0, color="grey", lw=0.8, ls="--")
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(-0.6, len(names) - 0.3)
+    ax.set_xlabel(f"{label} (95 % interval)")
+    ax.grid(axis="x", alpha=0.3)
+    return ax
+
+
+def neighbours(dataset: ImageDataset, found: Sequence[Neighbours], size: float = 1.3) -> Figure:
+    """A line per query: the query, then its neighbours, framed by whether they are right."""
+    columns = 1 + max(len(one.images) for one in found)
+    figure, axes = plt.subplots(
+        len(found), columns, figsize=(columns * size, len(found) * (size + 0.15)), squeeze=False
+    )
+    for line, one in zip(axes, found):
+        name = dataset.label_names[dataset.labels[one.query]] if len(dataset.label_names) else ""
+        _framed(line[0], dataset.image(one.query), QUERY, f"query: {name}")
+        for ax, i, score, right in zip(line[1:], one.images, one.scores, one.relevant):
+            _framed(ax, dataset.image(i), RIGHT if right else WRONG,
+                    f"{'right' if right else 'wrong'} {score:.2f}")  # fmt: skip
+        for ax in line[1 + len(one.images) :]:
+            ax.axis("off")
+    figure.tight_layout(pad=0.3)
+    return figure
+
+
+def _framed(ax: Axes, image: Image.Image, colour: str, title: str) -> None:
+    ax.imshow(image)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    for side in ax.spines.values():
+        side.set(color=colour, linewidth=3)
+    ax.set_title(title, fontsize=7, color=colour)
+
+
+def embedding_map(
+    points: np.ndarray,
+    images: Sequence[Image.Image],
+    colours: np.ndarray | None = None,
+    zoom: float = 0.12,
+    ax: Axes | None = None,
+) -> Axes:
+    """Thumbnails at ``(N, 2)`` points, framed by their colour's number if ``colours`` is given."""
+    ax = ax or plt.gca()
+    palette = plt.get_cmap("tab20")
+    for k, (point, image) in enumerate(zip(points, images)):
+        frame = (
+            {"edgecolor": palette(int(colours[k]) % 20), "lw": 1.5} if colours is not None else {}
+        )
+        box = OffsetImage(np.asarray(image), zoom=zoom)
+        ax.add_artist(AnnotationBbox(box, point, pad=0.08, bboxprops=frame))
+    ax.set_xlim(points[:, 0].min(), points[:, 0].max())
+    ax.set_ylim(points[:, 1].min(), points[:, 1].max())
+    ax.margins(0.06)
+    ax.axis("off")
+    return ax

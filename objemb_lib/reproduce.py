@@ -1,0 +1,260 @@
+"""Run the course's notebooks in order and check their numbers against the committed ones.
+
+    python -m objemb_lib.reproduce                          every notebook
+    python -m objemb_lib.reproduce --notebooks 01           one of them (several: 00 01)
+    python -m objemb_lib.reproduce --update                 make this run the committed one
+
+Executed copies, results.json and results.md go to runs/<profile>/. Exit status: 0 all ran and
+every number is within its tolerance; 1 a notebook failed, or a number strayed (it is named).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import nbformat
+import papermill
+import yaml
+from papermill.exceptions import PapermillExecutionError
+
+from objemb_lib import datasets, results, settings
+from objemb_lib.atomic import atomic_write_text
+from objemb_lib.errors import ObjembError, ReproduceError
+
+NOTEBOOKS = settings.PROJECT / "notebooks"
+PROFILES = Path(__file__).parent / "profiles"
+PACKAGES = ("torch", "torchvision", "timm", "faiss-cpu", "numpy", "scipy", "pillow")
+MARKS = "<!-- results:start -->", "<!-- results:end -->"
+
+
+def profile(name: str) -> dict:
+    """Settings of a profile: its data sets, and the parameters its notebooks get.
+
+    Raises:
+        ReproduceError: there is no such profile.
+    """
+    path = PROFILES / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
+        raise ReproduceError(f"no profile called {name!r}", f"There are: {known}.")
+    return yaml.safe_load(path.read_text())
+
+
+def choose(numbers: list[str]) -> list[Path]:
+    """Notebooks whose names start with the given numbers, in order; all if none is given."""
+    every = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+    chosen = [nb for nb in every if not numbers or any(nb.name.startswith(n) for n in numbers)]
+    unknown = [n for n in numbers if not any(nb.name.startswith(n) for nb in every)]
+    if unknown or not chosen:
+        names = ", ".join(nb.name for nb in every)
+        raise ReproduceError(f"no notebook {' '.join(unknown)}", f"There are: {names or 'none'}.")
+    return chosen
+
+
+def run_notebook(notebook: Path, parameters: dict, run_dir: Path) -> float:
+    """Execute one notebook into ``run_dir``; returns the seconds it took.
+
+    Raises:
+        ReproduceError: a cell failed (with its source and error), or the notebook does not
+            take one of the parameters.
+    """
+    unknown = parameters.keys() - papermill.inspect_notebook(str(notebook)).keys()
+    if unknown:
+        raise ReproduceError(
+            f"{notebook.name} takes no parameter {', '.join(sorted(unknown))}",
+            "Give it one in its `parameters` cell, or take it out of the profile.",
+        )
+    output, start = run_dir / notebook.name, time.monotonic()
+    try:
+        papermill.execute_notebook(
+            str(notebook),
+            str(output),
+            parameters=parameters,
+            cwd=str(notebook.parent),
+            kernel_name="python3",
+            progress_bar=sys.stderr.isatty(),
+        )
+    except PapermillExecutionError as error:
+        raise ReproduceError(
+            f"{notebook.name}, cell {error.exec_count}:\n\n{error.source}\n\n"
+            f"{error.ename}: {error.evalue}",
+            f"The executed copy is {output}, with the whole traceback.",
+        ) from error
+    return time.monotonic() - start
+
+
+def environment(seed: int) -> dict:
+    """What a reader must know of where the numbers come from."""
+    from objemb_lib.extract import default_precision
+
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "device": str(settings.device()),
+        "precision": default_precision(),
+        "seed": seed,
+    }
+
+
+def reproduce(name: str, numbers: list[str], update: bool = False) -> list[str]:
+    """Run the notebooks of a profile; returns the numbers that strayed.
+
+    Raises:
+        ReproduceError: a notebook failed. DataError, DownloadError: no data.
+    """
+    chosen, stated = choose(numbers), profile(name)
+    run_dir = settings.PROJECT / "runs" / name
+    run_dir.mkdir(parents=True, exist_ok=True)
+    for data in stated["data"]:
+        entry = datasets.entry(data)
+        if entry.built():
+            print(f"data: {data} is built already", flush=True)
+        else:
+            entry.build(mirror=settings.mirror())
+    seconds = {}
+    for notebook in chosen:
+        print(f"{notebook.name} ...", flush=True)
+        parameters = stated.get("notebooks", {}).get(notebook.stem, {})
+        before = cached_files()
+        where = {"RUN_DIR": str(run_dir), "SEED": stated["seed"]}
+        seconds[notebook.stem] = run_notebook(notebook, {**where, **parameters}, run_dir)
+        new = len(cached_files() - before)
+        cache = f"{new} new tables of vectors" if new else "all vectors re-used from the cache"
+        print(f"{notebook.name}: {seconds[notebook.stem]:.0f} s, {cache}", flush=True)
+    fresh = {nb.stem: results.read(path) for nb in chosen if (path := result_file(run_dir, nb))}
+    report = gather(fresh, stated, seconds)
+    atomic_write_text(run_dir / "results.json", json.dumps(report, indent=1))
+    rows = [row for part in fresh.values() for row in part]
+    atomic_write_text(run_dir / "results.md", results.table(rows))
+    print("\n" + results.table(rows))
+    if update:
+        commit_results(name, report, chosen, run_dir)
+        return []
+    return against_committed(name, fresh, report["data"])
+
+
+def cached_files() -> set[Path]:
+    """Finished tables of vectors in the cache."""
+    return set((settings.cache_root() / "embeddings").glob("*/*[!0-9].safetensors"))
+
+
+def result_file(run_dir: Path, notebook: Path) -> Path | None:
+    """The measurements that a notebook of this run wrote, if it writes any."""
+    path = run_dir / "results" / f"{notebook.stem}.json"
+    return path if path.is_file() else None
+
+
+def gather(fresh: dict, stated: dict, seconds: dict[str, float]) -> dict:
+    """Everything of a run that is worth keeping."""
+    folders = {data: datasets.entry(data).folder() for data in stated["data"]}
+    return {
+        "environment": environment(stated["seed"]),
+        "data": {d: json.loads((f / "manifest.json").read_text()) for d, f in folders.items()},
+        "seconds": {stem: round(s) for stem, s in seconds.items()},
+        "measurements": {stem: [vars(m) for m in rows] for stem, rows in fresh.items()},
+    }
+
+
+def against_committed(name: str, fresh: dict, data: dict) -> list[str]:
+    """What differs from ``results/<profile>.json``, for the notebooks that ran."""
+    path = settings.PROJECT / "results" / f"{name}.json"
+    if not path.exists():
+        return [f"{path.name}: no committed results; --update makes them"]
+    stated = json.loads(path.read_text())
+    for key, manifest in data.items():
+        if manifest["splits"] != stated["data"].get(key, {}).get("splits"):
+            print(f"note: {key} is not pixel for pixel the data of the committed run")
+    problems = []
+    for stem, rows in fresh.items():
+        then = [results.Measurement(**row) for row in stated["measurements"].get(stem, [])]
+        problems += [f"{stem}: {problem}" for problem in results.compare(rows, then)]
+    return problems
+
+
+# --- making a run the committed one ------------------------------------------------------
+
+
+def commit_results(name: str, report: dict, chosen: list[Path], run_dir: Path) -> None:
+    """Write results/<profile>.json, the README's table and the notebooks' outputs."""
+    path = settings.PROJECT / "results" / f"{name}.json"
+    if path.exists():  # notebooks that did not run keep their numbers
+        for part in ("seconds", "measurements"):
+            report[part] = dict(sorted((json.loads(path.read_text())[part] | report[part]).items()))
+    atomic_write_text(path, json.dumps(report, indent=1) + "\n")
+    readme = settings.PROJECT / "README.md"
+    atomic_write_text(readme, with_table(readme.read_text(), report))
+    for notebook in chosen:
+        atomic_write_text(notebook, clean_copy(run_dir / notebook.name))
+    print(f"committed: {path.name}, README.md and {len(chosen)} notebooks")
+
+
+def with_table(readme: str, report: dict) -> str:
+    """README text with its generated part made anew from a report."""
+    rows = [results.Measurement(**r) for part in report["measurements"].values() for r in part]
+    where = report["environment"]
+    note = (
+        f"\n95 % confidence intervals, bootstrap over query objects. Run with torch "
+        f"{where['torch']} on {where['cores']} cores ({where['device']}, {where['precision']}), "
+        f"seed {where['seed']}.\n"
+    )
+    start, end = MARKS
+    pattern = re.compile(f"{re.escape(start)}.*{re.escape(end)}", re.DOTALL)
+    body = f"{start}\n{results.table(rows)}{note}{end}"
+    if not pattern.search(readme):
+        raise ReproduceError("README.md has no place for the results", f"Add {start} and {end}.")
+    return pattern.sub(lambda _: body, readme)
+
+
+def clean_copy(executed: Path) -> str:
+    """An executed notebook without papermill's traces, ready to be committed."""
+    nb = nbformat.read(executed, as_version=4)
+    nb.cells = [c for c in nb.cells if "injected-parameters" not in c.metadata.get("tags", [])]
+    nb.metadata.pop("papermill", None)
+    for cell in nb.cells:
+        for key in ("papermill", "execution"):
+            cell.metadata.pop(key, None)
+    number = 0
+    for cell in nb.cells:
+        if cell.cell_type == "code":
+            number += 1
+            cell.execution_count = number
+            for output in cell.outputs:
+                if "execution_count" in output:
+                    output["execution_count"] = number
+    return nbformat.writes(nb) + "\n"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--profile", default="workshop", help="default: workshop")
+    parser.add_argument("--notebooks", nargs="*", default=[], help="numbers, e.g. 00 01")
+    parser.add_argument("--update", action="store_true", help="make this run the committed one")
+    asked = parser.parse_args(arguments)
+    numbers = [n for part in asked.notebooks for n in part.replace(",", " ").split()]
+    try:
+        problems = reproduce(asked.profile, numbers, asked.update)
+    except ObjembError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for problem in problems:
+        print(f"strayed: {problem}", file=sys.stderr)
+    if not problems:
+        print(f"every number is within its tolerance; executed notebooks: runs/{asked.profile}/")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
