@@ -24,7 +24,8 @@ from objemb_lib.errors import DataError
 
 BACKENDS = ("auto", "torch", "faiss")
 CHUNK_BYTES = 64 << 20  # of scores held at a time
-WORTH_MEASURING = 1 << 32  # multiply-adds, some 0.2 s: below it measuring costs more than it gains
+WORTH_MEASURING = 1 << 33  # multiply-adds, some 0.5 s: below it measuring costs what it gains
+MANY = 256  # queries: fewer than that are faster in torch wherever we looked
 TAIL = struct.Struct("<Q8s")  # length of the JSON, magic; ends every saved file
 MAGIC = b"objemb-1"
 
@@ -55,24 +56,16 @@ WAYS: dict[str, Callable[[np.ndarray, np.ndarray, int], Found]] = {
 def fastest_backend() -> str:
     """Backend that searches many queries faster here, "torch" or "faiss"; measured once a process.
 
-    Compares processor time on one thread, some 70 ms: other programs then hardly count, and
-    what differs between machines is how well each library's BLAS knows the processor.
+    In 0.1 to 0.3 s, with the threads and under the load that the search itself will meet.
     """
-    vectors = np.random.default_rng(0).standard_normal((4096, 512), np.float32)
-    threads = torch.get_num_threads(), faiss.omp_get_max_threads()
-    torch.set_num_threads(1)
-    faiss.omp_set_num_threads(1)
+    vectors = np.random.default_rng(0).standard_normal((2048, 512), np.float32)
     seconds: dict[str, list[float]] = {name: [] for name in WAYS}
-    try:
-        for turn in range(4):
-            for name, way in WAYS.items():
-                start = time.process_time()
-                way(vectors, vectors[:64], 10)
-                if turn:  # the first turn warms up
-                    seconds[name].append(time.process_time() - start)
-    finally:
-        torch.set_num_threads(threads[0])
-        faiss.omp_set_num_threads(threads[1])
+    for turn in range(4):
+        for name, way in WAYS.items():
+            start = time.perf_counter()
+            way(vectors, vectors[:MANY], 10)
+            if turn:  # the first turn warms up threads and buffers
+                seconds[name].append(time.perf_counter() - start)
     return min(seconds, key=lambda name: statistics.median(seconds[name]))
 
 
@@ -210,7 +203,7 @@ class Index:
         """The backend for this many queries."""
         if self.backend != "auto":
             return self.backend
-        worth = n_queries * len(self) * self.dim >= WORTH_MEASURING
+        worth = n_queries >= MANY and n_queries * len(self) * self.dim >= WORTH_MEASURING
         return fastest_backend() if worth else "torch"
 
     def _checked(self, vectors: np.ndarray, what: str) -> np.ndarray:
