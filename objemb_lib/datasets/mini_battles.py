@@ -388,9 +388,35 @@ def build(
         for split in SPLITS:
             coco = _coco(split, seed, [scene for job, scene in done if job[2] == split])
             atomic_write_text(made / "annotations" / f"{split}.json", json.dumps(coco))
+        _write_selection(raw, made)
         atomic_write_text(made / "manifest.json", json.dumps(manifest(made, seed), indent=1))
         shutil.rmtree(downloads)
         return install(made, root)
+
+
+def _write_selection(raw: Path, made: Path) -> None:
+    """Small copies of every listed photograph, for looking at."""
+    for kind, listed in (("objects", objects()), ("backgrounds", backgrounds())):
+        (made / kind).mkdir()
+        for number, row in enumerate(listed):
+            full = (
+                _cutout(raw, row["path"])
+                if kind == "objects"
+                else _background(raw, row["collection"], row["path"])
+            )
+            small = full.copy()
+            small.thumbnail((96, 96))
+            small.save(made / kind / f"{number:03d}.png")
+
+
+def selection(kind: str, root: Path | None = None) -> list[Image.Image]:
+    """Thumbnails of the listed photographs, in the order of their list.
+
+    Args:
+        kind: ``objects`` (RGBA, see :func:`objects`) or ``backgrounds``.
+    """
+    files = sorted((Path(root or settings.data_root()) / NAME / kind).glob("*.png"))
+    return [Image.open(file).copy() for file in files]
 
 
 def install(made: Path, root: Path) -> Path:
