@@ -105,21 +105,32 @@ def intervals(
     return ax
 
 
-def neighbours(dataset: ImageDataset, found: Sequence[Neighbours], size: float = 1.3) -> Figure:
-    """A line per query: the query, then its neighbours, framed by whether they are right."""
+def neighbours(
+    dataset: ImageDataset,
+    found: Sequence[Neighbours],
+    titles: Sequence[str] = (),
+    size: float = 1.3,
+) -> Figure:
+    """A line per query: the query, then its neighbours, framed by whether they are right.
+
+    ``titles`` stand over the queries; default their names.
+    """
     columns = 1 + max(len(one.images) for one in found)
     figure, axes = plt.subplots(
-        len(found), columns, figsize=(columns * size, len(found) * (size + 0.15)), squeeze=False
+        len(found), columns, figsize=(columns * size, len(found) * (size + 0.2)), squeeze=False
     )
-    for line, one in zip(axes, found):
+    for row, (line, one) in enumerate(zip(axes, found)):
         name = dataset.label_names[dataset.labels[one.query]] if len(dataset.label_names) else ""
-        _framed(line[0], dataset.image(one.query), QUERY, f"query: {name}")
+        title = titles[row] if len(titles) else f"query: {name}"
+        _framed(line[0], dataset.image(one.query), QUERY, title)
+        for x0, y0, x1, y1 in dataset.boxes[one.query][:1]:
+            line[0].add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec=QUERY, lw=1.5))
         for ax, i, score, right in zip(line[1:], one.images, one.scores, one.relevant):
             _framed(ax, dataset.image(i), RIGHT if right else WRONG,
                     f"{'right' if right else 'wrong'} {score:.2f}")  # fmt: skip
         for ax in line[1 + len(one.images) :]:
             ax.axis("off")
-    figure.tight_layout(pad=0.3)
+    figure.tight_layout(pad=0.4, h_pad=0.8, w_pad=0.8)
     return figure
 
 

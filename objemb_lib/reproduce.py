@@ -26,7 +26,7 @@ import yaml
 from papermill.exceptions import PapermillExecutionError
 
 from objemb_lib import datasets, results, settings
-from objemb_lib.atomic import atomic_write_text
+from objemb_lib.atomic import atomic_write_bytes, atomic_write_text
 from objemb_lib.errors import ObjembError, ReproduceError
 
 NOTEBOOKS = settings.PROJECT / "notebooks"
@@ -80,6 +80,7 @@ def run_notebook(notebook: Path, parameters: dict, run_dir: Path) -> float:
             parameters=parameters,
             cwd=str(notebook.parent),
             kernel_name="python3",
+            extra_arguments=["--log-level=ERROR"],  # no note on TCP for every notebook
             progress_bar=sys.stderr.isatty(),
         )
     except PapermillExecutionError as error:
@@ -136,7 +137,8 @@ def reproduce(name: str, numbers: list[str], update: bool = False) -> list[str]:
     atomic_write_text(run_dir / "results.json", json.dumps(report, indent=1))
     rows = [row for part in fresh.values() for row in part]
     atomic_write_text(run_dir / "results.md", results.table(rows))
-    print("\n" + results.table(rows))
+    if rows:
+        print("\n" + results.table(rows))
     if update:
         commit_results(name, report, chosen, run_dir)
         return []
@@ -185,7 +187,7 @@ def against_committed(name: str, fresh: dict, data: dict) -> list[str]:
 
 
 def commit_results(name: str, report: dict, chosen: list[Path], run_dir: Path) -> None:
-    """Write results/<profile>.json, the README's table and the notebooks' outputs."""
+    """Write results/<profile>.json, the README's table and picture, the notebooks' outputs."""
     path = settings.PROJECT / "results" / f"{name}.json"
     if path.exists():  # notebooks that did not run keep their numbers
         for part in ("seconds", "measurements"):
@@ -195,6 +197,8 @@ def commit_results(name: str, report: dict, chosen: list[Path], run_dir: Path) -
     atomic_write_text(readme, with_table(readme.read_text(), report))
     for notebook in chosen:
         atomic_write_text(notebook, clean_copy(run_dir / notebook.name))
+    for picture in run_dir.glob("*.png"):  # the README shows them
+        atomic_write_bytes(NOTEBOOKS / "images" / picture.name, picture.read_bytes())
     print(f"committed: {path.name}, README.md and {len(chosen)} notebooks")
 
 
@@ -220,6 +224,7 @@ def clean_copy(executed: Path) -> str:
     nb = nbformat.read(executed, as_version=4)
     nb.cells = [c for c in nb.cells if "injected-parameters" not in c.metadata.get("tags", [])]
     nb.metadata.pop("papermill", None)
+    nb.metadata.pop("widgets", None)  # megabytes that a page without a kernel cannot use
     for cell in nb.cells:
         for key in ("papermill", "execution"):
             cell.metadata.pop(key, None)

@@ -12,8 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from objemb_lib.atomic import atomic_write_text
+from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.errors import ReproduceError
 from objemb_lib.evaluate import Evaluation, Interval
+from objemb_lib.regions import Region
+from objemb_lib.trunks import Trunk
 
 TOLERANCE = 0.01  # a rerun on another machine may round differently; seen: 0.0005
 
@@ -64,7 +67,7 @@ class Results:
 
         Args:
             name: what is measured, unique in the notebook.
-            where: data, trunk, stage, pooling, region and boxes of the :class:`Measurement`.
+            where: the setting, see :func:`where`.
         """
         new = []
         for metric in metrics:
@@ -84,6 +87,20 @@ class Results:
     def markdown(self) -> str:
         """The table of everything recorded so far."""
         return table(self.measurements)
+
+
+def where(
+    dataset: ImageDataset, trunk: Trunk, pair: tuple[str, str], region: Region, note: str = ""
+) -> dict[str, str]:
+    """What a :class:`Measurement` says of its setting; ``note`` follows the pooling's name."""
+    return {
+        "data": f"{dataset.name}/{dataset.split}",
+        "trunk": trunk.name,
+        "stage": pair[0],
+        "pooling": pair[1] + note,
+        "region": region.name,
+        "boxes": region.boxes,
+    }
 
 
 def table(rows: Iterable[Measurement]) -> str:
