@@ -2,7 +2,7 @@
 """Get, check and share the course's data sets.
 
     python data/download.py list                       what there is, how big, which licence
-    python data/download.py build mini-battles         make it (a minute; fetches 190 MB once)
+    python data/download.py build mini-battles         make it (a minute; fetches 223 MB once)
     python data/download.py verify mini-battles        decode and compare every image
     python data/download.py pack mini-battles DIR      a copy for the classroom's mirror
 
@@ -96,9 +96,12 @@ def main(arguments: list[str] | None = None) -> int:
         entry.verify(progress=False)
         print(f"wrote {packed.pack(entry.folder(), asked.dest)}")
         return 0
-    except ObjembError as error:
+    except (ObjembError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted; what was built before is untouched", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from objemb_lib.regions import WHOLE, Region
 from objemb_lib.trunks import Trunk
 
 PART = 256  # images a file of a half-finished run holds: what a kill can cost
-VERSION = 1  # raise when the code changes the numbers
+VERSION = 2  # raise when the code changes the numbers
 
 Wanted = Sequence[tuple[str, str]]
 Vectors = dict[tuple[str, str], np.ndarray]

@@ -8,6 +8,7 @@ per object. Regions on the feature map (hard attention) join them later.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil, floor
 
 import numpy as np
 from PIL import Image
@@ -36,25 +37,27 @@ class Region:
         The aspect ratio is not kept: the whole content is squeezed into the square, as the
         paper's networks see it. Raises ImageError, naming the file, if it cannot be read.
         """
-        image, box = dataset.image(i), None
+        image = dataset.image(i)
         if self.boxes == "true":
             if not len(dataset.boxes[i]):
                 raise DataError(
                     f"{dataset.files[i]} has no box to crop", "Use the whole image (WHOLE)."
                 )
-            box = _widen(dataset.boxes[i][0], self.margin, image.size)
-        if image.size == (size, size) and box is None:
-            return np.asarray(image)
-        return np.asarray(image.resize((size, size), Image.BICUBIC, box=box, reducing_gap=2.0))
+            # Cut first: resize(box=...) would mix in what lies just outside the box.
+            image = image.crop(_widen(dataset.boxes[i][0], self.margin, image.size))
+        if image.size != (size, size):
+            image = image.resize((size, size), Image.BICUBIC, reducing_gap=2.0)
+        return np.asarray(image)
 
 
 WHOLE = Region("whole image")
 CROP = Region("crop", boxes="true")
 
 
-def _widen(box: np.ndarray, margin: float, size: tuple[int, int]) -> tuple[float, ...]:
-    """A box with context on all sides, kept inside the image and at least a pixel wide."""
+def _widen(box: np.ndarray, margin: float, size: tuple[int, int]) -> tuple[int, ...]:
+    """A box with context on all sides, in whole pixels inside the image, at least one wide."""
     x0, y0, x1, y1 = map(float, box)
     dx, dy = margin * (x1 - x0), margin * (y1 - y0)
-    x0, y0 = max(0.0, min(x0 - dx, size[0] - 1)), max(0.0, min(y0 - dy, size[1] - 1))
-    return x0, y0, min(size[0], max(x1 + dx, x0 + 1)), min(size[1], max(y1 + dy, y0 + 1))
+    left, top = max(0, min(floor(x0 - dx), size[0] - 1)), max(0, min(floor(y0 - dy), size[1] - 1))
+    right, bottom = max(ceil(x1 + dx), left + 1), max(ceil(y1 + dy), top + 1)
+    return left, top, min(size[0], right), min(size[1], bottom)

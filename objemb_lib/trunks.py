@@ -100,9 +100,10 @@ class Trunk(nn.Module):
         return self(images)["head"].mean(dim=(2, 3))
 
     def fingerprint(self) -> str:
-        """Hash of the name and of every weight: the trunk's part of a cache key."""
+        """Hash of name, normalisation and every weight: the trunk's part of a cache key."""
         digest = hashlib.sha256(self.name.encode())
-        for key, tensor in sorted(self.state_dict().items()):
+        every = self.state_dict() | {"mean": self.mean, "std": self.std}
+        for key, tensor in sorted(every.items()):
             digest.update(key.encode() + tensor.detach().float().cpu().numpy().tobytes())
         return digest.hexdigest()
 
@@ -122,10 +123,10 @@ class Trunk(nn.Module):
 
 @torch.inference_mode()
 def _same_maps(a: Trunk, b: Trunk) -> bool:
-    """Whether two trunks give the same head map, to 0.1 % of its largest value."""
+    """Whether two trunks give the same maps, each to 0.1 % of its largest value."""
     probe = torch.linspace(-2, 2, 3 * 64 * 64, device=a.mean.device).view(1, 3, 64, 64)
-    x, y = a(probe)["head"], b(probe)["head"]
-    return bool((x - y).abs().max() <= 1e-3 * x.abs().max())
+    pairs = zip(a(probe).values(), b(probe).values())
+    return all(bool((x - y).abs().max() <= 1e-3 * x.abs().max()) for x, y in pairs)
 
 
 def fold_batch_norm(module: nn.Module) -> None:
@@ -135,7 +136,9 @@ def fold_batch_norm(module: nn.Module) -> None:
     """
     children = list(module.named_children())
     for (name, conv), (next_name, norm) in zip(children, children[1:]):
-        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+        if not (isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)):
+            continue
+        if conv.out_channels == norm.num_features:  # else they cannot follow each other
             setattr(module, name, fuse_conv_bn_eval(conv, norm))
             # timm's batch norm carries its activation; that must stay.
             rest = [getattr(norm, part) for part in ("drop", "act") if hasattr(norm, part)]
@@ -224,6 +227,8 @@ class _TorchvisionStages(nn.Module):
         x, found = torch.zeros(1, 3, 64, 64), {}
         for i, part in enumerate(self.parts.eval()):
             x = part(x)
+            if x.ndim != 4 or x.shape[2] != x.shape[3]:  # transformers put channels last
+                raise ValueError(f"a map of shape {tuple(x.shape)}")
             found[64 // x.shape[-1]] = (i, x.shape[1])
         found.pop(1, None)
         return [i for i, _ in found.values()], [(c, s) for s, (_, c) in found.items()]
@@ -244,10 +249,7 @@ def _until_pooling(network: nn.Module) -> list[nn.Module]:
         if isinstance(child, nn.AdaptiveAvgPool2d):
             return children
         children.append(child)
-    raise DataError(
-        f"{type(network).__name__} has no feature maps that we know how to take",
-        "Use a convolutional network of torchvision, such as torchvision/resnet50.",
-    )
+    raise ValueError("no global pooling")
 
 
 def _torchvision_trunk(name: str, pretrained: bool) -> Trunk:
@@ -265,7 +267,13 @@ def _torchvision_trunk(name: str, pretrained: bool) -> Trunk:
     network = _from_hub(
         name, lambda: torchvision.models.get_model(model, weights=weights if pretrained else None)
     )
-    adapted = _TorchvisionStages(network)
+    try:
+        adapted = _TorchvisionStages(network)
+    except (ValueError, RuntimeError) as error:  # not a plain sequence of convolutional parts
+        raise DataError(
+            f"{name} has no feature maps that we know how to take ({error})",
+            "Use a convolutional network of torchvision, such as torchvision/resnet50.",
+        ) from error
     maps = [Stage(f"stage{i}", c, s) for i, (c, s) in enumerate(adapted.shapes, 1)]
     preset = weights.transforms()
     return Trunk(

@@ -41,7 +41,7 @@ DATASETS = {
         Entry(
             mini_battles.NAME,
             "objects cut out and pasted into photographs, 3,042 scenes of 256 px",
-            "47 MB (fetches 190 MB)",
+            "47 MB (fetches 223 MB)",
             "GPL, CC-BY(-SA), CC0",
             mini_battles.build,
             mini_battles.verify,

@@ -21,16 +21,24 @@ import functools
 import hashlib
 import io
 import json
+import logging
+import multiprocessing
 import os
 import shutil
+import signal
 import tempfile
+import threading
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
 import numpy as np
 import PIL
+from filelock import FileLock, Timeout
 from PIL import Image, ImageEnhance, ImageFilter
 from tqdm.auto import tqdm
 
@@ -38,7 +46,7 @@ from objemb_lib import settings
 from objemb_lib.atomic import atomic_write_text
 from objemb_lib.datasets import packed, sources
 from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.errors import DataError
+from objemb_lib.errors import DataError, ImageError
 from objemb_lib.images import load_image
 
 NAME = "mini-battles"
@@ -47,6 +55,9 @@ SIZE = 256
 LISTS = Path(__file__).parent
 REFERENCE = LISTS / "mini_battles_reference.json"
 LICENCE = "GPL-2.0+, CC-BY(-SA), CC0, public domain: each file's is in data/README.md"
+REBUILD = f"Build it again: python data/download.py build {NAME} --force"
+
+log = logging.getLogger("objemb")
 
 
 @dataclass(frozen=True)
@@ -87,6 +98,14 @@ def backgrounds() -> tuple[dict, ...]:
 def categories() -> list[str]:
     """Names of the coarse categories, in order of their number."""
     return sorted({row["category"] for row in objects()})
+
+
+def attributions() -> str:
+    """Authors and licences of the backgrounds as a Markdown table; data/README.md shows it."""
+    lines = ["| photograph | by | licence | from |", "|---|---|---|---|"]
+    for row in backgrounds():
+        lines.append("| {path} | {author} | {licence} | {collection} |".format(**row))
+    return "\n".join(lines)
 
 
 # --- one scene ---------------------------------------------------------------------------
@@ -354,6 +373,8 @@ def build(
 ) -> Path:
     """Build mini-battles, about half a minute on two cores once the photographs are there.
 
+    Safe for several processes at once: one builds, the others wait and take what it built.
+
     Args:
         root: folder of data sets; default :func:`settings.data_root`.
         seed: of every random choice.
@@ -364,34 +385,129 @@ def build(
         the data set's folder. It appears whole or not at all; one already there stays until
         the new one is complete.
     Raises:
-        DownloadError, DataError: the photographs cannot be had, or are others.
+        DownloadError, DataError: the photographs cannot be had, or are others; the disk is
+            full or cannot be written.
     """
     root = Path(root or settings.data_root())
-    root.mkdir(parents=True, exist_ok=True)
-    # Not below root/NAME: a kill leaves a folder that no reader mistakes for the data set.
-    with tempfile.TemporaryDirectory(prefix=f".{NAME}-", dir=root) as temporary:
-        if mirror and (copy := packed.unpack_from(mirror, NAME, Path(temporary))):
-            verify(copy.parent, progress)
-            return install(copy, root)
-        raw, made = Path(temporary) / "raw", Path(temporary) / NAME
-        downloads = root / ".downloads"  # outlives a kill, so that a cut download resumes
-        gather_raw(raw, downloads, source, mirror, progress)
-        jobs = []
-        for split, rule in SPLITS.items():
-            (made / split).mkdir(parents=True)
-            count = rule.scenes_per_object * sum(o["split"] == rule.pool for o in objects())
-            jobs += [(raw, made, split, number, seed) for number in range(count)]
-        with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
-            scenes = pool.map(_write_scene, jobs, chunksize=32)
-            bar = tqdm(scenes, NAME, len(jobs), unit="scene", disable=not progress)
-            done = list(zip(jobs, bar))
-        for split in SPLITS:
-            coco = _coco(split, seed, [scene for job, scene in done if job[2] == split])
-            atomic_write_text(made / "annotations" / f"{split}.json", json.dumps(coco))
-        _write_selection(raw, made)
-        atomic_write_text(made / "manifest.json", json.dumps(manifest(made, seed), indent=1))
-        shutil.rmtree(downloads)
-        return install(made, root)
+    source = Path(source) if source else None
+    if source and not source.is_dir():  # a typing error must not start a long download
+        raise DataError(f"the source {source} is not a folder", "Check --source.")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        before = _built_at(root)
+        with _alone(root):
+            if _built_at(root) not in (None, before):  # by another process, while this one waited
+                if _read_manifest(root / NAME)["seed"] == seed:
+                    return root / NAME
+            _tidy(root)
+            # Not below root/NAME: a kill leaves a folder that no reader takes for the data set.
+            with tempfile.TemporaryDirectory(prefix=f".{NAME}-", dir=root) as work:
+                made = _from_mirror(Path(work), seed, mirror, progress) or _from_photographs(
+                    Path(work), root, seed, source, mirror, workers, progress
+                )
+                return install(made, root)
+    except OSError as error:
+        raise DataError(
+            f"{NAME} could not be built in {root}: {error}",
+            "Free some space there (200 MB are enough, 600 MB to fetch the photographs too), or "
+            "set OBJEMB_DATA to another folder. What was built before is untouched.",
+        ) from error
+
+
+def _built_at(root: Path) -> int | None:
+    with suppress(OSError):
+        return (root / NAME / "manifest.json").stat().st_mtime_ns
+    return None
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """Hold ``root`` for one build; the system lets go of it when the process dies."""
+    lock = FileLock(root / f".{NAME}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        tqdm.write(f"{NAME}: another process is building it; waiting for that one")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _tidy(root: Path) -> None:
+    """Put away what a killed build left behind; the caller holds the lock."""
+    for old in root.glob(f".{NAME}-old-*/{NAME}"):
+        if not (root / NAME).exists():  # killed in the middle of install
+            os.replace(old, root / NAME)
+    for left in root.glob(f".{NAME}-*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _from_mirror(work: Path, seed: int, mirror: str | None, progress: bool) -> Path | None:
+    """A mirror's packed data set, verified; None if it has none, or of another kind."""
+    copy = packed.unpack_from(mirror, NAME, work) if mirror else None
+    if copy is None:
+        return None
+    verify(copy.parent, progress)
+    stated = _read_manifest(copy)
+    if (stated["version"], stated["seed"]) == (VERSION, seed):
+        return copy
+    log.warning("%s: the mirror's is of another version or seed; building it here", NAME)
+    return None
+
+
+def _from_photographs(
+    work: Path,
+    root: Path,
+    seed: int,
+    source: Path | None,
+    mirror: str | None,
+    workers: int | None,
+    progress: bool,
+) -> Path:
+    """The data set, complete, below ``work``."""
+    raw, made = work / "raw", work / NAME
+    downloads = root / f".downloads-{NAME}"  # outlives a kill, so that a cut download resumes
+    gather_raw(raw, downloads, source, mirror, progress)
+    jobs = []
+    for split, rule in SPLITS.items():
+        (made / split).mkdir(parents=True)
+        count = rule.scenes_per_object * sum(o["split"] == rule.pool for o in objects())
+        jobs += [(raw, made, split, number, seed) for number in range(count)]
+    done = list(zip(jobs, _write_scenes(jobs, workers, progress)))
+    for split in SPLITS:
+        coco = _coco(split, seed, [scene for job, scene in done if job[2] == split])
+        atomic_write_text(made / "annotations" / f"{split}.json", json.dumps(coco))
+    _write_selection(raw, made)
+    atomic_write_text(made / "manifest.json", json.dumps(manifest(made, seed), indent=1))
+    shutil.rmtree(downloads)
+    return made
+
+
+def _write_scenes(jobs: list[tuple], workers: int | None, progress: bool) -> list[tuple]:
+    """What :func:`_write_scene` returns for each job, in their order."""
+    pool = ProcessPoolExecutor(workers or os.cpu_count(), initializer=_start_worker)
+    try:
+        scenes = pool.map(_write_scene, jobs, chunksize=8)
+        return list(tqdm(scenes, NAME, len(jobs), unit="scene", disable=not progress))
+    except BrokenProcessPool as error:
+        raise DataError(
+            f"a process that builds {NAME} was ended from outside, for lack of memory perhaps",
+            "Close other programs, then run again.",
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    """Workers leave Ctrl-C to their parent, and do not outlive it.
+
+    Orphans of a killed build would wait for jobs for ever, and hold its lock.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _write_selection(raw: Path, made: Path) -> None:
@@ -407,6 +523,8 @@ def _write_selection(raw: Path, made: Path) -> None:
             small = full.copy()
             small.thumbnail((96, 96))
             small.save(made / kind / f"{number:03d}.png")
+    _cutout.cache_clear()  # 200 MB that this process will not ask for again
+    _background.cache_clear()
 
 
 def selection(kind: str, root: Path | None = None) -> list[Image.Image]:
@@ -414,9 +532,17 @@ def selection(kind: str, root: Path | None = None) -> list[Image.Image]:
 
     Args:
         kind: ``objects`` (RGBA, see :func:`objects`) or ``backgrounds``.
+    Raises:
+        DataError: not built, or some are missing or damaged.
     """
-    files = sorted((Path(root or settings.data_root()) / NAME / kind).glob("*.png"))
-    return [Image.open(file).copy() for file in files]
+    folder = Path(root or settings.data_root()) / NAME
+    _read_manifest(folder)
+    count = len(objects() if kind == "objects" else backgrounds())
+    files = [folder / kind / f"{number:03d}.png" for number in range(count)]
+    try:
+        return [Image.open(file).copy() for file in files]
+    except OSError as error:
+        raise DataError(f"{folder / kind} is incomplete: {error}", REBUILD) from error
 
 
 def install(made: Path, root: Path) -> Path:
@@ -444,7 +570,8 @@ def gather_raw(
     downloads.mkdir(parents=True, exist_ok=True)
     for name, files in tqdm(wanted.items(), "photographs", unit="source", disable=not progress):
         collection = sources.COLLECTIONS[name]
-        with tempfile.TemporaryDirectory(dir=downloads) as work:
+        # Beside raw: what a kill leaves of the unpacked archives is then found by _tidy.
+        with tempfile.TemporaryDirectory(dir=raw.parent) as work:
             found = sources.gather(collection, files, downloads, Path(work), source, mirror)
             for path, file in found.items():
                 to = raw / ("objects" if name == "tuxpaint-stamps" else name) / path
@@ -455,21 +582,34 @@ def gather_raw(
 # --- manifest, reading back --------------------------------------------------------------
 
 
-def _digest(folder: Path, split: str) -> dict:
-    """Number of images and one hash over all pixels and annotations of a split."""
-    coco = json.loads((folder / "annotations" / f"{split}.json").read_text())
-    digest = hashlib.sha256(json.dumps(coco, sort_keys=True).encode()).hexdigest()
-    return {"images": len(coco["images"]), "sha256": digest}
+def _read_json(file: Path) -> dict:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} cannot be read: {error}", REBUILD) from error
+
+
+def _read_annotations(folder: Path, split: str) -> dict:
+    return _read_json(folder / "annotations" / f"{split}.json")
+
+
+def _digest(coco: dict) -> str:
+    """Hash over all annotations of a split, which hold the hashes of its pixels."""
+    return hashlib.sha256(json.dumps(coco, sort_keys=True).encode()).hexdigest()
 
 
 def manifest(folder: Path, seed: int) -> dict:
     """What :func:`verify` and every cache key go by."""
+    splits = {}
+    for split in SPLITS:
+        coco = _read_annotations(folder, split)
+        splits[split] = {"images": len(coco["images"]), "sha256": _digest(coco)}
     return {
         "name": NAME,
         "version": VERSION,
         "seed": seed,
         "size": SIZE,
-        "splits": {split: _digest(folder, split) for split in SPLITS},
+        "splits": splits,
         "pillow": PIL.__version__,
     }
 
@@ -484,24 +624,21 @@ def verify(root: Path | None = None, progress: bool = True) -> list[str]:
         DataError: absent or damaged, naming the first bad file.
     """
     folder = Path(root or settings.data_root()) / NAME
-    remedy = "Build it again: python data/download.py build mini-battles --force"
-    stated = _read_manifest(folder)
+    stated = _read_manifest(folder)["splits"]
     for split in SPLITS:
-        try:
-            coco = json.loads((folder / "annotations" / f"{split}.json").read_text())
-            now = _digest(folder, split)
-        except (OSError, ValueError, KeyError) as error:
-            raise DataError(f"{folder}/annotations/{split}.json: {error}", remedy) from error
-        if now != stated["splits"][split]:
-            raise DataError(f"{folder}/annotations/{split}.json is not what was built", remedy)
+        coco = _read_annotations(folder, split)
+        if _digest(coco) != stated[split]["sha256"]:
+            raise DataError(f"{folder}/annotations/{split}.json is not what was built", REBUILD)
         for record in tqdm(coco["images"], f"verify {split}", leave=False, disable=not progress):
             file = folder / record["file_name"]
-            if pixels_hash(load_image(file)) != record["pixels"]:
-                raise DataError(f"{file} has other pixels than when it was built", remedy)
-    if stated["seed"] != settings.SEED or not REFERENCE.exists():
-        return []
-    reference = json.loads(REFERENCE.read_text())["splits"]
-    return [split for split in SPLITS if stated["splits"][split] != reference.get(split)]
+            try:
+                pixels = pixels_hash(load_image(file))
+            except ImageError as error:
+                raise DataError(error.problem, REBUILD) from error
+            if pixels != record["pixels"]:
+                raise DataError(f"{file} has other pixels than when it was built", REBUILD)
+    reference = _read_json(REFERENCE)["splits"]
+    return [split for split in SPLITS if stated[split] != reference.get(split)]
 
 
 def _read_manifest(folder: Path) -> dict:
@@ -510,13 +647,12 @@ def _read_manifest(folder: Path) -> dict:
             f"mini-battles is not in {folder.parent}",
             "Build it, two minutes: python data/download.py build mini-battles",
         )
+    stated = _read_json(folder / "manifest.json")
     try:
-        return json.loads((folder / "manifest.json").read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{folder}/manifest.json cannot be read: {error}",
-            "Build it again: python data/download.py build mini-battles --force",
-        ) from error
+        _ = stated["version"], stated["seed"], [stated["splits"][s]["sha256"] for s in SPLITS]
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{folder}/manifest.json is not a manifest of {NAME}", REBUILD) from error
+    return stated
 
 
 def mini_battles(split: str, root: Path | None = None) -> ImageDataset:
@@ -532,7 +668,7 @@ def mini_battles(split: str, root: Path | None = None) -> ImageDataset:
         raise DataError(f"mini-battles has no split {split!r}", f"Use one of {', '.join(SPLITS)}.")
     folder = Path(root or settings.data_root()) / NAME
     stated = _read_manifest(folder)
-    coco = json.loads((folder / "annotations" / f"{split}.json").read_text())
+    coco = _read_annotations(folder, split)
     by_image: dict[int, list[dict]] = {}
     for annotation in coco["annotations"]:
         by_image.setdefault(annotation["image_id"], []).append(annotation)

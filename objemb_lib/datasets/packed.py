@@ -7,6 +7,7 @@ is then verified pixel by pixel by the data set itself.
 
 from __future__ import annotations
 
+import re
 import tarfile
 from pathlib import Path
 
@@ -59,10 +60,11 @@ def unpack_from(mirror: str, name: str, work: Path) -> Path | None:
 def _sums(mirror: str) -> dict[str, str]:
     """``{file: sha256}`` of a mirror; empty where it has no list."""
     if "://" not in mirror:
-        listing = Path(mirror) / SUMS
-        if not Path(mirror).is_dir():
+        folder = Path(mirror).expanduser()  # from OBJEMB_MIRROR, where no shell did it
+        listing = folder / SUMS
+        if not folder.is_dir():
             raise DownloadError(f"the mirror {mirror} is not a folder", "Check --mirror.")
-        return _parse(listing.read_text()) if listing.exists() else {}
+        return _parse(listing.read_text(errors="replace")) if listing.exists() else {}
     try:
         answer = requests.get(f"{mirror.rstrip('/')}/{SUMS}", timeout=download.TIMEOUT)
     except requests.RequestException as error:
@@ -74,5 +76,6 @@ def _sums(mirror: str) -> dict[str, str]:
 
 
 def _parse(text: str) -> dict[str, str]:
-    pairs = (line.split(maxsplit=1) for line in text.splitlines() if line.strip())
-    return {name.strip(): digest for digest, name in pairs}
+    """The lines that ``sha256sum`` writes; a login page in their place has none."""
+    lines = re.findall(r"^([0-9a-f]{64}) [ *](.+?)\s*$", text, re.MULTILINE)
+    return {name: digest for digest, name in lines}

