@@ -221,7 +221,7 @@ def check_weights() -> list[Row]:
         except ObjembError as error:
             # A file's path names the user's home folder: not into a notebook that may be shared.
             rows.append(Row(name, "weights absent or damaged", "problem", error.remedy))
-    return rows or [Row("ImageNet weights", f"{', '.join(PIP_WEIGHTS)}: as they should be")]
+    return rows or [Row("ImageNet weights", f"{', '.join(PIP_WEIGHTS)}: present and right")]
 
 
 def estimate(images: int, trunk: Trunk | None = None, size: int = 256, probe: float = 2.0) -> float:

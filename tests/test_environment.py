@@ -1,0 +1,144 @@
+"""pyproject.toml, requirements.lock and environment.yml state one environment, and this is it."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from importlib.metadata import packages_distributions, version
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PROJECT = Path(__file__).resolve().parents[1]
+CONDA_NAMES = {"pytorch": "torch"}  # where conda-forge's name is not PyPI's
+OF_THE_SYSTEM = {"python", "pip", "make", "setuptools"}  # environment.yml needs them, pip does not
+SYSTEMS = {
+    "Linux": {"sys_platform": "linux", "os_name": "posix", "platform_machine": "x86_64"},
+    "macOS": {"sys_platform": "darwin", "os_name": "posix", "platform_machine": "arm64"},
+    "Windows": {"sys_platform": "win32", "os_name": "nt", "platform_machine": "AMD64"},
+}
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+
+
+def project() -> dict:
+    return tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def by_name(lines) -> dict[str, Requirement]:
+    return {canonicalize_name(r.name): r for r in map(Requirement, lines)}
+
+
+def direct(extra: bool = True) -> dict[str, Requirement]:
+    """What pyproject.toml asks for, by name; with ``extra`` what the tests need too."""
+    stated = project()["project"]
+    tests = stated["optional-dependencies"]["test"] if extra else []
+    return by_name([*stated["dependencies"], *tests])
+
+
+def lock_lines() -> list[str]:
+    return (PROJECT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+
+
+def conda() -> tuple[dict[str, Requirement], str]:
+    """What environment.yml asks for under PyPI's names, and its Python."""
+    parts = yaml.safe_load((PROJECT / "environment.yml").read_text())["dependencies"]
+    (pip,) = (part["pip"] for part in parts if isinstance(part, dict))
+    assert "-e ." in pip
+    specs = [part for part in parts if isinstance(part, str)]
+    (python,) = (spec.removeprefix("python=") for spec in specs if spec.startswith("python="))
+    wanted = by_name([*(spec for spec in specs if spec != f"python={python}"),
+                      *(line for line in pip if line != "-e .")])  # fmt: skip
+    return {CONDA_NAMES.get(name, name): r for name, r in wanted.items()}, python
+
+
+def test_environment_yml_has_the_dependencies_and_ranges_of_pyproject():
+    wanted, _ = conda()
+    asked = {(name, str(r.specifier)) for name, r in wanted.items() if name not in OF_THE_SYSTEM}
+    stated = {(name, str(r.specifier)) for name, r in direct().items()}
+    assert not asked ^ stated, "in one of environment.yml and pyproject.toml only"
+
+
+def test_environment_yml_has_a_python_that_pyproject_allows():
+    _, python = conda()
+    assert python in PYTHONS
+    assert SpecifierSet(project()["project"]["requires-python"]).contains(f"{python}.0")
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("python", PYTHONS)
+def test_the_lock_has_each_dependency_once_and_within_its_ranges(system, python):
+    here = {"python_version": python, "python_full_version": f"{python}.9", **SYSTEMS[system]}
+    here |= {"implementation_name": "cpython", "platform_python_implementation": "CPython"}
+    here |= {"platform_system": system.replace("macOS", "Darwin")}
+    locked: dict[str, list[str]] = {}
+    for requirement in map(Requirement, lock_lines()):
+        if requirement.marker is None or requirement.marker.evaluate(here):
+            (one,) = requirement.specifier
+            assert one.operator == "=="
+            locked.setdefault(canonicalize_name(requirement.name), []).append(one.version)
+    twice = {name: versions for name, versions in locked.items() if len(versions) > 1}
+    assert not twice
+    for source, wanted in (("pyproject.toml", direct()), ("environment.yml", conda()[0])):
+        for name in wanted.keys() - (OF_THE_SYSTEM - {"setuptools"}):
+            assert name in locked, f"{name} of {source} is not in the lock: run `make lock`"
+            (found,) = locked[name]
+            assert wanted[name].specifier.contains(found), f"{source}: {wanted[name]}, not {found}"
+
+
+def test_the_lock_fits_every_index_and_a_cpu_build_of_torch():
+    text = "\n".join(lock_lines())
+    assert not re.search(r"^\s*-|://|file:", text, re.M), "an option or an address in the lock"
+    assert not re.search(r"^(nvidia|cuda|triton)", text, re.M), "torch's own metadata pins these"
+
+
+def test_the_lock_has_the_pair_that_the_makefile_holds():
+    (pair,) = re.findall(r"^TORCH_PAIR := (.+)$", (PROJECT / "Makefile").read_text(), re.M)
+    lines = lock_lines()
+    assert len(pair.split()) == 2 and all(pin in lines for pin in pair.split())
+
+
+def imported(file: Path) -> set[str]:
+    """Top-level modules that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(node.module.partition(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("folder", ["objemb_lib", "data", "tests", "benchmarks"])
+def test_what_is_imported_is_asked_for(folder):
+    """A package that another one happens to bring can leave with it."""
+    may = direct(extra=folder in ("tests", "benchmarks")).keys() | {"objemb", "tomli"}
+    provides = packages_distributions()
+    files = [f for f in (PROJECT / folder).rglob("*.py") if "mini-battles" not in f.parts]
+    assert files
+    for file in files:
+        beside = {path.stem for path in file.parent.glob("*.py")}
+        for module in imported(file) - sys.stdlib_module_names - beside - {"objemb_lib"}:
+            names = {canonicalize_name(name) for name in provides.get(module, [module])}
+            assert names & may, f"{file.name} imports {module}: add {names} to pyproject.toml"
+
+
+def test_this_environment_is_the_locked_one():
+    if not (Path(sys.prefix) / ".installed").exists():
+        pytest.skip("not an environment that `make install` made from the lock")
+    wrong = []
+    for requirement in map(Requirement, lock_lines()):
+        if requirement.marker is None or requirement.marker.evaluate():
+            found = version(requirement.name)
+            if not requirement.specifier.contains(found, prereleases=True):
+                wrong.append(f"{requirement}, here {found}")
+    assert not wrong, "run `make install`"
