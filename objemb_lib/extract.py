@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 from objemb_lib import pooling, settings
 from objemb_lib.atomic import atomic_path
 from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.errors import CacheError
+from objemb_lib.errors import CacheError, DataError, ObjembError
 from objemb_lib.regions import WHOLE, Region
 from objemb_lib.trunks import Trunk
 
@@ -74,13 +74,14 @@ def extract(
     Returns:
         ``{(stage, pooling): (N, C) float32}``, not normalised.
     Raises:
-        KeyError: unknown stage or pooling. ImageError, DataError: an image cannot be used; what
-        was computed before it stays cached. CacheError: the cache cannot be written.
+        KeyError: unknown stage or pooling. DataError: unknown precision. ImageError, DataError:
+        an image cannot be used; what was computed before it stays cached. CacheError: the cache
+        cannot be written.
     """
-    _check(trunk, wanted)
+    precision = precision or default_precision()
+    _check(trunk, wanted, precision)
     wanted = list(dict.fromkeys(wanted))
     device = settings.device()
-    precision = precision or default_precision()
     batch_size = batch_size or (4 if device.type == "cpu" else 64)
     job = Job(dataset, trunk, region, size, batch_size, precision, device, progress)
     every = [range(i, min(i + PART, len(dataset))) for i in range(0, len(dataset), PART)]
@@ -99,7 +100,9 @@ def extract(
     return {pair: store.read(pair) for pair in wanted}
 
 
-def _check(trunk: Trunk, wanted: Wanted) -> None:
+def _check(trunk: Trunk, wanted: Wanted, precision: str) -> None:
+    if precision not in ("fp32", "bf16"):
+        raise DataError(f"no precision {precision!r}", "Set OBJEMB_PRECISION to fp32 or bf16.")
     for stage, name in wanted:
         if stage not in trunk.stages:
             raise KeyError(f"{trunk.name} has no stage {stage!r}; it has {list(trunk.stages)}")
@@ -245,9 +248,9 @@ class Store:
         try:
             with atomic_path(path) as temporary:
                 save_file({"vectors": vectors}, temporary, metadata=self.key)
-        except (OSError, safetensors.SafetensorError) as error:
+        except (OSError, ObjembError, safetensors.SafetensorError) as error:
             raise CacheError(
-                f"{path} cannot be written: {error}",
+                f"{path} cannot be written: {getattr(error, 'problem', error)}",
                 "Free some space (everything computed so far is kept), or set OBJEMB_CACHE.",
             ) from error
 

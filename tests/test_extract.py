@@ -175,8 +175,8 @@ def test_crops_stay_inside_the_image(box: tuple, margin: float, tmp_path: Path) 
     data = ImageDataset("noise", "test", tmp_path, ["noise.png"], [0], boxes=boxes)
     x0, y0, x1, y1 = slow_widen(box, margin, (48, 40))
     cut = Image.fromarray(noise[y0:y1, x0:x1])
-    expected = np.asarray(cut.resize((12, 12), Image.Resampling.BICUBIC))
-    assert (Region("r", "true", margin).pixels(data, 0, 12) == expected).all()
+    expected = np.asarray(cut.resize((24, 24), Image.Resampling.BICUBIC))
+    assert (Region("r", "true", margin).pixels(data, 0, 24) == expected).all()
 
 
 def test_an_image_without_a_box_cannot_be_cropped(tmp_path: Path) -> None:
@@ -347,9 +347,7 @@ def test_a_damaged_file_is_computed_again_with_a_warning(
 
 
 @pytest.mark.parametrize("said", ["other settings", "nothing"])
-def test_a_file_of_other_settings_is_refused(
-    said: str, data: ImageDataset, tmp_path: Path
-) -> None:  # fmt: skip
+def test_a_file_of_other_settings_is_refused(said: str, data: ImageDataset, tmp_path: Path) -> None:
     quick(data)
     (file,) = cached(tmp_path)
     metadata = {"version": "0"} if said == "other settings" else None
@@ -459,7 +457,7 @@ def test_the_kernel_s_own_full_disk_is_a_cache_error(
     monkeypatch.setattr(
         room, "save_file", lambda tensors, path, metadata: real(tensors, "/dev/full", metadata)
     )
-    with pytest.raises(CacheError, match="cannot be written"):
+    with pytest.raises(CacheError, match="cannot be written: .*No space left"):
         quick(data)
 
 
