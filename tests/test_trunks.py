@@ -272,8 +272,11 @@ def test_absent_weights_say_what_to_install(package: str, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize(
     ("name", "loader"),
-    [("resnet18", (timm, "create_model")), ("torchvision/resnet50", (torchvision.models, "get_model"))],
-)  # fmt: skip
+    [
+        ("resnet18", (timm, "create_model")),
+        ("torchvision/resnet50", (torchvision.models, "get_model")),
+    ],
+)
 def test_no_network_is_one_readable_error(
     name: str, loader: tuple, monkeypatch: pytest.MonkeyPatch
 ) -> None:
