@@ -1,343 +1,657 @@
-"""mini-battles: the lists, the scenes, building, verifying, reading back."""
+"""mini-battles: the reviewed lists, the built data, and builds that go wrong."""
 
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import itertools
 import json
+import multiprocessing
 import os
+import re
+import select
+import shutil
+import signal
+import sys
+import time
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
-import PIL
 import pytest
-from PIL import Image, ImageDraw
+from filelock import FileLock
+from PIL import Image, ImageFilter
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from tiny_battles import NAME, Tiny
 
 from objemb_lib import settings
-from objemb_lib.datasets import mini_battles as mb
-from objemb_lib.datasets import packed, sources
-from objemb_lib.download import sha256_file
-from objemb_lib.errors import DataError, DownloadError
+from objemb_lib.datasets import mini_battles, packed
+from objemb_lib.datasets.base import ImageDataset
+from objemb_lib.errors import DataError, DownloadError, ObjembError
+
+pytest_plugins = ("tiny_battles",)
+README = settings.PROJECT / "data" / "README.md"
+FORK = multiprocessing.get_context("fork") if hasattr(os, "fork") else None
+
+
+# The reviewed lists -----------------------------------------------------------------------
+
+
+def test_lists_are_large_and_every_file_is_pinned_once() -> None:
+    objects, backgrounds = mini_battles.objects(), mini_battles.backgrounds()
+    assert len(objects) >= 200 and len(backgrounds) >= 30
+    assert len(mini_battles.categories()) == 12
+    hashes = [row["sha256"] for row in (*objects, *backgrounds)]
+    assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in hashes)
+    assert len(set(hashes)) == len(hashes), "the same photograph twice: the splits could share it"
+    assert len({o["path"] for o in objects}) == len(objects)
+    assert len({(b["collection"], b["path"]) for b in backgrounds}) == len(backgrounds)
+    names = Counter(o["name"] for o in objects)
+    assert not [name for name, count in names.items() if count > 1]
+
+
+def test_lists_split_in_two_halves_that_know_the_same_categories() -> None:
+    for rows in (mini_battles.objects(), mini_battles.backgrounds()):
+        assert {row["split"] for row in rows} == {"train", "test"}
+    known = {(o["category"], o["split"]) for o in mini_battles.objects()}
+    assert known == set(itertools.product(mini_battles.categories(), ("train", "test")))
+
+
+def test_lists_give_every_background_an_author_and_a_licence() -> None:
+    assert all(b["author"].strip() and b["licence"].strip() for b in mini_battles.backgrounds())
+
+
+def test_readme_credits_every_background() -> None:
+    text = README.read_text(encoding="utf-8")
+    block = re.search(r"<!-- attributions -->\n(.*?)\n<!-- /attributions -->", text, re.DOTALL)
+    assert block, "data/README.md has lost the markers around its table of attributions"
+    assert block[1].strip() == mini_battles.attributions(), (
+        "data/README.md is out of date: put mini_battles.attributions() between its markers"
+    )
+    for row in mini_battles.backgrounds():
+        assert row["author"] in block[1] and row["path"] in block[1]
+
+
+def test_readme_has_licences_and_counts() -> None:
+    text = README.read_text(encoding="utf-8")
+    for name in {b["collection"] for b in mini_battles.backgrounds()} | {"tuxpaint-stamps"}:
+        assert f"| {name} |" in text
+    objects = Counter(o["split"] for o in mini_battles.objects())
+    for split, rule in mini_battles.SPLITS.items():
+        count = objects[rule.pool] * rule.scenes_per_object
+        row = f"| `{split}` | {objects[rule.pool]} | {rule.scenes_per_object} | {count:,} |"
+        assert row in text
+
+
+# The built data ---------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def splits():
-    """The built data set; `make test` builds it first."""
-    if not (settings.data_root() / mb.NAME).is_dir():
-        pytest.skip("mini-battles is not built: python data/download.py build mini-battles")
-    return {split: mb.mini_battles(split) for split in mb.SPLITS}
+def splits(mini_battles_built: Path) -> dict[str, ImageDataset]:
+    return {s: mini_battles.mini_battles(s) for s in mini_battles.SPLITS}
 
 
-@pytest.fixture
-def small(tmp_path, monkeypatch):
-    """Six drawn stamps and two drawn backgrounds in place of the lists; returns their folder."""
-    source = tmp_path / "photographs"
-    stamps, photos = [], []
-    for number in range(6):
-        image = Image.new("RGBA", (120, 100))
-        colour = (40 * number, 255 - 40 * number, 90, 255)
-        ImageDraw.Draw(image).ellipse((5, 5, 90 + 5 * number, 80), fill=colour)
-        stamps.append(_listed(source / "stamps", f"s{number}.png", image, number % 2))
-        stamps[-1] |= {"category": f"kind {number // 2}", "name": f"stamp {number}"}
-    for number in range(2):
-        noise = np.random.default_rng(number).integers(0, 255, (400, 500, 3), np.uint8)
-        photo = _listed(source / "nature", f"b{number}.png", Image.fromarray(noise), number)
-        photos.append({"collection": "mate-backgrounds", "licence": "", "author": ""} | photo)
-        photos[-1]["path"] = "nature/" + photos[-1]["path"]
-    monkeypatch.setattr(mb, "objects", lambda: tuple(stamps))
-    monkeypatch.setattr(mb, "backgrounds", lambda: tuple(photos))
-    counts = {"train": mb.Split("train", 3), "battle": mb.Split("test", 2)}
-    monkeypatch.setattr(mb, "SPLITS", counts | {"clean": mb.Split("test", 2)})
-    yield source
-    mb._cutout.cache_clear()
-    mb._background.cache_clear()
+@pytest.fixture(scope="module")
+def cocos(mini_battles_built: Path) -> dict[str, dict]:
+    files = {s: mini_battles_built / "annotations" / f"{s}.json" for s in mini_battles.SPLITS}
+    return {split: json.loads(file.read_text()) for split, file in files.items()}
 
 
-def _listed(folder, name, image, half):
-    folder.mkdir(parents=True, exist_ok=True)
-    image.save(folder / name)
-    split = "test" if half else "train"
-    return {"path": name, "sha256": sha256_file(folder / name), "split": split}
-
-
-# --- the lists ---------------------------------------------------------------------------
-
-
-def test_lists_are_long_enough_and_their_halves_disjoint():
-    objects, grounds = mb.objects(), mb.backgrounds()
-    assert len(objects) >= 200 and len(grounds) >= 30 and len(mb.categories()) == 12
-    for listed in (objects, grounds):
-        hashes = [row["sha256"] for row in listed]
-        assert len(set(hashes)) == len(hashes)
-        assert all(len(h) == 64 and set(h) <= set("0123456789abcdef") for h in hashes)
-        assert {row["split"] for row in listed} == {"train", "test"}
-    assert len({o["name"] for o in objects}) == len(objects)
-    for category in mb.categories():
-        halves = {o["split"] for o in objects if o["category"] == category}
-        assert halves == {"train", "test"}, category
-
-
-def test_data_readme_credits_every_background():
-    readme = (settings.PROJECT / "data" / "README.md").read_text(encoding="utf-8")
-    assert mb.attributions() in readme
-
-
-# --- the built data set ------------------------------------------------------------------
-
-
-def test_sizes_and_relevant_images(splits):
+def test_splits_are_large_enough(splits: dict[str, ImageDataset]) -> None:
     assert len(splits["train"]) >= 1500
     assert len(splits["battle"]) >= 800
     assert len(splits["clean"]) >= 400
+    for data in splits.values():
+        assert len(set(data.files)) == len(data) and data.image(0).size == (256, 256)
+
+
+def test_every_query_has_five_relevant_images(splits: dict[str, ImageDataset]) -> None:
     for split in ("battle", "clean"):
         data = splits[split]
+        assert len(data.queries) == len(data)
         assert min(data.relevant(q).sum() for q in data.queries) >= 5
 
 
-def test_nothing_of_train_is_in_the_test_splits(splits):
-    def seen(*names):
-        layers = [layer for n in names for e in splits[n].extra for layer in e["layers"]]
-        grounds = {e["background"] for n in names for e in splits[n].extra}
-        return {layer["object_id"] for layer in layers}, grounds
-
-    for ours, theirs in zip(seen("train"), seen("battle", "clean")):
-        assert ours and theirs and not ours & theirs
-
-
-def test_boxes_masks_and_roles_agree(splits):
-    battle = splits["battle"]
-    for i in range(0, len(battle), 40):
-        layers = battle.extra[i]["layers"]
-        assert [layer["role"] for layer in layers[:1]] == ["main"]
-        assert all(layer["role"] == "distractor" for layer in layers[1:])
-        assert layers[0]["visible"] >= 0.6
-        assert layers[0]["object_id"] == battle.labels[i]
-        for k, (x0, y0, x1, y1) in enumerate(battle.boxes[i]):
-            rows, columns = np.nonzero(battle.mask(i, k))
-            found = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
-            assert found == (x0, y0, x1, y1)
-            assert len(rows) == layers[k]["area"]
+def test_labels_are_the_objects_of_the_list(splits: dict[str, ImageDataset]) -> None:
+    objects = mini_battles.objects()
+    for data in splits.values():
+        pool = {i for i, o in enumerate(objects) if o["split"] == ("train", "test")[
+            data.split != "train"]}  # fmt: skip
+        assert set(data.labels.tolist()) == pool
+        assert tuple(data.label_names) == tuple(o["name"] for o in objects)
+        for i in range(0, len(data), 97):
+            assert data.category_names[data.categories[i]] == objects[data.labels[i]]["category"]
 
 
-def test_an_image_that_shows_the_object_as_a_distractor_is_junk(splits):
-    battle = splits["battle"]
-    image = next(i for i, labels in enumerate(battle.box_labels) if len(labels) > 1)
-    query = int(np.flatnonzero(battle.labels == battle.box_labels[image][1])[0])
-    assert battle.junk(query)[image] and not battle.relevant(query)[image]
+def test_train_shares_no_object_and_no_background_with_the_tests(cocos: dict[str, dict]) -> None:
+    shown = {s: {a["object_id"] for a in coco["annotations"]} for s, coco in cocos.items()}
+    behind = {s: {i["background"] for i in coco["images"]} for s, coco in cocos.items()}
+    for split in ("battle", "clean"):
+        assert not shown["train"] & shown[split]
+        assert not behind["train"] & behind[split]
+    assert len(behind["train"]) > 10 and len(behind["battle"]) > 10  # all of them are in use
 
 
-def test_the_annotations_are_coco(splits, capsys):
-    from pycocotools.coco import COCO
-
-    coco = COCO(str(splits["clean"].root / "annotations" / "clean.json"))
-    capsys.readouterr()
-    assert len(coco.imgs) == len(splits["clean"])
-    one = coco.anns[1]
-    assert coco.annToMask(one).sum() == one["area"]
-    assert coco.cats[one["category_id"]]["name"] in mb.categories()
-
-
-def test_the_built_data_is_intact(splits):
-    differing = mb.verify(progress=False)
-    if json.loads(mb.REFERENCE.read_text())["pillow"] == PIL.__version__:
-        assert not differing  # the same library: pixel for pixel the reference
-
-
-# --- building ----------------------------------------------------------------------------
+def test_annotations_are_coco(mini_battles_built: Path, cocos: dict[str, dict]) -> None:
+    for split, raw in cocos.items():
+        with contextlib.redirect_stdout(io.StringIO()):
+            coco = COCO(mini_battles_built / "annotations" / f"{split}.json")
+        assert len(coco.getImgIds()) == len(raw["images"])
+        assert len({a["id"] for a in raw["annotations"]}) == len(raw["annotations"])
+        assert len(coco.getCatIds()) == 12
+        assert all((mini_battles_built / image["file_name"]).is_file() for image in raw["images"])
+        for number in coco.getImgIds()[:40]:
+            for found in coco.loadAnns(coco.getAnnIds(number)):
+                mask = coco.annToMask(found)
+                y, x = np.nonzero(mask)
+                box = [x.min(), y.min(), np.ptp(x) + 1, np.ptp(y) + 1]
+                assert mask.shape == (256, 256) and found["bbox"] == box
+                assert found["area"] == mask.sum() > 0
 
 
-def test_a_scene_depends_on_its_number_and_the_seed_only(small, tmp_path):
-    raw = tmp_path / "raw"
-    mb.gather_raw(raw, tmp_path / "downloads", small, None, progress=False)
-    alone, _ = mb.compose(raw, "battle", 1, seed=0)
-    mb.compose(raw, "battle", 0, seed=0)
-    again, scene = mb.compose(raw, "battle", 1, seed=0)
-    assert alone == again
-    assert mb.compose(raw, "battle", 1, seed=1)[0] != alone
-    main = scene["layers"][0]
-    assert main["object"]["name"] == "stamp 1" and main["visible"] >= 0.6
+def test_every_box_fits_its_mask(cocos: dict[str, dict]) -> None:
+    for coco in cocos.values():
+        masks = [a["segmentation"] for a in coco["annotations"]]
+        boxes = np.array([a["bbox"] for a in coco["annotations"]])
+        np.testing.assert_array_equal(boxes, coco_mask.toBbox(masks))
+        np.testing.assert_array_equal(
+            [a["area"] for a in coco["annotations"]], coco_mask.area(masks)
+        )
 
 
-def test_one_process_or_two_build_the_same(small, tmp_path):
-    manifests = []
-    for workers in (1, 2):
-        folder = mb.build(tmp_path / str(workers), source=small, workers=workers, progress=False)
-        manifests.append(json.loads((folder / "manifest.json").read_text()))
-    assert manifests[0] == manifests[1]
-    assert manifests[0]["splits"]["train"]["images"] == 9
+def test_main_object_comes_first_and_is_well_visible(cocos: dict[str, dict]) -> None:
+    for split, coco in cocos.items():
+        for _, group in itertools.groupby(coco["annotations"], lambda a: a["image_id"]):
+            main, *others = group
+            assert main["role"] == "main" and len(others) <= (0 if split == "clean" else 2)
+            assert all(other["role"] == "distractor" for other in others)
+            assert len({a["object_id"] for a in (main, *others)}) == 1 + len(others)
+            assert main["visible"] >= (0.6 if split != "clean" else 0.3)
 
 
-def test_a_failed_build_keeps_the_old_data_and_leaves_no_half(small, tmp_path, monkeypatch):
-    root = tmp_path / "data"
-    folder = mb.build(root, source=small, workers=1, progress=False)
-    before = (folder / "manifest.json").read_bytes()
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(mb, "_coco", full)
-    with pytest.raises(DataError, match="No space left"):
-        mb.build(root, seed=5, source=small, workers=1, progress=False)
-    assert (folder / "manifest.json").read_bytes() == before
-    assert not [p for p in root.iterdir() if p.is_dir() and p.name.startswith(f".{mb.NAME}-")]
+def test_edits_are_kept_and_various(cocos: dict[str, dict]) -> None:
+    for coco in cocos.values():
+        edits = [a["edits"] for a in coco["annotations"]]
+        for key in ("scale", "angle", "mirror", "brightness", "contrast", "saturation", "hue"):
+            assert len({edit[key] for edit in edits}) > 1, key
+        assert {bool(edit["blur"]) for edit in edits} == {True, False}
+        assert all(55 <= image["quality"] <= 92 for image in coco["images"])
+    assert any(a["visible"] < 0.9 for a in cocos["battle"]["annotations"] if a["role"] == "main")
 
 
-def test_a_build_puts_away_what_a_killed_one_left(small, tmp_path):
-    stale = tmp_path / f".{mb.NAME}-abc"
-    stale.mkdir()
-    (stale / "half").write_bytes(b"x" * 1000)
-    mb.build(tmp_path, source=small, workers=1, progress=False)
-    assert not stale.exists()
+def test_images_with_an_object_as_distractor_are_junk_for_it(
+    splits: dict[str, ImageDataset],
+) -> None:
+    data = splits["battle"]
+    beside = [(i, lab) for i, labs in enumerate(data.box_labels) for lab in labs[1:].tolist()]
+    assert len(beside) > 100
+    for image, label in beside[::5]:
+        query = int(np.flatnonzero(data.labels == label)[0])
+        assert data.junk(query)[image] and not data.relevant(query)[image]
 
 
-def test_a_wrong_photograph_is_named(small, tmp_path):
-    (small / "stamps" / "s2.png").write_bytes(b"another picture")
-    with pytest.raises(DataError, match="s2.png.*sha256"):
-        mb.build(tmp_path / "data", source=small, workers=1, progress=False)
-    assert not (tmp_path / "data" / mb.NAME).exists()
+def test_masks_and_boxes_agree_in_the_data_set(splits: dict[str, ImageDataset]) -> None:
+    for data in splits.values():
+        for i in range(0, len(data), 41):
+            for k, (x0, y0, x1, y1) in enumerate(data.boxes[i].astype(int)):
+                mask = data.mask(i, k)
+                assert mask.shape == (256, 256) and mask.dtype == bool
+                assert mask[y0:y1, x0:x1].sum() == mask.sum() > 0
+                edges = mask[y0, x0:x1], mask[y1 - 1, x0:x1], mask[y0:y1, x0], mask[y0:y1, x1 - 1]
+                assert all(edge.any() for edge in edges)
 
 
-def test_a_source_that_is_no_folder_is_refused_before_any_download(tmp_path):
-    with pytest.raises(DataError, match="not a folder"):
-        mb.build(tmp_path, source=tmp_path / "typo", progress=False)
+def test_built_data_verifies_and_has_all_thumbnails(mini_battles_built: Path) -> None:
+    assert set(mini_battles.verify(progress=False)) <= set(mini_battles.SPLITS)
+    assert len(mini_battles.selection("objects")) == len(mini_battles.objects())
+    assert len(mini_battles.selection("backgrounds")) == len(mini_battles.backgrounds())
 
 
-# --- verifying ---------------------------------------------------------------------------
+# One scene --------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def built(small, tmp_path):
-    return mb.build(tmp_path / "built", source=small, workers=1, progress=False)
+def raw(tiny: Tiny, tmp_path: Path) -> Path:
+    mini_battles.gather_raw(tmp_path / "raw", tmp_path / "dl", tiny.source, None, progress=False)
+    return tmp_path / "raw"
 
 
-def _change_pixel(folder):
-    image = Image.open(folder / "battle" / "00001.jpg").convert("RGB")
-    image.putpixel((3, 3), (255, 0, 255))
-    image.save(folder / "battle" / "00001.jpg", quality=95)
+def same_layers(one: dict, other: dict) -> bool:
+    strip = lambda scene: [{k: v for k, v in f.items() if k != "mask"} for f in scene["layers"]]  # noqa: E731
+    masks = zip(one["layers"], other["layers"])
+    return strip(one) == strip(other) and all((a["mask"] == b["mask"]).all() for a, b in masks)
 
 
-def _truncate(folder):
-    file = folder / "battle" / "00001.jpg"
-    file.write_bytes(file.read_bytes()[:-900])
+@pytest.mark.parametrize("split", ["train", "battle", "clean"])
+def test_a_scene_is_the_same_alone_and_after_others(raw: Path, split: str) -> None:
+    jpeg, scene = mini_battles.compose(raw, split, 2, 0)
+    for number in (0, 1, 2):
+        after = mini_battles.compose(raw, split, number, 0)
+    assert after[0] == jpeg and same_layers(after[1], scene)
+    assert mini_battles.compose(raw, split, 2, 1)[0] != jpeg  # another seed, another scene
+    assert mini_battles.compose(raw, split, 1, 0)[0] != jpeg
+
+
+def test_a_scene_is_the_same_in_another_process(raw: Path) -> None:
+    with FORK.Pool(1) as pool:
+        jpeg, _ = pool.apply(mini_battles.compose, (raw, "battle", 3, 0))
+    assert mini_battles.compose(raw, "battle", 3, 0)[0] == jpeg
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_masks_of_a_scene_never_overlap(raw: Path, seed: int) -> None:
+    for split, number in itertools.product(("train", "battle"), range(6)):
+        jpeg, scene = mini_battles.compose(raw, split, number, seed)
+        assert Image.open(io.BytesIO(jpeg)).size == (256, 256)
+        masks = [layer["mask"] for layer in scene["layers"]]
+        assert np.sum(masks, 0).max() == 1
+        pool = [o for o in mini_battles.objects() if o["split"] == mini_battles.SPLITS[split].pool]
+        assert scene["layers"][0]["object"] is pool[number // 2]
+        assert 0.6 <= scene["layers"][0]["visible"] <= 1
+
+
+def grown(mask: np.ndarray, by: int) -> np.ndarray:
+    """``mask`` wider by so many pixels on every side; narrower where ``by`` is negative."""
+    kind = ImageFilter.MaxFilter if by > 0 else ImageFilter.MinFilter
+    image = Image.fromarray(mask.astype(np.uint8) * 255)
+    return np.asarray(image.filter(kind(2 * abs(by) + 1))) > 127
+
+
+@pytest.mark.parametrize("split", ["battle", "clean"])
+def test_the_mask_is_where_the_object_is(raw: Path, tmp_path: Path, split: str) -> None:
+    """Paint the main object black, then white: only its mask may change, and all of it must."""
+    for number in range(6 if split == "battle" else 3):
+        _, scene = mini_battles.compose(raw, split, number, 0)
+        main = scene["layers"][0]
+        images = []
+        for shade in (0, 255):
+            copy = tmp_path / f"{split}{number}-{shade}"
+            shutil.copytree(raw, copy)
+            stamp = copy / "objects" / main["object"]["path"]
+            alpha = Image.open(stamp).getchannel("A")
+            flat = Image.new("L", alpha.size, shade)
+            Image.merge("RGBA", (flat, flat, flat, alpha)).save(stamp)
+            jpeg, _ = mini_battles.compose(copy, split, number, 0)
+            images.append(np.asarray(Image.open(io.BytesIO(jpeg)).convert("L"), int))
+        changed = abs(images[1] - images[0])
+        core = grown(main["mask"], -3)
+        assert core.any() and (changed[core] > 60).mean() > 0.99
+        assert not changed[~grown(main["mask"], 18)].any()  # JPEG's blocks spread it a little
+
+
+# The whole build --------------------------------------------------------------------------
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    files = (f for f in folder.rglob("*") if f.is_file())
+    return {str(f.relative_to(folder)): f.read_bytes() for f in files}
+
+
+def left_behind(root: Path) -> list[str]:
+    """Everything in the folder of data sets but the data set and the lock."""
+    return sorted(p.name for p in root.iterdir() if p.name not in (NAME, f".{NAME}.lock"))
+
+
+def test_build_makes_every_split(tiny_root: Path) -> None:
+    data = {s: mini_battles.mini_battles(s, tiny_root) for s in ("train", "battle", "clean")}
+    assert [len(d) for d in data.values()] == [6, 6, 3]
+    assert data["train"].labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert data["clean"].labels.tolist() == [3, 4, 5]
+    assert [len(mini_battles.selection(k, tiny_root)) for k in ("objects", "backgrounds")] == [6, 4]
+    assert left_behind(tiny_root) == []
+
+
+def test_one_process_and_two_build_the_same(tiny: Tiny, tiny_root: Path, tmp_path: Path) -> None:
+    again = tiny.build(tmp_path / "again", workers=2)
+    assert content(again) == content(tiny_root / NAME)
+
+
+def test_another_seed_is_another_data_set(tiny: Tiny, tiny_root: Path, tmp_path: Path) -> None:
+    other = mini_battles._read_manifest(tiny.build(tmp_path / "other", seed=1))
+    mine = mini_battles._read_manifest(tiny_root / NAME)
+    assert other["seed"] == 1 and mine["seed"] == 0
+    assert all(other["splits"][s]["sha256"] != mine["splits"][s]["sha256"] for s in mine["splits"])
+
+
+def test_a_second_build_replaces_the_first(tiny: Tiny, tiny_root: Path) -> None:
+    (tiny_root / NAME / "stray.txt").write_text("from an older version")
+    tiny.build(tiny_root, seed=5)
+    assert mini_battles._read_manifest(tiny_root / NAME)["seed"] == 5
+    assert not (tiny_root / NAME / "stray.txt").exists() and left_behind(tiny_root) == []
+
+
+def broken_scene(job: tuple) -> None:
+    raise RuntimeError("a defect in a worker")
+
+
+def full_disk_scene(job: tuple) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(job[1]))
+
+
+def killed_scene(job: tuple) -> None:
+    os._exit(9)  # what the system does to a process when memory runs out
 
 
 @pytest.mark.parametrize(
-    ("damage", "named"),
+    ("scene", "error", "says"),
     [
-        (_change_pixel, "00001.jpg"),
-        (_truncate, "00001.jpg"),
-        (lambda f: os.remove(f / "battle" / "00001.jpg"), "00001.jpg"),
-        (lambda f: (f / "annotations" / "clean.json").write_text("{}"), "clean.json"),
-        (lambda f: os.remove(f / "annotations" / "clean.json"), "clean.json"),
-        (lambda f: os.remove(f / "manifest.json"), "manifest.json"),
-        (lambda f: (f / "manifest.json").write_text("[]"), "manifest.json"),
+        (broken_scene, RuntimeError, "a defect in a worker"),
+        (full_disk_scene, DataError, "No space left(.|\n)*OBJEMB_DATA"),
+        (killed_scene, DataError, "ended from outside(.|\n)*Close other programs"),
     ],
 )
-def test_damage_is_named_with_what_to_do(built, damage, named):
-    damage(built)
-    with pytest.raises(DataError) as error:
-        mb.verify(built.parent, progress=False)
-    assert named in error.value.problem and "--force" in error.value.remedy
+def test_a_build_that_fails_leaves_the_old_one(
+    tiny: Tiny, tiny_root: Path, monkeypatch: pytest.MonkeyPatch, scene, error, says
+) -> None:
+    before = content(tiny_root / NAME)
+    monkeypatch.setattr(mini_battles, "_write_scene", scene)
+    with pytest.raises(error, match=says):
+        tiny.build(tiny_root, seed=5)
+    assert content(tiny_root / NAME) == before
+    # What was downloaded is kept for the next try; half a data set is not.
+    assert left_behind(tiny_root) == [f".downloads-{NAME}"]
 
 
-def test_intact_but_not_the_reference_is_said(built):
-    assert mb.verify(built.parent, progress=False) == ["train", "battle", "clean"]
+def test_a_build_that_fails_makes_no_half_data_set(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mini_battles, "_write_scene", broken_scene)
+    with pytest.raises(RuntimeError):
+        tiny.build(tmp_path)
+    assert not (tmp_path / NAME).exists()
+    with pytest.raises(DataError, match="download.py build mini-battles"):
+        mini_battles.mini_battles("battle", tmp_path)
 
 
-def test_not_built_and_unknown_split(tmp_path):
-    with pytest.raises(DataError, match="not in") as error:
-        mb.mini_battles("battle", tmp_path)
-    assert "data/download.py build" in error.value.remedy
-    with pytest.raises(DataError, match="no split"):
-        mb.mini_battles("test", tmp_path)
+def test_source_that_is_no_folder_starts_nothing(tiny: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="misspelt.*not a folder(.|\n)*--source"):
+        tiny.build(tmp_path / "data", source=tmp_path / "misspelt")
+    assert not (tmp_path / "data").exists()
 
 
-# --- sources and mirrors -----------------------------------------------------------------
+def test_data_folder_that_cannot_be_made(tiny: Tiny, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(DataError, match="file(.|\n)*OBJEMB_DATA"):
+        tiny.build(tmp_path / "file" / "data")
+
+
+# Builds that are killed, and two at once --------------------------------------------------
+
+SIGNAL: list[int] = []  # the writing end of a pipe, in a build's processes
+real_write_scene = mini_battles._write_scene
+
+
+def endless_scene(job: tuple) -> None:
+    os.write(SIGNAL[0], b"s")
+    time.sleep(600)
+
+
+def slow_scene(job: tuple) -> tuple:
+    os.write(SIGNAL[0], b"s")
+    time.sleep(0.02)
+    return real_write_scene(job)
+
+
+class Pipe:
+    """Tells what a build's processes do: they inherit the writing end."""
+
+    def __init__(self) -> None:
+        self.read_end, self.write_end = os.pipe()
+        SIGNAL[:] = [self.write_end]
+
+    def wait(self, count: int = 1) -> bytes:
+        """The next ``count`` bytes; b"" when all processes that could write are gone."""
+        got = b""
+        while len(got) < count:
+            assert select.select([self.read_end], [], [], 30)[0], "no word from the build"
+            if not (new := os.read(self.read_end, count - len(got))):
+                break
+            got += new
+        return got
+
+    def start(self, *args: object, **options: object):
+        process = FORK.Process(target=build_and_exit, args=args, kwargs=options)
+        process.start()
+        return process
+
+
+def build_and_exit(tiny: Tiny, root: Path, **options: object) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        tiny.build(root, **options)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 @pytest.fixture
-def origin(tmp_path, monkeypatch):
-    """A collection of one file and an upstream archive that holds it; no package installed."""
-    import tarfile
-
-    tree = tmp_path / "tree" / "things-1.0" / "pictures"
-    tree.mkdir(parents=True)
-    (tree / "a.txt").write_text("the right bytes")
-    archive = tmp_path / "mirror" / "things-1.0.tar.gz"
-    archive.parent.mkdir()
-    with tarfile.open(archive, "w:gz") as tar:
-        tar.add(tree.parent, "things-1.0")
-    collection = sources.Collection(
-        "things",
-        ("things-1.0/pictures", "usr/share/things-of-nobody"),
-        package="things",
-        url="http://127.0.0.1:9/things-1.0.tar.gz",
-        sha256=sha256_file(archive),
-        size=archive.stat().st_size,
-    )
-    monkeypatch.setattr(sources.download, "debian_package", lambda name, dest: None)
-    monkeypatch.setattr(sources.download, "_sleep", lambda seconds: None)
-    return collection, {"a.txt": sha256_file(tree / "a.txt")}, tmp_path
+def pipe():
+    pipe = Pipe()
+    yield pipe
+    os.close(pipe.read_end)
+    with contextlib.suppress(OSError):
+        os.close(pipe.write_end)
 
 
-def _get(origin, **options):
-    collection, wanted, root = origin
-    options = {"source": None, "mirror": None} | options
-    return sources.gather(collection, wanted, root / "downloads", root / "work", **options)
+def test_a_killed_build_leaves_no_process_and_no_litter_for_long(
+    tiny: Tiny, tiny_root: Path, pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = content(tiny_root / NAME)
+    with monkeypatch.context() as patch:
+        patch.setattr(mini_battles, "_write_scene", endless_scene)
+        build = pipe.start(tiny, tiny_root, seed=5, workers=2)
+        assert pipe.wait(2) == b"ss"  # both workers are at it
+        build.kill()
+        build.join()
+    os.close(pipe.write_end)
+    assert pipe.wait() == b""  # the workers are gone too
+    assert content(tiny_root / NAME) == before
+    assert [name for name in left_behind(tiny_root) if name.startswith(f".{NAME}-")]
+    tiny.build(tiny_root, seed=5)  # nobody holds the lock
+    assert left_behind(tiny_root) == []
+    assert mini_battles._read_manifest(tiny_root / NAME)["seed"] == 5
 
 
-def test_every_route_yields_the_same_bytes(origin, monkeypatch):
-    root = origin[2]
-
-    def unpacked(name, dest):
-        to = dest / "usr/share/things-of-nobody"
-        to.mkdir(parents=True)
-        (to / "a.txt").write_text("the right bytes")
-        return dest
-
-    by_source = _get(origin, source=root / "tree")
-    by_archive = _get(origin, mirror=str(root / "mirror"))
-    monkeypatch.setattr(sources.download, "debian_package", unpacked)
-    by_package = _get(origin)
-    texts = {found["a.txt"].read_text() for found in (by_source, by_archive, by_package)}
-    assert texts == {"the right bytes"}
-    assert len({found["a.txt"] for found in (by_source, by_archive, by_package)}) == 3
+def test_ctrl_c_ends_a_build_cleanly(
+    tiny: Tiny, tiny_root: Path, pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = content(tiny_root / NAME)
+    monkeypatch.setattr(mini_battles, "_write_scene", slow_scene)
+    build = pipe.start(tiny, tiny_root, seed=5)
+    pipe.wait()
+    os.kill(build.pid, signal.SIGINT)
+    build.join(30)
+    assert build.exitcode == 130
+    assert content(tiny_root / NAME) == before
+    assert left_behind(tiny_root) == [f".downloads-{NAME}"]
 
 
-def test_the_source_given_comes_before_the_package(origin, monkeypatch):
-    def never(*_):
-        raise AssertionError("asked for a package though --source has the file")
-
-    monkeypatch.setattr(sources.download, "debian_package", never)
-    assert _get(origin, source=origin[2] / "tree")["a.txt"].exists()
-
-
-def test_no_route_names_the_options(origin):
-    with pytest.raises(DownloadError) as error:
-        _get(origin)
-    assert "--source" in str(error.value) and "--mirror" in str(error.value)
+def test_a_build_killed_between_two_renames_loses_nothing(tiny: Tiny, tiny_root: Path) -> None:
+    before = content(tiny_root / NAME)
+    (tiny_root / f".{NAME}-old-abc").mkdir()
+    os.replace(tiny_root / NAME, tiny_root / f".{NAME}-old-abc" / NAME)
+    with pytest.raises(DownloadError):  # the next build fails: what there was must be back
+        tiny.build(tiny_root, source=None)
+    assert content(tiny_root / NAME) == before
 
 
-def test_a_packed_copy_is_the_same_data(built, tmp_path):
-    first = packed.pack(built, tmp_path / "mirror").read_bytes()
-    assert packed.pack(built, tmp_path / "mirror").read_bytes() == first
-    copy = mb.build(tmp_path / "other", mirror=str(tmp_path / "mirror"), progress=False)
-    assert (copy / "manifest.json").read_bytes() == (built / "manifest.json").read_bytes()
-    assert mb.verify(copy.parent, progress=False) == mb.verify(built.parent, progress=False)
+def test_two_builds_at_once_build_once(
+    tiny: Tiny, tmp_path: Path, pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Bar(mini_battles.tqdm):
+        @classmethod
+        def write(cls, *args: object, **options: object) -> None:
+            os.write(SIGNAL[0], b"w")  # "another process is building it; waiting"
+
+    monkeypatch.setattr(mini_battles, "tqdm", Bar)
+    monkeypatch.setattr(mini_battles, "_write_scene", slow_scene)
+    lock = FileLock(tmp_path / f".{NAME}.lock")
+    with lock:
+        builds = [pipe.start(tiny, tmp_path) for _ in range(2)]
+        assert pipe.wait(2) == b"ww"
+    for build in builds:
+        build.join(30)
+        assert build.exitcode == 0
+    os.close(pipe.write_end)
+    assert pipe.wait(99) == b"s" * 15  # each scene was made once
+    assert len(mini_battles.verify(tmp_path, progress=False)) == 3 and left_behind(tmp_path) == []
 
 
-def test_a_tampered_copy_is_not_installed(built, tmp_path):
-    archive = packed.pack(built, tmp_path / "mirror")
-    content = bytearray(archive.read_bytes())
-    content[len(content) // 2] ^= 1
-    archive.write_bytes(content)
-    with pytest.raises(DownloadError, match="mini-battles.tar"):
-        mb.build(tmp_path / "other", mirror=str(tmp_path / "mirror"), progress=False)
-    assert not (tmp_path / "other" / mb.NAME).exists()
+# verify and reading back ------------------------------------------------------------------
 
 
-def test_a_mirror_without_the_data_set_is_passed_over(small, tmp_path):
-    (tmp_path / "mirror").mkdir()
-    mirror = str(tmp_path / "mirror")
-    folder = mb.build(tmp_path / "data", source=small, mirror=mirror, workers=1, progress=False)
-    assert folder.is_dir()
+def test_an_intact_build_verifies(tiny_root: Path, tiny_reference: Path) -> None:
+    assert mini_battles.verify(tiny_root, progress=False) == []
 
 
-def test_a_mirror_that_is_not_there_is_said(tmp_path):
-    with pytest.raises(DownloadError, match="not a folder"):
-        mb.build(tmp_path, mirror=str(tmp_path / "typo"), progress=False)
+def test_verify_names_what_differs_from_the_reference(
+    tiny: Tiny, tiny_root: Path, tiny_reference: Path, tmp_path: Path
+) -> None:
+    reference = json.loads(tiny_reference.read_text())
+    reference["splits"]["clean"]["sha256"] = "0" * 64
+    tiny_reference.write_text(json.dumps(reference))
+    assert mini_battles.verify(tiny_root, progress=False) == ["clean"]
+    tiny.build(tmp_path / "other", seed=1)
+    assert mini_battles.verify(tmp_path / "other", progress=False) == ["train", "battle", "clean"]
+
+
+def one_pixel(folder: Path) -> str:
+    pixels = np.array(Image.open(folder / "battle/00003.jpg"))
+    pixels[100, 100] ^= 1
+    Image.fromarray(pixels).save(folder / "battle/00003.jpg", "PNG")  # lossless: this pixel only
+    return "battle/00003.jpg"
+
+
+def missing_image(folder: Path) -> str:
+    (folder / "clean/00001.jpg").unlink()
+    return "clean/00001.jpg"
+
+
+def truncated_image(folder: Path) -> str:
+    file = folder / "train/00004.jpg"
+    file.write_bytes(file.read_bytes()[:-500])
+    return "train/00004.jpg"
+
+
+def empty_image(folder: Path) -> str:
+    (folder / "train/00000.jpg").write_bytes(b"")
+    return "train/00000.jpg"
+
+
+def missing_manifest(folder: Path) -> str:
+    (folder / "manifest.json").unlink()
+    return "manifest.json"
+
+
+def foreign_manifest(folder: Path) -> str:
+    (folder / "manifest.json").write_text('{"name": "mini-battles", "splits": {}}')
+    return "manifest.json"
+
+
+def cut_annotations(folder: Path) -> str:
+    file = folder / "annotations/battle.json"
+    file.write_text(file.read_text()[:1000])
+    return "annotations/battle.json"
+
+
+def missing_annotations(folder: Path) -> str:
+    (folder / "annotations/clean.json").unlink()
+    return "annotations/clean.json"
+
+
+def moved_box(folder: Path) -> str:
+    file = folder / "annotations/train.json"
+    coco = json.loads(file.read_text())
+    coco["annotations"][0]["bbox"][0] += 1
+    file.write_text(json.dumps(coco))
+    return "annotations/train.json"
+
+
+DAMAGES = [one_pixel, missing_image, truncated_image, empty_image, missing_manifest,
+           foreign_manifest, cut_annotations, missing_annotations, moved_box]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_verify_names_the_damaged_file(tiny_root: Path, tiny_reference: Path, damage) -> None:
+    name = damage(tiny_root / NAME)
+    with pytest.raises(DataError) as caught:
+        mini_battles.verify(tiny_root, progress=False)
+    assert str(tiny_root / NAME / name) in caught.value.problem
+    assert "data/download.py build mini-battles --force" in caught.value.remedy
+
+
+@pytest.mark.parametrize("damage", [missing_manifest, foreign_manifest, cut_annotations])
+def test_reading_damaged_data_says_what_to_do(tiny_root: Path, damage) -> None:
+    name = damage(tiny_root / NAME)
+    with pytest.raises(DataError, match="--force") as caught:
+        mini_battles.mini_battles("battle", tiny_root)
+    assert name in str(caught.value)
+
+
+def test_missing_thumbnail_is_named(tiny_root: Path) -> None:
+    (tiny_root / NAME / "objects" / "004.png").unlink()
+    with pytest.raises(DataError, match="objects(.|\n)*004.png(.|\n)*--force"):
+        mini_battles.selection("objects", tiny_root)
+
+
+def test_absent_data_and_unknown_splits_say_what_to_do(tiny_root: Path, tmp_path: Path) -> None:
+    for read in (mini_battles.verify, lambda root: mini_battles.mini_battles("battle", root)):
+        with pytest.raises(DataError, match="download.py build mini-battles"):
+            read(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="train, battle, clean"):
+        mini_battles.mini_battles("val", tiny_root)
+
+
+def test_fingerprints_differ_between_splits_and_seeds(
+    tiny: Tiny, tiny_root: Path, tmp_path: Path
+) -> None:
+    tiny.build(tmp_path / "other", seed=1)
+    sets = itertools.product(("train", "battle", "clean"), (tiny_root, tmp_path / "other"))
+    assert len({mini_battles.mini_battles(*s).fingerprint for s in sets}) == 6
+
+
+# A classroom's mirror ---------------------------------------------------------------------
+
+
+def test_build_takes_the_mirrors_copy(tiny: Tiny, tiny_root: Path, tmp_path: Path) -> None:
+    packed.pack(tiny_root / NAME, tmp_path / "mirror")
+    built = tiny.build(tmp_path / "new", source=None, mirror=str(tmp_path / "mirror"))
+    assert content(built) == content(tiny_root / NAME) and left_behind(tmp_path / "new") == []
+
+
+def test_mirror_of_archives_only(tiny: Tiny, tiny_root: Path, tmp_path: Path) -> None:
+    built = tiny.build(tmp_path / "new", source=None, mirror=str(tiny.archives))
+    assert content(built) == content(tiny_root / NAME)
+
+
+def test_mirrors_copy_of_another_seed_is_not_taken(
+    tiny: Tiny, tiny_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    packed.pack(tiny_root / NAME, tmp_path / "mirror")
+    built = tiny.build(tmp_path / "new", seed=1, mirror=str(tmp_path / "mirror"))
+    assert mini_battles._read_manifest(built)["seed"] == 1
+    assert "another version or seed" in caplog.text
+
+
+def test_bad_mirror_installs_nothing(tiny: Tiny, tiny_root: Path, tmp_path: Path) -> None:
+    archive = packed.pack(tiny_root / NAME, tmp_path / "mirror")
+    before = content(tiny_root / NAME)
+    data = bytearray(archive.read_bytes())
+    data[len(data) // 2] ^= 1
+    archive.write_bytes(data)
+    for root in (tiny_root, tmp_path / "new"):
+        with pytest.raises(DownloadError, match=f"{NAME}.tar"):
+            tiny.build(root, source=None, mirror=str(tmp_path / "mirror"))
+    assert content(tiny_root / NAME) == before and left_behind(tiny_root) == []
+    assert not (tmp_path / "new" / NAME).exists()
+
+
+def test_mirror_that_was_packed_from_damaged_data(
+    tiny: Tiny, tiny_root: Path, tmp_path: Path
+) -> None:
+    one_pixel(tiny_root / NAME)
+    packed.pack(tiny_root / NAME, tmp_path / "mirror")
+    with pytest.raises(ObjembError, match="battle/00003.jpg"):
+        tiny.build(tmp_path / "new", source=None, mirror=str(tmp_path / "mirror"))
+    assert not (tmp_path / "new" / NAME).exists()

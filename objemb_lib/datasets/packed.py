@@ -23,12 +23,13 @@ SUMS = "SHA256SUMS"
 def pack(folder: Path, dest: Path) -> Path:
     """Write ``dest/<folder's name>.tar`` and its hash into ``dest/SHA256SUMS``.
 
-    Files keep neither owner nor time, so that two packs of the same data are the same bytes.
+    Files keep neither owner, rights nor time: two packs of the same data are the same bytes.
     """
 
     def anonymous(info: tarfile.TarInfo) -> tarfile.TarInfo:
         info.uid = info.gid = info.mtime = 0
         info.uname = info.gname = ""
+        info.mode = 0o755 if info.isdir() else 0o644
         return info
 
     dest.mkdir(parents=True, exist_ok=True)

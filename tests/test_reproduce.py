@@ -1,0 +1,143 @@
+"""A reproduction: notebooks run, numbers are compared, failures are named."""
+
+import json
+from dataclasses import replace
+
+import nbformat
+import numpy as np
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from objemb_lib import reproduce, settings
+from objemb_lib.errors import ReproduceError
+from objemb_lib.evaluate import Evaluation
+from objemb_lib.results import Measurement, Results, compare, read, table
+
+ONE = Measurement("a", "d/s", 8, "t", "head", "gem", "whole image", "none", "mAP", 0.5, 0.4, 0.6)
+WHERE = {
+    "data": "d/s",
+    "trunk": "t",
+    "stage": "head",
+    "pooling": "gem",
+    "region": "r",
+    "boxes": "n",
+}
+
+
+def test_compare_names_what_strayed():
+    assert compare([ONE], [ONE]) == []
+    assert compare([replace(ONE, value=0.509)], [ONE]) == []
+    (off,) = compare([replace(ONE, value=0.52)], [ONE])
+    assert "a mAP" in off and "0.5200" in off and "tolerance 0.01" in off
+    assert compare([replace(ONE, value=float("nan"))], [ONE])
+    (other,) = compare([replace(ONE, trunk="u")], [ONE])
+    assert "trunk is u, committed is t" in other
+    (gone,) = compare([], [ONE])
+    (new,) = compare([ONE], [])
+    assert "not in this run" in gone and "not in the committed" in new
+
+
+def test_table_has_a_line_a_setting_and_a_column_a_metric():
+    lines = table([ONE, replace(ONE, metric="R@1", value=0.9), replace(ONE, name="b")]).splitlines()
+    assert len(lines) == 4
+    assert lines[2].split(" | ")[0] == "| a" and "0.50 [0.40, 0.60] | 0.90" in lines[2]
+
+
+def test_results_are_on_disk_at_once_and_replaced_by_name(tmp_path):
+    def scores(value):
+        groups = np.array([0, 0, 1, 1])
+        return Evaluation({"mAP": np.full(4, value)}, groups, np.arange(4))
+
+    results = Results("nb", tmp_path)
+    results.add("a", scores(0.25), ["mAP"], **WHERE)
+    results.add("a", scores(0.75), ["mAP"], **WHERE)
+    (row,) = read(tmp_path / "results" / "nb.json")
+    assert (row.value, row.low, row.high, row.queries) == (0.75, 0.75, 0.75, 4)
+
+
+def test_a_damaged_results_file_is_named(tmp_path):
+    (tmp_path / "x.json").write_text('[{"name": 1')
+    with pytest.raises(ReproduceError, match="x.json"):
+        read(tmp_path / "x.json")
+
+
+def test_readme_table_is_made_from_the_committed_results():
+    readme = (settings.PROJECT / "README.md").read_text(encoding="utf-8")
+    report = json.loads((settings.PROJECT / "results" / "workshop.json").read_text())
+    assert reproduce.with_table(readme, report) == readme
+    assert {"torch", "device", "seed", "precision"} <= report["environment"].keys()
+    assert report["data"]["mini-battles"]["splits"]["battle"]["images"] >= 800
+
+
+# --- running notebooks, in a small project ------------------------------------------------
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project of two notebooks and no data; returns its folder."""
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "results").mkdir()
+    (tmp_path / "profiles" / "workshop.yaml").write_text("data: []\nseed: 3\nnotebooks: {}\n")
+    (tmp_path / "README.md").write_text("top\n<!-- results:start -->\n<!-- results:end -->\nend\n")
+    _write(tmp_path, "00_first", "print(SEED)")
+    measure = f"import json, pathlib\nrows = [{json.dumps(vars(ONE))}]\n"
+    measure += 'to = pathlib.Path(RUN_DIR) / "results" / "01_second.json"\n'
+    measure += "to.parent.mkdir(exist_ok=True)\n_ = to.write_text(json.dumps(rows))"
+    _write(tmp_path, "01_second", measure)
+    monkeypatch.setattr(reproduce, "NOTEBOOKS", tmp_path / "notebooks")
+    monkeypatch.setattr(reproduce, "PROFILES", tmp_path / "profiles")
+    monkeypatch.setattr(settings, "PROJECT", tmp_path)
+    monkeypatch.setenv("OBJEMB_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def _write(project, name, *cells):
+    parameters = new_code_cell('RUN_DIR = ""\nSEED = 0', metadata={"tags": ["parameters"]})
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook = new_notebook(cells=[parameters, *map(new_code_cell, cells)])
+    notebook.metadata["kernelspec"] = kernel
+    nbformat.write(notebook, project / "notebooks" / f"{name}.ipynb")
+
+
+def test_update_then_rerun_then_stray(project, capsys):
+    assert reproduce.main([]) == 1  # nothing is committed yet
+    assert "--update" in capsys.readouterr().err
+    assert reproduce.main(["--update"]) == 0
+    assert "0.50 [0.40, 0.60]" in (project / "README.md").read_text()
+    first = nbformat.read(project / "notebooks" / "00_first.ipynb", 4)
+    assert [c.source for c in first.cells] == ['RUN_DIR = ""\nSEED = 0', "print(SEED)"]
+    assert first.cells[1].outputs[0].text == "3\n"
+    assert "papermill" not in first.metadata
+    assert reproduce.main([]) == 0
+    assert "re-used" in capsys.readouterr().out
+
+    committed = project / "results" / "workshop.json"
+    report = json.loads(committed.read_text())
+    report["measurements"]["01_second"][0]["value"] = 0.6
+    committed.write_text(json.dumps(report))
+    assert reproduce.main(["--notebooks", "00"]) == 0  # the other one did not run
+    assert reproduce.main(["--notebooks", "01"]) == 1
+    assert "a mAP: 0.5000, committed 0.6000" in capsys.readouterr().err
+
+
+def test_a_failing_cell_is_shown(project, capsys):
+    _write(project, "00_first", "x = 1", "y = x / 0  # here")
+    assert reproduce.main(["--notebooks", "00"]) == 1
+    said = capsys.readouterr().err
+    assert "00_first.ipynb" in said and "y = x / 0  # here" in said and "ZeroDivisionError" in said
+
+
+def test_an_unknown_parameter_is_refused(project):
+    text = "data: []\nseed: 0\nnotebooks:\n  00_first:\n    SIZZE: 3\n"
+    (project / "profiles" / "workshop.yaml").write_text(text)
+    with pytest.raises(ReproduceError, match="SIZZE"):
+        reproduce.reproduce("workshop", ["00"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"), [(["--notebooks", "07"], "01_second"), (["--profile", "x"], "workshop")]
+)
+def test_an_unknown_name_lists_those_there_are(project, capsys, arguments, named):
+    assert reproduce.main(arguments) == 1
+    assert named in capsys.readouterr().err
