@@ -51,6 +51,12 @@ def contact_sheet(images: Sequence[Image.Image], columns: int = 26, cell: int = 
     return sheet
 
 
+def label_name(dataset: ImageDataset, i: int) -> str:
+    """Name of image ``i``'s label; ``unlabelled`` where it has none."""
+    label = dataset.labels[i]
+    return dataset.label_names[label] if 0 <= label < len(dataset.label_names) else "unlabelled"
+
+
 def scene(dataset: ImageDataset, i: int, ax: Axes | None = None) -> Axes:
     """Image ``i`` with its boxes and the outlines of its masks; the main object's in blue."""
     ax = ax or plt.gca()
@@ -60,7 +66,7 @@ def scene(dataset: ImageDataset, i: int, ax: Axes | None = None) -> Axes:
         ax.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, lw=1.5, ec=colour))
         if dataset.masks is not None:
             ax.contour(dataset.mask(i, k), [0.5], colors=[colour], linewidths=0.8)
-    ax.set_title(dataset.label_names[dataset.labels[i]], fontsize=8)
+    ax.set_title(label_name(dataset, i), fontsize=8)
     ax.axis("off")
     return ax
 
@@ -120,8 +126,7 @@ def neighbours(
         len(found), columns, figsize=(columns * size, len(found) * (size + 0.2)), squeeze=False
     )
     for row, (line, one) in enumerate(zip(axes, found)):
-        name = dataset.label_names[dataset.labels[one.query]] if len(dataset.label_names) else ""
-        title = titles[row] if len(titles) else f"query: {name}"
+        title = titles[row] if len(titles) else f"query: {label_name(dataset, one.query)}"
         _framed(line[0], dataset.image(one.query), QUERY, title)
         for x0, y0, x1, y1 in dataset.boxes[one.query][:1]:
             line[0].add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec=QUERY, lw=1.5))

@@ -127,12 +127,15 @@ def reproduce(name: str, numbers: list[str], update: bool = False) -> list[str]:
         print(f"{notebook.name} ...", flush=True)
         parameters = stated.get("notebooks", {}).get(notebook.stem, {})
         before = cached_files()
+        if stale := result_file(run_dir, notebook):
+            stale.unlink()  # an earlier run's numbers must not stand in for this one's
         where = {"RUN_DIR": str(run_dir), "SEED": stated["seed"]}
         seconds[notebook.stem] = run_notebook(notebook, {**where, **parameters}, run_dir)
         new = len(cached_files() - before)
         cache = f"{new} new tables of vectors" if new else "all vectors re-used from the cache"
         print(f"{notebook.name}: {seconds[notebook.stem]:.0f} s, {cache}", flush=True)
-    fresh = {nb.stem: results.read(path) for nb in chosen if (path := result_file(run_dir, nb))}
+    files = {nb.stem: result_file(run_dir, nb) for nb in chosen}
+    fresh = {stem: results.read(path) if path else [] for stem, path in files.items()}
     report = gather(fresh, stated, seconds)
     atomic_write_text(run_dir / "results.json", json.dumps(report, indent=1))
     rows = [row for part in fresh.values() for row in part]
@@ -192,9 +195,10 @@ def commit_results(name: str, report: dict, chosen: list[Path], run_dir: Path) -
     if path.exists():  # notebooks that did not run keep their numbers
         for part in ("seconds", "measurements"):
             report[part] = dict(sorted((json.loads(path.read_text())[part] | report[part]).items()))
-    atomic_write_text(path, json.dumps(report, indent=1) + "\n")
     readme = settings.PROJECT / "README.md"
-    atomic_write_text(readme, with_table(readme.read_text(), report))
+    text = with_table(readme.read_text(encoding="utf-8"), report)  # may fail: before any write
+    atomic_write_text(path, json.dumps(report, indent=1) + "\n")
+    atomic_write_text(readme, text)
     for notebook in chosen:
         atomic_write_text(notebook, clean_copy(run_dir / notebook.name))
     for picture in run_dir.glob("*.png"):  # the README shows them

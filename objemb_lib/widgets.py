@@ -73,7 +73,7 @@ class Retrieval(ipywidgets.VBox):
 
 def gallery_html(dataset: ImageDataset, found: Neighbours, side: int = 112) -> str:
     """The query and its neighbours as HTML; right and wrong are said in words too."""
-    name = dataset.label_names[dataset.labels[found.query]] if len(dataset.label_names) else ""
+    name = plots.label_name(dataset, found.query)
     cells = [_cell(dataset, found.query, plots.QUERY, f"query: {name}", side)]
     for i, score, right in zip(found.images, found.scores, found.relevant):
         word, colour = ("right", plots.RIGHT) if right else ("wrong", plots.WRONG)

@@ -141,3 +141,27 @@ def test_an_unknown_parameter_is_refused(project):
 def test_an_unknown_name_lists_those_there_are(project, capsys, arguments, named):
     assert reproduce.main(arguments) == 1
     assert named in capsys.readouterr().err
+
+
+def test_a_notebook_that_no_longer_measures_is_noticed(project, capsys):
+    assert reproduce.main(["--notebooks", "01", "--update"]) == 0
+    _write(project, "01_second", "pass")  # an earlier run's numbers must not stand in for it
+    assert reproduce.main(["--notebooks", "01"]) == 1
+    assert "a mAP: in the committed results, not in this run" in capsys.readouterr().err
+
+
+def test_an_update_writes_all_or_nothing(project, capsys):
+    (project / "README.md").write_text("no marks")
+    before = (project / "notebooks" / "00_first.ipynb").read_text()
+    assert reproduce.main(["--notebooks", "00", "--update"]) == 1
+    assert "README.md has no place" in capsys.readouterr().err
+    assert not (project / "results" / "workshop.json").exists()
+    assert (project / "notebooks" / "00_first.ipynb").read_text() == before
+
+
+def test_a_partial_update_keeps_the_other_numbers(project):
+    assert reproduce.main(["--update"]) == 0
+    assert reproduce.main(["--notebooks", "00", "--update"]) == 0
+    report = json.loads((project / "results" / "workshop.json").read_text())
+    assert [row["value"] for row in report["measurements"]["01_second"]] == [0.5]
+    assert "0.50 [0.40, 0.60]" in (project / "README.md").read_text()
