@@ -73,6 +73,7 @@ def speeds(dataset, trunk: Trunk, rounds: int) -> dict[str, float]:
         "extract, files to vectors": lambda: extract(
             dataset, trunk, pair, cache=False, progress=False
         ),
+        "extract again, from the cache": lambda: extract(dataset, trunk, pair, progress=False),
     }
     seconds = {name: [] for name in variants}
     for round_ in range(rounds + 1):  # the first one warms up
@@ -110,6 +111,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
     asked = parser.parse_args()
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None  # a busy machine misleads
     trunk = load_trunk()
     dataset = mini_battles("battle").subset(range(asked.images))
     found = speeds(dataset, trunk, asked.rounds)
@@ -126,6 +128,7 @@ def main() -> None:
         "images": asked.images,
         "rounds": asked.rounds,
         "cores": os.cpu_count(),
+        "other_load": load,
         "machine": platform.machine(),
         "torch": torch.__version__,
         "images_per_second": {name: round(s, 1) for name, s in found.items()},

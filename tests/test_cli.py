@@ -1,96 +1,189 @@
 """data/download.py: what a newcomer types, and what they read."""
 
+from __future__ import annotations
+
 import importlib.util
+import json
+import os
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from objemb_lib import settings
-from objemb_lib.datasets import DATASETS
-from objemb_lib.errors import DataError
+from objemb_lib.datasets import DATASETS, mini_battles, packed
 
+if TYPE_CHECKING:
+    from tiny_battles import Tiny
+
+pytest_plugins = ("tiny_battles",)
 SCRIPT = settings.PROJECT / "data" / "download.py"
+NAME = mini_battles.NAME
+Cli = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def cli(tmp_path, monkeypatch):
-    """``main`` of the script, with an empty data folder."""
-    monkeypatch.setenv("OBJEMB_DATA", str(tmp_path))
-    monkeypatch.delenv("OBJEMB_MIRROR", raising=False)
+def cli(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Cli:
+    """``cli("build", NAME)`` -> exit status, what was printed, errors; never a traceback."""
+    monkeypatch.setenv("OBJEMB_DATA", str(tmp_path / "data"))
     spec = importlib.util.spec_from_file_location("data_download", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.main
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = module.main([str(argument) for argument in arguments])
+        shown = capsys.readouterr()
+        assert "Traceback" not in shown.out + shown.err
+        return status, shown.out, shown.err
+
+    return run
 
 
-def _replace(monkeypatch, **parts):
-    entry = DATASETS["mini-battles"]
-    for part, value in parts.items():
-        monkeypatch.setitem(entry.__dict__, part, value)
-
-
-def test_help_teaches():
-    shown = subprocess.run([sys.executable, SCRIPT, "--help"], capture_output=True, text=True)
+def test_help_teaches() -> None:
+    """In a process of its own, as typed: the script must find the library by itself."""
+    command = [sys.executable, SCRIPT, "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, cwd=SCRIPT.anchor)
     assert shown.returncode == 0
-    for word in ("list", "build", "verify", "pack", "OBJEMB_MIRROR", "--mirror"):
+    for word in ("list", "build", "verify", "pack", "--mirror", "OBJEMB_MIRROR", "OBJEMB_DATA"):
         assert word in shown.stdout
+    for name in DATASETS:
+        assert f"python data/download.py build {name}" in shown.stdout
 
 
-def test_list_shows_size_licence_and_state(cli, tmp_path, capsys):
-    assert cli(["list"]) == 0
-    shown = capsys.readouterr().out
-    assert "mini-battles" in shown and "not built" in shown and "MB" in shown and "CC0" in shown
-    (tmp_path / "mini-battles").mkdir()
-    (tmp_path / "mini-battles" / "manifest.json").write_text("{}")
-    cli(["list"])
-    assert "not built" not in capsys.readouterr().out
+def test_help_of_verify_explains_the_exit_status(cli: Cli, capsys) -> None:
+    with pytest.raises(SystemExit):
+        cli("verify", "--help")
+    assert "exit status: 0" in capsys.readouterr().out
 
 
-def test_a_second_build_does_nothing(cli, tmp_path, capsys, monkeypatch):
-    calls = []
-    _replace(monkeypatch, build=lambda **options: calls.append(options) or tmp_path)
-    (tmp_path / "mini-battles").mkdir()
-    (tmp_path / "mini-battles" / "manifest.json").write_text("{}")
-    assert cli(["build", "mini-battles"]) == 0 and not calls
-    assert "nothing to do" in capsys.readouterr().out
-    assert cli(["build", "mini-battles", "--force"]) == 0 and len(calls) == 1
+def test_list_shows_size_licence_and_state(cli: Cli, tiny: Tiny, tmp_path: Path) -> None:
+    status, shown, _ = cli("list")
+    assert status == 0 and str(tmp_path / "data") in shown
+    (row,) = [line for line in shown.splitlines() if line.startswith(NAME)]
+    assert "not built" in row and "MB" in row and "GPL" in row and "CC-BY" in row
+    cli("build", NAME, "--source", tiny.source)
+    _, shown, _ = cli("list")
+    assert "not built" not in shown and "built" in shown
 
 
-def test_the_mirror_comes_from_the_option_or_the_environment(cli, tmp_path, monkeypatch):
-    calls = []
-    _replace(monkeypatch, build=lambda **options: calls.append(options["mirror"]) or tmp_path)
-    monkeypatch.setenv("OBJEMB_MIRROR", "from-environment")
-    cli(["build", "mini-battles"])
-    cli(["build", "mini-battles", "--mirror", "from-option"])
-    assert calls == ["from-environment", "from-option"]
+def test_a_second_build_does_nothing(cli: Cli, tiny: Tiny, tmp_path: Path) -> None:
+    status, shown, _ = cli("build", NAME, "--source", tiny.source)
+    assert status == 0 and str(tmp_path / "data" / NAME) in shown
+    manifest = tmp_path / "data" / NAME / "manifest.json"
+    before = manifest.stat().st_mtime_ns
+    status, shown, _ = cli("build", NAME)  # without --source: nothing is asked for again
+    assert status == 0 and "nothing to do" in shown and "--force" in shown
+    assert manifest.stat().st_mtime_ns == before
+    assert cli("build", NAME, "--force", "--source", tiny.source)[0] == 0
+    assert manifest.stat().st_mtime_ns > before
 
 
-@pytest.mark.parametrize(("differing", "status"), [([], 0), (["battle"], 2)])
-def test_verify_says_by_its_exit_status(cli, capsys, monkeypatch, differing, status):
-    _replace(monkeypatch, verify=lambda **_: differing)
-    assert cli(["verify", "mini-battles"]) == status
-    assert all(split in capsys.readouterr().out for split in differing)
+def test_verify_says_by_its_exit_status(cli: Cli, tiny_root: Path, tiny_reference: Path) -> None:
+    status, shown, _ = cli("verify", NAME)
+    assert status == 0 and "as in the reference build" in shown
+    reference = json.loads(tiny_reference.read_text())
+    reference["splits"]["clean"]["sha256"] = "of another image library"
+    tiny_reference.write_text(json.dumps(reference))
+    status, shown, _ = cli("verify", NAME)
+    assert status == 2 and "intact, but clean differ" in shown
+    (tiny_root / NAME / "battle" / "00001.jpg").unlink()
+    status, _, errors = cli("verify", NAME)
+    assert status == 1 and "00001.jpg" in errors and f"build {NAME} --force" in errors
+
+
+def test_damaged_data_can_be_built_again(cli: Cli, tiny: Tiny, tiny_root, tiny_reference) -> None:
+    """The remedy that verify names does help."""
+    (tiny_root / NAME / "annotations" / "train.json").write_text("")
+    assert cli("verify", NAME)[0] == 1
+    assert cli("build", NAME, "--force", "--source", tiny.source)[0] == 0
+    assert cli("verify", NAME)[0] == 0
+
+
+def test_pack_serves_a_classroom(
+    cli: Cli, tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serve_folder
+) -> None:
+    status, shown, _ = cli("pack", NAME, tmp_path / "copy")
+    assert status == 0 and str(tmp_path / "copy" / f"{NAME}.tar") in shown
+    built = (tiny_root / NAME / "manifest.json").read_bytes()
+    for learner, mirror in (("by-folder", str(tmp_path / "copy")),
+                            ("by-url", serve_folder(tmp_path / "copy"))):  # fmt: skip
+        monkeypatch.setenv("OBJEMB_DATA", str(tmp_path / learner))
+        monkeypatch.setenv("OBJEMB_MIRROR", mirror)
+        assert cli("build", NAME)[0] == 0
+        assert (tmp_path / learner / NAME / "manifest.json").read_bytes() == built
+
+
+def test_the_option_wins_over_the_environment(
+    cli: Cli, tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed.pack(tiny_root / NAME, tmp_path / "copy")
+    monkeypatch.setenv("OBJEMB_DATA", str(tmp_path / "new"))
+    monkeypatch.setenv("OBJEMB_MIRROR", str(tmp_path / "gone"))
+    status, _, errors = cli("build", NAME)
+    assert status == 1 and str(tmp_path / "gone") in errors
+    assert cli("build", NAME, "--mirror", tmp_path / "copy")[0] == 0
+
+
+def test_pack_refuses_damaged_data(cli: Cli, tiny_root: Path, tmp_path: Path) -> None:
+    (tiny_root / NAME / "train" / "00002.jpg").write_bytes(b"")
+    status, _, errors = cli("pack", NAME, tmp_path / "copy")
+    assert status == 1 and "00002.jpg" in errors and not (tmp_path / "copy").exists()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "says"),
     [
-        (["verify", "mini-battles"], "data/download.py build mini-battles"),
-        (["pack", "mini-battles", "copy"], "data/download.py build mini-battles"),
-        (["build", "no-such-set"], "mini-battles"),
+        (["build", "no-such-set"], f"There are: {NAME}"),
+        (["verify", "no-such-set"], f"There are: {NAME}"),
+        (["verify", NAME], f"data/download.py build {NAME}"),
+        (["pack", NAME, "copy"], f"data/download.py build {NAME}"),
+        (["build", NAME, "--mirror", "no-such-folder"], "no-such-folder is not a folder"),
+        (["build", NAME, "--source", "no-such-folder"], "no-such-folder is not a folder"),
+        (["build", NAME], "--source"),  # no route: no package, no network
     ],
 )
-def test_errors_are_sentences(cli, capsys, arguments, said):
-    assert cli(arguments) == 1
-    shown = capsys.readouterr().err
-    assert shown.startswith("error:") and said in shown and "Traceback" not in shown
+def test_errors_are_sentences(cli: Cli, tmp_path: Path, arguments: list[str], says: str) -> None:
+    status, _, errors = cli(*arguments)
+    assert status == 1 and "error: " in errors
+    assert says in errors and "What to do: " in errors
+    assert not (tmp_path / "data" / NAME).exists()
 
 
-def test_a_full_disk_is_a_sentence_too(cli, capsys, monkeypatch):
-    def full(**_):
-        raise DataError("the disk is full", "Free some space.")
+def test_pack_onto_a_file_is_a_sentence(cli: Cli, tiny_root: Path, tmp_path: Path) -> None:
+    (tmp_path / "copy").write_text("a file, no folder")
+    status, _, errors = cli("pack", NAME, tmp_path / "copy")
+    assert status == 1 and "error: " in errors and str(tmp_path / "copy") in errors
+    assert (tmp_path / "copy").read_text() == "a file, no folder"
 
-    _replace(monkeypatch, build=full)
-    assert cli(["build", "mini-battles"]) == 1
-    assert "Free some space" in capsys.readouterr().err
+
+def full_disk_scene(job: tuple) -> None:
+    raise OSError(28, os.strerror(28), str(job[1]))
+
+
+def test_a_full_disk_keeps_the_old_data(
+    cli: Cli, tiny: Tiny, tiny_root: Path, tiny_reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(mini_battles, "_write_scene", full_disk_scene)
+        status, _, errors = cli("build", NAME, "--force", "--source", tiny.source)
+    assert status == 1 and "No space left" in errors and "Free some space" in errors
+    assert cli("verify", NAME)[0] == 0
+
+
+def test_ctrl_c_is_a_sentence(
+    cli: Cli, tiny: Tiny, tiny_root: Path, tiny_reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mini_battles, "_write_scenes", interrupted)
+        status, _, errors = cli("build", NAME, "--force", "--source", tiny.source)
+    assert status == 130 and "untouched" in errors
+    assert cli("verify", NAME)[0] == 0

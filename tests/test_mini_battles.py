@@ -17,6 +17,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -24,14 +25,17 @@ from filelock import FileLock
 from PIL import Image, ImageFilter
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
-from tiny_battles import NAME, Tiny
 
 from objemb_lib import settings
 from objemb_lib.datasets import mini_battles, packed
 from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.errors import DataError, DownloadError, ObjembError
 
+if TYPE_CHECKING:
+    from tiny_battles import Tiny
+
 pytest_plugins = ("tiny_battles",)
+NAME = mini_battles.NAME
 README = settings.PROJECT / "data" / "README.md"
 FORK = multiprocessing.get_context("fork") if hasattr(os, "fork") else None
 
