@@ -1,6 +1,6 @@
 """How fast is extraction, against the loop that people write first?
 
-    python benchmarks/extract.py [--images 256] [--rounds 5]
+    python benchmarks/extract.py [--images 256] [--rounds 5] [--bf16]
 
 Bare forward passes of Lite0 at 256 px on decoded images, each change added to the one before;
 then the whole pipeline from JPEG files to vectors. The variants take turns within each round,
@@ -110,6 +110,7 @@ def main() -> None:
     )
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--bf16", action="store_true", help="also what bf16 does to R@1")
     asked = parser.parse_args()
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None  # a busy machine misleads
     trunk = load_trunk()
@@ -121,7 +122,7 @@ def main() -> None:
     bare, whole = found["forward: + batch 4 (shipped)"], found["extract, files to vectors"]
     overhead = bare / whole - 1
     print(f"pipeline over the bare forward pass: {100 * overhead:+.0f} % time")
-    bf16 = bf16_costs(trunk)
+    bf16 = bf16_costs(trunk) if asked.bf16 else {}
     for name, change in bf16.items():
         print(f"bf16 moves R@1, {name}: {change} points")
     report = {

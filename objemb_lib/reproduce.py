@@ -132,7 +132,7 @@ def reproduce(name: str, numbers: list[str], update: bool = False) -> list[str]:
         where = {"RUN_DIR": str(run_dir), "SEED": stated["seed"]}
         seconds[notebook.stem] = run_notebook(notebook, {**where, **parameters}, run_dir)
         new = len(cached_files() - before)
-        cache = f"{new} new tables of vectors" if new else "all vectors re-used from the cache"
+        cache = f"{new} new tables of vectors" if new else "any vectors re-used from the cache"
         print(f"{notebook.name}: {seconds[notebook.stem]:.0f} s, {cache}", flush=True)
     files = {nb.stem: result_file(run_dir, nb) for nb in chosen}
     fresh = {stem: results.read(path) if path else [] for stem, path in files.items()}
@@ -261,7 +261,7 @@ def main(arguments: list[str] | None = None) -> int:
     for problem in problems:
         print(f"strayed: {problem}", file=sys.stderr)
     if not problems:
-        print(f"every number is within its tolerance; executed notebooks: runs/{asked.profile}/")
+        print(f"no number strayed; executed notebooks: runs/{asked.profile}/")
     return 1 if problems else 0
 
 

@@ -53,7 +53,8 @@ def random_case(seed: int, n: int = 40, dim: int = 6):
     beside = {int(i): [int(rng.integers(0, 8))] for i in rng.choice(n, n // 4, replace=False)}
     data = dataset(labels, beside, queries=rng.permutation(n)[:25], gallery=rng.permutation(n)[:34])
     vectors = rng.standard_normal((9, dim))[labels] + rng.standard_normal((n, dim))
-    return l2(vectors), data
+    # float64: in float32 the sum's order decides which of two nearly equal scores comes first.
+    return l2(vectors).astype(np.float64), data
 
 
 def slow_scores(vectors, data, name, gallery_vectors=None) -> np.ndarray:
