@@ -18,7 +18,7 @@ from objemb_lib.evaluate import Evaluation, Interval
 from objemb_lib.regions import Region
 from objemb_lib.trunks import Trunk
 
-TOLERANCE = 0.01  # a rerun on another machine may round differently; seen: 0.0005
+TOLERANCE = 0.01  # another machine may round differently; the same one gives the same numbers
 
 
 @dataclass(frozen=True)
