@@ -138,6 +138,18 @@ def test_train_shares_no_object_and_no_background_with_the_tests(cocos: dict[str
     assert len(behind["train"]) > 10 and len(behind["battle"]) > 10  # all of them are in use
 
 
+def test_no_object_stands_twice_in_front_of_one_background(cocos: dict[str, dict]) -> None:
+    for coco in cocos.values():
+        behind = {i["id"]: i["background"] for i in coco["images"]}
+        pairs = [
+            (a["object_id"], behind[a["image_id"]])
+            for a in coco["annotations"]
+            if a["role"] == "main"
+        ]
+        assert len(pairs) == len(behind)
+        assert len(set(pairs)) == len(pairs)
+
+
 def test_annotations_are_coco(mini_battles_built: Path, cocos: dict[str, dict]) -> None:
     for split, raw in cocos.items():
         with contextlib.redirect_stdout(io.StringIO()):

@@ -9,7 +9,8 @@ learner's own machine from freely licensed photographs: 234 cut-outs (Tux Paint'
 ``clean``   the same 116 objects x 6 = 696: the object fills the frame on a calm background
 
 Objects and backgrounds of ``train`` never appear in ``battle`` or ``clean``. A battle scene
-has one main object and up to two distractors of the same pool. Every random choice of a scene
+has one main object and up to two distractors of the same pool. No two scenes of a main object
+have the same background. Every random choice of a scene
 comes from (version, seed, split, number), so that scenes can be made in any order, on any
 number of processes, and come out the same.
 """
@@ -50,7 +51,7 @@ from objemb_lib.errors import DataError, ImageError
 from objemb_lib.images import load_image
 
 NAME = "mini-battles"
-VERSION = "1"
+VERSION = "2"
 SIZE = 256
 LISTS = Path(__file__).parent
 REFERENCE = LISTS / "mini_battles_reference.json"
@@ -256,6 +257,21 @@ def _clean_layers(raw: Path, main: dict, rng: Random) -> list[Layer]:
     return [Layer(main, image, corner, edits)]
 
 
+def _behind(split: str, number: int, seed: int) -> dict:
+    """The background of a scene: another one for each scene of an object.
+
+    Were an object twice in front of the same photograph, a vector of that photograph alone
+    would find it again.
+    """
+    rule = SPLITS[split]
+    which, scene = divmod(number, rule.scenes_per_object)
+    there = [b for b in backgrounds() if b["split"] == rule.pool]
+    every = Random(f"{NAME} {VERSION} {seed} {split} backgrounds of {which}").sample(
+        there, len(there)
+    )
+    return every[scene % len(every)]  # fewer backgrounds than scenes: only in small tests
+
+
 def compose(raw: Path, split: str, number: int, seed: int) -> tuple[bytes, dict]:
     """One scene.
 
@@ -270,7 +286,7 @@ def compose(raw: Path, split: str, number: int, seed: int) -> tuple[bytes, dict]
     rule = SPLITS[split]
     pool = [o for o in objects() if o["split"] == rule.pool]
     main = pool[number // rule.scenes_per_object]
-    behind = rng.choice([b for b in backgrounds() if b["split"] == rule.pool])
+    behind = _behind(split, number, seed)
     canvas = _crop_of(_background(raw, behind["collection"], behind["path"]), rng)
     if split == "clean":
         canvas = canvas.filter(ImageFilter.GaussianBlur(24))
