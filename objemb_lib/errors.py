@@ -37,3 +37,7 @@ class CacheError(ObjembError):
 
 class ReproduceError(ObjembError):
     """A run that failed, or numbers that left their tolerance."""
+
+
+class TrainingError(ObjembError):
+    """A training run that cannot go on."""

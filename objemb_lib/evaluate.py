@@ -260,7 +260,8 @@ def evaluate(
         metrics: names as in :func:`metric_function`.
         chunk: queries ranked at a time, each taking about 16 bytes per gallery image.
     Raises:
-        DataError: not one finite vector per image, unknown metric, no metric.
+        DataError: not one finite vector per image, unknown metric, no metric, or no query that
+            has a relevant image.
     """
     asked, searched = _checked(vectors, dataset, gallery_vectors)
     functions = {name: metric_function(name) for name in metrics}
@@ -277,6 +278,12 @@ def evaluate(
             ranked = dataset.relevant(queries[i])[keep]
             for name, function in functions.items():
                 values[name][i] = function(ranked)
+    if all(np.isnan(scores).all() for scores in values.values()):
+        raise DataError(
+            f"nothing to score: no query of {dataset.name}/{dataset.split} has a relevant image",
+            "Give labels (one folder per object), two images of an object at least; rankings "
+            "can be seen without (ranking, plots.neighbours).",
+        )
     which = f"{dataset.name}/{dataset.split} {dataset.fingerprint}"
     return Evaluation(values, dataset.labels[queries], queries, which)
 

@@ -17,7 +17,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -158,28 +157,31 @@ class Job:
                     found = []
 
     def _read(self, batches: list[range]) -> Iterator[torch.Tensor]:
-        """``(B, 3, size, size)`` uint8 batches, channels last, decoded by several threads.
+        """``(B, 3, size, size)`` uint8 batches, channels last.
 
-        An accelerator computes while the next batches are decoded. A CPU decodes first and
-        computes then: decoding threads beside torch's own make those wait for each other, and
-        that can cost ten times what overlapping saves.
+        An accelerator computes while threads decode the next batches. A CPU decodes in this
+        thread and computes then: decoding threads beside torch's own make both wait, and that
+        costs several times what they save.
         """
-        ahead = 4 if self.device.type != "cpu" else 0
+        decode = (self._decode(images) for images in batches)
+        return decode if self.device.type == "cpu" else self._read_ahead(batches)
+
+    def _decode(self, images: range) -> torch.Tensor:
+        stack = np.stack([self.region.pixels(self.dataset, i, self.size) for i in images])
+        return torch.from_numpy(stack).permute(0, 3, 1, 2)  # a view
+
+    def _read_ahead(self, batches: list[range], ahead: int = 4) -> Iterator[torch.Tensor]:
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-
-            def submit(images: range) -> list[Future]:
-                return [threads.submit(self.region.pixels, self.dataset, i, self.size)
-                        for i in images]  # fmt: skip
-
-            waiting, queue = iter(batches), deque()
+            queue: deque[Future] = deque()
             try:
-                for batch in chain(waiting, [None] * ahead):
-                    queue.append(submit(batch) if batch is not None else None)
-                    if len(queue) > ahead and (futures := queue.popleft()) is not None:
-                        stack = np.stack([future.result() for future in futures])
-                        yield torch.from_numpy(stack).permute(0, 3, 1, 2)  # a view
+                for images in batches:
+                    queue.append(threads.submit(self._decode, images))
+                    if len(queue) > ahead:
+                        yield queue.popleft().result()
+                while queue:
+                    yield queue.popleft().result()
             finally:
-                for future in chain.from_iterable(filter(None, queue)):
+                for future in queue:
                     future.cancel()
 
 

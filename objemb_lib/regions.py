@@ -16,6 +16,8 @@ from PIL import Image
 from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.errors import DataError
 
+TRUTH = "ground truth"
+
 
 @dataclass(frozen=True)
 class Region:
@@ -23,7 +25,7 @@ class Region:
 
     Args:
         name: for tables.
-        boxes: box source, for tables: ``none`` (the whole image) or ``true``.
+        boxes: box source, for tables: ``none`` (the whole image) or ``ground truth``.
         margin: context around the box, as a part of its sides.
     """
 
@@ -38,7 +40,7 @@ class Region:
         paper's networks see it. Raises ImageError, naming the file, if it cannot be read.
         """
         image = dataset.image(i)
-        if self.boxes == "true":
+        if self.boxes == TRUTH:
             if not len(dataset.boxes[i]):
                 raise DataError(
                     f"{dataset.files[i]} has no box to crop", "Use the whole image (WHOLE)."
@@ -51,7 +53,7 @@ class Region:
 
 
 WHOLE = Region("whole image")
-CROP = Region("crop", boxes="true")
+CROP = Region("crop", TRUTH)
 
 
 def _widen(box: np.ndarray, margin: float, size: tuple[int, int]) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """Measurements of a run: recorded by notebooks, gathered, compared and shown by ``reproduce``.
 
-A measurement always says what was measured on what: data set, number of queries, trunk, stage,
-pooling, region with its box source, metric, interval, and how far a rerun may stray.
+A measurement always says what was measured on what: data set, number of queries, trunk, input
+size, stage, pooling, region with its box source, metric, interval, and how far a rerun may stray.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from objemb_lib.evaluate import Evaluation, Interval
 from objemb_lib.regions import Region
 from objemb_lib.trunks import Trunk
 
+SETTING = ("trunk", "size", "stage", "pooling", "region", "boxes")
 TOLERANCE = 0.01  # another machine may round differently; the same one gives the same numbers
 
 
@@ -29,6 +30,7 @@ class Measurement:
     data: str
     queries: int
     trunk: str
+    size: int
     stage: str
     pooling: str
     region: str
@@ -61,7 +63,7 @@ class Results:
         name: str,
         evaluation: Evaluation,
         metrics: Iterable[str] = ("R@1", "mAP"),
-        **where: str,
+        **where: str | int,
     ) -> list[Measurement]:
         """Record metrics of an evaluation, at once, so that a later failure loses nothing.
 
@@ -90,12 +92,22 @@ class Results:
 
 
 def where(
-    dataset: ImageDataset, trunk: Trunk, pair: tuple[str, str], region: Region, note: str = ""
-) -> dict[str, str]:
-    """What a :class:`Measurement` says of its setting; ``note`` follows the pooling's name."""
+    dataset: ImageDataset,
+    trunk: Trunk,
+    size: int,
+    pair: tuple[str, str],
+    region: Region,
+    note: str = "",
+) -> dict[str, str | int]:
+    """What a :class:`Measurement` says of its setting.
+
+    Args:
+        size: side in pixels of what the trunk saw. note: follows the pooling's name.
+    """
     return {
         "data": f"{dataset.name}/{dataset.split}",
         "trunk": trunk.name,
+        "size": size,
         "stage": pair[0],
         "pooling": pair[1] + note,
         "region": region.name,
@@ -108,10 +120,10 @@ def table(rows: Iterable[Measurement]) -> str:
     settings: dict[tuple, dict[str, Measurement]] = {}
     metrics: list[str] = []
     for m in rows:
-        key = (m.name, m.data, m.queries, m.trunk, m.stage, m.pooling, m.region, m.boxes)
+        key = (m.name, m.data, m.queries, *(getattr(m, part) for part in SETTING))
         settings.setdefault(key, {})[m.metric] = m
         metrics += [m.metric] if m.metric not in metrics else []
-    head = ["what", "data", "queries", "trunk", "stage", "pooling", "region", "boxes", *metrics]
+    head = ["what", "data", "queries", *SETTING, *metrics]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for key, found in settings.items():
         cells = [str(part) for part in key]
@@ -145,7 +157,7 @@ def compare(fresh: Iterable[Measurement], committed: Iterable[Measurement]) -> l
         problems.append(f"{' '.join(key)}: in this run, not in the committed results")
     for key in now.keys() & then.keys():
         a, b = asdict(now[key]), asdict(then[key])
-        for part in ("data", "queries", "trunk", "stage", "pooling", "region", "boxes"):
+        for part in ("data", "queries", *SETTING):
             if a[part] != b[part]:
                 problems.append(f"{' '.join(key)}: {part} is {a[part]}, committed is {b[part]}")
         off = abs(a["value"] - b["value"])

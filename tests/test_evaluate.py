@@ -195,10 +195,12 @@ def test_queries_without_relevant_images_are_counted_and_left_out():
     assert (found.n_queries, found.n_skipped) == (4, 2)
     assert np.isnan(found.values["R@1"]).tolist() == [False, False, True, True]
     assert found.mean("R@1") == np.nanmean(found.values["R@1"])
-    nothing = evaluate(np.eye(2), dataset([0, 1]))
-    assert nothing.n_skipped == 2 and np.isnan(nothing.mean("mAP"))
-    assert np.isnan(nothing.interval("mAP").value)
-    assert nothing.interval("mAP").verdict == "inconclusive"
+
+
+def test_photographs_without_any_relevant_image_are_said_to_have_no_score():
+    for labels in ([0, 1], [-1, -1]):
+        with pytest.raises(DataError, match="no query of .* has a relevant image"):
+            evaluate(np.eye(2), dataset(labels))
 
 
 def test_bad_vectors_are_refused():

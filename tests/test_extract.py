@@ -144,7 +144,7 @@ def test_crop_at_the_size_of_the_box_keeps_every_pixel(tmp_path: Path) -> None:
     boxes = [np.array([[9, 3, 25, 19]], np.float32)]
     data = ImageDataset("noise", "test", tmp_path, ["noise.png"], [0], boxes=boxes)
     assert (CROP.pixels(data, 0, 16) == noise[3:19, 9:25]).all()
-    padded = Region("with context", boxes="true", margin=0.125)  # two pixels on each side
+    padded = Region("with context", boxes="ground truth", margin=0.125)  # two pixels on each side
     assert (padded.pixels(data, 0, 20) == noise[1:21, 7:27]).all()
 
 
@@ -177,7 +177,7 @@ def test_crops_stay_inside_the_image(box: tuple, margin: float, tmp_path: Path) 
     x0, y0, x1, y1 = slow_widen(box, margin, (48, 40))
     cut = Image.fromarray(noise[y0:y1, x0:x1])
     expected = np.asarray(cut.resize((24, 24), Image.Resampling.BICUBIC))
-    assert (Region("r", "true", margin).pixels(data, 0, 24) == expected).all()
+    assert (Region("r", "ground truth", margin).pixels(data, 0, 24) == expected).all()
 
 
 def test_an_image_without_a_box_cannot_be_cropped(tmp_path: Path) -> None:
@@ -307,7 +307,7 @@ def test_whatever_decides_the_numbers_has_a_cache_of_its_own(
     usual = quick(data)[SPOC]
     other_trunk, brighter = tiny(seed=1), tiny()
     brighter.mean += 0.1
-    margin = Region("crop", boxes="true", margin=0.2)
+    margin = Region("crop", boxes="ground truth", margin=0.2)
     seen()
     for how in ({"trunk": other_trunk}, {"trunk": brighter}, {"region": CROP}, {"region": margin}):
         assert not np.allclose(quick(data, **how)[SPOC], usual), how

@@ -223,7 +223,7 @@ def test_folders_name_the_main_object_and_no_other(make_image: MakeImage, tmp_pa
     assert data.labels.tolist() == [0, 1]
     assert data.categories.tolist() == [-1, 1]
     assert data.box_labels[1].tolist() == [1, -1]  # category 0 is a car, label 0 is Fido
-    assert data.extra[1]["box_categories"] == [1, 0]
+    assert data.box_categories[1].tolist() == [1, 0]
     assert not data.junk(0)[1]
 
 

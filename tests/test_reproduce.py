@@ -13,10 +13,13 @@ from objemb_lib.errors import ReproduceError
 from objemb_lib.evaluate import Evaluation
 from objemb_lib.results import Measurement, Results, compare, read, table
 
-ONE = Measurement("a", "d/s", 8, "t", "head", "gem", "whole image", "none", "mAP", 0.5, 0.4, 0.6)
+ONE = Measurement(
+    "a", "d/s", 8, "t", 256, "head", "gem", "whole image", "none", "mAP", 0.5, 0.4, 0.6
+)
 WHERE = {
     "data": "d/s",
     "trunk": "t",
+    "size": 256,
     "stage": "head",
     "pooling": "gem",
     "region": "r",

@@ -45,6 +45,8 @@ class ImageDataset:
         category_names: name of each category.
         boxes: ``N`` arrays ``(K_i, 4)``; the first box is the main object's.
         box_labels: ``N`` arrays ``(K_i,)``: the label of each box.
+        box_categories: ``N`` arrays ``(K_i,)``: the coarse category of each box, -1 where
+            unknown; default the image's category for its main object, -1 for others.
         masks: ``N`` lists of ``K_i`` COCO run-length encodings, or None.
         queries: indices of the images that ask; default all.
         gallery: indices of the images that are searched; default all.
@@ -64,6 +66,7 @@ class ImageDataset:
     category_names: Sequence[str] = ()
     boxes: Sequence[np.ndarray] = ()
     box_labels: Sequence[np.ndarray] = ()
+    box_categories: Sequence[np.ndarray] = ()
     masks: Sequence[Sequence[dict]] | None = None
     queries: np.ndarray | None = None
     gallery: np.ndarray | None = None
@@ -86,6 +89,10 @@ class ImageDataset:
         if not len(self.box_labels):
             same = [np.full(len(b), lab) for b, lab in zip(self.boxes, self.labels)]
             fill(self, "box_labels", tuple(same))
+        if not len(self.box_categories):
+            first = [np.where(np.arange(len(b)) == 0, c, -1)
+                     for b, c in zip(self.boxes, self.categories)]  # fmt: skip
+            fill(self, "box_categories", tuple(first))
         for part in ("queries", "gallery"):
             index = getattr(self, part)
             fill(self, part, np.arange(n) if index is None else np.asarray(index, np.int64))
@@ -94,13 +101,13 @@ class ImageDataset:
             fill(self, "fingerprint", self._fingerprint())
 
     def _check(self, n: int) -> None:
-        for part in ("labels", "categories", "boxes", "box_labels"):
+        for part in ("labels", "categories", "boxes", "box_labels", "box_categories"):
             if len(getattr(self, part)) != n:
                 raise DataError(f"{self.name}: {n} images but {len(getattr(self, part))} {part}")
         for part in ("masks", "extra"):
             if getattr(self, part) and len(getattr(self, part)) != n:
                 raise DataError(f"{self.name}: {n} images but {len(getattr(self, part))} {part}")
-        for part in ("box_labels", "masks"):
+        for part in ("box_labels", "box_categories", "masks"):
             for file, boxes, values in zip(self.files, self.boxes, getattr(self, part) or ()):
                 if len(values) != len(boxes):
                     raise DataError(f"{self.name}: {file} has {len(boxes)} boxes, other {part}")
@@ -181,6 +188,6 @@ class ImageDataset:
         return ImageDataset(
             self.name, self.split, self.root, take(self.files), self.labels[pick],
             self.label_names, self.categories[pick], self.category_names, take(self.boxes),
-            take(self.box_labels), None if self.masks is None else take(self.masks),
+            take(self.box_labels), take(self.box_categories), None if self.masks is None else take(self.masks),
             fingerprint=part, extra=take(self.extra),
         )  # fmt: skip

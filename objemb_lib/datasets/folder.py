@@ -331,7 +331,8 @@ def _annotated(
     """
     categories = [np.array([o.category for o in found], np.int64) for found in objects]
     main = np.array([c[0] if len(c) else -1 for c in categories], np.int64)
-    parts: dict = {"categories": main, "category_names": coco.names, "box_labels": categories}
+    parts: dict = {"categories": main, "category_names": coco.names, "box_labels": categories,
+                   "box_categories": categories}  # fmt: skip
     if np.all(labels < 0):
         parts |= {"labels": main, "label_names": coco.names}
     else:
@@ -347,8 +348,7 @@ def _annotated(
             "image_id": coco.ids.get(file),
             "annotation_ids": [o.id for o in found],
             "iscrowd": [o.crowd for o in found],
-            "box_categories": c.tolist(),
         }
-        for file, found, c in zip(files, objects, categories)
+        for file, found in zip(files, objects)
     ]
     return parts

@@ -1,0 +1,205 @@
+"""The networks: torchvision's Faster R-CNN, Mask R-CNN and FCOS on any trunk of ours."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from objemb_lib.errors import DataError
+from objemb_lib.trunks import Trunk
+
+KINDS = ("faster_rcnn", "mask_rcnn", "fcos")
+STRIDES = (8, 16, 32)  # objects of 30 to 170 pixels: finer levels cost much and find nothing more
+RATIOS = (0.5, 1.0, 2.0)
+
+Target = dict[str, Tensor]
+Losses = dict[str, Tensor]
+
+
+class Pyramid(nn.Module):
+    """A trunk and a feature pyramid (FPN) over its last stages: what torchvision calls a backbone.
+
+    Args:
+        trunk: its deepest map at each of :data:`STRIDES` feeds the level ``fpn<log2 stride>``.
+        channels: of every level.
+    Raises:
+        DataError: the trunk has no map at one of the strides.
+    Source: Lin et al., Feature Pyramid Networks for Object Detection, 2017.
+    """
+
+    def __init__(self, trunk: Trunk, channels: int) -> None:
+        super().__init__()
+        stages = {stage.stride: stage for stage in trunk.stages.values()}  # the deepest wins
+        if missing := [stride for stride in STRIDES if stride not in stages]:
+            raise DataError(
+                f"{trunk.name} has no map of stride {', '.join(map(str, missing))}",
+                "Use a trunk of stride 32, such as efficientnet_lite0.",
+            )
+        self.levels = {f"fpn{s.bit_length() - 1}": stages[s].name for s in STRIDES}
+        self.body = trunk
+        self.fpn = FeaturePyramidNetwork([stages[s].channels for s in STRIDES], channels)
+        self.out_channels = channels
+
+    def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
+        """``(N, 3, H, W)`` normalised images to ``{level: (N, channels, H/stride, W/stride)}``."""
+        return self.pyramid(self.body(images))
+
+    def pyramid(self, maps: dict[str, Tensor]) -> OrderedDict[str, Tensor]:
+        """The levels, from the trunk's maps."""
+        return self.fpn(OrderedDict((level, maps[stage]) for level, stage in self.levels.items()))
+
+
+class Detector(nn.Module):
+    """A detection network with what is needed to build it again.
+
+    Args:
+        kind: one of :data:`KINDS`.
+        network: torchvision's model; its ``backbone`` is a :class:`Pyramid`.
+        categories: names; the network's label ``k + 1`` is category ``k``.
+        size: side in pixels of the images it was built for.
+    """
+
+    def __init__(
+        self, kind: str, network: nn.Module, categories: Sequence[str], size: int
+    ) -> None:
+        super().__init__()
+        self.kind, self.categories, self.size = kind, tuple(categories), size
+        self.network = network
+
+    @property
+    def trunk(self) -> Trunk:
+        """The trunk inside, as it is now."""
+        return self.network.backbone.body
+
+    def __repr__(self) -> str:
+        count = sum(p.numel() for p in self.parameters()) / 1e6
+        return (
+            f"Detector({self.kind} on {self.trunk.name}, {len(self.categories)} categories, "
+            f"{self.size} px, {count:.1f} M parameters)"
+        )
+
+    def train(self, mode: bool = True) -> Detector:
+        """Batch norm stays as ImageNet left it: a batch of eight says too little about it."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+    def forward(
+        self, images: list[Tensor], targets: list[Target] | None = None
+    ) -> Losses | list[Target]:
+        """Losses in training; else detections, best first.
+
+        Args:
+            images: ``(3, H, W)`` float pixels in 0..1 each, not normalised.
+            targets: in training: ``boxes`` ``(K, 4)`` as x0, y0, x1, y1, ``labels`` ``(K,)``
+                from 1, and for Mask R-CNN ``masks`` ``(K, H, W)``.
+        Returns:
+            ``{name: loss}``, or for each image ``boxes``, ``labels``, ``scores`` and, from Mask
+            R-CNN, ``masks`` ``(K, 1, H, W)`` in 0..1.
+        """
+        return self.network(images, targets)
+
+
+def build_detector(
+    kind: str,
+    trunk: Trunk,
+    categories: Sequence[str],
+    size: int = 256,
+    channels: int = 96,
+    hidden: int = 256,
+) -> Detector:
+    """A detector on a copy of a trunk, its head with random weights.
+
+    Batch norm is frozen, and so is every layer up to stride 4: edges and colours are as
+    ImageNet taught them, and half of the backward pass is saved.
+
+    Args:
+        size: images are resized to this side; anchors go from an eighth to three quarters of it.
+        channels: of the pyramid. hidden: width of the box head's vector.
+    Raises:
+        DataError: unknown kind, no category, or a trunk without the needed strides.
+    """
+    if kind not in KINDS:
+        raise DataError(f"no detector called {kind!r}", f"Use one of {', '.join(KINDS)}.")
+    if not categories:
+        raise DataError("a detector needs at least one category", "Pass category names.")
+    backbone = Pyramid(copy.deepcopy(trunk), channels)
+    freeze(backbone.body)
+    common = {
+        "backbone": backbone,
+        "num_classes": len(categories) + 1,
+        "min_size": size,
+        "max_size": size,
+        "image_mean": trunk.mean.flatten().tolist(),
+        "image_std": trunk.std.flatten().tolist(),
+    }
+    if kind == "fcos":
+        network = FCOS(**common, score_thresh=0.05, anchor_generator=_points())
+    else:
+        network = _two_stage(kind, common, size, channels, hidden)
+    return Detector(kind, network, categories, size)
+
+
+def _points() -> AnchorGenerator:
+    """FCOS has no anchors; torchvision says a level's range by one, as wide as its stride."""
+    return AnchorGenerator(tuple((stride,) for stride in STRIDES), ((1.0,),) * len(STRIDES))
+
+
+def _two_stage(kind: str, common: dict, size: int, channels: int, hidden: int) -> nn.Module:
+    """Faster or Mask R-CNN, smaller than torchvision's defaults, which are for 800 pixels."""
+    levels, classes = list(common["backbone"].levels), common.pop("num_classes")
+    anchors = AnchorGenerator(
+        tuple((round(size * part),) for part in (1 / 8, 1 / 4, 1 / 2, 3 / 4)), (RATIOS,) * 4
+    )
+    common["backbone"].fpn.extra_blocks = LastLevelMaxPool()  # a fourth level for large objects
+    scale = round(size * 224 / 800)  # which level an object is pooled from, as for 800 pixels
+    parts = {
+        "rpn_anchor_generator": anchors,
+        "rpn_pre_nms_top_n_train": 400,
+        "rpn_pre_nms_top_n_test": 300,
+        "rpn_post_nms_top_n_train": 200,
+        "rpn_post_nms_top_n_test": 100,
+        "rpn_batch_size_per_image": 128,
+        "box_roi_pool": MultiScaleRoIAlign(levels, 7, 2, canonical_scale=scale),
+        "box_head": TwoMLPHead(channels * 7 * 7, hidden),
+        "box_predictor": FastRCNNPredictor(hidden, classes),
+        "box_batch_size_per_image": 64,
+    }
+    if kind == "faster_rcnn":
+        return FasterRCNN(**common, **parts)
+    return MaskRCNN(
+        **common,
+        **parts,
+        mask_roi_pool=MultiScaleRoIAlign(levels, 14, 2, canonical_scale=scale),
+        mask_head=MaskRCNNHeads(channels, (channels, channels), 1),
+        mask_predictor=MaskRCNNPredictor(channels, channels, classes),
+    )
+
+
+def freeze(trunk: Trunk) -> None:
+    """Freeze batch norm, and every layer that stride 4 depends on, in place."""
+    for module in trunk.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.requires_grad_(False)
+    shallow = [stage.name for stage in trunk.stages.values() if stage.stride <= 4]
+    free = [p for p in trunk.parameters() if p.requires_grad]
+    with torch.enable_grad():
+        maps = trunk.eval()(torch.zeros(1, 3, 64, 64))
+        total = sum(maps[name].sum() for name in shallow) if shallow else None
+    if total is None:
+        return
+    # Whatever gets a gradient from the shallow maps made them; no need to know the network.
+    for parameter, needed in zip(free, torch.autograd.grad(total, free, allow_unused=True)):
+        parameter.requires_grad_(needed is None)

@@ -1,0 +1,90 @@
+"""A data set as training targets: boxes, categories and masks, with augmentation."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from objemb_lib.datasets.base import ImageDataset
+from objemb_lib.detectors.build import Target
+from objemb_lib.errors import DataError
+
+MIN_SIDE = 4  # pixels: smaller boxes, and what augmentation leaves of others, are no targets
+
+
+def usable(dataset: ImageDataset) -> list[int]:
+    """Images with at least one box of a known category and at least 4 pixels a side.
+
+    Raises:
+        DataError: there is none.
+    """
+    found = [i for i in range(len(dataset)) if len(_keep(dataset, i))]
+    if not found:
+        raise DataError(
+            f"{dataset.name}/{dataset.split}: no image has a box with a category",
+            "Give annotations (COCO format), or train on another data set.",
+        )
+    return found
+
+
+def _keep(dataset: ImageDataset, i: int) -> np.ndarray:
+    """Indices of the boxes of an image that can be learned from."""
+    boxes = np.asarray(dataset.boxes[i])
+    large = (boxes[:, 2:] - boxes[:, :2] >= MIN_SIDE).all(axis=1)
+    known = np.asarray(dataset.box_categories[i]) >= 0
+    crowd = (dataset.extra[i].get("iscrowd") if len(dataset.extra) else None) or [False] * len(boxes)
+    return np.flatnonzero(large & known & ~np.asarray(crowd, bool))
+
+
+def example(dataset: ImageDataset, i: int, masks: bool = False) -> tuple[Tensor, Target]:
+    """Image ``i`` with its targets, as tv_tensors that torchvision's transforms know.
+
+    Boxes are clipped to the image; those without area or category are left out.
+
+    Returns:
+        ``(3, H, W)`` uint8, and ``boxes`` ``(K, 4)``, ``labels`` ``(K,)`` from 1, with ``masks``
+        also ``(K, H, W)`` uint8.
+    """
+    image = dataset.image(i)
+    size = image.size[::-1]
+    keep = _keep(dataset, i)
+    boxes = torch.from_numpy(np.asarray(dataset.boxes[i], np.float32)[keep])
+    labels = torch.from_numpy(np.asarray(dataset.box_categories[i])[keep].astype(np.int64) + 1)
+    target = {
+        "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),
+        "labels": labels,
+    }
+    if masks:
+        found = [dataset.mask(i, int(k)) for k in keep]
+        stack = np.stack(found) if found else np.zeros((0, *size), bool)
+        target["masks"] = tv_tensors.Mask(torch.from_numpy(stack.astype(np.uint8)))
+    pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
+    clip = v2.Compose([v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes(min_size=MIN_SIDE)])
+    return clip(tv_tensors.Image(pixels), target)
+
+
+def augmentation(size: int) -> v2.Transform:
+    """Mirror, zoom in or out, colours, then ``size`` pixels: what makes few photographs many.
+
+    Boxes that a zoom leaves under :data:`MIN_SIDE` pixels are dropped.
+    """
+    return v2.Compose(
+        [
+            v2.RandomHorizontalFlip(),
+            v2.RandomPhotometricDistort(p=0.5),
+            v2.RandomChoice(
+                [
+                    v2.RandomResizedCrop((size, size), scale=(0.4, 1.0), antialias=True),
+                    v2.Compose([v2.RandomZoomOut(fill=127, side_range=(1.0, 1.6), p=1.0),
+                                v2.Resize((size, size), antialias=True)]),
+                    v2.Resize((size, size), antialias=True),
+                ],
+                p=[0.5, 0.2, 0.3],
+            ),
+            v2.SanitizeBoundingBoxes(min_size=MIN_SIDE),
+            v2.ToDtype(torch.float32, scale=True),
+        ]
+    )  # fmt: skip

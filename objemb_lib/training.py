@@ -1,0 +1,208 @@
+"""One training loop for detectors and students: progress, a log, checkpoints that resume.
+
+A run lives in a folder: ``last.pt`` (weights, optimiser, step; written atomically, so that a
+kill costs at most the steps since), ``log.jsonl`` (a line every few steps), and ``step-*.safetensors``,
+the weights at the steps that were asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from objemb_lib import settings
+from objemb_lib.atomic import atomic_path
+from objemb_lib.errors import TrainingError
+
+LOG_EVERY = 10
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """AdamW with a linear warm-up and a cosine to zero.
+
+    Args:
+        steps: updates. batch_size: images an update. rate: learning rate of new layers.
+        trunk_rate: of the pretrained ones, as a part of ``rate``.
+        warmup: steps. clip: largest norm of the gradient. seed: of everything random.
+        snapshots: steps whose weights are kept, beside the last.
+    """
+
+    steps: int = 1000
+    batch_size: int = 8
+    rate: float = 4e-4
+    trunk_rate: float = 0.25
+    weight_decay: float = 1e-4
+    warmup: int = 50
+    clip: float = 5.0
+    seed: int = settings.SEED
+    snapshots: Sequence[int] = ()
+
+    def factor(self, step: int) -> float:
+        """What the rate is multiplied with at a step, from 0."""
+        rising = min(1.0, (step + 1) / max(1, self.warmup))
+        return rising * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
+
+def train(
+    model: nn.Module,
+    pretrained: nn.Module,
+    batch: Callable[[torch.Generator, int], object],
+    losses: Callable[[nn.Module, object], dict[str, Tensor]],
+    schedule: Schedule,
+    folder: Path,
+    progress: bool = True,
+    checkpoint_every: int = 50,
+    watch: Callable[[int, dict[str, float]], None] | None = None,
+) -> nn.Module:
+    """Train ``model`` in place, or go on where an earlier call in ``folder`` stopped.
+
+    Args:
+        pretrained: the part of ``model`` that learns at ``trunk_rate``.
+        batch: ``(generator, step)`` to whatever ``losses`` takes. The generator is seeded by
+            the step, so that a resumed run sees the batches that an unbroken one would.
+        losses: the model and a batch to named losses; their sum is minimised.
+        folder: of the run. watch: called with the step and the losses whenever they are logged.
+    Returns:
+        the model, in evaluation mode.
+    Raises:
+        TrainingError: a loss is not finite (the last good checkpoint stays), or the folder
+            holds a run of another schedule or model.
+    """
+    device = settings.device()
+    model.to(device).train()
+    optimiser = _optimiser(model, pretrained, schedule)
+    step = _resume(folder, model, optimiser, schedule)
+    if step == 0:
+        _snapshot(folder, model, 0, schedule)
+    amp = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+    with tqdm(total=schedule.steps, initial=step, unit="step", disable=not progress) as bar:
+        while step < schedule.steps:
+            for group in optimiser.param_groups:
+                group["lr"] = group["full_rate"] * schedule.factor(step)
+            torch.manual_seed(_seed(schedule, step))  # detectors sample their anchors
+            with amp:
+                found = losses(model, batch(torch.Generator().manual_seed(_seed(schedule, step)), step))
+            total = sum(found.values())
+            if not torch.isfinite(total):
+                raise TrainingError(
+                    f"the loss is {float(total)} at step {step} of {folder}",
+                    "Lower the learning rate. The checkpoint of an earlier step is kept.",
+                )
+            optimiser.zero_grad(set_to_none=True)
+            total.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), schedule.clip)
+            optimiser.step()
+            step += 1
+            bar.update()
+            if step % LOG_EVERY == 0 or step == schedule.steps:
+                values = {name: round(float(loss), 5) for name, loss in found.items()}
+                _log(folder, step, values)
+                bar.set_postfix(loss=f"{float(total):.3f}")
+                if watch:
+                    watch(step, values)
+            if step % checkpoint_every == 0 or step == schedule.steps:
+                _checkpoint(folder, model, optimiser, schedule, step)
+            _snapshot(folder, model, step, schedule)
+    return model.eval()
+
+
+def _seed(schedule: Schedule, step: int) -> int:
+    return schedule.seed * 1_000_003 + step
+
+
+def _optimiser(model: nn.Module, pretrained: nn.Module, schedule: Schedule) -> torch.optim.AdamW:
+    theirs = [p for p in pretrained.parameters() if p.requires_grad]
+    known = {id(p) for p in theirs}
+    new = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
+    groups = [
+        {"params": new, "full_rate": schedule.rate},
+        {"params": theirs, "full_rate": schedule.rate * schedule.trunk_rate},
+    ]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=schedule.rate, weight_decay=schedule.weight_decay)
+
+
+def _about(schedule: Schedule) -> str:
+    """What must be the same for a run to be continued."""
+    return repr(schedule)
+
+
+def _resume(
+    folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, schedule: Schedule
+) -> int:
+    """The step to go on from."""
+    path = folder / "last.pt"
+    if not path.exists():
+        return 0
+    remedy = f"Delete {folder} to start anew, or give the run another folder."
+    try:
+        state = torch.load(path, map_location=settings.device(), weights_only=True)
+        if state["schedule"] != _about(schedule):
+            raise TrainingError(f"{folder} holds a run of another schedule", remedy)
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+    except (RuntimeError, KeyError, ValueError, EOFError, OSError) as error:
+        raise TrainingError(
+            f"{path} cannot be continued: {str(error).splitlines()[0]}", remedy
+        ) from error
+    _cut_log(folder, state["step"])
+    return state["step"]
+
+
+def _checkpoint(
+    folder: Path,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    schedule: Schedule,
+    step: int,
+) -> None:
+    state = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
+    with atomic_path(folder / "last.pt") as path:
+        torch.save({**state, "schedule": _about(schedule), "step": step}, path)
+
+
+def snapshot_path(folder: Path, step: int) -> Path:
+    """Where the weights of a step are kept."""
+    return folder / f"step-{step:06d}.safetensors"
+
+
+def _snapshot(folder: Path, model: nn.Module, step: int, schedule: Schedule) -> None:
+    if step in schedule.snapshots or step == schedule.steps:
+        state = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
+        with atomic_path(snapshot_path(folder, step)) as path:
+            save_file(state, path)
+
+
+def _log(folder: Path, step: int, values: dict[str, float]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "log.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": step, **values}) + "\n")
+
+
+def read_log(folder: Path) -> list[dict[str, float]]:
+    """The logged losses, a dictionary each; lines that a kill cut off are left out."""
+    path, lines = folder / "log.jsonl", []
+    if not path.exists():
+        return []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            continue
+    return lines
+
+
+def _cut_log(folder: Path, step: int) -> None:
+    """Forget what was logged after the checkpoint: those steps are done again."""
+    kept = [line for line in read_log(folder) if line["step"] <= step]
+    with atomic_path(folder / "log.jsonl") as path:
+        path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
