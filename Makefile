@@ -70,12 +70,14 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	@$(call python_is_new,$(PYTHON))
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || $(call fail,$(PYTHON) cannot make a virtual \
 	  environment,apt install python3-venv (as root)$(comma) or take the conda route of README.md)
-	@echo 'Installing the locked packages into $(VENV): some minutes, once.'
+	@echo 'Installing the locked packages into $(VENV): some minutes, once. Only problems are shown;'
+	@echo 'PIP_ARGS=-v shows each package.'
 	@$(PY) -m pip --version >/dev/null 2>&1 \
 	  || { $(PYTHON) -m venv "$(VENV)" && touch "$(VENV)/$(OURS)"; }
-	@$(PIP) install -r requirements.lock $(PIP_ARGS)
+	@$(PIP) install -q -r requirements.lock $(PIP_ARGS)
 	@$(PIP) install -q --no-deps --no-build-isolation -e .
 	@touch $@
+	@echo 'Installed.'
 
 data: install
 	@$(PY) data/download.py build mini-battles
@@ -105,11 +107,13 @@ lock: install
 	  --no-header --no-annotate $(LOCK_ARGS) -o .lock.tmp pyproject.toml \
 	&& grep -Ev '^(nvidia|cuda|triton)' .lock.tmp > requirements.lock
 
+# In data, only what a build makes, or leaves when it is killed: see mini_battles.build.
 clean:
 	@echo 'removing .cache, runs, data/mini-battles, unfinished downloads and the tools own caches'
-	@rm -rf .cache runs data/mini-battles data/.mini-battles* data/.downloads-* \
+	@rm -rf .cache runs data/mini-battles data/.mini-battles-* data/.mini-battles.lock \
+	  data/.downloads-mini-battles data/__pycache__ \
 	  .pytest_cache .ruff_cache .hypothesis objemb.egg-info
-	@find objemb_lib data tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+	@find objemb_lib tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 	@if [ -z "$(strip $(VENV))" ] || [ ! -d "$(VENV)" ]; then :; \
 	elif [ -e "$(VENV)/$(OURS)" ]; then echo 'removing $(VENV)'; rm -rf "$(VENV)"; \
 	else echo 'kept: $(VENV), which make did not make'; fi

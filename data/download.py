@@ -6,6 +6,11 @@
     python data/download.py verify mini-battles        decode and compare every image
     python data/download.py pack mini-battles DIR      a copy for the classroom's mirror
 
+With photographs that you have already in DIR, unpacked; and again, though it is there:
+
+    python data/download.py build mini-battles --source DIR
+    python data/download.py build mini-battles --force
+
 A classroom on bad Wi-Fi: build once, `pack` into a folder, share the folder (a USB stick, a
 network drive, or `python -m http.server` in it), and let everyone run
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path to write to, renamed to ``path`` on success and removed on failure.
 
     The temporary file lies in the same folder (a rename across disks is a copy) and ends with
-    the same name (``np.savez`` and Pillow go by the suffix). Missing folders are made.
+    the same name (``np.savez`` and Pillow go by the suffix). Missing folders are made. The file
+    may be read by whoever may read any new file there: a classroom shares its folders.
 
     Raises:
         ObjembError: the disk is full; what was at ``path`` before is untouched.
@@ -29,7 +31,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temp = path.with_name(f".tmp-{uuid.uuid4().hex[:12]}-{path.name}")
     try:
+        mode = _usual_mode(temp)
         yield temp
+        os.chmod(temp, mode)  # some writers (safetensors) make files for their owner alone
         with open(temp, "rb+") as file:
             os.fsync(file.fileno())  # else a power cut can leave the new name on an empty file
         os.replace(temp, path)
@@ -42,6 +46,17 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         ) from error
     finally:
         temp.unlink(missing_ok=True)
+
+
+def _usual_mode(temp: Path) -> int:
+    """Permissions of a new file beside ``temp``: 0666 less the umask.
+
+    Asked by making one: to read the umask is to change it, for every thread.
+    """
+    temp.touch()
+    mode = temp.stat().st_mode
+    temp.unlink()  # what writes nothing must not leave an empty file under the final name
+    return stat.S_IMODE(mode)
 
 
 def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import ExifTags, Image
 from tqdm.contrib.concurrent import thread_map  # tqdm.auto's bar over a thread pool
 
+from objemb_lib import progress as bars
 from objemb_lib.errors import ImageError
 
 IMAGE_SUFFIXES = frozenset(
@@ -80,6 +81,7 @@ def measure_images(
     Every image is decoded, on a thread pool: only that finds a file that was cut off.
     """
     jobs = {"max_workers": min(8, os.cpu_count() or 1), "disable": not progress}
+    jobs |= bars.pace()
     return thread_map(_measure, paths, desc="Checking images", unit="image", **jobs)
 
 

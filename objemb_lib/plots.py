@@ -15,8 +15,8 @@ from PIL import Image
 from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.evaluate import Interval, Neighbours
 
-# Colour-blind safe (Okabe and Ito): right, wrong, and the query itself.
-RIGHT, WRONG, QUERY = "#009E73", "#D55E00", "#0072B2"
+# Colour-blind safe (Okabe and Ito): right, wrong, and the query itself; grey where nobody knows.
+RIGHT, WRONG, QUERY, UNKNOWN = "#009E73", "#D55E00", "#0072B2", "#777777"
 
 
 def grid(
@@ -55,6 +55,14 @@ def label_name(dataset: ImageDataset, i: int) -> str:
     """Name of image ``i``'s label; ``unlabelled`` where it has none."""
     label = dataset.labels[i]
     return dataset.label_names[label] if 0 <= label < len(dataset.label_names) else "unlabelled"
+
+
+def judged(dataset: ImageDataset, query: int, found: int, right: bool) -> tuple[str, str]:
+    """Word and colour for an image that was found; without a label, neither right nor wrong."""
+    if right:
+        return "right", RIGHT
+    known = dataset.labels[query] >= 0 and dataset.labels[found] >= 0
+    return ("wrong", WRONG) if known else ("", UNKNOWN)
 
 
 def scene(dataset: ImageDataset, i: int, ax: Axes | None = None) -> Axes:
@@ -119,6 +127,7 @@ def neighbours(
 ) -> Figure:
     """A line per query: the query, then its neighbours, framed by whether they are right.
 
+    Where the query or a neighbour has no label, nobody knows: a grey frame and no word.
     ``titles`` stand over the queries; default their names.
     """
     columns = 1 + max(len(one.images) for one in found)
@@ -131,8 +140,8 @@ def neighbours(
         for x0, y0, x1, y1 in dataset.boxes[one.query][:1]:
             line[0].add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec=QUERY, lw=1.5))
         for ax, i, score, right in zip(line[1:], one.images, one.scores, one.relevant):
-            _framed(ax, dataset.image(i), RIGHT if right else WRONG,
-                    f"{'right' if right else 'wrong'} {score:.2f}")  # fmt: skip
+            word, colour = judged(dataset, one.query, i, right)
+            _framed(ax, dataset.image(i), colour, f"{word} {score:.2f}".strip())
         for ax in line[1 + len(one.images) :]:
             ax.axis("off")
     figure.tight_layout(pad=0.4, h_pad=0.8, w_pad=0.8)

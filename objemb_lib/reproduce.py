@@ -132,7 +132,7 @@ def reproduce(name: str, numbers: list[str], update: bool = False) -> list[str]:
         where = {"RUN_DIR": str(run_dir), "SEED": stated["seed"]}
         seconds[notebook.stem] = run_notebook(notebook, {**where, **parameters}, run_dir)
         new = len(cached_files() - before)
-        cache = f"{new} new tables of vectors" if new else "any vectors re-used from the cache"
+        cache = counted(new, "new table of vectors", "new tables of vectors")
         print(f"{notebook.name}: {seconds[notebook.stem]:.0f} s, {cache}", flush=True)
     files = {nb.stem: result_file(run_dir, nb) for nb in chosen}
     fresh = {stem: results.read(path) if path else [] for stem, path in files.items()}
@@ -148,9 +148,19 @@ def reproduce(name: str, numbers: list[str], update: bool = False) -> list[str]:
     return against_committed(name, fresh, report["data"])
 
 
-def cached_files() -> set[Path]:
-    """Finished tables of vectors in the cache."""
-    return set((settings.cache_root() / "embeddings").glob("*/*[!0-9].safetensors"))
+def cached_files() -> set[tuple[Path, int]]:
+    """Finished tables of vectors in the cache, with the time each was written."""
+    tables = (settings.cache_root() / "embeddings").glob("*/*[!0-9].safetensors")
+    return {(table, table.stat().st_mtime_ns) for table in tables}
+
+
+def counted(count: int, one: str, many: str) -> str:
+    """A number with its noun.
+
+    >>> counted(0, "table", "tables"), counted(1, "table", "tables"), counted(2, "table", "tables")
+    ('no tables', '1 table', '2 tables')
+    """
+    return f"{count or 'no'} {one if count == 1 else many}"
 
 
 def result_file(run_dir: Path, notebook: Path) -> Path | None:
@@ -171,7 +181,9 @@ def gather(fresh: dict, stated: dict, seconds: dict[str, float]) -> dict:
 
 
 def against_committed(name: str, fresh: dict, data: dict) -> list[str]:
-    """What differs from ``results/<profile>.json``, for the notebooks that ran."""
+    """What differs from ``results/<profile>.json``, for the notebooks that ran; says how many
+    numbers were compared.
+    """
     path = settings.PROJECT / "results" / f"{name}.json"
     if not path.exists():
         return [f"{path.name}: no committed results; --update makes them"]
@@ -179,10 +191,16 @@ def against_committed(name: str, fresh: dict, data: dict) -> list[str]:
     for key, manifest in data.items():
         if manifest["splits"] != stated["data"].get(key, {}).get("splits"):
             print(f"note: {key} is not pixel for pixel the data of the committed run")
-    problems = []
+    problems, compared = [], 0
     for stem, rows in fresh.items():
         then = [results.Measurement(**row) for row in stated["measurements"].get(stem, [])]
         problems += [f"{stem}: {problem}" for problem in results.compare(rows, then)]
+        compared += len({(m.name, m.metric) for m in rows} & {(m.name, m.metric) for m in then})
+    if compared:
+        what = counted(compared, "number", "numbers")
+        print(f"{what} compared with the committed run{'' if problems else ', none strayed'}")
+    elif not problems:
+        print(f"nothing to compare in {'this notebook' if len(fresh) == 1 else 'these notebooks'}")
     return problems
 
 
@@ -261,7 +279,7 @@ def main(arguments: list[str] | None = None) -> int:
     for problem in problems:
         print(f"strayed: {problem}", file=sys.stderr)
     if not problems:
-        print(f"no number strayed; executed notebooks: runs/{asked.profile}/")
+        print(f"executed notebooks: runs/{asked.profile}/")
     return 1 if problems else 0
 
 

@@ -42,6 +42,7 @@ PIP_WEIGHTS = {
         "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
     ),
 }
+CONVOLUTIONAL = "Use a convolutional network such as resnet50 or torchvision/resnet50."
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,8 @@ def load_trunk(name: str = "efficientnet_lite0", pretrained: bool = True) -> Tru
             download their weights on first use.
         pretrained: False gives random weights and asks nobody.
     Raises:
-        DataError: unknown name, or weights that are not the ones we know.
+        DataError: unknown name, a network without ``(N, C, H, W)`` maps or of one image size
+            (most transformers), or weights that are not the ones we know.
         DownloadError: the weights cannot be fetched.
     """
     if name.startswith("torchvision/"):
@@ -168,18 +170,54 @@ def load_trunk(name: str = "efficientnet_lite0", pretrained: bool = True) -> Tru
             network.load_state_dict(_pip_weights(name, network))
         weights = "ImageNet (pip)"
     else:
-        if not timm.is_model(name):
-            known = ", ".join(PIP_WEIGHTS)
-            raise DataError(f"no trunk called {name!r}", f"Use {known}, or a timm model name.")
+        _check_timm_name(name)
         network = _from_hub(name, lambda: timm.create_model(name, pretrained=pretrained))
         weights = "ImageNet (timm)"
-    info, config = network.feature_info, network.pretrained_cfg
-    maps = [Stage(f"stage{i}", f["num_chs"], f["reduction"]) for i, f in enumerate(info, 1)]
-    stages = [*maps, Stage("head", network.num_features, maps[-1].stride)]
-    network.reset_classifier(0)
+    stages, config = _timm_stages(name, network), network.pretrained_cfg
     return Trunk(
         name, network, stages, config["mean"], config["std"], weights if pretrained else "random"
     ).eval()
+
+
+def _check_timm_name(name: str) -> None:
+    """Raise DataError for a name that timm lacks, or a network of one image size: no download."""
+    known = ", ".join(PIP_WEIGHTS)
+    try:
+        config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    except RuntimeError:  # of a known network, but no such weights: resnet18.nobody
+        config = None
+    if config is None:
+        raise DataError(f"no trunk called {name!r}", f"Use {known}, or a timm model name.")
+    if config.fixed_input_size:  # most transformers
+        size = " x ".join(map(str, config.input_size[1:]))
+        raise DataError(f"{name} takes images of {size} pixels only", CONVOLUTIONAL)
+
+
+def _timm_stages(name: str, network: nn.Module) -> list[Stage]:
+    """What timm says of a network's maps, once a small image has shown that it is so.
+
+    Takes the classifier off. Raises DataError where the maps are no ``(N, C, H, W)``.
+    """
+    try:
+        info = network.feature_info
+        maps = [Stage(f"stage{i}", f["num_chs"], f["reduction"]) for i, f in enumerate(info, 1)]
+        stages = [*maps, Stage("head", network.num_features, maps[-1].stride)]
+        network.reset_classifier(0)
+        with torch.no_grad():  # what a network keeps of this must still be fit for training
+            head, found = network.eval().forward_intermediates(torch.zeros(1, 3, 64, 64))
+    except Exception as error:  # networks not made for this fail in many ways
+        raise _no_maps(name, f"{type(error).__name__}: {error}") from error
+    shapes = [tuple(m.shape) for m in (*found, head)]
+    for stage, shape in zip(stages, shapes):
+        if len(shape) != 4 or shape[1] != stage.channels:  # transformers put channels last
+            raise _no_maps(name, f"a map of shape {shape}")
+    if len(stages) != len(shapes):
+        raise _no_maps(name, f"{len(shapes)} maps, {len(stages)} named")
+    return stages
+
+
+def _no_maps(name: str, why: str) -> DataError:
+    return DataError(f"{name} has no feature maps that we know how to take ({why})", CONVOLUTIONAL)
 
 
 def _pip_weights(name: str, network: nn.Module) -> dict[str, Tensor]:
@@ -270,10 +308,7 @@ def _torchvision_trunk(name: str, pretrained: bool) -> Trunk:
     try:
         adapted = _TorchvisionStages(network)
     except (ValueError, RuntimeError) as error:  # not a plain sequence of convolutional parts
-        raise DataError(
-            f"{name} has no feature maps that we know how to take ({error})",
-            "Use a convolutional network of torchvision, such as torchvision/resnet50.",
-        ) from error
+        raise _no_maps(name, str(error)) from error
     maps = [Stage(f"stage{i}", c, s) for i, (c, s) in enumerate(adapted.shapes, 1)]
     preset = weights.transforms()
     return Trunk(

@@ -72,14 +72,18 @@ class Retrieval(ipywidgets.VBox):
 
 
 def gallery_html(dataset: ImageDataset, found: Neighbours, side: int = 112) -> str:
-    """The query and its neighbours as HTML; right and wrong are said in words too."""
+    """The query and its neighbours as HTML; right and wrong are said in words too.
+
+    As in :func:`plots.neighbours`, images without a label are neither.
+    """
     name = plots.label_name(dataset, found.query)
     cells = [_cell(dataset, found.query, plots.QUERY, f"query: {name}", side)]
     for i, score, right in zip(found.images, found.scores, found.relevant):
-        word, colour = ("right", plots.RIGHT) if right else ("wrong", plots.WRONG)
-        cells.append(_cell(dataset, int(i), colour, f"{word} {score:.2f}", side))
+        word, colour = plots.judged(dataset, found.query, i, right)
+        cells.append(_cell(dataset, int(i), colour, f"{word} {score:.2f}".strip(), side))
     right = int(found.relevant.sum())
-    summary = f"<p>{right} of {len(found.images)} right</p>"
+    labelled = dataset.labels[found.query] >= 0
+    summary = f"<p>{right} of {len(found.images)} right</p>" if labelled else ""
     return f'{summary}<div style="display:flex;flex-wrap:wrap;gap:6px">{"".join(cells)}</div>'
 
 

@@ -50,7 +50,9 @@ def test_help_teaches() -> None:
     command = [sys.executable, SCRIPT, "--help"]
     shown = subprocess.run(command, capture_output=True, text=True, cwd=SCRIPT.anchor)
     assert shown.returncode == 0
-    for word in ("list", "build", "verify", "pack", "--mirror", "OBJEMB_MIRROR", "OBJEMB_DATA"):
+    words = ("list", "build", "verify", "pack", "--source DIR", "--force", "--mirror",
+             "OBJEMB_MIRROR", "OBJEMB_DATA")  # fmt: skip
+    for word in words:
         assert word in shown.stdout
     for name in DATASETS:
         assert f"python data/download.py build {name}" in shown.stdout

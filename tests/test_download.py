@@ -28,6 +28,7 @@ import pooch
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from objemb_lib import atomic, download
 from objemb_lib.errors import DownloadError, ObjembError
@@ -837,6 +838,25 @@ def test_atomic_path_shows_the_old_file_until_the_end(tmp_path: Path) -> None:
         assert path.read_bytes() == b"old" and temp.parent == path.parent
     assert np.load(path)["x"].tolist() == [0, 1, 2]
     assert [file.name for file in tmp_path.iterdir()] == ["table.npz"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other permissions")
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_atomic_path_lets_a_classroom_read(tmp_path: Path, umask: int) -> None:
+    """Also what its writer made for itself alone, as safetensors does."""
+    path, before = tmp_path / "table.safetensors", os.umask(umask)
+    try:
+        with atomic.atomic_path(path) as temp:
+            save_file({"x": np.arange(3)}, temp)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_atomic_path_without_a_file_is_no_empty_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), atomic.atomic_path(tmp_path / "table"):
+        pass
+    assert tree(tmp_path) == {}
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, PermissionError(13, "no")])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
+import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -131,6 +133,42 @@ def test_what_is_imported_is_asked_for(folder):
         for module in imported(file) - sys.stdlib_module_names - beside - {"objemb_lib"}:
             name = canonicalize_name(DISTRIBUTIONS.get(module, module))
             assert name in may, f"{file.name} imports {module}: add {name} to pyproject.toml"
+
+
+def test_an_installed_library_has_all_its_files():
+    """Not only an editable one: setuptools takes other files than Python's only where told."""
+    told = project()["tool"]["setuptools"]
+    declared = {
+        file
+        for package, patterns in told["package-data"].items()
+        for pattern in patterns
+        for file in (PROJECT / package.replace(".", "/")).glob(pattern)
+    }
+    packages = {PROJECT / package.replace(".", "/") for package in told["packages"]}
+    files = [f for f in (PROJECT / "objemb_lib").rglob("*") if f.is_file()]
+    files = [f for f in files if "__pycache__" not in f.parts and not f.name.startswith(".")]
+    assert declared
+    for file in files:
+        assert file in declared or (file.suffix == ".py" and file.parent in packages), file
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+def test_clean_removes_what_a_killed_build_leaves_and_nothing_of_the_users(tmp_path):
+    shutil.copy(PROJECT / "Makefile", tmp_path)
+    ours = [".cache/x", "runs/x", "data/mini-battles/x", "data/.mini-battles-k3v_9x2a/x",
+            "data/.mini-battles-old-k3v_9x2a/x", "data/.mini-battles.lock",
+            "data/.downloads-mini-battles/x.part", "tests/__pycache__/x.pyc",
+            "benchmarks/__pycache__/x.pyc",
+            "objemb_lib/datasets/__pycache__/x.pyc", "data/__pycache__/x.pyc"]  # fmt: skip
+    theirs = ["data/photos/x.jpg", "data/mini-battles-mine/x", "data/.mini-battlesmine/x",
+              "data/.downloads-mine/x", "data/photos/__pycache__/x", "notebooks/mine.ipynb",
+              "results/x", ".venv/bin/python"]  # fmt: skip
+    for name in ours + theirs:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    subprocess.run(["make", "clean", "VENV=.venv"], cwd=tmp_path, check=True)
+    assert [name for name in ours if (tmp_path / name).exists()] == []
+    assert [name for name in theirs if not (tmp_path / name).exists()] == []
 
 
 def test_this_environment_is_the_locked_one():

@@ -8,6 +8,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from PIL import Image
 
 from objemb_lib import plots
@@ -44,6 +46,33 @@ def test_an_unlabelled_photograph_gets_no_other_one_s_name(photographs: ImageDat
     assert figure.axes[0].get_title() == "query: unlabelled"
     view = Retrieval(photographs, {("s", "p"): VECTORS}, query=i, k=2).view.value
     assert "query: unlabelled" in view and "owl" not in view
+
+
+def frame(ax: Axes) -> str:
+    return to_hex(ax.spines["left"].get_edgecolor()).upper()
+
+
+def test_only_what_has_labels_is_judged(tmp_path: Path) -> None:
+    """Images 0 and 1 show the same object, 2 another one; nobody knows what 3 and 4 show."""
+    files = [f"{number}.png" for number in range(5)]
+    for file in files:
+        Image.new("RGB", (30, 20)).save(tmp_path / file)
+    data = ImageDataset("mixed", "all", tmp_path, files, [0, 0, 1, -1, -1], ["cup", "jug"])
+    vectors = np.tril(np.ones((5, 5), np.float32))  # image 0 finds the others in their order
+    of_known = ranking(vectors, data, 0, 4)
+    of_unknown = ranking(vectors, data, 4, 4)
+    figure = plots.neighbours(data, [of_known, of_unknown])
+    known, unknown = figure.axes[1:5], figure.axes[6:10]
+    colours = {"right": plots.RIGHT, "wrong": plots.WRONG, "": plots.UNKNOWN}
+    words = [ax.get_title().rpartition(" ")[0] for ax in known]
+    assert of_known.images.tolist() == [1, 2, 3, 4] and words == ["right", "wrong", "", ""]
+    assert [frame(ax) for ax in known] == [colours[word] for word in words]
+    assert {frame(ax) for ax in unknown} == {plots.UNKNOWN}
+    assert all(float(ax.get_title()) > 0 for ax in unknown)  # a score, no word
+    view = Retrieval(data, {("s", "p"): vectors}, query=4, k=4).view.value
+    assert "right" not in view and "wrong" not in view and plots.WRONG not in view
+    view = Retrieval(data, {("s", "p"): vectors}, query=0, k=4).view.value
+    assert "1 of 4 right" in view and view.count("wrong 1.00") == 2  # its title and its caption
 
 
 def test_a_name_cannot_become_markup(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """A reproduction: notebooks run, numbers are compared, failures are named."""
 
 import json
+import os
+import re
 from dataclasses import replace
 
 import nbformat
@@ -112,16 +114,38 @@ def test_update_then_rerun_then_stray(project, capsys):
     assert [c.source for c in first.cells] == ['RUN_DIR = ""\nSEED = 0', "print(SEED)"]
     assert first.cells[1].outputs[0].text == "3\n"
     assert "papermill" not in first.metadata
+    capsys.readouterr()
     assert reproduce.main([]) == 0
-    assert "re-used" in capsys.readouterr().out
+    assert "1 number compared with the committed run, none strayed" in capsys.readouterr().out
 
     committed = project / "results" / "workshop.json"
     report = json.loads(committed.read_text())
     report["measurements"]["01_second"][0]["value"] = 0.6
     committed.write_text(json.dumps(report))
     assert reproduce.main(["--notebooks", "00"]) == 0  # the other one did not run
+    shown = capsys.readouterr().out
+    assert "nothing to compare in this notebook" in shown and "strayed" not in shown
     assert reproduce.main(["--notebooks", "01"]) == 1
-    assert "a mAP: 0.5000, committed 0.6000" in capsys.readouterr().err
+    shown = capsys.readouterr()
+    assert "a mAP: 0.5000, committed 0.6000" in shown.err
+    assert "1 number compared" in shown.out and "none strayed" not in shown.out
+
+
+def test_new_tables_of_vectors_are_counted(project, capsys):
+    """Also one that was damaged, and was written anew under its old name."""
+    place = project / "cache" / "embeddings" / "key"
+    place.mkdir(parents=True)
+    (place / "damaged.safetensors").write_text("")
+    (place / "kept.safetensors").write_text("")
+    os.utime(place / "damaged.safetensors", (1, 1))
+    code = "import pathlib\n"
+    for name in ("damaged", "new"):
+        code += f"_ = pathlib.Path({str(place / f'{name}.safetensors')!r}).write_text('whole')\n"
+    _write(project, "01_second", code)
+    reproduce.main([])
+    shown = capsys.readouterr().out
+    assert re.search("00_first.ipynb: .* no new tables of vectors", shown)
+    assert re.search("01_second.ipynb: .* 2 new tables of vectors", shown)
 
 
 def test_a_failing_cell_is_shown(project, capsys):

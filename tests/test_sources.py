@@ -144,25 +144,49 @@ def test_a_python_package(monkeypatch: pytest.MonkeyPatch, origin: Origin, tmp_p
     assert read(origin.gather(collection=collection)) == FILES
 
 
-def test_the_order_of_the_routes(origin: Origin, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_order_of_the_routes(
+    origin: Origin, caplog: pytest.LogCaptureFixture, serve_folder: Callable[[Path], str]
+) -> None:
     """All of them have the files; take the first away, then the next, and so on."""
-    mine = origin.place / "upstream"
+    address = f"{serve_folder(origin.place / 'archives')}/{ARCHIVE}"
+    collection = replace(origin.collection, url=address)
     origin.install()
     origin.debian_archive()
+    shutil.copytree(origin.place / "archives", origin.place / "mirror")
+    places = {"source": origin.place / "upstream", "mirror": str(origin.place / "mirror")}
     taken = []
-    for source, remove in (
-        (mine, None), (None, origin.place / "installed"), (None, origin.place / "photos.deb"),
-        (None, None),
-    ):  # fmt: skip
+    for remove in ("upstream", "installed", "mirror", "photos.deb", None):
         caplog.clear()
-        assert read(origin.gather(source=source, mirror=str(origin.place / "archives"))) == FILES
+        shutil.rmtree(origin.place / "dl", ignore_errors=True)  # nothing is left of the last time
+        assert read(origin.gather(collection=collection, **places)) == FILES
         taken += [r.args[1] for r in caplog.records if r.msg.startswith("%s: %s (")]
-        if remove:
-            shutil.rmtree(remove) if remove.is_dir() else remove.unlink()
+        if remove == "upstream":
+            del places["source"]
+        elif remove:
+            place = origin.place / remove
+            shutil.rmtree(place) if place.is_dir() else place.unlink()
     assert taken == [
-        "folder given by --source", "installed package", "distribution's package",
-        "upstream archive",
+        "folder given by --source", "installed package", "mirror's archive",
+        "distribution's package", "upstream archive",
     ]  # fmt: skip
+
+
+def test_with_a_mirror_the_distribution_is_not_asked(origin: Origin) -> None:
+    """A classroom without internet would wait for its answer."""
+    asked = origin.place / "asked"
+    write(origin.place / "tools" / "apt-get", f"#!/bin/sh\ntouch '{asked}'\nexit 1\n".encode())
+    assert read(origin.gather(mirror=str(origin.place / "archives"))) == FILES
+    assert not asked.exists()
+
+
+@pytest.mark.parametrize("kind", ["folder", "URL"])
+def test_a_mirror_without_the_archive_leads_to_the_next_route(
+    origin: Origin, serve_folder: Callable[[Path], str], kind: str
+) -> None:
+    (origin.place / "empty").mkdir()
+    empty = origin.place / "empty"
+    origin.debian_archive()
+    assert read(origin.gather(mirror=str(empty) if kind == "folder" else serve_folder(empty)))
 
 
 def test_a_folder_without_all_files_leads_to_the_next_route(origin: Origin) -> None:
@@ -207,6 +231,13 @@ def test_when_nothing_works_the_options_are_named(origin: Origin) -> None:
         origin.gather()
     text = str(caught.value)
     assert ARCHIVE in text and "--source" in text and "--mirror" in text
+
+
+def test_when_nothing_works_the_mirror_and_the_address_are_named(origin: Origin) -> None:
+    with pytest.raises(DownloadError) as caught:
+        origin.gather(mirror=str(origin.place / "empty"))
+    problem = caught.value.problem
+    assert f"{origin.place / 'empty'}/{ARCHIVE}" in problem and origin.collection.url in problem
 
 
 def test_an_archive_without_the_files_is_no_route(origin: Origin) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import urllib.error
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +147,47 @@ def test_torchvision_networks_without_square_maps_are_refused() -> None:
         assert "torchvision/resnet50" in caught.value.remedy
 
 
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+def test_networks_of_one_image_size_are_refused_before_any_download(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: pytest.fail("was made"))
+    for pretrained in (False, True):
+        with pytest.raises(DataError, match=f"{name} takes images of 224 x 224") as caught:
+            load_trunk(name, pretrained)
+        assert "convolutional network such as resnet50" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("vit_tiny_patch16_224", "AssertionError: .*224"),
+        ("mvitv2_tiny", r"a map of shape \(1, 4, 768\)"),
+        ("sequencer2d_s", "a map of shape"),
+        ("inception_v3", "RuntimeError: .*Kernel size"),  # its small images are larger than ours
+    ],
+)
+def test_networks_without_maps_are_refused(
+    name: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = timm.get_pretrained_cfg
+    flexible = lambda name: replace(known(name), fixed_input_size=False)  # noqa: E731
+    monkeypatch.setattr(timm, "get_pretrained_cfg", flexible)  # not every one of timm's says so
+    with pytest.raises(DataError, match=f"{name} has no feature maps.*{why}") as caught:
+        load_trunk(name, pretrained=False)
+    assert "resnet50" in caught.value.remedy
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "regnetx_002", "dla34"])
+@torch.inference_mode()
+def test_other_convolutional_networks_work(name: str) -> None:
+    trunk = load_trunk(name, pretrained=False)
+    fast = trunk.for_inference(CPU)
+    for stage, found in fast(torch.rand(1, 3, 96, 64)).items():
+        known = trunk.stages[stage]
+        assert found.shape == (1, known.channels, 96 // known.stride, 64 // known.stride)
+
+
 # --- folding ------------------------------------------------------------------------------
 
 
@@ -244,7 +286,13 @@ def test_layers_that_run_in_another_order_are_not_folded_wrongly(
 
 @pytest.mark.parametrize(
     "name",
-    ["efficientnet_lite9", "torchvision/nothing", "torchvision/resnet50:IMAGENET1K_V9", ""],
+    [
+        "efficientnet_lite9",
+        "resnet18.nobody",
+        "torchvision/nothing",
+        "torchvision/resnet50:IMAGENET1K_V9",
+        "",
+    ],
 )
 def test_unknown_names_are_refused_with_a_remedy(name: str) -> None:
     with pytest.raises(DataError) as caught:

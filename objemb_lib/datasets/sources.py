@@ -2,8 +2,9 @@
 
 Every collection can arrive by several routes; each used file is checked against the sha256 in
 our reviewed lists, so that all routes yield the same bytes. The routes, in order: a folder the
-user names, the installed package, the distribution's package fetched and unpacked without
-root, the upstream archive over HTTPS (a classroom's mirror first).
+user names, the installed package, the upstream archive from a classroom's mirror, the
+distribution's package fetched and unpacked without root, the upstream archive over HTTPS. The
+mirror comes before all that needs the internet: a classroom without it would wait for each.
 """
 
 from __future__ import annotations
@@ -111,16 +112,21 @@ def gather(
         downloads: folder that keeps archives, so that a cut download resumes.
         work: folder for unpacked archives; may be deleted afterwards.
         source: the user's folder, tried first.
-        mirror: folder or URL tried before the public address.
+        mirror: folder or URL that may hold the upstream archive, tried before public addresses.
     Returns:
         ``{path: file}``.
     Raises:
         DataError: a file with other bytes in ``source``, or in the last route that has it.
         DownloadError: no route worked.
     """
-    wrong = None
+    wrong, missed = None, []
     for name, route in _routes(collection, wanted, downloads, work, source, mirror):
-        root = route()
+        try:
+            root = route()
+        except DownloadError as error:
+            log.info("%s: not by %s: %s", collection.name, name, error.problem)
+            missed.append(error)
+            continue
         folder = find(collection, root, wanted) if root else None
         if not folder:
             continue
@@ -132,6 +138,8 @@ def gather(
                 raise
             log.warning("%s; trying elsewhere", error.problem)  # another release of the package
             wrong = error
+    if missed:  # what the mirror and the public address said
+        raise DownloadError("\n".join(e.problem for e in missed), missed[-1].remedy)
     raise wrong or DownloadError(
         f"{collection.name}: no route has its {len(wanted)} files",
         f"Install the package {collection.package or collection.python}, or name a folder that "
@@ -151,10 +159,8 @@ def _routes(collection, wanted, downloads, work, source, mirror):  # noqa: ANN20
     archive = downloads / collection.url.rsplit("/", 1)[-1]
     unpacked = work / collection.name
 
-    def upstream() -> Path:
-        file = download.fetch(
-            [collection.url], archive, collection.sha256, collection.size, mirror=mirror
-        )
+    def fetched(urls: list[str], mirror: str | None = None) -> Path:
+        file = download.fetch(urls, archive, collection.sha256, collection.size, mirror=mirror)
         names = set(wanted)
         download.unpack(file, unpacked, lambda m: any(m.endswith("/" + n) for n in names))
         return unpacked
@@ -162,5 +168,7 @@ def _routes(collection, wanted, downloads, work, source, mirror):  # noqa: ANN20
     def packaged() -> Path | None:
         return download.debian_package(collection.package, work / f"{collection.name}-deb")
 
+    if mirror:
+        yield "mirror's archive", lambda: fetched([], mirror)
     yield "distribution's package", packaged
-    yield "upstream archive", upstream
+    yield "upstream archive", lambda: fetched([collection.url])
