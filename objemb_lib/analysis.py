@@ -2,7 +2,7 @@
 
 How alike two networks see the same images (CKA), how many directions they use (spectrum,
 effective rank), how far objects lie apart (spread), and what a wrong answer shows.
-Features are ``(N, D)``, one row per image; everything is computed in float64.
+Features are ``(N, D)``, one row per image; sums are taken in float64.
 """
 
 from __future__ import annotations
@@ -171,8 +171,9 @@ def nearest(
     Raises:
         DataError: not one finite vector per image.
     """
-    asked = _finite(vectors)
-    searched = asked if gallery_vectors is None else _finite(gallery_vectors)
+    asked = np.asarray(vectors)  # not in float64: nearly equal scores must rank as in evaluate
+    searched = asked if gallery_vectors is None else np.asarray(gallery_vectors)
+    _finite(asked), _finite(searched)
     if asked.shape != searched.shape or len(asked) != len(dataset):
         raise DataError(
             f"vectors of shape {asked.shape} and {searched.shape} for {len(dataset)} images",
@@ -182,9 +183,9 @@ def nearest(
     if len(gallery):
         scores = asked[dataset.queries] @ searched[gallery].T  # (Q, G)
         for i, query in enumerate(dataset.queries):
-            scores[i, dataset.junk(query)] = -np.inf
-            best = scores[i].argmax()
-            found[i] = gallery[best] if np.isfinite(scores[i, best]) else -1
+            allowed = np.where(dataset.junk(query), -np.inf, scores[i])
+            best = allowed.argmax()
+            found[i] = gallery[best] if np.isfinite(allowed[best]) else -1
     return found
 
 
