@@ -1,0 +1,319 @@
+"""Analysis: what a table of vectors knows, besides its retrieval score.
+
+How alike two networks see the same images (CKA), how many directions they use (spectrum,
+effective rank), how far objects lie apart (spread), and what a wrong answer shows.
+Features are ``(N, D)``, one row per image; sums are taken in float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from objemb_lib.datasets.base import ImageDataset
+from objemb_lib.errors import DataError
+
+
+def linear_cka(x: np.ndarray, y: np.ndarray) -> float:
+    """Likeness of two networks' features of the same images, 0 to 1.
+
+    ``CKA = |Y^T X|_F^2 / (|X^T X|_F |Y^T Y|_F)``, columns centred; centred kernel alignment
+    with linear kernels. 1 if one is the other turned, mirrored or scaled as a whole; which
+    column is which plays no part, so the two may have different widths.
+
+    With few images per dimension, unrelated features are alike too: independent normal ones
+    give about D / (D + N). Compare with ``linear_cka(x, y[rng.permutation(N)])``.
+
+    Args:
+        x: ``(N, D1)`` features.
+        y: ``(N, D2)`` features of the same N images, in the same order.
+    Raises:
+        DataError: not as many rows, fewer than two, NaN or infinite values, or all rows equal.
+    Source: Kornblith et al., Similarity of Neural Network Representations Revisited, 2019,
+    section 3.
+
+    >>> x = np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    >>> round(linear_cka(x, 5 * x[:, ::-1]), 3), round(linear_cka(x, x[:, :1]), 3)
+    (1.0, 0.707)
+    """
+    x, y = _centred(x), _centred(y)
+    if len(x) != len(y):
+        raise DataError(
+            f"features of {len(x)} images compared with features of {len(y)}",
+            "Pass features of the same images, in the same order.",
+        )
+    if len(x) < max(x.shape[1], y.shape[1]):  # |Y^T X|_F^2 = <X X^T, Y Y^T>: smaller matrices
+        xx, yy = x @ x.T, y @ y.T
+        cross = (xx * yy).sum()
+    else:
+        xx, yy = x.T @ x, y.T @ y
+        cross = np.square(y.T @ x).sum()
+    return float(cross / (np.linalg.norm(xx) * np.linalg.norm(yy)))
+
+
+def spectrum(x: np.ndarray) -> np.ndarray:
+    """Share of the variance along each principal axis, largest first; sums to 1.
+
+    ``v_i / sum_j v_j``, v the eigenvalues of the covariance. A steep fall: few directions
+    do all the work.
+
+    Args:
+        x: ``(N, D)`` features.
+    Returns:
+        ``(min(N - 1, D),)``: centred, N vectors span at most N - 1 axes.
+    Raises:
+        DataError: fewer than two rows, NaN or infinite values, or all rows equal.
+
+    >>> spectrum(np.array([[2.0, 0.0], [-2.0, 0.0], [0.0, 1.0], [0.0, -1.0]])).round(3)
+    array([0.8, 0.2])
+    """
+    shares = np.square(_singular_values(x))
+    return shares / shares.sum()
+
+
+def effective_rank(x: np.ndarray) -> float:
+    """How many directions the features use, 1 to min(N - 1, D); need not be whole.
+
+    ``exp(-sum_i p_i log p_i)``, ``p_i = s_i / sum_j s_j``, s the *singular values* of the
+    centred features, as published; not the variances s^2 of :func:`spectrum`, whose entropy
+    is also called effective rank in places and is smaller (at most equal).
+
+    Args:
+        x: ``(N, D)`` features.
+    Raises:
+        DataError: fewer than two rows, NaN or infinite values, or all rows equal.
+    Source: Roy and Vetterli, The Effective Rank: a Measure of Effective Dimensionality, 2007.
+
+    >>> two = np.array([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, -1.0, 0.0]])
+    >>> round(effective_rank(two), 3)
+    2.0
+    """
+    values = _singular_values(x)
+    shares = values[values > 0] / values.sum()
+    return float(np.exp(-(shares * np.log(shares)).sum()))
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean cosine distances of image pairs.
+
+    Args:
+        within: of two images of the same object.
+        between: of two images of different objects.
+    """
+
+    within: float
+    between: float
+
+    @property
+    def ratio(self) -> float:
+        """``within / between``: 0 if every object is a point, 1 if objects make no difference."""
+        return self.within / self.between if self.between else np.nan
+
+
+def spread(x: np.ndarray, labels: np.ndarray) -> Spread:
+    """How close images of one object lie, and how far those of different objects.
+
+    Mean of ``1 - <x_i, x_j>`` over all pairs i < j of one label, and over all of two labels.
+    By ``sum_{i != j} <x_i, x_j> = |sum x_i|^2 - sum |x_i|^2`` per object and over all, so
+    that no pair is ever formed. Every pair counts alike: an object of many images has more.
+
+    Args:
+        x: ``(N, D)``, L2-normalised.
+        labels: ``(N,)`` object of each image; images of label -1 are left out.
+    Raises:
+        DataError: rows not of length 1, NaN or infinite values, not one label per row, no two
+            images of one object, or a single object.
+
+    >>> x = np.array([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [0.0, 1.0]])
+    >>> found = spread(x, [7, 7, 9, -1])  # within: 1 - 0.6; between: 1 - 0 and 1 - 0.8
+    >>> round(found.within, 3), round(found.between, 3), round(found.ratio, 3)
+    (0.4, 0.6, 0.667)
+    """
+    x, labels = _finite(x), np.asarray(labels)
+    if labels.shape != x.shape[:1]:
+        raise DataError(f"{len(x)} vectors, labels of shape {labels.shape}", "Pass one for each.")
+    x, labels = x[labels >= 0], labels[labels >= 0]
+    squares = np.square(x).sum(axis=1)
+    if not np.allclose(squares, 1, atol=1e-3):
+        raise DataError("vectors are not of length 1", "Pass them through postprocess.l2.")
+    objects, counts = np.unique(labels, return_inverse=True, return_counts=True)[1:]
+    same_pairs = (counts * (counts - 1)).sum()  # ordered, as are the sums below
+    other_pairs = len(x) ** 2 - (counts**2).sum()
+    if not same_pairs or not other_pairs:
+        raise DataError(
+            f"no distances within and between: {len(x)} labelled images of {len(counts)} objects",
+            "Pass at least two objects, one of them with two images.",
+        )
+    sums = np.zeros((len(counts), x.shape[1]))
+    np.add.at(sums, objects, x)
+    of_objects, of_all = np.square(sums).sum(), np.square(sums.sum(axis=0)).sum()
+    within = 1 - (of_objects - squares.sum()) / same_pairs
+    between = 1 - (of_all - of_objects) / other_pairs
+    return Spread(max(float(within), 0.0), max(float(between), 0.0))  # rounding may leave -1e-17
+
+
+def nearest(
+    vectors: np.ndarray, dataset: ImageDataset, gallery_vectors: np.ndarray | None = None
+) -> np.ndarray:
+    """The first answer to each query: its nearest gallery image by inner product, no junk.
+
+    The same images as rank 1 of ``evaluate.evaluate``; of equal scores the first in the
+    gallery.
+
+    Args:
+        vectors: ``(N, D)``, one per image of ``dataset`` in its order, L2-normalised.
+        dataset: says who asks, what is searched and what is junk.
+        gallery_vectors: ``(N, D)`` where gallery images are embedded in another way.
+    Returns:
+        ``(Q,)`` image indices (into the data set, not into its gallery); -1 where all is junk.
+    Raises:
+        DataError: not one finite vector per image.
+    """
+    asked = np.asarray(vectors)  # not in float64: nearly equal scores must rank as in evaluate
+    searched = asked if gallery_vectors is None else np.asarray(gallery_vectors)
+    _finite(asked), _finite(searched)
+    if asked.shape != searched.shape or len(asked) != len(dataset):
+        raise DataError(
+            f"vectors of shape {asked.shape} and {searched.shape} for {len(dataset)} images",
+            "Pass one vector per image of the data set, in its order.",
+        )
+    found, gallery = np.full(len(dataset.queries), -1), np.asarray(dataset.gallery)
+    if len(gallery):
+        scores = asked[dataset.queries] @ searched[gallery].T  # (Q, G)
+        for i, query in enumerate(dataset.queries):
+            allowed = np.where(dataset.junk(query), -np.inf, scores[i])
+            best = allowed.argmax()
+            found[i] = gallery[best] if np.isfinite(allowed[best]) else -1
+    return found
+
+
+@dataclass(frozen=True)
+class Confusions:
+    """What first answers show, as shares of the queries that count; they add up to 1.
+
+    Args:
+        right: the query's object.
+        inside: another object of the query's category.
+        across: an object of another category.
+        chance: what ``inside_of_wrong`` would be if wrong answers were drawn at random;
+            nan if none is wrong.
+        n_queries: how many count.
+    """
+
+    right: float
+    inside: float
+    across: float
+    chance: float
+    n_queries: int
+
+    @property
+    def inside_of_wrong(self) -> float:
+        """Share of the wrong answers that stay in the category; nan if none is wrong."""
+        wrong = self.inside + self.across
+        return self.inside / wrong if wrong else np.nan
+
+
+def confusion_kinds(
+    labels: np.ndarray,
+    categories: np.ndarray,
+    neighbours: np.ndarray,
+    queries: np.ndarray | None = None,
+    gallery: np.ndarray | None = None,
+) -> Confusions:
+    """Sort first answers into right object, right category only, and wrong category.
+
+    ``chance`` is the share of the query's category among gallery images of other objects,
+    averaged over the queries that went wrong. (It takes junk images for possible answers.)
+
+    Convention: as with R@1, which ``right`` equals, queries without a relevant image are left
+    out; so are those of label or category -1, or without neighbour. An answer of label -1 is
+    another object, one of category -1 is of another category.
+
+    Args:
+        labels: ``(N,)`` object of each image.
+        categories: ``(N,)`` category of each image.
+        neighbours: ``(Q,)`` image index of each query's first answer, as of :func:`nearest`.
+        queries: ``(Q,)`` image index of each query; default all images in order.
+        gallery: ``(G,)`` image indices searched; default all.
+    Raises:
+        DataError: lengths that do not agree, an index out of range, or no query that counts.
+
+    >>> objects, kinds = [0, 0, 1, 1, 2, 2], [0, 0, 0, 0, 1, 1]  # two cups and a shoe
+    >>> found = confusion_kinds(objects, kinds, neighbours=[1, 0, 3, 1, 5, 1])
+    >>> found.n_queries, found.inside, found.across, found.inside_of_wrong
+    (6, 0.16666666666666666, 0.16666666666666666, 0.5)
+    >>> found.chance  # image 3: two of four others are cups; image 4: none is a shoe
+    0.25
+    """
+    labels, categories, answers = map(np.asarray, (labels, categories, neighbours))
+    every = np.arange(len(labels))
+    asked = every if queries is None else np.asarray(queries)
+    searched = every if gallery is None else np.asarray(gallery)
+    _check_indices(labels, categories, answers, asked, searched)
+    same = labels[asked][:, None] == labels[searched]  # (Q, G)
+    findable = (same & (asked[:, None] != searched)).any(axis=1)
+    counts = (labels[asked] >= 0) & (categories[asked] >= 0) & (answers >= 0) & findable
+    if not counts.any():
+        raise DataError(
+            f"none of {len(asked)} queries has a label, a category, an answer and a relevant image",
+            "Use a data set with objects and categories.",
+        )
+    asked, answers, others = asked[counts], answers[counts], ~same[counts]
+    right = labels[asked] == labels[answers]
+    inside = ~right & (categories[asked] == categories[answers])
+    alike = others & (categories[asked][:, None] == categories[searched])
+    shares = alike.sum(axis=1) / np.maximum(others.sum(axis=1), 1)
+    chance = float(shares[~right].mean()) if not right.all() else np.nan
+    across = float((~right & ~inside).mean())
+    return Confusions(float(right.mean()), float(inside.mean()), across, chance, len(asked))
+
+
+def _check_indices(
+    labels: np.ndarray,
+    categories: np.ndarray,
+    answers: np.ndarray,
+    asked: np.ndarray,
+    searched: np.ndarray,
+) -> None:
+    if labels.shape != categories.shape or answers.shape != asked.shape:
+        raise DataError(
+            f"{labels.shape} labels and {categories.shape} categories, "
+            f"{answers.shape} neighbours of {asked.shape} queries",
+            "Pass a label and a category per image, and a neighbour per query.",
+        )
+    for low, part in ((-1, answers), (0, asked), (0, searched)):
+        if len(part) and not (low <= part.min() and part.max() < len(labels)):
+            raise DataError(
+                f"image indices from {part.min()} to {part.max()}, but {len(labels)} images",
+                "Pass indices into the data set.",
+            )
+
+
+def _finite(x: np.ndarray) -> np.ndarray:
+    """Float64 ``(N, D)``. Raises DataError for another shape, NaN or infinity."""
+    x = np.asarray(x, np.float64)
+    if x.ndim != 2 or not np.isfinite(x).all():
+        raise DataError(
+            f"features of shape {x.shape}, or with NaN or infinite values",
+            "Pass finite features of shape (N, D).",
+        )
+    return x
+
+
+def _centred(x: np.ndarray) -> np.ndarray:
+    """``(N, D)`` with the mean row taken out, scaled to Frobenius norm 1."""
+    x = _finite(x)
+    if len(x) < 2 or (x == x[0]).all():
+        raise DataError(
+            f"{len(x)} feature vectors that do not vary", "Pass features of different images."
+        )
+    x = x - x.mean(axis=0)
+    return x / np.linalg.norm(x)
+
+
+def _singular_values(x: np.ndarray) -> np.ndarray:
+    """``(min(N - 1, D),)`` of the centred features, largest first, up to a common factor."""
+    # Not by the covariance's eigenvalues: squaring first loses half of the digits.
+    return np.linalg.svd(_centred(x), compute_uv=False)[: len(x) - 1]
