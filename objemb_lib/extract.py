@@ -38,6 +38,7 @@ VERSION = 2  # raise when the code changes the numbers
 
 Wanted = Sequence[tuple[str, str]]
 Vectors = dict[tuple[str, str], np.ndarray]
+View = tuple[torch.Tensor, torch.Tensor]
 
 
 def default_precision() -> str:
@@ -148,16 +149,17 @@ class Job:
                 for i in range(0, len(part), self.batch_size)
             ]
             found: list[Vectors] = []
-            for (part, images), pixels in zip(batches, self._read([b for _, b in batches])):
+            views = self._read([images for _, images in batches])
+            for (part, images), (pixels, boxes) in zip(batches, views):
                 maps = trunk(trunk.normalise(pixels.to(self.device)))
-                found.append({pair: _pool(maps, *pair) for pair in todo[part]})
+                found.append({p: self._pool(trunk, maps, boxes, *p) for p in todo[part]})
                 bar.update(len(images))
                 if images[-1] == part[-1]:
                     yield part, {p: np.concatenate([f[p] for f in found]) for p in todo[part]}
                     found = []
 
-    def _read(self, batches: list[range]) -> Iterator[torch.Tensor]:
-        """``(B, 3, size, size)`` uint8 batches, channels last.
+    def _read(self, batches: list[range]) -> Iterator[View]:
+        """``(B, 3, size, size)`` uint8 batches, channels last, each with its ``(B, 4)`` boxes.
 
         An accelerator computes while threads decode the next batches. A CPU decodes in this
         thread and computes then: decoding threads beside torch's own make both wait, and that
@@ -166,11 +168,23 @@ class Job:
         decode = (self._decode(images) for images in batches)
         return decode if self.device.type == "cpu" else self._read_ahead(batches)
 
-    def _decode(self, images: range) -> torch.Tensor:
-        stack = np.stack([self.region.pixels(self.dataset, i, self.size) for i in images])
-        return torch.from_numpy(stack).permute(0, 3, 1, 2)  # a view
+    def _pool(
+        self,
+        trunk: Trunk,
+        maps: dict[str, torch.Tensor],
+        boxes: torch.Tensor,
+        stage: str,
+        name: str,
+    ) -> np.ndarray:
+        features = self.region.features(trunk, maps, stage, boxes)
+        return pooling.POOLINGS[name](features).float().cpu().numpy()
 
-    def _read_ahead(self, batches: list[range], ahead: int = 4) -> Iterator[torch.Tensor]:
+    def _decode(self, images: range) -> View:
+        views = [self.region.view(self.dataset, i, self.size) for i in images]
+        pixels, boxes = (torch.from_numpy(np.stack(part)) for part in zip(*views))
+        return pixels.permute(0, 3, 1, 2), boxes  # a view
+
+    def _read_ahead(self, batches: list[range], ahead: int = 4) -> Iterator[View]:
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
             queue: deque[Future] = deque()
             try:
@@ -183,10 +197,6 @@ class Job:
             finally:
                 for future in queue:
                     future.cancel()
-
-
-def _pool(maps: dict[str, torch.Tensor], stage: str, name: str) -> np.ndarray:
-    return pooling.POOLINGS[name](maps[stage]).float().cpu().numpy()
 
 
 class Store:

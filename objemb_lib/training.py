@@ -1,8 +1,8 @@
 """One training loop for detectors and students: progress, a log, checkpoints that resume.
 
 A run lives in a folder: ``last.pt`` (weights, optimiser, step; written atomically, so that a
-kill costs at most the steps since), ``log.jsonl`` (a line every few steps), and ``step-*.safetensors``,
-the weights at the steps that were asked for.
+kill costs at most the steps since), ``log.jsonl`` (a line every few steps), and
+``step-*.safetensors``, the weights at the steps that were asked for.
 """
 
 from __future__ import annotations
@@ -90,7 +90,9 @@ def train(
                 group["lr"] = group["full_rate"] * schedule.factor(step)
             torch.manual_seed(_seed(schedule, step))  # detectors sample their anchors
             with amp:
-                found = losses(model, batch(torch.Generator().manual_seed(_seed(schedule, step)), step))
+                found = losses(
+                    model, batch(torch.Generator().manual_seed(_seed(schedule, step)), step)
+                )
             total = sum(found.values())
             if not torch.isfinite(total):
                 raise TrainingError(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import importlib.util
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,11 +48,17 @@ CONVOLUTIONAL = "Use a convolutional network such as resnet50 or torchvision/res
 
 @dataclass(frozen=True)
 class Stage:
-    """A named feature map: its channels, and how many input pixels one cell spans."""
+    """A named feature map.
+
+    Args:
+        channels: of the map. stride: input pixels that one cell spans, 0 if it has no place.
+        per_box: exists only for a box (RoI features, a box head's vector), not for an image.
+    """
 
     name: str
     channels: int
     stride: int
+    per_box: bool = False
 
 
 class Trunk(nn.Module):
@@ -82,7 +89,10 @@ class Trunk(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def __repr__(self) -> str:
-        maps = ", ".join(f"{s.name} {s.channels}@/{s.stride}" for s in self.stages.values())
+        maps = ", ".join(
+            f"{s.name} {s.channels}" + (" per box" if s.per_box else f"@/{s.stride}")
+            for s in self.stages.values()
+        )
         return f"Trunk({self.name}, {self.weights}: {maps})"
 
     def normalise(self, pixels: Tensor) -> Tensor:
@@ -95,6 +105,17 @@ class Trunk(nn.Module):
         """``(N, 3, H, W)`` normalised images to ``{stage: (N, C, H/stride, W/stride)}``."""
         head, maps = self.network.forward_intermediates(images)
         return dict(zip(self.stages, [*maps, head]))
+
+    def box_features(self, maps: dict[str, Tensor], stage: str, boxes: Tensor) -> Tensor:
+        """Features of a ``per_box`` stage: those of detectors, see :mod:`detectors.features`.
+
+        Args:
+            maps: of ``N`` images, as ``forward`` gives them. boxes: ``(N, 4)``, one an image,
+                x0, y0, x1, y1 in input pixels.
+        Returns:
+            ``(N, C, h, w)``.
+        """
+        raise KeyError(f"{self.name} has no stage {stage!r} per box")
 
     def vector(self, images: Tensor) -> Tensor:
         """``(N, C)`` penultimate vectors: the ``head`` map averaged over space."""
@@ -171,7 +192,7 @@ def load_trunk(name: str = "efficientnet_lite0", pretrained: bool = True) -> Tru
         weights = "ImageNet (pip)"
     else:
         _check_timm_name(name)
-        network = _from_hub(name, lambda: timm.create_model(name, pretrained=pretrained))
+        network = from_hub(name, lambda: timm.create_model(name, pretrained=pretrained))
         weights = "ImageNet (timm)"
     stages, config = _timm_stages(name, network), network.pretrained_cfg
     return Trunk(
@@ -237,7 +258,7 @@ def _pip_weights(name: str, network: nn.Module) -> dict[str, Tensor]:
     return dict(zip(ours, state.values()))
 
 
-def _from_hub(name: str, load):  # noqa: ANN202
+def from_hub(name: str, load: Callable[[], nn.Module]) -> nn.Module:
     """``load()``, with one readable error where the weights cannot be had."""
     try:
         return load()
@@ -252,10 +273,8 @@ def _from_hub(name: str, load):  # noqa: ANN202
 class _TorchvisionStages(nn.Module):
     """A torchvision classification network behind timm's ``forward_intermediates``."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, parts: Iterable[nn.Module]) -> None:
         super().__init__()
-        features = getattr(network, "features", None)
-        parts = features.children() if features is not None else _until_pooling(network)
         self.parts = nn.ModuleList(parts)
         self.ends, self.shapes = self._stage_ends()
 
@@ -280,8 +299,10 @@ class _TorchvisionStages(nn.Module):
         return x, maps
 
 
-def _until_pooling(network: nn.Module) -> list[nn.Module]:
-    """The children of a ResNet-like network before its global pooling."""
+def _parts(network: nn.Module) -> list[nn.Module]:
+    """The convolutional parts of a network, in order: ``features``, or all before the pooling."""
+    if getattr(network, "features", None) is not None:
+        return list(network.features.children())
     children = []
     for child in network.children():
         if isinstance(child, nn.AdaptiveAvgPool2d):
@@ -302,20 +323,30 @@ def _torchvision_trunk(name: str, pretrained: bool) -> Trunk:
             f"torchvision has no classification model {model!r} with weights {chosen or 'DEFAULT'}",
             "See torchvision.models.list_models() and its weights enums.",
         ) from error
-    network = _from_hub(
+    network = from_hub(
         name, lambda: torchvision.models.get_model(model, weights=weights if pretrained else None)
     )
     try:
-        adapted = _TorchvisionStages(network)
+        preset = weights.transforms()
+        about = f"ImageNet ({weights})" if pretrained else "random"
+        return torchvision_trunk_of(name, _parts(network), preset.mean, preset.std, about)
     except (ValueError, RuntimeError) as error:  # not a plain sequence of convolutional parts
         raise _no_maps(name, str(error)) from error
+
+
+def torchvision_trunk_of(
+    name: str,
+    parts: Iterable[nn.Module],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    weights: str,
+) -> Trunk:
+    """A trunk made of a network's parts, which are run one after the other.
+
+    Raises:
+        ValueError, RuntimeError: they are not a plain sequence of convolutional parts.
+    """
+    adapted = _TorchvisionStages(parts)
     maps = [Stage(f"stage{i}", c, s) for i, (c, s) in enumerate(adapted.shapes, 1)]
-    preset = weights.transforms()
-    return Trunk(
-        name,
-        adapted,
-        [*maps, Stage("head", maps[-1].channels, maps[-1].stride)],
-        preset.mean,
-        preset.std,
-        f"ImageNet ({weights})" if pretrained else "random",
-    ).eval()
+    head = Stage("head", maps[-1].channels, maps[-1].stride)
+    return Trunk(name, adapted, [*maps, head], mean, std, weights).eval()

@@ -188,6 +188,7 @@ class ImageDataset:
         return ImageDataset(
             self.name, self.split, self.root, take(self.files), self.labels[pick],
             self.label_names, self.categories[pick], self.category_names, take(self.boxes),
-            take(self.box_labels), take(self.box_categories), None if self.masks is None else take(self.masks),
+            take(self.box_labels), take(self.box_categories),
+            None if self.masks is None else take(self.masks),
             fingerprint=part, extra=take(self.extra),
         )  # fmt: skip

@@ -4,11 +4,13 @@ The same trunk before and after detection training is the point: a detector star
 trunk's ImageNet weights, and hands them back, changed, as a trunk
 (:class:`features.DetectorTrunk`).
 
-``build``     the networks                    ``train``    the schedule, and the command line
-``targets``   a data set as training targets  ``weights``  shipped files and their cards
+``build``     the networks                    ``weights``  shipped files and their cards
+``targets``   a data set as training targets  ``coco``     torchvision's own, trained on COCO
 ``features``  a detector as a trunk           ``metrics``  COCO AP and recall
 """
 
 from objemb_lib.detectors.build import KINDS, Detector, build_detector
+from objemb_lib.detectors.features import DetectorTrunk
+from objemb_lib.detectors.weights import load_detector
 
-__all__ = ["KINDS", "Detector", "build_detector"]
+__all__ = ["KINDS", "Detector", "DetectorTrunk", "build_detector", "load_detector"]

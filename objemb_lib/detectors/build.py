@@ -69,9 +69,7 @@ class Detector(nn.Module):
         size: side in pixels of the images it was built for.
     """
 
-    def __init__(
-        self, kind: str, network: nn.Module, categories: Sequence[str], size: int
-    ) -> None:
+    def __init__(self, kind: str, network: nn.Module, categories: Sequence[str], size: int) -> None:
         super().__init__()
         self.kind, self.categories, self.size = kind, tuple(categories), size
         self.network = network

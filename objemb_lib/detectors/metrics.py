@@ -68,7 +68,7 @@ def coco_ap(found: list[Target], dataset: ImageDataset, masks: bool = False) -> 
     truth["categories"] = [{"id": k + 1} for k in range(len(dataset.category_names))]
     guesses = []
     for i, detections in enumerate(found):
-        truth["images"].append({"id": i + 1})
+        truth["images"].append({"id": i + 1, **_size(dataset, i)})
         truth["annotations"] += _truth(dataset, i, masks)
         shapes = detections["rles"] if masks else _xywh(detections["boxes"].numpy())
         key = "segmentation" if masks else "bbox"
@@ -104,6 +104,14 @@ def _truth(dataset: ImageDataset, i: int, masks: bool) -> list[dict]:
             one["area"] = float(coco_mask.area(one["segmentation"]))
         many.append(one)
     return many
+
+
+def _size(dataset: ImageDataset, i: int) -> dict[str, int]:
+    """What COCO says of an image's size: as in its masks, which alone need it."""
+    if dataset.masks is None or not len(dataset.masks[i]):
+        return {"height": 1, "width": 1}
+    height, width = dataset.masks[i][0]["size"]
+    return {"height": height, "width": width}
 
 
 def _xywh(boxes: np.ndarray) -> list[list[float]]:

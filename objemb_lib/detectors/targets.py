@@ -35,7 +35,9 @@ def _keep(dataset: ImageDataset, i: int) -> np.ndarray:
     boxes = np.asarray(dataset.boxes[i])
     large = (boxes[:, 2:] - boxes[:, :2] >= MIN_SIDE).all(axis=1)
     known = np.asarray(dataset.box_categories[i]) >= 0
-    crowd = (dataset.extra[i].get("iscrowd") if len(dataset.extra) else None) or [False] * len(boxes)
+    crowd = (dataset.extra[i].get("iscrowd") if len(dataset.extra) else None) or [False] * len(
+        boxes
+    )
     return np.flatnonzero(large & known & ~np.asarray(crowd, bool))
 
 

@@ -1,0 +1,76 @@
+"""torchvision's COCO detectors behind the interface of ours: the paper's own pairing.
+
+Against ``torchvision/resnet50`` with ImageNet weights they compare the same trunk before and
+after detection training at the paper's scale.
+"""
+
+from __future__ import annotations
+
+import torchvision
+from torch import nn
+
+from objemb_lib.detectors.build import Detector, Pyramid
+from objemb_lib.errors import DataError
+from objemb_lib.trunks import Trunk, from_hub, torchvision_trunk_of
+
+COCO_DETECTORS = (
+    "fasterrcnn_resnet50_fpn",
+    "fasterrcnn_resnet50_fpn_v2",
+    "maskrcnn_resnet50_fpn",
+    "retinanet_resnet50_fpn",
+    "fcos_resnet50_fpn",
+)
+
+
+def load_coco_detector(name: str, pretrained: bool = True, size: int = 800) -> Detector:
+    """A detector of torchvision.
+
+    Args:
+        name: ``torchvision/MODEL`` or ``torchvision/MODEL:WEIGHTS``, MODEL one of
+            :data:`COCO_DETECTORS`.
+        pretrained: False gives random weights and asks nobody.
+        size: shorter side in pixels that images are resized to.
+    Raises:
+        DataError: unknown model or weights. DownloadError: the weights cannot be fetched.
+    """
+    model, _, chosen = name.removeprefix("torchvision/").partition(":")
+    if model not in COCO_DETECTORS:
+        raise DataError(f"no COCO detector {model!r}", f"Use one of {', '.join(COCO_DETECTORS)}.")
+    enum = torchvision.models.get_model_weights(model)
+    try:
+        weights = enum[chosen] if chosen else enum.DEFAULT
+    except KeyError as error:
+        known = ", ".join(w.name for w in enum)
+        raise DataError(f"{model} has no weights {chosen!r}", f"Use {known}.") from error
+
+    def make() -> nn.Module:
+        return torchvision.models.get_model(
+            model, weights=weights if pretrained else None, weights_backbone=None, min_size=size
+        )
+
+    network = from_hub(name, make) if pretrained else make()
+    network.backbone = _adopt(network, f"COCO ({weights})" if pretrained else "random")
+    return Detector(model, network, weights.meta["categories"][1:], size).eval()
+
+
+def _adopt(network: nn.Module, weights: str) -> Pyramid:
+    """torchvision's backbone as a :class:`Pyramid`, its levels under the names its heads know."""
+    theirs, transform = network.backbone, network.transform
+    mean, std = tuple(transform.image_mean), tuple(transform.image_std)
+    trunk = torchvision_trunk_of("resnet50", list(theirs.body.children()), mean, std, weights)
+    return AdoptedPyramid(trunk, theirs.fpn, theirs.out_channels)
+
+
+class AdoptedPyramid(Pyramid):
+    """A pyramid that exists already.
+
+    Args:
+        fpn: torchvision's, over the deepest stages of ``trunk``.
+    """
+
+    def __init__(self, trunk: Trunk, fpn: nn.Module, channels: int) -> None:
+        nn.Module.__init__(self)
+        stages = list({stage.stride: stage.name for stage in trunk.stages.values()}.values())
+        used = stages[-len(fpn.inner_blocks) :]
+        self.levels = {str(number): stage for number, stage in enumerate(used)}
+        self.body, self.fpn, self.out_channels = trunk, fpn, channels

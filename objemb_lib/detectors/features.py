@@ -1,0 +1,102 @@
+"""A detector as a trunk: everything inside it that can become an embedding, by name.
+
+``stage1`` ... ``head``  the body's maps, as detection training left them
+``fpn3`` ... ``fpn5``    the pyramid's levels, of stride 8 to 32
+``roi``                  a box, cut out of the level that fits its size (what the box head sees)
+``box_head``             a box's vector, from which its category is told: the last hidden layer
+                         of a two-stage detector, the classification tower of a one-stage one
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+
+from torch import Tensor, nn
+from torchvision.ops import MultiScaleRoIAlign
+
+from objemb_lib.detectors.build import Detector
+from objemb_lib.regions import CELLS
+from objemb_lib.trunks import Stage, Trunk
+
+
+class DetectorTrunk(Trunk):
+    """The trunk of a detector, with its pyramid and its head's vectors as further stages.
+
+    Args:
+        detector: is copied; later training does not reach the copy.
+    """
+
+    def __init__(self, detector: Detector) -> None:
+        network = copy.deepcopy(detector.network).requires_grad_(False)
+        pyramid, body = network.backbone, network.backbone.body
+        self_stages = list(body.stages.values())
+        levels = {name: body.stages[stage] for name, stage in pyramid.levels.items()}
+        fpn = [
+            Stage(_named(stage.stride), pyramid.out_channels, stage.stride)
+            for stage in levels.values()
+        ]
+        head = _BoxHead(network, list(pyramid.levels), detector.size)
+        boxes = [
+            Stage("roi", pyramid.out_channels, 0, per_box=True),
+            Stage("box_head", head.channels, 0, per_box=True),
+        ]
+        super().__init__(
+            f"{detector.kind} on {body.name}",
+            body.network,
+            [*self_stages, *fpn, *boxes],
+            tuple(body.mean.flatten().tolist()),
+            tuple(body.std.flatten().tolist()),
+            "detection",
+        )
+        self.body_stages = [stage.name for stage in self_stages]
+        self.levels = {name: (s.name, _named(s.stride)) for name, s in levels.items()}
+        self.fpn, self.head = pyramid.fpn, head
+        self.eval()
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """``(N, 3, H, W)`` normalised images to the maps of body and pyramid."""
+        head, maps = self.network.forward_intermediates(images)
+        found = dict(zip(self.body_stages, [*maps, head]))
+        inputs = {name: found[stage] for name, (stage, _) in self.levels.items()}
+        pyramid = self.fpn(OrderedDict(inputs))
+        return found | {named: pyramid[name] for name, (_, named) in self.levels.items()}
+
+    def box_features(self, maps: dict[str, Tensor], stage: str, boxes: Tensor) -> Tensor:
+        """``(N, C, h, w)`` of one box an image, for ``roi`` and ``box_head``."""
+        if stage not in ("roi", "box_head"):
+            return super().box_features(maps, stage, boxes)
+        levels = {name: maps[named] for name, (_, named) in self.levels.items()}
+        finest = next(iter(self.levels.values()))[1]
+        side = maps[finest].shape[-1] * self.stages[finest].stride
+        return self.head(levels, boxes, (side, side), stage == "box_head")
+
+
+class _BoxHead(nn.Module):
+    """Box features of either kind of detector."""
+
+    def __init__(self, network: nn.Module, levels: list[str], size: int) -> None:
+        super().__init__()
+        roi_heads = getattr(network, "roi_heads", None)
+        if roi_heads is not None:
+            self.pool, self.head, self.tower = roi_heads.box_roi_pool, roi_heads.box_head, None
+            self.channels = roi_heads.box_predictor.cls_score.in_features
+        else:
+            scale = round(size * 224 / 800)
+            self.pool = MultiScaleRoIAlign(levels, CELLS, 2, canonical_scale=scale)
+            self.head, self.tower = None, network.head.classification_head.conv
+            self.channels = network.backbone.out_channels
+
+    def forward(
+        self, levels: dict[str, Tensor], boxes: Tensor, image: tuple[int, int], vectors: bool
+    ) -> Tensor:
+        each = [box[None] for box in boxes.to(next(iter(levels.values())).dtype)]
+        shapes = [image] * len(each)
+        if vectors and self.tower is not None:
+            levels = {name: self.tower(level) for name, level in levels.items()}
+        pooled = self.pool(levels, each, shapes)
+        return self.head(pooled)[:, :, None, None] if vectors and self.head is not None else pooled
+
+
+def _named(stride: int) -> str:
+    return f"fpn{stride.bit_length() - 1}"

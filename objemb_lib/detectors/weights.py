@@ -1,0 +1,119 @@
+"""Shipped detectors: fp16 safetensors of a few megabytes, each with a card that says how it came.
+
+``weights/<kind>.safetensors`` holds the numbers, ``weights/<kind>.json`` the card: the command
+and seed that make it again, the data it learned from, its losses, its metrics on unseen objects,
+and how retrieval changed while it learned.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from objemb_lib import settings
+from objemb_lib.atomic import atomic_path, atomic_write_text
+from objemb_lib.detectors.build import Detector, build_detector
+from objemb_lib.download import sha256_file
+from objemb_lib.errors import DataError
+from objemb_lib.trunks import load_trunk
+
+LIMIT = 12_000_000  # bytes a file: thirty people fetch it over one Wi-Fi
+
+
+def weights_root() -> Path:
+    """Folder of the shipped weights."""
+    return settings.PROJECT / "weights"
+
+
+def save_weights(detector: Detector, card: dict, name: str, root: Path | None = None) -> Path:
+    """Write ``<name>.safetensors`` in half precision, and its card.
+
+    Args:
+        card: what is known of the training; what is needed to load the file is added.
+    Raises:
+        DataError: the file would be larger than :data:`LIMIT`.
+    """
+    path = (root or weights_root()) / f"{name}.safetensors"
+    state = {}
+    for key, tensor in detector.state_dict().items():
+        tensor = tensor.detach().cpu()
+        state[key] = (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
+        if tensor.is_floating_point() and not torch.isfinite(state[key]).all():
+            raise DataError(f"{key} does not fit into half precision", "Train again.")
+    with atomic_path(path) as temporary:
+        save_file(state, temporary)
+        if temporary.stat().st_size > LIMIT:
+            raise DataError(
+                f"{path} would hold {temporary.stat().st_size:,} bytes", "Make it slim."
+            )
+    about = {
+        "kind": detector.kind,
+        "trunk": detector.trunk.name,
+        "categories": list(detector.categories),
+        "size": detector.size,
+        "sha256": sha256_file(path),
+    }
+    atomic_write_text(card_path(name, root), json.dumps({**about, **card}, indent=1) + "\n")
+    return path
+
+
+def card_path(name: str, root: Path | None = None) -> Path:
+    """Where a card lies."""
+    return (root or weights_root()) / f"{name}.json"
+
+
+def read_card(name: str, root: Path | None = None) -> dict:
+    """The card of a shipped detector. Raises DataError if there is none, or it is damaged."""
+    path = card_path(name, root)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.json"))) or "none"
+        raise DataError(
+            f"no card of a detector called {name!r} ({path.name}: {error})",
+            f"There are: {known}. `make train` makes the course's own.",
+        ) from error
+
+
+def load_detector(name: str, root: Path | None = None) -> Detector:
+    """A detector by name.
+
+    Args:
+        name: ``faster_rcnn``, ``mask_rcnn`` or ``fcos``: shipped with the course;
+            ``torchvision/MODEL`` or ``torchvision/MODEL:WEIGHTS``: trained on COCO, downloaded
+            on first use, see :mod:`detectors.coco`.
+    Raises:
+        DataError: no such detector, or a file that is damaged or of another trunk.
+        DownloadError: the weights cannot be fetched.
+    """
+    if name.startswith("torchvision/"):
+        from objemb_lib.detectors.coco import load_coco_detector
+
+        return load_coco_detector(name)
+    card = read_card(name, root)
+    path = (root or weights_root()) / f"{name}.safetensors"
+    remedy = "Get the file again (git checkout weights), or make it: `make train`."
+    try:
+        if sha256_file(path) != card["sha256"]:
+            raise DataError(f"{path} is not the file that its card describes", remedy)
+        trunk = load_trunk(card["trunk"], pretrained=False)
+        detector = build_detector(card["kind"], trunk, card["categories"], card["size"])
+        return load_state(detector, load_file(path), path)
+    except (OSError, KeyError, SafetensorError) as error:
+        raise DataError(f"{path} cannot be loaded: {error}", remedy) from error
+
+
+def load_state(detector: Detector, state: dict[str, torch.Tensor], path: Path) -> Detector:
+    """Fill a detector; half precision becomes single. Raises DataError for another network's."""
+    try:
+        detector.load_state_dict(state)
+    except RuntimeError as error:
+        raise DataError(
+            f"{path} holds the weights of another network than {detector}",
+            "Name the trunk and the kind of detector that it was trained with.",
+        ) from error
+    return detector.eval()

@@ -1,0 +1,167 @@
+"""Train the course's detectors and ship them: what `make train` runs.
+
+    python -m objemb_lib.train                    all of them, about an hour on two cores
+    python -m objemb_lib.train faster_rcnn        one
+    python -m objemb_lib.train fcos --steps 20    a try; goes to runs/, not to weights/
+
+Each run writes a log and checkpoints to runs/train/<name>/; started again after a kill it goes
+on where it stopped. Finished weights go to weights/, with a card of their metrics.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import platform
+import sys
+import time
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from objemb_lib import settings
+from objemb_lib.datasets.base import ImageDataset
+from objemb_lib.datasets.mini_battles import mini_battles
+from objemb_lib.detectors.build import KINDS, Detector, build_detector
+from objemb_lib.detectors.features import DetectorTrunk
+from objemb_lib.detectors.metrics import coco_ap, detect, main_recall
+from objemb_lib.detectors.targets import augmentation, example, usable
+from objemb_lib.detectors.weights import load_detector, load_state, read_card, save_weights
+from objemb_lib.errors import ObjembError
+from objemb_lib.evaluate import evaluate
+from objemb_lib.extract import extract
+from objemb_lib.postprocess import l2
+from objemb_lib.regions import CROP, ROI, WHOLE
+from objemb_lib.training import Schedule, read_log, snapshot_path, train
+from objemb_lib.trunks import Trunk, load_trunk
+
+SCHEDULE = Schedule(steps=1000, snapshots=(0, 50, 150, 400))
+CURVE = (("head", "spoc"), ("stage5", "spoc"), ("head", "mac"))  # watched while training
+
+
+def train_detector(
+    kind: str,
+    dataset: ImageDataset,
+    trunk: Trunk,
+    folder: Path,
+    schedule: Schedule = SCHEDULE,
+    size: int = 256,
+    progress: bool = True,
+) -> Detector:
+    """A detector trained on the boxes (and masks) of a data set, or the rest of such a training.
+
+    Args:
+        kind: see :data:`KINDS`. trunk: with its ImageNet weights; is not changed.
+        folder: of the run, see :mod:`training`.
+    Raises:
+        DataError: nothing to learn from. TrainingError: see :func:`training.train`.
+    """
+    images = usable(dataset)
+    torch.manual_seed(schedule.seed)  # of the new layers
+    detector = build_detector(kind, trunk, dataset.category_names, size)
+    detector = detector.to(memory_format=torch.channels_last)
+    augment, device = augmentation(size), settings.device()
+
+    def batch(generator: torch.Generator, step: int) -> tuple[list, list]:
+        chosen = torch.randint(len(images), (schedule.batch_size,), generator=generator)
+        pairs = [augment(*example(dataset, images[k], kind == "mask_rcnn")) for k in chosen]
+        return (
+            [image.to(device) for image, _ in pairs],
+            [{key: value.to(device) for key, value in target.items()} for _, target in pairs],
+        )
+
+    return train(
+        detector, detector.trunk, batch, lambda model, b: model(*b), schedule, folder, progress
+    )
+
+
+def score_detector(detector: Detector, dataset: ImageDataset, progress: bool = True) -> dict:
+    """Metrics on a data set of unseen objects: COCO AP, and recall of main objects."""
+    found = detect(detector, dataset, progress=progress)
+    right = main_recall(found, dataset)
+    scores = {f"box {name}": value for name, value in coco_ap(found, dataset).items()}
+    if detector.kind == "mask_rcnn":
+        scores |= {f"mask {n}": value for n, value in coco_ap(found, dataset, True).items()}
+    scores["recall of main objects, IoU 0.5"] = float(right.mean())
+    scores["the same, 5 best detections"] = float(main_recall(found, dataset, 5).mean())
+    scores["detections an image"] = float(np.mean([len(one["boxes"]) for one in found]))
+    return {name: round(value, 4) for name, value in scores.items()}
+
+
+def curve(detector: Detector, folder: Path, schedule: Schedule, dataset: ImageDataset) -> list:
+    """How retrieval changes along the checkpoints: mAP and R@1 of the body's maps, by region."""
+    rows, moving = [], copy.deepcopy(detector)
+    for step in (*schedule.snapshots, schedule.steps):
+        path = snapshot_path(folder, step)
+        trunk = DetectorTrunk(load_state(moving, load_file(path), path))
+        for region in (WHOLE, ROI, CROP):
+            vectors = extract(dataset, trunk, CURVE, region, cache=False, progress=False)
+            for (stage, pooling), x in vectors.items():
+                found = evaluate(l2(x), dataset, metrics=["mAP", "R@1"])
+                where = {"step": step, "region": region.name, "stage": stage, "pooling": pooling}
+                rows.append({**where, **{m: round(found.mean(m), 4) for m in ("mAP", "R@1")}})
+    return rows
+
+
+def ship(kind: str, schedule: Schedule = SCHEDULE, root: Path | None = None) -> dict:
+    """Train one of the course's detectors, score it, write weights and card; returns the card.
+
+    The metrics are those of the file as it is written, in half precision.
+    """
+    data, battle, trunk = mini_battles("train"), mini_battles("battle"), load_trunk()
+    run = kind if schedule == SCHEDULE else f"{kind}-{schedule.steps}"
+    folder, start = settings.PROJECT / "runs" / "train" / run, time.monotonic()
+    detector = train_detector(kind, data, trunk, folder, schedule)
+    minutes = round((time.monotonic() - start) / 60, 1)
+    card = {
+        "command": f"python -m objemb_lib.train {kind}",
+        "schedule": asdict(schedule),
+        "augmentation": "mirror, colours, zoom in (scale 0.4 to 1) or out (to 1.6)",
+        "data": {"train": data.fingerprint, "battle": battle.fingerprint},
+        "environment": {name: version(name) for name in ("torch", "torchvision", "timm")}
+        | {"machine": platform.machine(), "device": str(settings.device())},
+        "minutes": minutes,
+        "log": read_log(folder),
+        "curve": curve(detector, folder, schedule, battle),
+    }
+    save_weights(detector, card, kind, root)
+    card["metrics on mini-battles/battle"] = score_detector(load_detector(kind, root), battle)
+    save_weights(detector, card, kind, root)
+    return read_card(kind, root)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: {', '.join(KINDS)}")
+    parser.add_argument("--steps", type=int, help="a shorter try, kept out of weights/")
+    asked = parser.parse_args(arguments)
+    if unknown := set(asked.names) - set(KINDS):
+        parser.error(f"no detector called {', '.join(sorted(unknown))}")
+    schedule, root = SCHEDULE, None
+    if asked.steps:
+        schedule = replace(SCHEDULE, steps=asked.steps, snapshots=(0,))
+        root = settings.PROJECT / "runs" / "weights"
+    try:
+        for name in asked.names or KINDS:
+            card = ship(name, schedule, root)
+            print(f"{name}: {card['minutes']} minutes")
+            for metric, value in card["metrics on mini-battles/battle"].items():
+                print(f"  {metric:32} {value:.3f}")
+    except ObjembError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
