@@ -6,4 +6,10 @@ Data flows one way: images -> :mod:`datasets` -> :mod:`trunks` (feature maps) ->
 A module imports only from rooms before it.
 """
 
+import os
+
+# Two programs that compute at once (two notebooks, a training beside one) wait for each other's
+# spinning threads, ten times slower. Let them spin less; read when torch is first imported.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
 __version__ = "0.1.0"

@@ -27,6 +27,7 @@ from safetensors.numpy import load_file, save_file
 from tqdm.auto import tqdm
 
 from objemb_lib import pooling, settings
+from objemb_lib import progress as bars
 from objemb_lib.atomic import atomic_path
 from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.errors import CacheError, DataError, ObjembError
@@ -142,7 +143,7 @@ class Job:
         trunk = self.trunk.for_inference(self.device, self.precision)
         what = f"{self.dataset.name}/{self.dataset.split}, {self.region.name}, {self.size} px"
         total = sum(map(len, todo))
-        with tqdm(total=total, desc=what, unit="image", disable=not self.progress) as bar:
+        with bars.bar(None, what, total, "image", not self.progress) as bar:
             batches = [
                 (part, part[i : i + self.batch_size])
                 for part in todo

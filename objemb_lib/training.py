@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
+from objemb_lib import progress as bars
 from objemb_lib import settings
 from objemb_lib.atomic import atomic_path
 from objemb_lib.errors import TrainingError
@@ -84,7 +84,7 @@ def train(
     if step == 0:
         _snapshot(folder, model, 0, schedule)
     amp = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
-    with tqdm(total=schedule.steps, initial=step, unit="step", disable=not progress) as bar:
+    with bars.bar(None, "training", schedule.steps, "step", not progress, initial=step) as bar:
         while step < schedule.steps:
             for group in optimiser.param_groups:
                 group["lr"] = group["full_rate"] * schedule.factor(step)

@@ -13,8 +13,8 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torchvision.ops import box_iou
-from tqdm.auto import tqdm
 
+from objemb_lib import progress as bars
 from objemb_lib import settings
 from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.detectors.build import Detector, Target
@@ -37,7 +37,7 @@ def detect(
     detector = detector.to(device).eval()
     found: list[Target] = []
     batches = range(0, len(dataset), batch_size)
-    for start in tqdm(batches, "detecting", unit="batch", disable=not progress):
+    for start in bars.bar(batches, "detecting", unit="batch", disable=not progress):
         every = range(start, min(start + batch_size, len(dataset)))
         pixels = [np.asarray(dataset.image(i)).copy() for i in every]
         images = [torch.from_numpy(p).permute(2, 0, 1).to(device).float() / 255 for p in pixels]
