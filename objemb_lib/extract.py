@@ -15,7 +15,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from objemb_lib import progress as bars
 from objemb_lib.atomic import atomic_path
 from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.errors import CacheError, DataError, ObjembError
-from objemb_lib.regions import WHOLE, Region
+from objemb_lib.regions import WHOLE, Region, view
 from objemb_lib.trunks import Trunk
 
 PART = 256  # images a file of a half-finished run holds: what a kill can cost
@@ -40,6 +40,7 @@ VERSION = 2  # raise when the code changes the numbers
 Wanted = Sequence[tuple[str, str]]
 Vectors = dict[tuple[str, str], np.ndarray]
 View = tuple[torch.Tensor, torch.Tensor]
+Asked = tuple[Region, tuple[str, str]]
 
 
 def default_precision() -> str:
@@ -79,26 +80,73 @@ def extract(
         an image cannot be used; what was computed before it stays cached. CacheError: the cache
         cannot be written.
     """
+    options = (size, batch_size, precision, cache, progress)
+    return extract_regions(dataset, trunk, wanted, [region], *options)[region.name]
+
+
+def extract_regions(
+    dataset: ImageDataset,
+    trunk: Trunk,
+    wanted: Wanted,
+    regions: Sequence[Region],
+    size: int = 256,
+    batch_size: int | None = None,
+    precision: str | None = None,
+    cache: bool = True,
+    progress: bool = True,
+) -> dict[str, Vectors]:
+    """:func:`extract` for several regions, ``{region's name: vectors}``.
+
+    Regions that see the same pixels (the whole image, and boxes on its map) share their forward
+    passes: that is what pooling on the map is for. Arguments and errors as for :func:`extract`.
+    """
     precision = precision or default_precision()
     _check(trunk, wanted, precision)
-    wanted = list(dict.fromkeys(wanted))
     device = settings.device()
     batch_size = batch_size or (4 if device.type == "cpu" else 64)
-    job = Job(dataset, trunk, region, size, batch_size, precision, device, progress)
-    every = [range(i, min(i + PART, len(dataset))) for i in range(0, len(dataset), PART)]
-    if not cache:
-        parts = list(job.run({part: wanted for part in every}))
-        return {pair: np.concatenate([found[pair] for _, found in parts]) for pair in wanted}
-    store = Store(settings.cache_root() / "embeddings", job.key())
-    with store.lock():
-        absent = [pair for pair in wanted if not store.has(pair)]
-        todo = {part: [p for p in absent if not store.has(p, part)] for part in every}
-        for part, found in job.run({part: pairs for part, pairs in todo.items() if pairs}):
-            for pair, vectors in found.items():
-                store.write(vectors, pair, part)
-        for pair in absent:
-            store.merge(pair, every)
-    return {pair: store.read(pair) for pair in wanted}
+    sharing: dict[Region, list[Region]] = {}
+    for region in dict.fromkeys(regions):
+        sharing.setdefault(region.seen, []).append(region)
+    found: dict[str, Vectors] = {}
+    for many in sharing.values():
+        options = (size, batch_size, precision, device, progress)
+        job = Job(dataset, trunk, tuple(many), *options)
+        found |= _from_cache(job, wanted) if cache else _computed(job, wanted)
+    return found
+
+
+def _computed(job: Job, wanted: Wanted) -> dict[str, Vectors]:
+    every = [(region, pair) for region in job.regions for pair in dict.fromkeys(wanted)]
+    parts = [found for _, found in job.run({part: every for part in job.parts()})]
+    return {
+        region.name: {
+            pair: np.concatenate([found[region, pair] for found in parts])
+            for pair in dict.fromkeys(wanted)
+        }
+        for region in job.regions
+    }
+
+
+def _from_cache(job: Job, wanted: Wanted) -> dict[str, Vectors]:
+    """The cached vectors, after whatever is missing of them was computed."""
+    root, parts = settings.cache_root() / "embeddings", job.parts()
+    stores = {region: Store(root, job.key(region)) for region in job.regions}
+    with ExitStack() as locks:
+        for store in sorted(stores.values(), key=lambda s: s.folder):  # always in one order
+            locks.enter_context(store.lock())
+        absent = [
+            (region, pair)
+            for region, store in stores.items()
+            for pair in dict.fromkeys(wanted)
+            if not store.has(pair)
+        ]
+        todo = {part: [(r, p) for r, p in absent if not stores[r].has(p, part)] for part in parts}
+        for part, found in job.run({part: some for part, some in todo.items() if some}):
+            for (region, pair), vectors in found.items():
+                stores[region].write(vectors, pair, part)
+        for region, pair in absent:
+            stores[region].merge(pair, parts)
+    return {r.name: {pair: store.read(pair) for pair in wanted} for r, store in stores.items()}
 
 
 def _check(trunk: Trunk, wanted: Wanted, precision: str) -> None:
@@ -117,50 +165,56 @@ class Job:
 
     dataset: ImageDataset
     trunk: Trunk
-    region: Region
+    regions: tuple[Region, ...]
     size: int
     batch_size: int
     precision: str
     device: torch.device
     progress: bool
 
-    def key(self) -> dict[str, str]:
-        """Everything that decides the numbers, as text."""
+    def parts(self) -> list[range]:
+        """The images in the portions that are cached one by one."""
+        every = range(len(self.dataset))
+        return [every[i : i + PART] for i in range(0, len(every), PART)]
+
+    def key(self, region: Region) -> dict[str, str]:
+        """Everything that decides a region's numbers, as text."""
         return {
             "version": str(VERSION),
             "data": self.dataset.fingerprint,
             "trunk": self.trunk.fingerprint(),
-            "region": repr(self.region),
+            "region": repr(region),
             "size": str(self.size),
             "precision": f"{self.device.type} {self.precision}",
         }
 
     @torch.inference_mode()
-    def run(self, todo: dict[range, Wanted]) -> Iterator[tuple[range, Vectors]]:
-        """Vectors of each part of the images in turn; one forward pass for all pairs of it."""
+    def run(self, todo: dict[range, list[Asked]]) -> Iterator[tuple[range, dict]]:
+        """Vectors of each part of the images in turn; one forward pass for all that is asked."""
         if not todo:
             return
         trunk = self.trunk.for_inference(self.device, self.precision)
-        what = f"{self.dataset.name}/{self.dataset.split}, {self.region.name}, {self.size} px"
-        total = sum(map(len, todo))
-        with bars.bar(None, what, total, "image", not self.progress) as bar:
-            batches = [
-                (part, part[i : i + self.batch_size])
-                for part in todo
-                for i in range(0, len(part), self.batch_size)
-            ]
-            found: list[Vectors] = []
-            views = self._read([images for _, images in batches])
+        names = " and ".join(region.name for region in self.regions)
+        what = f"{self.dataset.name}/{self.dataset.split}, {names}, {self.size} px"
+        batches = [
+            (part, part[i : i + self.batch_size])
+            for part in todo
+            for i in range(0, len(part), self.batch_size)
+        ]
+        views = self._read([images for _, images in batches])
+        found: list[dict[Asked, np.ndarray]] = []
+        with bars.bar(None, what, sum(map(len, todo)), "image", not self.progress) as bar:
             for (part, images), (pixels, boxes) in zip(batches, views):
                 maps = trunk(trunk.normalise(pixels.to(self.device)))
-                found.append({p: self._pool(trunk, maps, boxes, *p) for p in todo[part]})
+                boxes = boxes.to(self.device)
+                found.append({asked: self._pool(trunk, maps, boxes, asked) for asked in todo[part]})
                 bar.update(len(images))
                 if images[-1] == part[-1]:
-                    yield part, {p: np.concatenate([f[p] for f in found]) for p in todo[part]}
+                    yield part, {a: np.concatenate([f[a] for f in found]) for a in todo[part]}
                     found = []
 
     def _read(self, batches: list[range]) -> Iterator[View]:
-        """``(B, 3, size, size)`` uint8 batches, channels last, each with its ``(B, 4)`` boxes.
+        """``(B, 3, size, size)`` uint8 batches, channels last, with ``(B, R, 4)`` boxes.
 
         An accelerator computes while threads decode the next batches. A CPU decodes in this
         thread and computes then: decoding threads beside torch's own make both wait, and that
@@ -170,18 +224,14 @@ class Job:
         return decode if self.device.type == "cpu" else self._read_ahead(batches)
 
     def _pool(
-        self,
-        trunk: Trunk,
-        maps: dict[str, torch.Tensor],
-        boxes: torch.Tensor,
-        stage: str,
-        name: str,
+        self, trunk: Trunk, maps: dict[str, torch.Tensor], boxes: torch.Tensor, asked: Asked
     ) -> np.ndarray:
-        features = self.region.features(trunk, maps, stage, boxes)
+        region, (stage, name) = asked
+        features = region.features(trunk, maps, stage, boxes[:, self.regions.index(region)])
         return pooling.POOLINGS[name](features).float().cpu().numpy()
 
     def _decode(self, images: range) -> View:
-        views = [self.region.view(self.dataset, i, self.size) for i in images]
+        views = [view(self.regions, self.dataset, i, self.size) for i in images]
         pixels, boxes = (torch.from_numpy(np.stack(part)) for part in zip(*views))
         return pixels.permute(0, 3, 1, 2), boxes  # a view
 

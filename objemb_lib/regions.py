@@ -8,6 +8,7 @@ one forward pass serves every box.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, floor
 from typing import Literal
@@ -42,37 +43,29 @@ class Region:
     margin: float = 0.0
     on: Literal["pixels", "map"] = "pixels"
 
-    def view(self, dataset: ImageDataset, i: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """What the trunk sees of image ``i``, and the box on it that will be pooled.
-
-        The aspect ratio is not kept: the whole content is squeezed into the square, as the
-        paper's networks see it.
-
-        Returns:
-            ``(size, size, 3)`` uint8, and ``(4,)`` float32 in its pixels.
-        Raises:
-            ImageError: naming the file, if it cannot be read. DataError: no box to look at.
-        """
-        image, box = dataset.image(i), np.array([0, 0, size, size], np.float32)
-        if self.boxes == TRUTH and self.on == "pixels":
-            # Cut first: resize(box=...) would mix in what lies just outside the box.
-            image = image.crop(_widen(_main_box(dataset, i), self.margin, image.size))
-        elif self.boxes == TRUTH:
-            box = self._on_map(_main_box(dataset, i), image.size, size)
-        if image.size != (size, size):
-            image = image.resize((size, size), Image.BICUBIC, reducing_gap=2.0)
-        return np.asarray(image), box
+    @property
+    def seen(self) -> Region:
+        """The region whose pixels the trunk sees: this one, or the whole image."""
+        return WHOLE if self.on == "map" else self
 
     def pixels(self, dataset: ImageDataset, i: int, size: int) -> np.ndarray:
-        """Only the pixels of :meth:`view`."""
-        return self.view(dataset, i, size)[0]
+        """``(size, size, 3)`` uint8: what the trunk sees of image ``i``, see :func:`view`."""
+        return view([self], dataset, i, size)[0]
 
-    def _on_map(self, box: np.ndarray, image: tuple[int, int], size: int) -> np.ndarray:
-        x0, y0, x1, y1 = box.astype(np.float32)
+    def box(
+        self, dataset: ImageDataset, i: int, image: tuple[int, int], size: int
+    ) -> tuple[float, ...]:
+        """The box to pool, in pixels of what the trunk sees; all of it for boxes on pixels.
+
+        Args:
+            image: width and height of image ``i`` itself.
+        """
+        if self.on == "pixels" or self.boxes != TRUTH:
+            return 0.0, 0.0, float(size), float(size)
+        x0, y0, x1, y1 = map(float, _main_box(dataset, i))
         dx, dy = self.margin * (x1 - x0), self.margin * (y1 - y0)
-        width, height = image
-        wide = np.array([x0 - dx, y0 - dy, x1 + dx, y1 + dy]) / [width, height, width, height]
-        return np.clip(wide * size, 0, size).astype(np.float32)
+        ends = zip((x0 - dx, y0 - dy, x1 + dx, y1 + dy), (*image, *image))
+        return tuple(min(max(end / side * size, 0.0), float(size)) for end, side in ends)
 
     def features(self, trunk: Trunk, maps: dict[str, Tensor], stage: str, boxes: Tensor) -> Tensor:
         """The part of a stage's maps to pool.
@@ -95,6 +88,31 @@ class Region:
 WHOLE = Region("whole image")
 CROP = Region("crop", TRUTH)
 ROI = Region("RoI", TRUTH, on="map")
+
+
+def view(
+    regions: Sequence[Region], dataset: ImageDataset, i: int, size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the trunk sees of image ``i``, and each region's box on it.
+
+    The aspect ratio is not kept: the whole content is squeezed into the square, as the paper's
+    networks see it.
+
+    Args:
+        regions: with the same pixels (:attr:`Region.seen`).
+    Returns:
+        ``(size, size, 3)`` uint8, and ``(R, 4)`` float32 in its pixels.
+    Raises:
+        ImageError: naming the file, if it cannot be read. DataError: no box to look at.
+    """
+    seen, image = regions[0].seen, dataset.image(i)
+    boxes = [region.box(dataset, i, image.size, size) for region in regions]
+    if seen.boxes == TRUTH:
+        # Cut first: resize(box=...) would mix in what lies just outside the box.
+        image = image.crop(_widen(_main_box(dataset, i), seen.margin, image.size))
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.BICUBIC, reducing_gap=2.0)
+    return np.asarray(image), np.array(boxes, np.float32)
 
 
 def _main_box(dataset: ImageDataset, i: int) -> np.ndarray:

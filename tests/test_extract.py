@@ -23,9 +23,9 @@ from objemb_lib import extract as room
 from objemb_lib import pooling
 from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.errors import CacheError, DataError, ImageError
-from objemb_lib.extract import Job, extract
+from objemb_lib.extract import Job, extract, extract_regions
 from objemb_lib.images import load_image
-from objemb_lib.regions import CROP, WHOLE, Region
+from objemb_lib.regions import CROP, ROI, WHOLE, Region
 from objemb_lib.trunks import Stage, Trunk, load_trunk
 
 CPU = torch.device("cpu")
@@ -245,12 +245,29 @@ def test_reading_ahead_for_an_accelerator_gives_the_same_batches(data: ImageData
     batches = [range(i, min(i + 3, N)) for i in range(0, N, 3)]
     for n in (1, 2, len(batches)):  # fewer than are read ahead, too
         read = {
-            kind: list(Job(data, tiny(), WHOLE, SIZE, 3, "fp32", torch.device(kind), False)
+            kind: list(Job(data, tiny(), (WHOLE,), SIZE, 3, "fp32", torch.device(kind), False)
                        ._read(batches[:n]))
             for kind in ("cpu", "cuda")
         }  # fmt: skip
-        assert [len(b) for b in read["cuda"]] == [len(b) for b in batches[:n]]
-        assert all(torch.equal(a, b) for a, b in zip(read["cuda"], read["cpu"], strict=True))
+        assert [len(pixels) for pixels, _ in read["cuda"]] == [len(b) for b in batches[:n]]
+        for ahead, now in zip(read["cuda"], read["cpu"], strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(ahead, now, strict=True))
+
+
+def test_regions_on_one_map_share_the_forward_passes(data: ImageDataset, seen) -> None:
+    apart = {
+        region.name: extract(data, tiny(), [SPOC], region, SIZE, cache=False, progress=False)[SPOC]
+        for region in (WHOLE, CROP, ROI)
+    }
+    seen()
+    both = extract_regions(data, tiny(), [SPOC], [WHOLE, ROI], SIZE, progress=False)
+    assert seen() == N  # once an image, not once a region
+    every = extract_regions(data, tiny(), [SPOC], [CROP, WHOLE, ROI], SIZE, progress=False)
+    assert seen() == N  # the crops; the others came from the cache
+    for name, vectors in apart.items():
+        assert np.array_equal(every[name][SPOC], vectors)
+    assert np.array_equal(both["RoI"][SPOC], apart["RoI"])
+    assert not np.allclose(apart["RoI"], apart["whole image"])
 
 
 def test_bf16_is_near_and_cached_apart(data: ImageDataset, monkeypatch: pytest.MonkeyPatch) -> None:
