@@ -19,6 +19,7 @@ import numpy as np
 from objemb_lib.atomic import atomic_write_text
 from objemb_lib.errors import DataError, ReproduceError
 from objemb_lib.evaluate import Evaluation, Interval, paired_difference
+from objemb_lib.results import TOLERANCE
 
 Expected = Literal["higher", "lower"]
 Verdict = Literal["holds", "reversed", "inconclusive"]
@@ -159,9 +160,14 @@ class Difference:
         return f"{self.value:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
 
     @property
+    def interval(self) -> Interval:
+        """The value with its ends."""
+        return Interval(self.value, self.low, self.high)
+
+    @property
     def verdict(self) -> Verdict:
         """Computed from the stored numbers, so that a reader of the table can check it."""
-        return verdict(Interval(self.value, self.low, self.high), expected(self.claim, self.metric))
+        return verdict(self.interval, expected(self.claim, self.metric))
 
     @property
     def key(self) -> tuple:
@@ -230,6 +236,20 @@ def table(differences: Iterable[Difference]) -> str:
             lines.append([str(number), "", "", "", "", "", "not measured yet"])
     rows = ["| " + " | ".join(cells) + " |" for cells in lines]
     return "\n".join([rows[0], "|---" * len(head) + "|", *rows[1:]]) + "\n"
+
+
+def compare(fresh: Iterable[Difference], committed: Iterable[Difference]) -> list[str]:
+    """Sentences that name every comparison whose value strayed, or that appeared or vanished."""
+    problems = []
+    now, then = ({d.key: d for d in side} for side in (fresh, committed))
+    for key in now.keys() ^ then.keys():
+        there = "this run" if key in now else "the committed results"
+        problems.append(f"claim {' '.join(map(str, key))}: only in {there}")
+    for key in now.keys() & then.keys():
+        a, b = now[key], then[key]
+        if not abs(a.value - b.value) <= TOLERANCE:
+            problems.append(f"claim {' '.join(map(str, key))}: {a}, committed {b}")
+    return sorted(problems)
 
 
 def summary(differences: Iterable[Difference]) -> str:

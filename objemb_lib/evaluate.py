@@ -274,8 +274,8 @@ def evaluate(
         scores = asked[queries[start : start + chunk]] @ searched.T
         orders = np.argsort(-scores, axis=1, kind="stable")
         for i, order in enumerate(orders, start):
-            keep = order[~dataset.junk(queries[i])[order]]
-            ranked = dataset.relevant(queries[i])[keep]
+            relevant, junk = dataset.truth(queries[i])
+            ranked = relevant[order[~junk[order]]]
             for name, function in functions.items():
                 values[name][i] = function(ranked)
     if all(np.isnan(scores).all() for scores in values.values()):

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from matplotlib.patches import Rectangle
 from PIL import Image
+from torch import Tensor
 
 from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.evaluate import Interval, Neighbours
@@ -98,16 +99,48 @@ def heat_map(
     return ax
 
 
+def detections(
+    dataset: ImageDataset,
+    i: int,
+    found: Mapping[str, Tensor],
+    names: Sequence[str],
+    threshold: float = 0.5,
+    ax: Axes | None = None,
+) -> Axes:
+    """Image ``i`` with the boxes that a detector found, their category and score.
+
+    Args:
+        found: ``boxes`` ``(K, 4)``, ``labels`` ``(K,)`` from 1, ``scores`` ``(K,)``.
+        names: of the categories. threshold: boxes of a lower score are left out.
+    """
+    ax = ax or plt.gca()
+    ax.imshow(dataset.image(i))
+    for box, label, score in zip(*(found[key].tolist() for key in ("boxes", "labels", "scores"))):
+        if score < threshold:
+            continue
+        x0, y0, x1, y1 = box
+        ax.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, lw=1.5, ec=WRONG))
+        ax.text(x0, y0, f"{names[label - 1]} {score:.2f}", fontsize=6, color="white",
+                va="bottom", backgroundcolor=WRONG, clip_on=True)  # fmt: skip
+    ax.axis("off")
+    return ax
+
+
 def intervals(
     found: Mapping[str, Interval], label: str, ax: Axes | None = None, zero: bool = False
 ) -> Axes:
-    """Values with their confidence intervals, one a line; ``zero`` draws the line of no effect."""
+    """Values with their confidence intervals, one a line.
+
+    ``zero`` is for differences: it draws the line of no effect, and those that are surely above
+    or below it in their own colours.
+    """
     ax = ax or plt.gca()
     names = list(found)[::-1]
     for y, name in enumerate(names):
         one = found[name]
-        ax.plot([one.low, one.high], [y, y], color=QUERY, lw=2, solid_capstyle="butt")
-        ax.plot(one.value, y, "o", color=QUERY)
+        ink = {"higher": RIGHT, "lower": WRONG}.get(one.verdict, UNKNOWN) if zero else QUERY
+        ax.plot([one.low, one.high], [y, y], color=ink, lw=2, solid_capstyle="butt")
+        ax.plot(one.value, y, "o", color=ink)
         ax.annotate(f"{one.value:.2f}", (one.value, y), (0, 6), textcoords="offset points",
                     ha="center", fontsize=8)  # fmt: skip
     if zero:

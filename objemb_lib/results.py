@@ -40,6 +40,12 @@ class Measurement:
     low: float
     high: float
     tolerance: float = TOLERANCE
+    shown: bool = True  # in the README's table
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What is measured, where, by which metric; the rest of the setting may be chosen."""
+        return self.name, self.data, self.region, self.metric
 
     def __str__(self) -> str:
         return f"{self.metric} {Interval(self.value, self.low, self.high)}"
@@ -63,12 +69,14 @@ class Results:
         name: str,
         evaluation: Evaluation,
         metrics: Iterable[str] = ("R@1", "mAP"),
+        shown: bool = True,
         **where: str | int,
     ) -> list[Measurement]:
         """Record metrics of an evaluation, at once, so that a later failure loses nothing.
 
         Args:
-            name: what is measured, unique in the notebook.
+            name: what is measured; with its setting and metric, unique in the notebook.
+            shown: whether the README's table has a line for it.
             where: the setting, see :func:`where`.
         """
         new = []
@@ -77,9 +85,10 @@ class Results:
             value, low, high = (round(v, 4) for v in (interval.value, interval.low, interval.high))
             queries = evaluation.n_queries - evaluation.n_skipped
             ends = {"value": value, "low": low, "high": high}
-            new.append(Measurement(name=name, queries=queries, metric=metric, **ends, **where))
-        names = {(m.name, m.metric) for m in new}
-        kept = [m for m in self.measurements if (m.name, m.metric) not in names]
+            stated = {"name": name, "queries": queries, "metric": metric, "shown": shown}
+            new.append(Measurement(**stated, **ends, **where))
+        names = {m.key for m in new}
+        kept = [m for m in self.measurements if m.key not in names]
         self.measurements = [*kept, *new]
         if self.path:
             rows = [asdict(m) for m in self.measurements]
@@ -149,15 +158,15 @@ def compare(fresh: Iterable[Measurement], committed: Iterable[Measurement]) -> l
     those of another: any change of data, trunk, stage, pooling or region is said as such.
     """
     problems = []
-    now = {(m.name, m.metric): m for m in fresh}
-    then = {(m.name, m.metric): m for m in committed}
+    now = {m.key: m for m in fresh}
+    then = {m.key: m for m in committed}
     for key in then.keys() - now.keys():
         problems.append(f"{' '.join(key)}: in the committed results, not in this run")
     for key in now.keys() - then.keys():
         problems.append(f"{' '.join(key)}: in this run, not in the committed results")
     for key in now.keys() & then.keys():
         a, b = asdict(now[key]), asdict(then[key])
-        for part in ("data", "queries", *SETTING):
+        for part in ("queries", *SETTING):
             if a[part] != b[part]:
                 problems.append(f"{' '.join(key)}: {part} is {a[part]}, committed is {b[part]}")
         off = abs(a["value"] - b["value"])

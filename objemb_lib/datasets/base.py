@@ -153,26 +153,33 @@ class ImageDataset:
 
     def relevant(self, query: int) -> np.ndarray:
         """``(G,)`` boolean: gallery images of the query's label. ``query`` is an image index."""
-        label = self.labels[query]
-        same = self.labels[self.gallery] == label
-        return same & (label >= 0) & ~self.junk(query)
+        return self.truth(query)[0]
 
     def junk(self, query: int) -> np.ndarray:
         """``(G,)`` boolean: gallery images left out of this query's ranking."""
-        return (self.gallery == query) | self._shown_beside(self.labels[query])
+        return self.truth(query)[1]
+
+    def truth(self, query: int) -> tuple[np.ndarray, np.ndarray]:
+        """:meth:`relevant` and :meth:`junk`, both ``(G,)`` boolean."""
+        label = self.labels[query]
+        junk = self._shown_beside(label) | (self.gallery == query)
+        same = (self.labels[self.gallery] == label) & (label >= 0)
+        return same & ~junk, junk
 
     def _shown_beside(self, label: int) -> np.ndarray:
         """``(G,)`` boolean: images with ``label`` among their boxes though it is not their own."""
+        found = np.zeros(len(self.gallery), bool)
         if label < 0:  # unknown objects are not the same object
-            return np.zeros(len(self.gallery), bool)
+            return found
         table = self.__dict__.get("_beside")
-        if table is None:  # label -> images, built once: a scan per query would be quadratic
+        if table is None:  # label -> places in the gallery, built once: else quadratic
             table = {}
-            for i, (own, others) in enumerate(zip(self.labels, self.box_labels)):
-                for other in set(np.asarray(others).tolist()) - {int(own)}:
-                    table.setdefault(other, []).append(i)
+            for place, i in enumerate(self.gallery.tolist()):
+                for other in set(np.asarray(self.box_labels[i]).tolist()) - {int(self.labels[i])}:
+                    table.setdefault(other, []).append(place)
             object.__setattr__(self, "_beside", table)
-        return np.isin(self.gallery, table.get(int(label), []))
+        found[table.get(int(label), [])] = True
+        return found
 
     def subset(self, images: Sequence[int]) -> ImageDataset:
         """The same data set with only ``images``, in that order; all query and are searched.
