@@ -111,18 +111,21 @@ def test_a_run_learns_and_leaves_log_and_snapshots(unbroken: tuple) -> None:
     deadline=None,
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
 )
-@hypothesis.given(kills=st.lists(st.integers(0, STEPS - 1), min_size=1, max_size=3))
+@hypothesis.given(
+    kills=st.lists(st.integers(0, STEPS - 1), min_size=1, max_size=3),
+    every=st.sampled_from([EVERY, 50]),
+)
 def test_a_run_killed_at_any_step_ends_as_an_unbroken_one(
-    unbroken: tuple, kills: list[int]
+    unbroken: tuple, kills: list[int], every: int
 ) -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "run"
         for step in kills:
             try:
-                run(folder, what=dies_at(step))
+                run(folder, what=dies_at(step), checkpoint_every=every)
             except Killed:
                 continue
-        assert same(run(folder), unbroken[0])
+        assert same(run(folder, checkpoint_every=every), unbroken[0])
         assert left(folder) == unbroken[1]
 
 
