@@ -114,11 +114,12 @@ def ship(kind: str, schedule: Schedule = SCHEDULE, root: Path | None = None) -> 
     """
     data, battle, trunk = mini_battles("train"), mini_battles("battle"), load_trunk()
     run = kind if schedule == SCHEDULE else f"{kind}-{schedule.steps}"
+    steps = "" if schedule == SCHEDULE else f" --steps {schedule.steps}"
     folder, start = settings.PROJECT / "runs" / "train" / run, time.monotonic()
     detector = train_detector(kind, data, trunk, folder, schedule)
     minutes = round((time.monotonic() - start) / 60, 1)
     card = {
-        "command": f"python -m objemb_lib.train {kind}",
+        "command": f"python -m objemb_lib.train {kind}{steps}",
         "schedule": asdict(schedule),
         "augmentation": "mirror, colours, zoom in (scale 0.4 to 1) or out (to 1.6)",
         "data": {"train": data.fingerprint, "battle": battle.fingerprint},
@@ -143,8 +144,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, help="a shorter try, kept out of weights/")
     asked = parser.parse_args(arguments)
     if unknown := set(asked.names) - set(KINDS):
-        parser.error(f"no detector called {', '.join(sorted(unknown))}")
+        parser.error(f"no detector called {', '.join(sorted(unknown))}; use {', '.join(KINDS)}")
     schedule, root = SCHEDULE, None
+    if asked.steps is not None and asked.steps < 1:
+        parser.error("--steps must be at least 1")
     if asked.steps:
         schedule = replace(SCHEDULE, steps=asked.steps, snapshots=(0,))
         root = settings.PROJECT / "runs" / "weights"

@@ -74,8 +74,8 @@ def train(
     Returns:
         the model, in evaluation mode.
     Raises:
-        TrainingError: a loss is not finite (the last good checkpoint stays), or the folder
-            holds a run of another schedule or model.
+        TrainingError: a loss or a gradient is not finite (the last good checkpoint stays), or
+            the folder holds a damaged run, or one of another schedule or model.
     """
     device = settings.device()
     model.to(device).train()
@@ -95,26 +95,32 @@ def train(
                 )
             total = sum(found.values())
             if not torch.isfinite(total):
-                raise TrainingError(
-                    f"the loss is {float(total)} at step {step} of {folder}",
-                    "Lower the learning rate. The checkpoint of an earlier step is kept.",
-                )
+                raise _diverged("loss", total, step, folder)
             optimiser.zero_grad(set_to_none=True)
             total.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), schedule.clip)
+            norm = nn.utils.clip_grad_norm_(model.parameters(), schedule.clip)
+            if not torch.isfinite(norm):  # the next step would spoil the weights
+                raise _diverged("gradient", norm, step, folder)
             optimiser.step()
             step += 1
             bar.update()
             if step % LOG_EVERY == 0 or step == schedule.steps:
-                values = {name: round(float(loss), 5) for name, loss in found.items()}
+                values = {name: round(float(loss.detach()), 5) for name, loss in found.items()}
                 _log(folder, step, values)
-                bar.set_postfix(loss=f"{float(total):.3f}")
+                bar.set_postfix(loss=f"{float(total.detach()):.3f}")
                 if watch:
                     watch(step, values)
+            _snapshot(folder, model, step, schedule)  # first: a resumed run does not look back
             if step % checkpoint_every == 0 or step == schedule.steps:
                 _checkpoint(folder, model, optimiser, schedule, step)
-            _snapshot(folder, model, step, schedule)
     return model.eval()
+
+
+def _diverged(what: str, value: Tensor, step: int, folder: Path) -> TrainingError:
+    return TrainingError(
+        f"the {what} is {float(value.detach())} at step {step} of {folder}",
+        "Lower the learning rate. The checkpoint of an earlier step is kept.",
+    )
 
 
 def _seed(schedule: Schedule, step: int) -> int:
@@ -144,6 +150,7 @@ def _resume(
     """The step to go on from."""
     path = folder / "last.pt"
     if not path.exists():
+        _cut_log(folder, 0)
         return 0
     remedy = f"Delete {folder} to start anew, or give the run another folder."
     try:
@@ -152,9 +159,12 @@ def _resume(
             raise TrainingError(f"{folder} holds a run of another schedule", remedy)
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
-    except (RuntimeError, KeyError, ValueError, EOFError, OSError) as error:
+    except TrainingError:
+        raise
+    except Exception as error:  # damaged files fail in many ways: pickle's, zip's, torch's own
+        why = str(error).partition("\n")[0]
         raise TrainingError(
-            f"{path} cannot be continued: {str(error).splitlines()[0]}", remedy
+            f"{path} cannot be continued: {type(error).__name__}: {why}", remedy
         ) from error
     _cut_log(folder, state["step"])
     return state["step"]
@@ -205,6 +215,8 @@ def read_log(folder: Path) -> list[dict[str, float]]:
 
 def _cut_log(folder: Path, step: int) -> None:
     """Forget what was logged after the checkpoint: those steps are done again."""
+    if not (folder / "log.jsonl").exists():
+        return
     kept = [line for line in read_log(folder) if line["step"] <= step]
     with atomic_path(folder / "log.jsonl") as path:
         path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")

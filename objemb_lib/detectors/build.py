@@ -107,9 +107,21 @@ class Detector(nn.Module):
             ``{name: loss}``, or for each image ``boxes``, ``labels``, ``scores`` and, from Mask
             R-CNN, ``masks`` ``(K, 1, H, W)`` in 0..1.
         """
-        return self.network(images, targets)
+        found = self.network(images, targets)
+        if self.training or hasattr(self.network, "roi_heads"):
+            return found
+        return [_without_rubbish(one) for one in found]
 
 
+def _without_rubbish(found: Target) -> Target:
+    """One-stage networks score the background, label 0, as if it were a category, and keep boxes
+    without area; two-stage ones drop both themselves."""
+    boxes = found["boxes"]
+    keep = (found["labels"] > 0) & (boxes[:, 2:] - boxes[:, :2] >= 0.01).all(dim=1)
+    return {key: value[keep] for key, value in found.items()}
+
+
+@torch.inference_mode(False)  # freeze() needs gradients, whoever calls
 def build_detector(
     kind: str,
     trunk: Trunk,

@@ -10,8 +10,10 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections import OrderedDict
 
+import torch
 from torch import Tensor, nn
 from torchvision.ops import MultiScaleRoIAlign
 
@@ -68,8 +70,13 @@ class DetectorTrunk(Trunk):
             return super().box_features(maps, stage, boxes)
         levels = {name: maps[named] for name, (_, named) in self.levels.items()}
         finest = next(iter(self.levels.values()))[1]
-        side = maps[finest].shape[-1] * self.stages[finest].stride
-        return self.head(levels, boxes, (side, side), stage == "box_head")
+        height, width = (n * self.stages[finest].stride for n in maps[finest].shape[-2:])
+        return self.head(levels, boxes, (height, width), stage == "box_head")
+
+    def fingerprint(self) -> str:
+        """As of any trunk, and of the scale that says which level a box is cut out of."""
+        scale = str(self.head.pool.canonical_scale)
+        return hashlib.sha256((super().fingerprint() + scale).encode()).hexdigest()
 
 
 class _BoxHead(nn.Module):
@@ -90,11 +97,13 @@ class _BoxHead(nn.Module):
     def forward(
         self, levels: dict[str, Tensor], boxes: Tensor, image: tuple[int, int], vectors: bool
     ) -> Tensor:
-        each = [box[None] for box in boxes.to(next(iter(levels.values())).dtype)]
-        shapes = [image] * len(each)
         if vectors and self.tower is not None:
             levels = {name: self.tower(level) for name, level in levels.items()}
-        pooled = self.pool(levels, each, shapes)
+        finest = next(iter(levels.values()))
+        # Not in half precision: RoIAlign lacks it on CPUs, and it would move boxes by pixels.
+        levels = {name: level.float() for name, level in levels.items()}
+        each = list(boxes.to(finest.device, torch.float32)[:, None])
+        pooled = self.pool(levels, each, [image] * len(each)).to(finest.dtype)
         return self.head(pooled)[:, :, None, None] if vectors and self.head is not None else pooled
 
 

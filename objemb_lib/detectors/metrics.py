@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import warnings
 
 import numpy as np
@@ -18,6 +17,7 @@ from objemb_lib import progress as bars
 from objemb_lib import settings
 from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.detectors.build import Detector, Target
+from objemb_lib.detectors.targets import crowds
 
 
 @torch.inference_mode()
@@ -58,6 +58,8 @@ def _encode(mask: np.ndarray) -> dict:
 def coco_ap(found: list[Target], dataset: ImageDataset, masks: bool = False) -> dict[str, float]:
     """COCO's average precision over classes: ``AP`` (IoU 0.5 to 0.95), ``AP50``, ``AP75``.
 
+    What lies in a crowd counts neither as right nor as wrong.
+
     Args:
         found: as :func:`detect` gives them. masks: compare masks instead of boxes.
     Returns:
@@ -79,11 +81,12 @@ def coco_ap(found: list[Target], dataset: ImageDataset, masks: bool = False) -> 
     for number, annotation in enumerate(truth["annotations"], 1):
         annotation["id"] = number
     if not guesses:
-        return dict.fromkeys(("AP", "AP50", "AP75"), 0.0 if truth["annotations"] else float("nan"))
+        any_object = any(not one["iscrowd"] for one in truth["annotations"])
+        return dict.fromkeys(("AP", "AP50", "AP75"), 0.0 if any_object else float("nan"))
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # pycocotools on numpy 2
         coco = COCO()
-        coco.dataset = json.loads(json.dumps(truth))
+        coco.dataset = truth
         coco.createIndex()
         scored = COCOeval(coco, coco.loadRes(guesses), "segm" if masks else "bbox")
         scored.evaluate(), scored.accumulate(), scored.summarize()
@@ -92,13 +95,13 @@ def coco_ap(found: list[Target], dataset: ImageDataset, masks: bool = False) -> 
 
 
 def _truth(dataset: ImageDataset, i: int, masks: bool) -> list[dict]:
-    many = []
+    many, crowd = [], crowds(dataset, i)
     for k, (box, category) in enumerate(zip(dataset.boxes[i], dataset.box_categories[i])):
         if category < 0:
             continue
         (xywh,) = _xywh(np.asarray(box)[None])
-        one = {"image_id": i + 1, "category_id": int(category) + 1, "bbox": xywh, "iscrowd": 0}
-        one["area"] = xywh[2] * xywh[3]
+        one = {"image_id": i + 1, "category_id": int(category) + 1, "bbox": xywh}
+        one |= {"iscrowd": int(crowd[k]), "area": xywh[2] * xywh[3]}
         if masks:
             one["segmentation"] = dataset.masks[i][k]
             one["area"] = float(coco_mask.area(one["segmentation"]))

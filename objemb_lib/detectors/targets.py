@@ -35,10 +35,13 @@ def _keep(dataset: ImageDataset, i: int) -> np.ndarray:
     boxes = np.asarray(dataset.boxes[i])
     large = (boxes[:, 2:] - boxes[:, :2] >= MIN_SIDE).all(axis=1)
     known = np.asarray(dataset.box_categories[i]) >= 0
-    crowd = (dataset.extra[i].get("iscrowd") if len(dataset.extra) else None) or [False] * len(
-        boxes
-    )
-    return np.flatnonzero(large & known & ~np.asarray(crowd, bool))
+    return np.flatnonzero(large & known & ~crowds(dataset, i))
+
+
+def crowds(dataset: ImageDataset, i: int) -> np.ndarray:
+    """``(K,)`` booleans: which boxes of an image hold a crowd instead of one object."""
+    stated = dataset.extra[i].get("iscrowd") if len(dataset.extra) else None
+    return np.asarray(stated or [False] * len(dataset.boxes[i]), bool)
 
 
 def example(dataset: ImageDataset, i: int, masks: bool = False) -> tuple[Tensor, Target]:
@@ -73,6 +76,7 @@ def augmentation(size: int) -> v2.Transform:
 
     Boxes that a zoom leaves under :data:`MIN_SIDE` pixels are dropped.
     """
+    grey = {tv_tensors.Image: 127, "others": 0}  # one number would fill the masks, too
     return v2.Compose(
         [
             v2.RandomHorizontalFlip(),
@@ -80,7 +84,7 @@ def augmentation(size: int) -> v2.Transform:
             v2.RandomChoice(
                 [
                     v2.RandomResizedCrop((size, size), scale=(0.4, 1.0), antialias=True),
-                    v2.Compose([v2.RandomZoomOut(fill=127, side_range=(1.0, 1.6), p=1.0),
+                    v2.Compose([v2.RandomZoomOut(grey, side_range=(1.0, 1.6), p=1.0),
                                 v2.Resize((size, size), antialias=True)]),
                     v2.Resize((size, size), antialias=True),
                 ],

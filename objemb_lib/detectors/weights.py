@@ -57,7 +57,7 @@ def save_weights(detector: Detector, card: dict, name: str, root: Path | None = 
         "size": detector.size,
         "sha256": sha256_file(path),
     }
-    atomic_write_text(card_path(name, root), json.dumps({**about, **card}, indent=1) + "\n")
+    atomic_write_text(card_path(name, root), json.dumps(about | card | about, indent=1) + "\n")
     return path
 
 
@@ -70,7 +70,10 @@ def read_card(name: str, root: Path | None = None) -> dict:
     """The card of a shipped detector. Raises DataError if there is none, or it is damaged."""
     path = card_path(name, root)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        card = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(card, dict):
+            raise ValueError("not a card")
+        return card
     except (OSError, ValueError) as error:
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.json"))) or "none"
         raise DataError(

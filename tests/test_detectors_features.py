@@ -1,0 +1,245 @@
+"""A detector as a trunk: every stage against what the detector itself computes."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_scenes import CATEGORIES, lively, scenes, small
+from torch import Tensor
+from torchvision.ops import roi_align
+
+from objemb_lib.detectors.build import KINDS, Detector
+from objemb_lib.detectors.features import DetectorTrunk
+from objemb_lib.extract import extract
+from objemb_lib.regions import CROP, ROI, TRUTH, WHOLE, Region
+
+CPU = torch.device("cpu")
+TWO_STAGE = [kind for kind in KINDS if kind != "fcos"]
+BOXES = torch.tensor([[3.0, 5, 11, 13], [8, 2, 29.5, 22], [4, 10, 60, 50], [0, 0, 64, 64]])
+
+
+@pytest.fixture(autouse=True)
+def on_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OBJEMB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OBJEMB_DEVICE", "cpu")
+    monkeypatch.delenv("OBJEMB_PRECISION", raising=False)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def detector(request: pytest.FixtureRequest) -> Detector:
+    return small(request.param)
+
+
+def noise(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(7))
+
+
+def close(a: Tensor, b: Tensor, part: float = 1e-4) -> bool:
+    return a.shape == b.shape and bool((a - b).abs().max() <= part * b.abs().max())
+
+
+def by_hand(levels: dict[str, Tensor], box: Tensor, i: int) -> Tensor:
+    """A box cut out of the level that fits it: FPN's equation 1, with 18 px as its 224."""
+    side = math.sqrt(float((box[2] - box[0]) * (box[3] - box[1])))
+    level = min(5, max(3, math.floor(4 + math.log2(side / 18))))
+    map_ = levels[f"fpn{level}"][i : i + 1]
+    return roi_align(map_, [box[None]], 7, 1 / 2**level, sampling_ratio=2, aligned=False)
+
+
+@torch.inference_mode()
+def test_maps_are_those_of_the_detector(detector: Detector) -> None:
+    trunk, images = DetectorTrunk(detector), noise(2, 3, 64, 96)
+    maps, body = trunk(images), detector.trunk(images)
+    pyramid = detector.network.backbone(images)
+    for name, expected in body.items():
+        assert torch.equal(maps[name], expected) and expected.std() > 0.01, name
+    for name in ("fpn3", "fpn4", "fpn5"):
+        assert torch.equal(maps[name], pyramid[name]) and pyramid[name].std() > 0.01, name
+    assert list(maps) == [*body, "fpn3", "fpn4", "fpn5"]
+    assert list(trunk.stages) == [*maps, "roi", "box_head"]
+    for name, map_ in maps.items():
+        stage = trunk.stages[name]
+        assert map_.shape == (2, stage.channels, 64 // stage.stride, 96 // stage.stride), name
+
+
+@pytest.mark.parametrize("kind", TWO_STAGE)
+@torch.inference_mode()
+def test_boxes_are_those_of_the_detectors_own_heads(kind: str) -> None:
+    detector = small(kind)
+    trunk, images, heads = DetectorTrunk(detector), noise(4, 3, 64, 64), detector.network.roi_heads
+    features = detector.network.backbone(images)
+    roi = heads.box_roi_pool(features, [box[None] for box in BOXES], [(64, 64)] * 4)
+    maps = trunk(images)
+    assert torch.equal(trunk.box_features(maps, "roi", BOXES), roi)
+    vectors = trunk.box_features(maps, "box_head", BOXES)
+    assert torch.equal(vectors, heads.box_head(roi)[:, :, None, None])
+    assert vectors.shape == (4, 16, 1, 1) and vectors.std(dim=0).max() > 0.01
+
+
+@torch.inference_mode()
+def test_boxes_are_cut_out_of_the_level_that_fits(detector: Detector) -> None:
+    images = noise(4, 3, 64, 128)  # height and width apart
+    trunk = DetectorTrunk(detector)
+    maps = trunk(images)
+    boxes = BOXES.clone()
+    boxes[1, 0::2] += 90  # right of the square
+    levels = {name: maps[name] for name in ("fpn3", "fpn4", "fpn5")}
+    roi = trunk.box_features(maps, "roi", boxes)
+    expected = torch.cat([by_hand(levels, box, i) for i, box in enumerate(boxes)])
+    assert close(roi, expected, 1e-5) and roi.shape == (4, 32, 7, 7)
+    if detector.kind == "fcos":
+        tower = detector.network.head.classification_head.conv
+        levels = {name: tower(level) for name, level in levels.items()}
+        expected = torch.cat([by_hand(levels, box, i) for i, box in enumerate(boxes)])
+        assert close(trunk.box_features(maps, "box_head", boxes), expected, 1e-5)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@torch.inference_mode()
+def test_the_copy_for_inference_gives_the_same(detector: Detector, precision: str) -> None:
+    trunk, images = DetectorTrunk(detector), noise(4, 3, 64, 64)
+    quick, part = trunk.for_inference(CPU, precision), {"fp32": 1e-4, "bf16": 0.1}[precision]
+    assert quick.mean.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    maps, expected = quick(images.to(quick.mean.dtype)), trunk(images)
+    for name, map_ in maps.items():
+        assert close(map_.float(), expected[name], part), name
+    for name in ("roi", "box_head"):
+        given = quick.box_features(maps, name, BOXES).float()
+        same = trunk.box_features({k: map_.float() for k, map_ in maps.items()}, name, BOXES)
+        assert close(given, same, {"fp32": 1e-4, "bf16": 0.01 if name == "roi" else 0.1}[precision])
+        if precision == "fp32":
+            assert close(given, trunk.box_features(expected, name, BOXES)), name
+
+
+def test_later_training_does_not_reach_the_copy(detector: Detector) -> None:
+    trunk = DetectorTrunk(detector)
+    before = trunk.fingerprint()
+    assert DetectorTrunk(detector).fingerprint() == before
+    every = dict(detector.named_parameters())
+    last = {"fcos": "network.head.classification_head.conv.0.weight"}.get(
+        detector.kind, "network.roi_heads.box_head.fc7.bias"
+    )
+    for key in (next(iter(every)), "network.backbone.fpn.layer_blocks.0.0.weight", last):
+        kept = every[key].detach().clone()
+        every[key].data[0] += 1e-3
+        assert DetectorTrunk(detector).fingerprint() != before == trunk.fingerprint(), key
+        every[key].data.copy_(kept)
+    assert not any(p.requires_grad for p in trunk.parameters())
+    assert any(p.requires_grad for p in detector.parameters())
+
+
+def test_the_scale_that_picks_the_level_is_part_of_the_fingerprint() -> None:
+    small_images, large = (DetectorTrunk(small("fcos", size=size)) for size in (64, 256))
+    assert all(map(torch.equal, small_images.state_dict().values(), large.state_dict().values()))
+    with torch.inference_mode():
+        maps = small_images(noise(1, 3, 64, 64))
+        box = BOXES[2:3]
+        assert not close(small_images.box_features(maps, "roi", box),
+                         large.box_features(maps, "roi", box))  # fmt: skip
+    assert small_images.fingerprint() != large.fingerprint()
+
+
+def test_other_stages_are_no_boxes(detector: Detector) -> None:
+    with pytest.raises(KeyError, match="fpn3"):
+        DetectorTrunk(detector).box_features({}, "fpn3", BOXES)
+    with pytest.raises(KeyError, match="lcnet_035 has no stage 'roi'"):
+        lively().box_features({}, "roi", BOXES)
+
+
+# --- through extract ----------------------------------------------------------------------
+
+
+def squeezed(image: Image.Image) -> Tensor:
+    small_ = image.resize((64, 64), Image.Resampling.BICUBIC, reducing_gap=2.0)
+    return torch.from_numpy(np.asarray(small_).copy()).permute(2, 0, 1)[None].float() / 255
+
+
+def seen(data, i: int, region: Region) -> tuple[Tensor, Tensor]:
+    """What the trunk should see of an image, and where to look on it."""
+    image, box = data.image(i), torch.tensor([0.0, 0, 64, 64])
+    x0, y0, x1, y1 = (float(side) for side in data.boxes[i][0])
+    if region is CROP:
+        image = image.crop((int(x0), int(y0), int(x1), int(y1)))
+    elif region is ROI:  # 100 x 48 pixels become 64 x 64
+        box = torch.tensor([x0 * 64 / 100, y0 * 64 / 48, x1 * 64 / 100, y1 * 64 / 48])
+    return squeezed(image), box
+
+
+@pytest.mark.parametrize("region", [WHOLE, ROI, CROP], ids=lambda region: region.name)
+@torch.inference_mode()
+def test_extraction_pools_what_the_detector_computes(
+    detector: Detector, region: Region, tmp_path: Path
+) -> None:
+    data = scenes(tmp_path, size=(100, 48))
+    trunk = DetectorTrunk(detector)
+    wanted = [("roi", "spoc"), ("box_head", "mac"), ("head", "spoc"), ("fpn4", "mac")]
+    found = extract(data, trunk, wanted, region, size=64, progress=False)
+    for i in range(len(data)):
+        pixels, box = seen(data, i, region)
+        images = (pixels - trunk.mean) / trunk.std
+        levels, body = detector.network.backbone(images), detector.trunk(images)
+        roi = by_hand(levels, box, 0)
+        if detector.kind == "fcos":
+            tower = detector.network.head.classification_head.conv
+            vector = by_hand({k: tower(v) for k, v in levels.items()}, box, 0).amax((2, 3))
+        else:
+            vector = detector.network.roi_heads.box_head(roi)
+        maps = [(body["head"], 32), (levels["fpn4"], 16)]
+        if region is ROI:
+            head, fpn = (roi_align(m, [box[None]], 7, 1 / s, 2, aligned=True) for m, s in maps)
+        else:
+            head, fpn = (m for m, _ in maps)
+        expected = [roi.mean((2, 3)), vector, head.mean((2, 3)), fpn.amax((2, 3))]
+        for pair, one in zip(wanted, expected):
+            assert close(torch.from_numpy(found[pair][i]), one[0], 1e-3), (pair, i)
+
+
+@torch.inference_mode()
+def test_roi_on_a_plain_trunk_is_roi_align(tmp_path: Path) -> None:
+    data, trunk = scenes(tmp_path, size=(100, 48)), lively()
+    wanted = [("stage3", "spoc"), ("head", "mac"), ("stage1", "spoc")]
+    found = extract(data, trunk, wanted, ROI, size=64, progress=False)
+    for i in range(len(data)):
+        pixels, box = seen(data, i, ROI)
+        maps = trunk((pixels - trunk.mean) / trunk.std)
+        for (stage, pooling), scale in zip(wanted, (1 / 8, 1 / 32, 1 / 2)):
+            cut = roi_align(maps[stage], [box[None]], 7, scale, sampling_ratio=2, aligned=True)
+            one = cut.mean((2, 3)) if pooling == "spoc" else cut.amax((2, 3))
+            assert close(torch.from_numpy(found[stage, pooling][i]), one[0], 1e-3), (stage, i)
+
+
+def test_a_box_on_the_map_is_scaled_by_each_side_and_widened_inside(tmp_path: Path) -> None:
+    data = scenes(tmp_path, [([(10, 12, 50, 36)], [0]), ([(0, 0, 90, 48)], [0])], size=(100, 48))
+    assert np.allclose(ROI.view(data, 0, 64)[1], [6.4, 16, 32, 48])
+    wide = Region("RoI with context", TRUTH, margin=0.25, on="map")
+    # 10 pixels more left and right, 6 above and below, then scaled
+    assert np.allclose(wide.view(data, 0, 64)[1], [0, 8, 38.4, 56])
+    assert np.allclose(wide.view(data, 1, 64)[1], [0, 0, 64, 64])
+    for region in (ROI, wide):
+        pixels, box = region.view(data, 0, 64)
+        assert (pixels == WHOLE.pixels(data, 0, 64)).all() and box.dtype == np.float32
+    assert WHOLE.view(data, 0, 64)[1].tolist() == [0, 0, 64, 64]
+
+
+def test_extraction_in_half_precision_stays_near(detector: Detector, tmp_path: Path) -> None:
+    data, trunk = scenes(tmp_path), DetectorTrunk(detector)
+    wanted = [("roi", "spoc"), ("box_head", "spoc")]
+    full, half = (
+        extract(data, trunk, wanted, ROI, size=64, precision=precision, progress=False)
+        for precision in ("fp32", "bf16")
+    )
+    for pair in wanted:
+        a, b = torch.from_numpy(half[pair]), torch.from_numpy(full[pair])
+        assert torch.cosine_similarity(a, b).min() > 0.9 and not torch.equal(a, b)
+
+
+def test_names_say_what_it_is(detector: Detector) -> None:
+    trunk = DetectorTrunk(detector)
+    assert trunk.name == f"{detector.kind} on lcnet_035"
+    assert "roi 32 per box" in repr(trunk) and "fpn3 32@/8" in repr(trunk)
+    assert detector.categories == CATEGORIES

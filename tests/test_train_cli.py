@@ -1,0 +1,98 @@
+"""`python -m objemb_lib.train`: its arguments, and a whole training on the tiny mini-battles."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_scenes import lively
+
+from objemb_lib import settings, train
+from objemb_lib.datasets.mini_battles import mini_battles
+from objemb_lib.detectors.build import KINDS
+from objemb_lib.detectors.weights import load_detector, read_card
+from objemb_lib.errors import DataError
+from objemb_lib.training import Schedule, read_log, snapshot_path
+
+pytest_plugins = ("tiny_battles",)
+
+
+@pytest.fixture
+def root(tiny_root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("OBJEMB_DEVICE", "cpu")
+    monkeypatch.setenv("OBJEMB_DATA", str(tiny_root))
+    monkeypatch.setattr(settings, "PROJECT", tmp_path / "project")
+    return tiny_root
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(["nope"], "nope"), (["fcos", "--steps", "0"], "at least 1"), (["--steps", "many"], "many")],
+)
+def test_wrong_arguments_are_told(arguments: list, said: str, capsys, root: Path) -> None:
+    with pytest.raises(SystemExit) as caught:
+        train.main(arguments)
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and said in error
+    if arguments == ["nope"]:
+        assert "no detector called nope" in error and all(kind in error for kind in KINDS)
+    assert not (settings.PROJECT / "runs").exists()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_short_training_leaves_a_detector_log_and_snapshots(
+    kind: str, root: Path, tmp_path: Path
+) -> None:
+    data, trunk, folder = mini_battles("train"), lively(), tmp_path / "run"
+    schedule = Schedule(steps=2, batch_size=2, warmup=1, snapshots=(0,))
+    before = trunk.fingerprint()
+    how = {"schedule": schedule, "size": 64, "progress": False}
+    detector = train.train_detector(kind, data, trunk, folder, **how)
+    assert (detector.kind, detector.size, detector.training) == (kind, 64, False)
+    assert detector.categories == tuple(data.category_names)
+    assert trunk.fingerprint() == before != detector.trunk.fingerprint()
+    (line,) = read_log(folder)
+    assert line["step"] == 2 and len(line) > 3
+    assert ("loss_mask" in line) == (kind == "mask_rcnn")
+    assert snapshot_path(folder, 0).is_file() and snapshot_path(folder, 2).is_file()
+    again = train.train_detector(kind, data, trunk, tmp_path / "again", **how)
+    assert torch.equal(next(again.parameters()), next(detector.parameters()))
+    for key, value in detector.state_dict().items():
+        assert torch.allclose(again.state_dict()[key], value, atol=1e-6), key
+
+
+def test_the_command_ships_a_try_with_its_card(
+    root: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "load_trunk", lively)
+    monkeypatch.setattr(train, "SCHEDULE", replace(train.SCHEDULE, batch_size=2))
+    assert train.main(["faster_rcnn", "--steps", "1"]) == 0
+    shipped = settings.PROJECT / "runs" / "weights"
+    card = read_card("faster_rcnn", shipped)
+    assert load_detector("faster_rcnn", shipped).trunk.name == "lcnet_035"
+    assert card["command"].endswith("faster_rcnn --steps 1")
+    assert {row["step"] for row in card["curve"]} == {0, 1} and len(card["curve"]) == 18
+    metrics = card["metrics on mini-battles/battle"]
+    assert set(metrics) >= {"box AP", "box AP50", "recall of main objects, IoU 0.5"}
+    out = capsys.readouterr().out
+    assert "faster_rcnn" in out and all(name in out for name in metrics)
+    assert not (settings.PROJECT / "weights").exists()
+
+
+def test_what_goes_wrong_is_one_line(root: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_data(split: str) -> None:
+        raise DataError("nothing there", "Build it.")
+
+    monkeypatch.setattr(train, "mini_battles", no_data)
+    assert train.main(["fcos"]) == 1
+    assert "nothing there" in (error := capsys.readouterr().err) and "Build it" in error
+    assert "Traceback" not in error
+
+    def stopped(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "ship", stopped)
+    assert train.main(["fcos"]) == 130
+    assert "again" in capsys.readouterr().err
