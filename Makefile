@@ -7,6 +7,7 @@ NOTEBOOKS ?=
 PIP_ARGS  ?=
 LAB_ARGS  ?=
 LOCK_ARGS ?=
+DETECTORS ?=
 
 # `make TARGET VENV=` uses the Python that is active now (conda, Binder).
 ifeq ($(strip $(VENV)),)
@@ -34,7 +35,7 @@ comma := ,
 export GOMP_SPINCOUNT ?= 1000
 
 .DEFAULT_GOAL := help
-.PHONY: help install data reproduce test lab lock clean
+.PHONY: help install data reproduce train test lab lock clean
 
 help:
 	@echo 'An analysis of object embeddings, as a course. Two commands:'
@@ -47,6 +48,8 @@ help:
 	@echo
 	@echo '  make install     only the environment, in .venv (PYTHON=python3.12 chooses the Python,'
 	@echo '                   VENV= takes the active environment, PIP_ARGS="..." goes to pip)'
+	@echo '  make train       train the shipped detectors anew: under an hour; goes on after a kill'
+	@echo '                   (DETECTORS="fcos" trains only that one)'
 	@echo '  make data        only the workshop data, in data/mini-battles'
 	@echo '  make test        style, unit tests, and the notebooks as committed'
 	@echo '  make lock        resolve requirements.lock anew (LOCK_ARGS=--upgrade raises versions)'
@@ -84,6 +87,9 @@ data: install
 
 reproduce: install
 	@$(PY) -m objemb_lib.reproduce --profile $(PROFILE) --notebooks $(NOTEBOOKS)
+
+train: install data
+	@$(PY) -m objemb_lib.train $(DETECTORS)
 
 # Two workers with one torch thread each: with more threads than cores, all of them wait.
 test: install data

@@ -25,7 +25,7 @@ import papermill
 import yaml
 from papermill.exceptions import PapermillExecutionError
 
-from objemb_lib import datasets, results, settings
+from objemb_lib import claims, datasets, results, settings
 from objemb_lib.atomic import atomic_write_bytes, atomic_write_text
 from objemb_lib.errors import ObjembError, ReproduceError
 
@@ -127,21 +127,19 @@ def reproduce(name: str, numbers: list[str], update: bool = False) -> list[str]:
         print(f"{notebook.name} ...", flush=True)
         parameters = stated.get("notebooks", {}).get(notebook.stem, {})
         before = cached_files()
-        if stale := result_file(run_dir, notebook):
-            stale.unlink()  # an earlier run's numbers must not stand in for this one's
+        for part in ("results", "claims"):  # an earlier run's must not stand in for this one's
+            written(run_dir, notebook, part).unlink(missing_ok=True)
         where = {"RUN_DIR": str(run_dir), "SEED": stated["seed"]}
         seconds[notebook.stem] = run_notebook(notebook, {**where, **parameters}, run_dir)
         new = len(cached_files() - before)
         cache = counted(new, "new table of vectors", "new tables of vectors")
         print(f"{notebook.name}: {seconds[notebook.stem]:.0f} s, {cache}", flush=True)
-    files = {nb.stem: result_file(run_dir, nb) for nb in chosen}
-    fresh = {stem: results.read(path) if path else [] for stem, path in files.items()}
-    report = gather(fresh, stated, seconds)
+    fresh = gather(chosen, run_dir)
+    report = {**about(stated), "seconds": {k: round(s) for k, s in seconds.items()}, **plain(fresh)}
     atomic_write_text(run_dir / "results.json", json.dumps(report, indent=1))
-    rows = [row for part in fresh.values() for row in part]
-    atomic_write_text(run_dir / "results.md", results.table(rows))
-    if rows:
-        print("\n" + results.table(rows))
+    atomic_write_text(run_dir / "results.md", as_text(report, every=True))
+    if rows_of(report, "measurements"):
+        print("\n" + as_text(report))
     if update:
         commit_results(name, report, chosen, run_dir)
         return []
@@ -163,24 +161,60 @@ def counted(count: int, one: str, many: str) -> str:
     return f"{count or 'no'} {one if count == 1 else many}"
 
 
-def result_file(run_dir: Path, notebook: Path) -> Path | None:
-    """The measurements that a notebook of this run wrote, if it writes any."""
-    path = run_dir / "results" / f"{notebook.stem}.json"
-    return path if path.is_file() else None
+def written(run_dir: Path, notebook: Path, part: str) -> Path:
+    """Where a notebook of this run writes its results or its claims, if it has any."""
+    return run_dir / part / f"{notebook.stem}.json"
 
 
-def gather(fresh: dict, stated: dict, seconds: dict[str, float]) -> dict:
-    """Everything of a run that is worth keeping."""
+Fresh = dict[str, dict[str, list]]  # "measurements" and "claims": notebook -> what it wrote
+
+
+def gather(chosen: list[Path], run_dir: Path) -> Fresh:
+    """What the notebooks of a run wrote."""
+    found: Fresh = {"measurements": {}, "claims": {}}
+    for notebook in chosen:
+        for part, folder, read in (
+            ("measurements", "results", results.read),
+            ("claims", "claims", claims.read),
+        ):
+            path = written(run_dir, notebook, folder)
+            found[part][notebook.stem] = read(path) if path.is_file() else []
+    return found
+
+
+def plain(fresh: Fresh) -> dict:
+    """The same as JSON knows it."""
+    return {
+        part: {stem: [vars(row) for row in rows] for stem, rows in many.items()}
+        for part, many in fresh.items()
+    }
+
+
+def about(stated: dict) -> dict:
+    """Where a run's numbers come from: versions, device, seed, data."""
     folders = {data: datasets.entry(data).folder() for data in stated["data"]}
     return {
         "environment": environment(stated["seed"]),
         "data": {d: json.loads((f / "manifest.json").read_text()) for d, f in folders.items()},
-        "seconds": {stem: round(s) for stem, s in seconds.items()},
-        "measurements": {stem: [vars(m) for m in rows] for stem, rows in fresh.items()},
     }
 
 
-def against_committed(name: str, fresh: dict, data: dict) -> list[str]:
+def rows_of(report: dict, part: str) -> list:
+    """All measurements or claims of a report."""
+    kind = {"measurements": results.Measurement, "claims": claims.Difference}[part]
+    return [kind(**row) for rows in report.get(part, {}).values() for row in rows]
+
+
+def as_text(report: dict, every: bool = False) -> str:
+    """A report's tables in Markdown; ``every`` also what a summary leaves out."""
+    rows, differences = rows_of(report, "measurements"), rows_of(report, "claims")
+    text = results.table(row for row in rows if every or row.shown)
+    if differences:
+        text += f"\n{claims.summary(differences)}"
+    return f"{text}\n{claims.table(differences)}" if differences and every else text
+
+
+def against_committed(name: str, fresh: Fresh, data: dict) -> list[str]:
     """What differs from ``results/<profile>.json``, for the notebooks that ran; says how many
     numbers were compared.
     """
@@ -192,15 +226,17 @@ def against_committed(name: str, fresh: dict, data: dict) -> list[str]:
         if manifest["splits"] != stated["data"].get(key, {}).get("splits"):
             print(f"note: {key} is not pixel for pixel the data of the committed run")
     problems, compared = [], 0
-    for stem, rows in fresh.items():
-        then = [results.Measurement(**row) for row in stated["measurements"].get(stem, [])]
-        problems += [f"{stem}: {problem}" for problem in results.compare(rows, then)]
-        compared += len({(m.name, m.metric) for m in rows} & {(m.name, m.metric) for m in then})
+    for part, compare in (("measurements", results.compare), ("claims", claims.compare)):
+        for stem, rows in fresh[part].items():
+            then = rows_of({part: {stem: stated.get(part, {}).get(stem, [])}}, part)
+            problems += [f"{stem}: {problem}" for problem in compare(rows, then)]
+            compared += len({row.key for row in rows} & {row.key for row in then})
     if compared:
         what = counted(compared, "number", "numbers")
         print(f"{what} compared with the committed run{'' if problems else ', none strayed'}")
     elif not problems:
-        print(f"nothing to compare in {'this notebook' if len(fresh) == 1 else 'these notebooks'}")
+        which = "this notebook" if len(fresh["claims"]) == 1 else "these notebooks"
+        print(f"nothing to compare in {which}")
     return problems
 
 
@@ -211,8 +247,9 @@ def commit_results(name: str, report: dict, chosen: list[Path], run_dir: Path) -
     """Write results/<profile>.json, the README's table and picture, the notebooks' outputs."""
     path = settings.PROJECT / "results" / f"{name}.json"
     if path.exists():  # notebooks that did not run keep their numbers
-        for part in ("seconds", "measurements"):
-            report[part] = dict(sorted((json.loads(path.read_text())[part] | report[part]).items()))
+        earlier = json.loads(path.read_text())
+        for part in ("seconds", "measurements", "claims"):
+            report[part] = dict(sorted((earlier.get(part, {}) | report[part]).items()))
     readme = settings.PROJECT / "README.md"
     text = with_table(readme.read_text(encoding="utf-8"), report)  # may fail: before any write
     atomic_write_text(path, json.dumps(report, indent=1) + "\n")
@@ -226,7 +263,6 @@ def commit_results(name: str, report: dict, chosen: list[Path], run_dir: Path) -
 
 def with_table(readme: str, report: dict) -> str:
     """README text with its generated part made anew from a report."""
-    rows = [results.Measurement(**r) for part in report["measurements"].values() for r in part]
     where = report["environment"]
     note = (
         f"\n95 % confidence intervals, bootstrap over query objects. Run with torch "
@@ -235,7 +271,7 @@ def with_table(readme: str, report: dict) -> str:
     )
     start, end = MARKS
     pattern = re.compile(f"{re.escape(start)}.*{re.escape(end)}", re.DOTALL)
-    body = f"{start}\n{results.table(rows)}{note}{end}"
+    body = f"{start}\n{as_text(report)}{note}{end}"
     if not pattern.search(readme):
         raise ReproduceError("README.md has no place for the results", f"Add {start} and {end}.")
     return pattern.sub(lambda _: body, readme)

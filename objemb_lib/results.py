@@ -161,18 +161,18 @@ def compare(fresh: Iterable[Measurement], committed: Iterable[Measurement]) -> l
     now = {m.key: m for m in fresh}
     then = {m.key: m for m in committed}
     for key in then.keys() - now.keys():
-        problems.append(f"{' '.join(key)}: in the committed results, not in this run")
+        problems.append(f"{', '.join(key)}: in the committed results, not in this run")
     for key in now.keys() - then.keys():
-        problems.append(f"{' '.join(key)}: in this run, not in the committed results")
+        problems.append(f"{', '.join(key)}: in this run, not in the committed results")
     for key in now.keys() & then.keys():
         a, b = asdict(now[key]), asdict(then[key])
         for part in ("queries", *SETTING):
             if a[part] != b[part]:
-                problems.append(f"{' '.join(key)}: {part} is {a[part]}, committed is {b[part]}")
+                problems.append(f"{', '.join(key)}: {part} is {a[part]}, committed is {b[part]}")
         off = abs(a["value"] - b["value"])
         if not off <= b["tolerance"]:  # also true of nan
             problems.append(
-                f"{' '.join(key)}: {a['value']:.4f}, committed {b['value']:.4f}; "
+                f"{', '.join(key)}: {a['value']:.4f}, committed {b['value']:.4f}; "
                 f"off by {off:.4f}, tolerance {b['tolerance']}"
             )
     return sorted(problems)

@@ -14,7 +14,6 @@ import argparse
 import copy
 import platform
 import sys
-import time
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -29,11 +28,11 @@ from objemb_lib.datasets.mini_battles import mini_battles
 from objemb_lib.detectors.build import KINDS, Detector, build_detector
 from objemb_lib.detectors.features import DetectorTrunk
 from objemb_lib.detectors.metrics import coco_ap, detect, main_recall
-from objemb_lib.detectors.targets import augmentation, example, usable
+from objemb_lib.detectors.targets import GRANULARITIES, augmentation, example, relabel, usable
 from objemb_lib.detectors.weights import load_detector, load_state, read_card, save_weights
 from objemb_lib.errors import ObjembError
 from objemb_lib.evaluate import evaluate
-from objemb_lib.extract import extract
+from objemb_lib.extract import extract_regions
 from objemb_lib.postprocess import l2
 from objemb_lib.regions import CROP, ROI, WHOLE
 from objemb_lib.training import Schedule, read_log, snapshot_path, train
@@ -98,41 +97,50 @@ def curve(detector: Detector, folder: Path, schedule: Schedule, dataset: ImageDa
     for step in (*schedule.snapshots, schedule.steps):
         path = snapshot_path(folder, step)
         trunk = DetectorTrunk(load_state(moving, load_file(path), path))
-        for region in (WHOLE, ROI, CROP):
-            vectors = extract(dataset, trunk, CURVE, region, cache=False, progress=False)
-            for (stage, pooling), x in vectors.items():
+        vectors = extract_regions(
+            dataset, trunk, CURVE, [WHOLE, ROI, CROP], detector.size, cache=False, progress=False
+        )
+        for region, many in vectors.items():
+            for (stage, pooling), x in many.items():
                 found = evaluate(l2(x), dataset, metrics=["mAP", "R@1"])
-                where = {"step": step, "region": region.name, "stage": stage, "pooling": pooling}
+                where = {"step": step, "region": region, "stage": stage, "pooling": pooling}
                 rows.append({**where, **{m: round(found.mean(m), 4) for m in ("mAP", "R@1")}})
     return rows
 
 
-def ship(kind: str, schedule: Schedule = SCHEDULE, root: Path | None = None) -> dict:
+def ship(
+    kind: str, schedule: Schedule = SCHEDULE, labels: str = "category", root: Path | None = None
+) -> dict:
     """Train one of the course's detectors, score it, write weights and card; returns the card.
 
     The metrics are those of the file as it is written, in half precision.
+
+    Args:
+        labels: what a box is called, see :func:`detectors.targets.relabel`.
+        root: folder of the weights; default the course's own.
     """
     data, battle, trunk = mini_battles("train"), mini_battles("battle"), load_trunk()
-    run = kind if schedule == SCHEDULE else f"{kind}-{schedule.steps}"
-    steps = "" if schedule == SCHEDULE else f" --steps {schedule.steps}"
-    folder, start = settings.PROJECT / "runs" / "train" / run, time.monotonic()
-    detector = train_detector(kind, data, trunk, folder, schedule)
-    minutes = round((time.monotonic() - start) / 60, 1)
+    tries = f" --steps {schedule.steps}" if schedule != SCHEDULE else ""
+    tries += f" --labels {labels}" if labels != "category" else ""
+    name = kind + tries.replace(" --", "-").replace(" ", "-")
+    folder = settings.PROJECT / "runs" / "train" / name
+    detector = train_detector(kind, relabel(data, labels), trunk, folder, schedule)
     card = {
-        "command": f"python -m objemb_lib.train {kind}{steps}",
+        "command": f"python -m objemb_lib.train {kind}{tries}",
         "schedule": asdict(schedule),
         "augmentation": "mirror, colours, zoom in (scale 0.4 to 1) or out (to 1.6)",
         "data": {"train": data.fingerprint, "battle": battle.fingerprint},
         "environment": {name: version(name) for name in ("torch", "torchvision", "timm")}
         | {"machine": platform.machine(), "device": str(settings.device())},
-        "minutes": minutes,
+        "minutes": round(read_log(folder)[-1]["seconds"] / 60, 1),
         "log": read_log(folder),
         "curve": curve(detector, folder, schedule, battle),
     }
-    save_weights(detector, card, kind, root)
-    card["metrics on mini-battles/battle"] = score_detector(load_detector(kind, root), battle)
-    save_weights(detector, card, kind, root)
-    return read_card(kind, root)
+    save_weights(detector, card, name, root)
+    shipped, unseen = load_detector(name, root), relabel(battle, labels)
+    card["metrics on mini-battles/battle"] = score_detector(shipped, unseen)
+    save_weights(detector, card, name, root)
+    return read_card(name, root)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -142,6 +150,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: {', '.join(KINDS)}")
     parser.add_argument("--steps", type=int, help="a shorter try, kept out of weights/")
+    parser.add_argument(
+        "--labels",
+        choices=GRANULARITIES,
+        default="category",
+        help="what a box is called: one class for all, the coarse category (default), or the "
+        "object itself; others than the default are kept out of weights/",
+    )
     asked = parser.parse_args(arguments)
     if unknown := set(asked.names) - set(KINDS):
         parser.error(f"no detector called {', '.join(sorted(unknown))}; use {', '.join(KINDS)}")
@@ -150,10 +165,11 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--steps must be at least 1")
     if asked.steps:
         schedule = replace(SCHEDULE, steps=asked.steps, snapshots=(0,))
+    if asked.steps or asked.labels != "category":
         root = settings.PROJECT / "runs" / "weights"
     try:
         for name in asked.names or KINDS:
-            card = ship(name, schedule, root)
+            card = ship(name, schedule, asked.labels, root)
             print(f"{name}: {card['minutes']} minutes")
             for metric, value in card["metrics on mini-battles/battle"].items():
                 print(f"  {metric:32} {value:.3f}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,37 +78,21 @@ def train(
         TrainingError: a loss or a gradient is not finite (the last good checkpoint stays), or
             the folder holds a damaged run, or one of another schedule or model.
     """
-    device = settings.device()
-    model.to(device).train()
+    model.to(settings.device()).train()
     optimiser = _optimiser(model, pretrained, schedule)
     step = _resume(folder, model, optimiser, schedule)
     if step == 0:
         _snapshot(folder, model, 0, schedule)
-    amp = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+    before = ([line["seconds"] for line in read_log(folder)] or [0.0])[-1]
+    start = time.monotonic() - before  # of the whole run, kills left out
     with bars.bar(None, "training", schedule.steps, "step", not progress, initial=step) as bar:
         while step < schedule.steps:
-            for group in optimiser.param_groups:
-                group["lr"] = group["full_rate"] * schedule.factor(step)
-            torch.manual_seed(_seed(schedule, step))  # detectors sample their anchors
-            with amp:
-                found = losses(
-                    model, batch(torch.Generator().manual_seed(_seed(schedule, step)), step)
-                )
-            total = sum(found.values())
-            if not torch.isfinite(total):
-                raise _diverged("loss", total, step, folder)
-            optimiser.zero_grad(set_to_none=True)
-            total.backward()
-            norm = nn.utils.clip_grad_norm_(model.parameters(), schedule.clip)
-            if not torch.isfinite(norm):  # the next step would spoil the weights
-                raise _diverged("gradient", norm, step, folder)
-            optimiser.step()
+            values = _update(model, optimiser, batch, losses, schedule, step, folder)
             step += 1
             bar.update()
             if step % LOG_EVERY == 0 or step == schedule.steps:
-                values = {name: round(float(loss.detach()), 5) for name, loss in found.items()}
-                _log(folder, step, values)
-                bar.set_postfix(loss=f"{float(total.detach()):.3f}")
+                _log(folder, step, time.monotonic() - start, values)
+                bar.set_postfix(loss=f"{sum(values.values()):.3f}")
                 if watch:
                     watch(step, values)
             _snapshot(folder, model, step, schedule)  # first: a resumed run does not look back
@@ -116,15 +101,41 @@ def train(
     return model.eval()
 
 
+def _update(
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    batch: Callable[[torch.Generator, int], object],
+    losses: Callable[[nn.Module, object], dict[str, Tensor]],
+    schedule: Schedule,
+    step: int,
+    folder: Path,
+) -> dict[str, float]:
+    """One step; returns its losses."""
+    for group in optimiser.param_groups:
+        group["lr"] = group["full_rate"] * schedule.factor(step)
+    seed = schedule.seed * 1_000_003 + step
+    torch.manual_seed(seed)  # detectors sample their anchors
+    examples = batch(torch.Generator().manual_seed(seed), step)
+    kind = settings.device().type
+    with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
+        found = losses(model, examples)
+    total = sum(found.values())
+    if not torch.isfinite(total):
+        raise _diverged("loss", total, step, folder)
+    optimiser.zero_grad(set_to_none=True)
+    total.backward()
+    norm = nn.utils.clip_grad_norm_(model.parameters(), schedule.clip)
+    if not torch.isfinite(norm):  # the step would spoil the weights
+        raise _diverged("gradient", norm, step, folder)
+    optimiser.step()
+    return {name: round(float(loss.detach()), 5) for name, loss in found.items()}
+
+
 def _diverged(what: str, value: Tensor, step: int, folder: Path) -> TrainingError:
     return TrainingError(
         f"the {what} is {float(value.detach())} at step {step} of {folder}",
         "Lower the learning rate. The checkpoint of an earlier step is kept.",
     )
-
-
-def _seed(schedule: Schedule, step: int) -> int:
-    return schedule.seed * 1_000_003 + step
 
 
 def _optimiser(model: nn.Module, pretrained: nn.Module, schedule: Schedule) -> torch.optim.AdamW:
@@ -194,10 +205,10 @@ def _snapshot(folder: Path, model: nn.Module, step: int, schedule: Schedule) -> 
             save_file(state, path)
 
 
-def _log(folder: Path, step: int, values: dict[str, float]) -> None:
+def _log(folder: Path, step: int, seconds: float, values: dict[str, float]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "log.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps({"step": step, **values}) + "\n")
+        file.write(json.dumps({"step": step, "seconds": round(seconds, 1), **values}) + "\n")
 
 
 def read_log(folder: Path) -> list[dict[str, float]]:

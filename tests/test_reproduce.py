@@ -33,7 +33,7 @@ def test_compare_names_what_strayed():
     assert compare([ONE], [ONE]) == []
     assert compare([replace(ONE, value=0.509)], [ONE]) == []
     (off,) = compare([replace(ONE, value=0.52)], [ONE])
-    assert "a mAP" in off and "0.5200" in off and "tolerance 0.01" in off
+    assert "a, d/s, whole image, mAP" in off and "0.5200" in off and "tolerance 0.01" in off
     assert compare([replace(ONE, value=float("nan"))], [ONE])
     (other,) = compare([replace(ONE, trunk="u")], [ONE])
     assert "trunk is u, committed is t" in other
@@ -86,7 +86,7 @@ def project(tmp_path, monkeypatch):
     (tmp_path / "profiles" / "workshop.yaml").write_text("data: []\nseed: 3\nnotebooks: {}\n")
     (tmp_path / "README.md").write_text("top\n<!-- results:start -->\n<!-- results:end -->\nend\n")
     _write(tmp_path, "00_first", "print(SEED)")
-    measure = f"import json, pathlib\nrows = [{json.dumps(vars(ONE))}]\n"
+    measure = f"import json, pathlib\nrows = [{vars(ONE)!r}]\n"
     measure += 'to = pathlib.Path(RUN_DIR) / "results" / "01_second.json"\n'
     measure += "to.parent.mkdir(exist_ok=True)\n_ = to.write_text(json.dumps(rows))"
     _write(tmp_path, "01_second", measure)
@@ -127,7 +127,7 @@ def test_update_then_rerun_then_stray(project, capsys):
     assert "nothing to compare in this notebook" in shown and "strayed" not in shown
     assert reproduce.main(["--notebooks", "01"]) == 1
     shown = capsys.readouterr()
-    assert "a mAP: 0.5000, committed 0.6000" in shown.err
+    assert "a, d/s, whole image, mAP: 0.5000, committed 0.6000" in shown.err
     assert "1 number compared" in shown.out and "none strayed" not in shown.out
 
 
@@ -174,7 +174,7 @@ def test_a_notebook_that_no_longer_measures_is_noticed(project, capsys):
     assert reproduce.main(["--notebooks", "01", "--update"]) == 0
     _write(project, "01_second", "pass")  # an earlier run's numbers must not stand in for it
     assert reproduce.main(["--notebooks", "01"]) == 1
-    assert "a mAP: in the committed results, not in this run" in capsys.readouterr().err
+    assert "mAP: in the committed results, not in this run" in capsys.readouterr().err
 
 
 def test_an_update_writes_all_or_nothing(project, capsys):

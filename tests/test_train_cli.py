@@ -70,8 +70,8 @@ def test_the_command_ships_a_try_with_its_card(
     monkeypatch.setattr(train, "SCHEDULE", replace(train.SCHEDULE, batch_size=2))
     assert train.main(["faster_rcnn", "--steps", "1"]) == 0
     shipped = settings.PROJECT / "runs" / "weights"
-    card = read_card("faster_rcnn", shipped)
-    assert load_detector("faster_rcnn", shipped).trunk.name == "lcnet_035"
+    card = read_card("faster_rcnn-steps-1", shipped)
+    assert load_detector("faster_rcnn-steps-1", shipped).trunk.name == "lcnet_035"
     assert card["command"].endswith("faster_rcnn --steps 1")
     assert {row["step"] for row in card["curve"]} == {0, 1} and len(card["curve"]) == 18
     metrics = card["metrics on mini-battles/battle"]

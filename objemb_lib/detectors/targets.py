@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.detectors.build import Target
 from objemb_lib.errors import DataError
 
+GRANULARITIES = ("one", "category", "object")
 MIN_SIDE = 4  # pixels: smaller boxes, and what augmentation leaves of others, are no targets
 
 
@@ -28,6 +31,26 @@ def usable(dataset: ImageDataset) -> list[int]:
             "Give annotations (COCO format), or train on another data set.",
         )
     return found
+
+
+def relabel(dataset: ImageDataset, labels: str) -> ImageDataset:
+    """The data set with boxes called by something finer or coarser than their category.
+
+    Args:
+        labels: ``one`` (every box is an "object"), ``category`` (nothing changes), or
+            ``object`` (every object is a class of its own).
+    Raises:
+        DataError: none of these.
+    """
+    if labels == "category":
+        return dataset
+    if labels == "one":
+        boxes = tuple(np.where(np.asarray(c) >= 0, 0, -1) for c in dataset.box_categories)
+        return replace(dataset, box_categories=boxes, category_names=("object",))
+    if labels == "object":
+        boxes, names = tuple(dataset.box_labels), tuple(dataset.label_names)
+        return replace(dataset, box_categories=boxes, category_names=names)
+    raise DataError(f"no labels called {labels!r}", f"Use one of {', '.join(GRANULARITIES)}.")
 
 
 def _keep(dataset: ImageDataset, i: int) -> np.ndarray:

@@ -8,6 +8,7 @@ and how retrieval changed while it learned.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -80,6 +81,19 @@ def read_card(name: str, root: Path | None = None) -> dict:
             f"no card of a detector called {name!r} ({path.name}: {error})",
             f"There are: {known}. `make train` makes the course's own.",
         ) from error
+
+
+def cards_table(names: Sequence[str], root: Path | None = None) -> str:
+    """What the cards of some detectors say, as a Markdown table."""
+    cards = {name: read_card(name, root) for name in names}
+    scores = {name: card["metrics on mini-battles/battle"] for name, card in cards.items()}
+    metrics = list(dict.fromkeys(metric for found in scores.values() for metric in found))
+    head = ["detector", "steps", *metrics]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for name, card in cards.items():
+        values = [f"{scores[name][m]:.2f}" if m in scores[name] else "" for m in metrics]
+        lines.append("| " + " | ".join([name, str(card["schedule"]["steps"]), *values]) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def load_detector(name: str, root: Path | None = None) -> Detector:
