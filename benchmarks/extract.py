@@ -88,15 +88,14 @@ def speeds(dataset, trunk: Trunk, rounds: int) -> dict[str, float]:
 def bf16_costs(trunk: Trunk) -> dict[str, str]:
     """What bf16 does to R@1 on the battle split: the reason that it is not shipped."""
     battle, found = mini_battles("battle"), {}
+    pairs = [("head", "spoc"), ("head", "gem")]
     for region in (WHOLE, CROP):
-        for pair in (("head", "spoc"), ("head", "gem")):
-            scores = [
-                evaluate(
-                    l2(extract(battle, trunk, [pair], region, precision=p, progress=False)[pair]),
-                    battle,
-                )
-                for p in ("bf16", "fp32")
-            ]
+        half, full = (
+            extract(battle, trunk, pairs, region, precision=p, progress=False)
+            for p in ("bf16", "fp32")
+        )
+        for pair in pairs:
+            scores = [evaluate(l2(vectors[pair]), battle) for vectors in (half, full)]
             change = paired_difference(*scores, "R@1")
             ends = (f"{100 * v:+.2f}" for v in (change.low, change.high))
             found[f"{region.name}, {pair[1]}"] = f"{100 * change.value:+.2f} [{', '.join(ends)}]"

@@ -15,6 +15,7 @@ from objemb_lib.claims import (
     VERDICTS,
     Difference,
     claim,
+    compare,
     difference,
     expected,
     read,
@@ -232,3 +233,14 @@ def test_tables_and_counts_agree(cases):
                 f"holds in {holds} of {len(kinds)} settings, reversed in {reverse}, "
                 f"inconclusive in {neither}"
             )
+
+
+def test_a_rerun_is_compared_with_the_committed_differences() -> None:
+    one = Difference(1, "crop", "mAP", "c", "d", "toy/test", 9, 0.2, 0.1, 0.3)
+    assert compare([one], [one]) == []
+    assert compare([replace(one, value=0.209)], [one]) == []
+    (off,) = compare([replace(one, value=0.25)], [one])
+    assert "crop" in off and "+0.2500" in off and "+0.2000" in off
+    assert compare([replace(one, value=float("nan"))], [one])
+    (gone,), (new,) = compare([], [one]), compare([one], [])
+    assert "only in the committed" in gone and "only in this run" in new

@@ -14,7 +14,14 @@ from tiny_scenes import SCENES, scenes, small
 from torchvision.ops import masks_to_boxes
 
 from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.detectors.targets import MIN_SIDE, augmentation, example, usable
+from objemb_lib.detectors.targets import (
+    GRANULARITIES,
+    MIN_SIDE,
+    augmentation,
+    example,
+    relabel,
+    usable,
+)
 from objemb_lib.errors import DataError
 
 
@@ -130,3 +137,21 @@ def test_a_category_without_any_box_is_harmless(tmp_path: Path) -> None:
     pairs = [augmentation(64)(*example(data, i, masks=True)) for i in usable(data)]
     losses = detector([image for image, _ in pairs], [target for _, target in pairs])
     assert all(loss.isfinite() for loss in losses.values())
+
+
+def test_boxes_can_be_called_by_coarser_and_finer_names() -> None:
+    data = ImageDataset(
+        "d", "s", Path(), ["a", "b"], [5, 7], label_names=[f"o{i}" for i in range(8)],
+        categories=[0, 1], category_names=["bird", "tool"],
+        boxes=[np.zeros((2, 4)), np.zeros((1, 4))],
+        box_labels=[np.array([5, 7]), np.array([7])],
+        box_categories=[np.array([0, -1]), np.array([1])], fingerprint="f",
+    )  # fmt: skip
+    one, same, each = (relabel(data, labels) for labels in GRANULARITIES)
+    assert same is data
+    assert [c.tolist() for c in one.box_categories] == [[0, -1], [0]]  # unknown stays unknown
+    assert one.category_names == ("object",)
+    assert [c.tolist() for c in each.box_categories] == [[5, 7], [7]]
+    assert len(each.category_names) == 8 and each.labels.tolist() == data.labels.tolist()
+    with pytest.raises(DataError, match="one, category, object"):
+        relabel(data, "kind")

@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from PIL import Image
@@ -15,7 +16,7 @@ from PIL import Image
 from objemb_lib import plots
 from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.datasets.folder import folder
-from objemb_lib.evaluate import ranking
+from objemb_lib.evaluate import Interval, ranking
 from objemb_lib.widgets import Retrieval
 
 VECTORS = np.eye(3, dtype=np.float32)
@@ -91,3 +92,24 @@ def test_a_pair_without_vectors_is_said_in_the_view(photographs: ImageDataset) -
     assert "KeyError" in widget.view.value and "t" in widget.view.value
     widget.pooling.value = "q"
     assert widget.found is not None and "<img" in widget.view.value
+
+
+def test_detections_above_the_threshold_are_drawn_with_their_names(tmp_path: Path) -> None:
+    Image.new("RGB", (60, 40)).save(tmp_path / "a.png")
+    data = folder(tmp_path, progress=False)
+    found = {
+        "boxes": torch.tensor([[5.0, 4.0, 25.0, 34.0], [1.0, 1.0, 9.0, 9.0]]),
+        "labels": torch.tensor([2, 1]),
+        "scores": torch.tensor([0.9, 0.2]),
+    }
+    ax = plots.detections(data, 0, found, ["bird", "tool"], threshold=0.3)
+    (box,), (word,) = ax.patches, ax.texts
+    assert (box.get_xy(), box.get_width(), box.get_height()) == ((5, 4), 20, 30)
+    assert word.get_text() == "tool 0.90"
+
+
+def test_differences_are_coloured_by_their_verdict() -> None:
+    lines = {"a": Interval(0.2, 0.1, 0.3), "b": Interval(-0.2, -0.3, -0.1), "c": Interval(0, -1, 1)}
+    ax = plots.intervals(lines, "difference", zero=True)
+    dots = [line for line in ax.lines if line.get_marker() == "o"]
+    assert [dot.get_color() for dot in dots] == [plots.UNKNOWN, plots.WRONG, plots.RIGHT]

@@ -192,3 +192,31 @@ def test_a_partial_update_keeps_the_other_numbers(project):
     report = json.loads((project / "results" / "workshop.json").read_text())
     assert [row["value"] for row in report["measurements"]["01_second"]] == [0.5]
     assert "0.50 [0.40, 0.60]" in (project / "README.md").read_text()
+
+
+def test_claims_of_a_run_are_summed_up_compared_and_kept(project, capsys):
+    row = {"claim": 1, "setting": "crop", "metric": "mAP", "a": "c", "b": "d", "data": "d/s"}
+    row |= {"queries": 9, "value": 0.2, "low": 0.1, "high": 0.3}
+    code = f"import json, pathlib\nrows = [{row!r}]\n"
+    code += 'to = pathlib.Path(RUN_DIR) / "claims" / "00_first.json"\n'
+    code += "to.parent.mkdir(exist_ok=True)\n_ = to.write_text(json.dumps(rows))"
+    _write(project, "00_first", code)
+    assert reproduce.main(["--update"]) == 0
+    assert "holds in 1 of 1 settings" in (project / "README.md").read_text()
+    full = (project / "runs" / "workshop" / "results.md").read_text()
+    assert (
+        "| crop | d/s, 9 queries | c minus d | mAP | +0.2000 [+0.1000, +0.3000] | holds |" in full
+    )
+    capsys.readouterr()
+    assert reproduce.main([]) == 0
+    assert "2 numbers compared" in capsys.readouterr().out
+    _write(project, "00_first", code.replace("0.2,", "0.26,"))
+    assert reproduce.main(["--notebooks", "00"]) == 1
+    assert "claim 1 crop" in capsys.readouterr().err
+
+
+def test_measurements_that_are_not_shown_are_kept_out_of_the_readme_only(project):
+    hidden = replace(ONE, name="hidden", shown=False)
+    report = {"measurements": {"nb": [vars(ONE), vars(hidden)]}}
+    assert "hidden" not in reproduce.as_text(report)
+    assert "hidden" in reproduce.as_text(report, every=True)
