@@ -143,6 +143,20 @@ def ship(
     return read_card(name, root)
 
 
+def summary(name: str, card: dict) -> str:
+    """What a card says, in a few lines: the detector, and what training did to retrieval."""
+    lines = [f"{name}: {card['minutes']} minutes"]
+    for metric, value in card["metrics on mini-battles/battle"].items():
+        lines.append(f"  {metric:32} {value:.3f}")
+    stage, pooling = CURVE[0]
+    rows = [r for r in card["curve"] if (r["stage"], r["pooling"]) == (stage, pooling)]
+    for region in dict.fromkeys(r["region"] for r in rows):
+        values = [r for r in rows if r["region"] == region]
+        along = ", ".join(f"{r['mAP']:.3f} at step {r['step']}" for r in (values[0], values[-1]))
+        lines.append(f"  retrieval mAP, {region}, {stage} {pooling}: {along}")
+    return "\n".join(lines)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -169,10 +183,7 @@ def main(arguments: list[str] | None = None) -> int:
         root = settings.PROJECT / "runs" / "weights"
     try:
         for name in asked.names or KINDS:
-            card = ship(name, schedule, asked.labels, root)
-            print(f"{name}: {card['minutes']} minutes")
-            for metric, value in card["metrics on mini-battles/battle"].items():
-                print(f"  {metric:32} {value:.3f}")
+            print(summary(name, ship(name, schedule, asked.labels, root)))
     except ObjembError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

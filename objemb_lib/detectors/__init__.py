@@ -11,6 +11,16 @@ trunk's ImageNet weights, and hands them back, changed, as a trunk
 
 from objemb_lib.detectors.build import KINDS, Detector, build_detector
 from objemb_lib.detectors.features import DetectorTrunk
-from objemb_lib.detectors.weights import load_detector
+from objemb_lib.detectors.metrics import detect
+from objemb_lib.detectors.weights import cards_table, load_detector, read_card
 
-__all__ = ["KINDS", "Detector", "DetectorTrunk", "build_detector", "load_detector"]
+__all__ = [
+    "KINDS",
+    "Detector",
+    "DetectorTrunk",
+    "build_detector",
+    "cards_table",
+    "detect",
+    "load_detector",
+    "read_card",
+]

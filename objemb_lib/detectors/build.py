@@ -205,6 +205,8 @@ def freeze(trunk: Trunk) -> None:
             module.requires_grad_(False)
     shallow = [stage.name for stage in trunk.stages.values() if stage.stride <= 4]
     free = [p for p in trunk.parameters() if p.requires_grad]
+    if not free:
+        return
     with torch.enable_grad():
         maps = trunk.eval()(torch.zeros(1, 3, 64, 64))
         total = sum(maps[name].sum() for name in shallow) if shallow else None
