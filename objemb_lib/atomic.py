@@ -17,13 +17,16 @@ DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 @contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike[str], durable: bool = True) -> Iterator[Path]:
     """A temporary path to write to, renamed to ``path`` on success and removed on failure.
 
     The temporary file lies in the same folder (a rename across disks is a copy) and ends with
     the same name (``np.savez`` and Pillow go by the suffix). Missing folders are made. The file
     may be read by whoever may read any new file there: a classroom shares its folders.
 
+    Args:
+        durable: wait until the disk has the file, so that a power cut cannot leave the new name
+            on an empty one. False is for what its reader checks and can make again.
     Raises:
         ObjembError: the disk is full; what was at ``path`` before is untouched.
     """
@@ -34,8 +37,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         mode = _usual_mode(temp)
         yield temp
         os.chmod(temp, mode)  # some writers (safetensors) make files for their owner alone
-        with open(temp, "rb+") as file:
-            os.fsync(file.fileno())  # else a power cut can leave the new name on an empty file
+        if durable:
+            with open(temp, "rb+") as file:
+                os.fsync(file.fileno())
         os.replace(temp, path)
     except OSError as error:
         if error.errno not in DISK_FULL:

@@ -35,7 +35,7 @@ from objemb_lib.regions import WHOLE, Region, view
 from objemb_lib.trunks import Trunk
 
 PART = 256  # images a file of a half-finished run holds: what a kill can cost
-VERSION = 2  # raise when the code changes the numbers
+VERSION = 3  # raise when the code changes the numbers
 
 Wanted = Sequence[tuple[str, str]]
 Vectors = dict[tuple[str, str], np.ndarray]
@@ -206,8 +206,7 @@ class Job:
         with bars.bar(None, what, sum(map(len, todo)), "image", not self.progress) as bar:
             for (part, images), (pixels, boxes) in zip(batches, views):
                 maps = trunk(trunk.normalise(pixels.to(self.device)))
-                boxes = boxes.to(self.device)
-                found.append({asked: self._pool(trunk, maps, boxes, asked) for asked in todo[part]})
+                found.append(self._pool(trunk, maps, boxes.to(self.device), todo[part]))
                 bar.update(len(images))
                 if images[-1] == part[-1]:
                     yield part, {a: np.concatenate([f[a] for f in found]) for a in todo[part]}
@@ -224,11 +223,20 @@ class Job:
         return decode if self.device.type == "cpu" else self._read_ahead(batches)
 
     def _pool(
-        self, trunk: Trunk, maps: dict[str, torch.Tensor], boxes: torch.Tensor, asked: Asked
-    ) -> np.ndarray:
-        region, (stage, name) = asked
-        features = region.features(trunk, maps, stage, boxes[:, self.regions.index(region)])
-        return pooling.POOLINGS[name](features).float().cpu().numpy()
+        self, trunk: Trunk, maps: dict[str, torch.Tensor], boxes: torch.Tensor, every: list[Asked]
+    ) -> dict[Asked, np.ndarray]:
+        """All that is asked of one batch; a region cuts a stage's map once for every pooling."""
+        cut = {(region, stage): None for region, (stage, _) in every}
+        for region, stage in cut:
+            box = boxes[:, self.regions.index(region)]
+            cut[region, stage] = region.features(trunk, maps, stage, box)
+        return {
+            (region, (stage, name)): pooling.POOLINGS[name](cut[region, stage])
+            .float()
+            .cpu()
+            .numpy()
+            for region, (stage, name) in every
+        }
 
     def _decode(self, images: range) -> View:
         views = [view(self.regions, self.dataset, i, self.size) for i in images]
@@ -309,7 +317,8 @@ class Store:
     def write(self, vectors: np.ndarray, pair: tuple[str, str], part: range | None = None) -> None:
         path = self.path(pair, part)
         try:
-            with atomic_path(path) as temporary:
+            # What a power cut leaves half-written is noticed when it is read, and made again.
+            with atomic_path(path, durable=False) as temporary:
                 save_file({"vectors": vectors}, temporary, metadata=self.key)
         except (OSError, ObjembError, safetensors.SafetensorError) as error:
             raise CacheError(

@@ -9,6 +9,7 @@ the input is not a non-empty ``(N, C, H, W)`` map.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import gcd
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -88,20 +89,20 @@ def gem(features: Tensor, p: float = 3.0, eps: float = 1e-6) -> Tensor:
     return top[..., 0, 0] * (features / top).pow(p).mean(dim=(2, 3)).pow(1 / p)
 
 
-def _rmac_regions(height: int, width: int, levels: int) -> list[tuple[int, int, int]]:
-    """R-MAC's squares as ``(row, column, side)`` in cells of the map.
+def _rmac_grid(height: int, width: int, levels: int) -> list[tuple[int, list[int], list[int]]]:
+    """R-MAC's squares, level by level: their side, and the rows and columns where they begin.
 
     Level l has squares of side ``2 min(H, W) / (l + 1)``: l along the short side and
     l + m - 1 along the long one, where m squares at level 1 overlap by about 40 %.
 
-    >>> _rmac_regions(2, 3, 1)
-    [(0, 0, 2), (0, 1, 2)]
+    >>> _rmac_grid(2, 3, 1), _rmac_grid(8, 8, 3)[1:]
+    ([(2, [0], [0, 1])], [(5, [0, 3], [0, 3]), (4, [0, 2, 4], [0, 2, 4])])
     """
     short, long = min(height, width), max(height, width)
     rest = long - short
     overlaps = {n: 1 - rest / (n * short) for n in range(1, rest + 1)}  # n steps: n + 1 squares
     more = min(overlaps, key=lambda n: abs(overlaps[n] - 0.4), default=0)
-    regions = []
+    grid = []
     for level in range(1, levels + 1):
         side = 2 * short // (level + 1)
         if side == 0:  # the map is smaller than this level's squares
@@ -110,8 +111,8 @@ def _rmac_regions(height: int, width: int, levels: int) -> list[tuple[int, int, 
         columns = level + (more if width > height else 0)
         tops = [(height - side) * i // max(rows - 1, 1) for i in range(rows)]
         lefts = [(width - side) * j // max(columns - 1, 1) for j in range(columns)]
-        regions += [(top, left, side) for top in tops for left in lefts]
-    return regions
+        grid.append((side, tops, lefts))
+    return grid
 
 
 def rmac(features: Tensor, levels: int = 3) -> Tensor:
@@ -139,11 +140,14 @@ def rmac(features: Tensor, levels: int = 3) -> Tensor:
     if levels < 1:
         raise DataError(f"R-MAC needs at least one level, got {levels}", "Use levels = 3.")
     features = _as_float32(features)
-    regions = _rmac_regions(*features.shape[2:], levels)
-    squares = (features[:, :, y : y + side, x : x + side] for y, x, side in regions)
-    # max_pool2d, as amax over a part of a channels-last map is ten times slower.
-    maxima = (F.max_pool2d(square, square.shape[2]).flatten(1) for square in squares)
-    return sum(F.normalize(one, dim=1) for one in maxima)
+    total = 0.0
+    for side, tops, lefts in _rmac_grid(*features.shape[2:], levels):
+        # One pooling a level: its stride is the largest that meets every square.
+        steps = [gcd(*starts) or 1 for starts in (tops, lefts)]
+        maxima = F.max_pool2d(features, side, steps)
+        squares = maxima[:, :, [y // steps[0] for y in tops]][..., [x // steps[1] for x in lefts]]
+        total = total + F.normalize(squares, dim=1).sum(dim=(2, 3))
+    return total
 
 
 def crow(features: Tensor, eps: float = 1e-6) -> Tensor:

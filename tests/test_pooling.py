@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from objemb_lib.errors import DataError
-from objemb_lib.pooling import POOLINGS, _rmac_regions, crow, gem, mac, rmac, spoc
+from objemb_lib.pooling import POOLINGS, _rmac_grid, crow, gem, mac, rmac, spoc
 
 SIZES = st.tuples(st.integers(1, 9), st.integers(1, 9))
 SEEDS = st.integers(0, 2**16)
@@ -73,10 +73,16 @@ def test_by_hand():
     assert gem(x).item() == pytest.approx(((1 + 8 + 27 + 216) / 4) ** (1 / 3))
 
 
+def squares_of(height: int, width: int, levels: int) -> list[tuple[int, int, int]]:
+    """R-MAC's squares as (row, column, side)."""
+    grid = _rmac_grid(height, width, levels)
+    return [(y, x, side) for side, tops, lefts in grid for y in tops for x in lefts]
+
+
 def test_rmac_by_hand():
     """2x3 map: at level 1 two squares of side 2; one channel of ones counts the squares."""
     x = torch.tensor([[[[3.0, 0, 0], [0, 0, 0]], [[4.0, 0, 0], [0, 0, 2.0]]]])
-    assert _rmac_regions(2, 3, 1) == [(0, 0, 2), (0, 1, 2)]
+    assert squares_of(2, 3, 1) == [(0, 0, 2), (0, 1, 2)]
     np.testing.assert_allclose(rmac(x, levels=1), [[0.6, 0.8 + 1]], rtol=1e-6)
 
 
@@ -86,13 +92,13 @@ def test_rmac_by_hand():
 )
 def test_rmac_grid_is_the_papers(size, per_level):
     """l x (l + m - 1) squares at level l; the usual 3:4 photograph has m = 2, 3 levels 20."""
-    counts = [len(_rmac_regions(*size, level)) for level in (1, 2, 3)]
+    counts = [len(squares_of(*size, level)) for level in (1, 2, 3)]
     assert np.diff([0, *counts]).tolist() == per_level
 
 
 @given(SIZES, st.integers(1, 4))
 def test_rmac_squares_lie_inside_and_reach_the_edges(size, levels):
-    squares = np.array(_rmac_regions(*size, levels))
+    squares = np.array(squares_of(*size, levels))
     ends = squares[:, :2] + squares[:, 2:]
     assert (squares[:, :2] >= 0).all() and (squares[:, 2] >= 1).all()
     assert ends.max(axis=0).tolist() == list(size) and squares[:, :2].min() == 0
