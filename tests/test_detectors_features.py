@@ -16,7 +16,7 @@ from torchvision.ops import roi_align
 from objemb_lib.detectors.build import KINDS, Detector
 from objemb_lib.detectors.features import DetectorTrunk
 from objemb_lib.extract import extract
-from objemb_lib.regions import CROP, ROI, TRUTH, WHOLE, Region
+from objemb_lib.regions import CROP, ROI, TRUTH, WHOLE, Region, view
 
 CPU = torch.device("cpu")
 TWO_STAGE = [kind for kind in KINDS if kind != "fcos"]
@@ -215,15 +215,15 @@ def test_roi_on_a_plain_trunk_is_roi_align(tmp_path: Path) -> None:
 
 def test_a_box_on_the_map_is_scaled_by_each_side_and_widened_inside(tmp_path: Path) -> None:
     data = scenes(tmp_path, [([(10, 12, 50, 36)], [0]), ([(0, 0, 90, 48)], [0])], size=(100, 48))
-    assert np.allclose(ROI.view(data, 0, 64)[1], [6.4, 16, 32, 48])
+    assert np.allclose(view([ROI], data, 0, 64)[1][0], [6.4, 16, 32, 48])
     wide = Region("RoI with context", TRUTH, margin=0.25, on="map")
     # 10 pixels more left and right, 6 above and below, then scaled
-    assert np.allclose(wide.view(data, 0, 64)[1], [0, 8, 38.4, 56])
-    assert np.allclose(wide.view(data, 1, 64)[1], [0, 0, 64, 64])
+    assert np.allclose(view([wide], data, 0, 64)[1][0], [0, 8, 38.4, 56])
+    assert np.allclose(view([wide], data, 1, 64)[1][0], [0, 0, 64, 64])
     for region in (ROI, wide):
-        pixels, box = region.view(data, 0, 64)
+        pixels, (box,) = view([region], data, 0, 64)
         assert (pixels == WHOLE.pixels(data, 0, 64)).all() and box.dtype == np.float32
-    assert WHOLE.view(data, 0, 64)[1].tolist() == [0, 0, 64, 64]
+    assert view([WHOLE], data, 0, 64)[1][0].tolist() == [0, 0, 64, 64]
 
 
 def test_extraction_in_half_precision_stays_near(detector: Detector, tmp_path: Path) -> None:

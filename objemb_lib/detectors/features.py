@@ -12,10 +12,12 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections import OrderedDict
+from math import log2
 
 import torch
 from torch import Tensor, nn
 from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops.poolers import initLevelMapper
 
 from objemb_lib.detectors.build import Detector
 from objemb_lib.regions import CELLS
@@ -89,8 +91,8 @@ class _BoxHead(nn.Module):
             self.pool, self.head, self.tower = roi_heads.box_roi_pool, roi_heads.box_head, None
             self.channels = roi_heads.box_predictor.cls_score.in_features
         else:
-            scale = round(size * 224 / 800)
-            self.pool = MultiScaleRoIAlign(levels, CELLS, 2, canonical_scale=scale)
+            self.scale = round(size * 224 / 800)
+            self.pool = MultiScaleRoIAlign(levels, CELLS, 2, canonical_scale=self.scale)
             self.head, self.tower = None, network.head.classification_head.conv
             self.channels = network.backbone.out_channels
 
@@ -98,13 +100,20 @@ class _BoxHead(nn.Module):
         self, levels: dict[str, Tensor], boxes: Tensor, image: tuple[int, int], vectors: bool
     ) -> Tensor:
         if vectors and self.tower is not None:
-            levels = {name: self.tower(level) for name, level in levels.items()}
+            needed = self._needed(levels, boxes, image)
+            levels = {n: self.tower(v) if n in needed else v for n, v in levels.items()}
         finest = next(iter(levels.values()))
         # Not in half precision: RoIAlign lacks it on CPUs, and it would move boxes by pixels.
         levels = {name: level.float() for name, level in levels.items()}
         each = list(boxes.to(finest.device, torch.float32)[:, None])
         pooled = self.pool(levels, each, [image] * len(each)).to(finest.dtype)
         return self.head(pooled)[:, :, None, None] if vectors and self.head is not None else pooled
+
+    def _needed(self, levels: dict[str, Tensor], boxes: Tensor, image: tuple[int, int]) -> set[str]:
+        """The levels that the boxes will be cut from: the tower costs as much as the trunk."""
+        exponents = [round(log2(image[0] / level.shape[-2])) for level in levels.values()]
+        mapper = initLevelMapper(exponents[0], exponents[-1], canonical_scale=self.scale)
+        return {list(levels)[k] for k in mapper([boxes.float()]).tolist()}
 
 
 def _named(stride: int) -> str:
