@@ -10,6 +10,6 @@ import os
 
 # Two programs that compute at once (two notebooks, a training beside one) wait for each other's
 # spinning threads, ten times slower. Let them spin less; read when torch is first imported.
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+os.environ.setdefault("GOMP_SPINCOUNT", "4000")
 
 __version__ = "0.1.0"
