@@ -84,7 +84,7 @@ def test_cka_by_hand():
 def test_cka_matches_slow_in_both_forms(seed, n, wide, narrow):
     x, y = normal(seed, n, wide) + 3, normal(seed + 1, n, narrow) - 5
     x[:, 0] += y[:, 0]
-    assert linear_cka(x, y) == pytest.approx(slow_cka(x, y), abs=1e-9)
+    assert linear_cka(x, y) == pytest.approx(slow_cka(x, y), abs=1e-6)
 
 
 @settings(deadline=None, max_examples=50)

@@ -125,7 +125,7 @@ def test_torchvision_head_is_the_map_its_classifier_sees() -> None:
     network.layer2.register_forward_hook(lambda _, given, got: seen.update(stage3=got))
     images = torch.rand(1, 3, 64, 64)
     network(images)
-    adapted = trunks._TorchvisionStages(network)
+    adapted = trunks._TorchvisionStages(trunks._parts(network))
     head, maps = adapted.forward_intermediates(images)
     assert torch.equal(head, seen["head"]) and torch.equal(maps[2], seen["stage3"])
 
