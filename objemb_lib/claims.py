@@ -253,25 +253,31 @@ def compare(fresh: Iterable[Difference], committed: Iterable[Difference]) -> lis
 
 
 def summary(differences: Iterable[Difference]) -> str:
-    """One line a claim: in how many settings, by each metric, it holds, is reversed, or neither.
+    """Of each claim: in how many settings it holds, is reversed, or neither.
 
-    >>> print(summary([Difference(1, "x", "mAP", "c", "d", "toy", 9, 0.2, 0.1, 0.3)]), end="")
-    - Claim 1. Detection embeddings are worse than classification embeddings: \
-mAP: holds in 1 of 1 settings, reversed in 0, inconclusive in 0
+    Ways of comparing answer different questions, so they are counted apart: the last part of a
+    setting's words, after the comma, names its way.
+
+    >>> print(summary([Difference(1, "x, y", "mAP", "c", "d", "toy", 9, 0.2, 0.1, 0.3)]), end="")
+    - Claim 1. Detection embeddings are worse than classification embeddings:
+      - y, mAP: holds in 1 of 1 settings, reversed in 0, inconclusive in 0
     - Claim 2. A detector helps as hard attention: not measured yet
     - Claim 3. A guided student learns discriminative embeddings inside the detector: \
 not measured yet
     """
     lines = []
     for number, found in _by_claim(differences).items():
-        parts = []
-        for metric in dict.fromkeys(d.metric for d in found):
-            counts = Counter(d.verdict for d in found if d.metric == metric)
+        lines.append(f"- Claim {number}. {claim(number).title}:")
+        lines[-1] += "\n" if found else " not measured yet\n"
+        kinds = [(d.setting.rpartition(", ")[2], d.metric) for d in found]
+        for way, metric in sorted(dict.fromkeys(kinds), key=kinds.index):
+            some = zip(kinds, found)
+            counts = Counter(d.verdict for kind, d in some if kind == (way, metric))
             holds, reverse, neither = (counts[v] for v in VERDICTS)
             total = f"holds in {holds} of {counts.total()} settings"
-            parts.append(f"{metric}: {total}, reversed in {reverse}, inconclusive in {neither}")
-        said = "; ".join(parts) or "not measured yet"
-        lines.append(f"- Claim {number}. {claim(number).title}: {said}\n")
+            lines.append(
+                f"  - {way}, {metric}: {total}, reversed in {reverse}, inconclusive in {neither}\n"
+            )
     return "".join(lines)
 
 

@@ -7,9 +7,11 @@ stage and pooling, found on training objects, so that no network loses by a poor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from objemb_lib.datasets.base import ImageDataset
+from objemb_lib.detectors.build import Detector
+from objemb_lib.errors import DataError
 from objemb_lib.evaluate import evaluate
 from objemb_lib.extract import Vectors
 from objemb_lib.pooling import POOLINGS
@@ -61,6 +63,16 @@ def choose(vectors: Vectors, dataset: ImageDataset, metric: str = "mAP") -> dict
     for pair, x in vectors.items():
         groups.setdefault(source(pair[0]), {})[pair] = x
     return {name: best_of(some, dataset, metric) for name, some in groups.items()}
+
+
+def check_same_trunk(trunk: str, detectors: Mapping[str, Detector]) -> None:
+    """Raise DataError unless every detector stands on the trunk that it is compared with."""
+    for name, detector in detectors.items():
+        if detector.trunk.name != trunk:
+            raise DataError(
+                f"{name} was trained on {detector.trunk.name}, not on {trunk}",
+                f"Set TRUNK to {detector.trunk.name!r}: only then do only the weights differ.",
+            )
 
 
 def few_scenes(dataset: ImageDataset, scenes: int) -> ImageDataset:

@@ -73,17 +73,22 @@ def train_detector(
             [{key: value.to(device) for key, value in target.items()} for _, target in pairs],
         )
 
+    about = f"{dataset.fingerprint} {dataset.category_names} {kind} {size} {trunk.fingerprint()}"
     return train(
-        detector, detector.trunk, batch, lambda model, b: model(*b), schedule, folder, progress
-    )
+        detector, detector.trunk, batch, lambda model, b: model(*b), schedule, folder, progress,
+        about=about,
+    )  # fmt: skip
 
 
 def score_detector(detector: Detector, dataset: ImageDataset, progress: bool = True) -> dict:
-    """Metrics on a data set of unseen objects: COCO AP, and recall of main objects."""
+    """Metrics on a data set of unseen objects: COCO AP, and recall of main objects.
+
+    AP only where detector and data set know the same categories: elsewhere nothing could be right.
+    """
     found = detect(detector, dataset, progress=progress)
-    right = main_recall(found, dataset)
-    scores = {f"box {name}": value for name, value in coco_ap(found, dataset).items()}
-    if detector.kind == "mask_rcnn":
+    right, same = main_recall(found, dataset), detector.categories == tuple(dataset.category_names)
+    scores = {f"box {name}": v for name, v in coco_ap(found, dataset).items()} if same else {}
+    if detector.kind == "mask_rcnn" and same:
         scores |= {f"mask {n}": value for n, value in coco_ap(found, dataset, True).items()}
     scores["recall of main objects, IoU 0.5"] = float(right.mean())
     scores["the same, 5 best detections"] = float(main_recall(found, dataset, 5).mean())

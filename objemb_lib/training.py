@@ -47,6 +47,9 @@ class Schedule:
     seed: int = settings.SEED
     snapshots: Sequence[int] = ()
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "snapshots", tuple(self.snapshots))  # a card's are a list
+
     def factor(self, step: int) -> float:
         """What the rate is multiplied with at a step, from 0."""
         rising = min(1.0, (step + 1) / max(1, self.warmup))
@@ -63,6 +66,7 @@ def train(
     progress: bool = True,
     checkpoint_every: int = 50,
     watch: Callable[[int, dict[str, float]], None] | None = None,
+    about: str = "",
 ) -> nn.Module:
     """Train ``model`` in place, or go on where an earlier call in ``folder`` stopped.
 
@@ -72,15 +76,17 @@ def train(
             the step, so that a resumed run sees the batches that an unbroken one would.
         losses: the model and a batch to named losses; their sum is minimised.
         folder: of the run. watch: called with the step and the losses whenever they are logged.
+        about: what else must be the same for the run to be continued, e.g. the data.
     Returns:
         the model, in evaluation mode.
     Raises:
         TrainingError: a loss or a gradient is not finite (the last good checkpoint stays), or
-            the folder holds a damaged run, or one of another schedule or model.
+            the folder holds a damaged run, or one of another schedule, model or ``about``.
     """
     model.to(settings.device()).train()
     optimiser = _optimiser(model, pretrained, schedule)
-    step = _resume(folder, model, optimiser, schedule)
+    about = f"{schedule!r} {about}"
+    step = _resume(folder, model, optimiser, about)
     if step == 0:
         _snapshot(folder, model, 0, schedule)
     before = ([line["seconds"] for line in read_log(folder)] or [0.0])[-1]
@@ -97,7 +103,7 @@ def train(
                     watch(step, values)
             _snapshot(folder, model, step, schedule)  # first: a resumed run does not look back
             if step % checkpoint_every == 0 or step == schedule.steps:
-                _checkpoint(folder, model, optimiser, schedule, step)
+                _checkpoint(folder, model, optimiser, about, step)
     return model.eval()
 
 
@@ -150,14 +156,7 @@ def _optimiser(model: nn.Module, pretrained: nn.Module, schedule: Schedule) -> t
     return torch.optim.AdamW(groups, lr=schedule.rate, weight_decay=schedule.weight_decay)
 
 
-def _about(schedule: Schedule) -> str:
-    """What must be the same for a run to be continued."""
-    return repr(schedule)
-
-
-def _resume(
-    folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, schedule: Schedule
-) -> int:
+def _resume(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, about: str) -> int:
     """The step to go on from."""
     path = folder / "last.pt"
     if not path.exists():
@@ -166,8 +165,8 @@ def _resume(
     remedy = f"Delete {folder} to start anew, or give the run another folder."
     try:
         state = torch.load(path, map_location=settings.device(), weights_only=True)
-        if state["schedule"] != _about(schedule):
-            raise TrainingError(f"{folder} holds a run of another schedule", remedy)
+        if state["about"] != about:
+            raise TrainingError(f"{folder} holds a run of another schedule or other data", remedy)
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
     except TrainingError:
@@ -185,12 +184,12 @@ def _checkpoint(
     folder: Path,
     model: nn.Module,
     optimiser: torch.optim.Optimizer,
-    schedule: Schedule,
+    about: str,
     step: int,
 ) -> None:
     state = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
     with atomic_path(folder / "last.pt") as path:
-        torch.save({**state, "schedule": _about(schedule), "step": step}, path)
+        torch.save({**state, "about": about, "step": step}, path)
 
 
 def snapshot_path(folder: Path, step: int) -> Path:

@@ -193,18 +193,20 @@ def test_table_by_hand():
 
 def test_summary_counts_every_setting_once_and_metrics_apart():
     differences = [
-        ONE,
-        replace(ONE, setting="layer 3"),
-        replace(ONE, data="other/test", low=-0.02),
-        replace(ONE, setting="layer 2", value=-0.05, low=-0.09, high=-0.01),
-        replace(ONE, metric="R@1"),
+        replace(ONE, setting="layer 1, RoI"),
+        replace(ONE, setting="layer 3, RoI"),
+        replace(ONE, setting="layer 1, RoI", data="other/test", low=-0.02),
+        replace(ONE, setting="layer 2, RoI", value=-0.05, low=-0.09, high=-0.01),
+        replace(ONE, setting="layer 1, RoI", metric="R@1"),
+        replace(ONE, setting="layer 1, crop"),
     ]
-    first, second, third = summary(differences).splitlines()
-    assert first.startswith(f"- Claim 1. {CLAIMS[0].title}: ")
-    assert first.endswith(
-        ": mAP: holds in 2 of 4 settings, reversed in 1, inconclusive in 1; "
-        "R@1: holds in 1 of 1 settings, reversed in 0, inconclusive in 0"
-    )
+    first, *ways, second, third = summary(differences).splitlines()
+    assert first == f"- Claim 1. {CLAIMS[0].title}:"
+    assert ways == [
+        "  - RoI, mAP: holds in 2 of 4 settings, reversed in 1, inconclusive in 1",
+        "  - RoI, R@1: holds in 1 of 1 settings, reversed in 0, inconclusive in 0",
+        "  - crop, mAP: holds in 1 of 1 settings, reversed in 0, inconclusive in 0",
+    ]
     assert second.endswith("not measured yet") and third.endswith("not measured yet")
 
 
@@ -219,12 +221,13 @@ def test_measuring_again_replaces(tmp_path):
 def test_tables_and_counts_agree(cases):
     ends = {"holds": (0.1, 0.2), "reversed": (-0.2, -0.1), "inconclusive": (-0.1, 0.1)}
     differences = [
-        replace(ONE, claim=number, setting=str(i), low=ends[kind][0], high=ends[kind][1])
+        replace(ONE, claim=number, setting=f"{i}, RoI", low=ends[kind][0], high=ends[kind][1])
         for i, (kind, number) in enumerate(cases)
     ]
-    rows, lines = table(iter(differences)).splitlines()[2:], summary(iter(differences)).splitlines()
-    for number, line in enumerate(lines, 1):
+    rows, text = table(iter(differences)).splitlines()[2:], summary(iter(differences))
+    for number, line in enumerate(text.removeprefix("- ").split("\n- "), 1):
         kinds = [row.split(" | ")[-1][:-2] for row in rows if row.startswith(f"| {number} ")]
+        line = line.rstrip("\n")
         if kinds == ["not measured yet"]:
             assert line.endswith("not measured yet")
         else:

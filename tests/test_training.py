@@ -262,6 +262,8 @@ def test_another_schedule_or_model_in_the_same_folder_is_refused(tmp_path: Path)
     with pytest.raises(TrainingError, match="another schedule") as caught:
         run(tmp_path, other)
     assert "another folder" in caught.value.remedy
+    with pytest.raises(TrainingError, match="other data"):
+        run(tmp_path, about="other photographs")
     model = Model()
     model.head = nn.Linear(4, 2)
     with pytest.raises(TrainingError, match=r"last\.pt cannot be continued"):

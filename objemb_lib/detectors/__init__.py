@@ -12,7 +12,7 @@ trunk's ImageNet weights, and hands them back, changed, as a trunk
 from objemb_lib.detectors.build import KINDS, Detector, build_detector
 from objemb_lib.detectors.features import DetectorTrunk
 from objemb_lib.detectors.metrics import detect
-from objemb_lib.detectors.weights import cards_table, load_detector, read_card
+from objemb_lib.detectors.weights import cards_table, load_detector, read_card, with_cards
 
 __all__ = [
     "KINDS",
@@ -23,4 +23,5 @@ __all__ = [
     "detect",
     "load_detector",
     "read_card",
+    "with_cards",
 ]

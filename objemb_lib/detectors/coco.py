@@ -1,7 +1,7 @@
 """torchvision's COCO detectors behind the interface of ours: the paper's own pairing.
 
-Against ``torchvision/resnet50`` with ImageNet weights they compare the same trunk before and
-after detection training at the paper's scale.
+Against ``torchvision/resnet50:IMAGENET1K_V1``, the weights that their training began with, they
+compare the same trunk before and after detection training at the paper's scale.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from objemb_lib.detectors.build import Detector, Pyramid
 from objemb_lib.errors import DataError
 from objemb_lib.trunks import Trunk, from_hub, torchvision_trunk_of
 
+BEFORE = "torchvision/resnet50:IMAGENET1K_V1"
 COCO_DETECTORS = (
     "fasterrcnn_resnet50_fpn",
     "fasterrcnn_resnet50_fpn_v2",
@@ -57,7 +58,8 @@ def _adopt(network: nn.Module, weights: str) -> Pyramid:
     """torchvision's backbone as a :class:`Pyramid`, its levels under the names its heads know."""
     theirs, transform = network.backbone, network.transform
     mean, std = tuple(transform.image_mean), tuple(transform.image_std)
-    trunk = torchvision_trunk_of("resnet50", list(theirs.body.children()), mean, std, weights)
+    parts = list(theirs.body.children())
+    trunk = torchvision_trunk_of(BEFORE, parts, mean, std, weights)
     return AdoptedPyramid(trunk, theirs.fpn, theirs.out_channels)
 
 

@@ -48,7 +48,12 @@ def relabel(dataset: ImageDataset, labels: str) -> ImageDataset:
         boxes = tuple(np.where(np.asarray(c) >= 0, 0, -1) for c in dataset.box_categories)
         return replace(dataset, box_categories=boxes, category_names=("object",))
     if labels == "object":
-        boxes, names = tuple(dataset.box_labels), tuple(dataset.label_names)
+        there = np.unique(np.concatenate([np.asarray(b) for b in dataset.box_labels]))
+        there = there[there >= 0]  # a data set's names may hold objects of other splits, too
+        boxes = tuple(
+            np.where(np.asarray(b) >= 0, np.searchsorted(there, b), -1) for b in dataset.box_labels
+        )
+        names = tuple(dataset.label_names[k] for k in there)
         return replace(dataset, box_categories=boxes, category_names=names)
     raise DataError(f"no labels called {labels!r}", f"Use one of {', '.join(GRANULARITIES)}.")
 

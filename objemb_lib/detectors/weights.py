@@ -83,9 +83,14 @@ def read_card(name: str, root: Path | None = None) -> dict:
         ) from error
 
 
+def with_cards(names: Sequence[str]) -> list[str]:
+    """Those of some detectors that were trained here, not downloaded."""
+    return [name for name in names if not name.startswith("torchvision/")]
+
+
 def cards_table(names: Sequence[str], root: Path | None = None) -> str:
-    """What the cards of some detectors say, as a Markdown table."""
-    cards = {name: read_card(name, root) for name in names}
+    """What the cards of some detectors say, as a Markdown table; torchvision's have none."""
+    cards = {name: read_card(name, root) for name in with_cards(names)}
     scores = {name: card["metrics on mini-battles/battle"] for name, card in cards.items()}
     metrics = list(dict.fromkeys(metric for found in scores.values() for metric in found))
     head = ["detector", "steps", *metrics]
