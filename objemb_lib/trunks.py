@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import importlib.util
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,14 +106,16 @@ class Trunk(nn.Module):
         head, maps = self.network.forward_intermediates(images)
         return dict(zip(self.stages, [*maps, head]))
 
-    def box_features(self, maps: dict[str, Tensor], stage: str, boxes: Tensor) -> Tensor:
+    def box_features(self, maps: dict[str, Tensor], stage: str, boxes: Sequence[Tensor]) -> Tensor:
         """Features of a ``per_box`` stage: those of detectors, see :mod:`detectors.features`.
 
         Args:
-            maps: of ``N`` images, as ``forward`` gives them. boxes: ``(N, 4)``, one an image,
-                x0, y0, x1, y1 in input pixels.
+            maps: of ``N`` images, as ``forward`` gives them. boxes: ``N`` tensors ``(K_i, 4)``,
+                x0, y0, x1, y1 in input pixels; ``(N, 4)`` is one box an image.
         Returns:
-            ``(N, C, h, w)``.
+            ``(K_1 + ... + K_N, C, h, w)``, the boxes of the first image first.
+        Raises:
+            KeyError: no such stage per box.
         """
         raise KeyError(f"{self.name} has no stage {stage!r} per box")
 
@@ -171,6 +173,15 @@ def fold_batch_norm(module: nn.Module) -> None:
             setattr(module, next_name, nn.Sequential(*rest) if rest else nn.Identity())
     for child in module.children():
         fold_batch_norm(child)
+
+
+def per_image(boxes: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """``N`` tensors ``(K_i, 4)``, or one ``(N, 4)``, as RoIAlign takes them: float32, a list.
+
+    >>> [one.shape[0] for one in per_image(torch.zeros(2, 4), torch.device("cpu"))]
+    [1, 1]
+    """
+    return [one.to(device, torch.float32).reshape(-1, 4) for one in boxes]
 
 
 def load_trunk(name: str = "efficientnet_lite0", pretrained: bool = True) -> Trunk:

@@ -99,6 +99,23 @@ def test_boxes_are_cut_out_of_the_level_that_fits(detector: Detector) -> None:
         assert close(trunk.box_features(maps, "box_head", boxes), expected, 1e-5)
 
 
+@torch.inference_mode()
+def test_many_boxes_an_image_are_each_cut_out_of_their_own_image(detector: Detector) -> None:
+    trunk = DetectorTrunk(detector)
+    maps = trunk(noise(3, 3, 64, 64))
+    many = [BOXES, BOXES[:0], BOXES[[2, 0]]]  # four boxes, none, two
+    for stage in ("roi", "box_head"):
+        found = trunk.box_features(maps, stage, many)
+        alone = [
+            trunk.box_features({k: m[i : i + 1] for k, m in maps.items()}, stage, [box[None]])
+            for i, boxes in enumerate(many)
+            for box in boxes
+        ]
+        assert len(found) == 6 and close(found, torch.cat(alone), 1e-5), stage
+        assert not close(found[4], found[2])  # the same box of another image
+        assert not len(trunk.box_features(maps, stage, [BOXES[:0]] * 3))
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @torch.inference_mode()
 def test_the_copy_for_inference_gives_the_same(detector: Detector, precision: str) -> None:

@@ -12,16 +12,16 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections import OrderedDict
+from collections.abc import Sequence
 from math import log2
 
-import torch
 from torch import Tensor, nn
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
 
 from objemb_lib.detectors.build import Detector
 from objemb_lib.regions import CELLS
-from objemb_lib.trunks import Stage, Trunk
+from objemb_lib.trunks import Stage, Trunk, per_image
 
 
 class DetectorTrunk(Trunk):
@@ -66,14 +66,15 @@ class DetectorTrunk(Trunk):
         pyramid = self.fpn(OrderedDict(inputs))
         return found | {named: pyramid[name] for name, (_, named) in self.levels.items()}
 
-    def box_features(self, maps: dict[str, Tensor], stage: str, boxes: Tensor) -> Tensor:
-        """``(N, C, h, w)`` of one box an image, for ``roi`` and ``box_head``."""
+    def box_features(self, maps: dict[str, Tensor], stage: str, boxes: Sequence[Tensor]) -> Tensor:
+        """Of ``roi`` and ``box_head``, see :meth:`Trunk.box_features`."""
         if stage not in ("roi", "box_head"):
             return super().box_features(maps, stage, boxes)
         levels = {name: maps[named] for name, (_, named) in self.levels.items()}
         finest = next(iter(self.levels.values()))[1]
         height, width = (n * self.stages[finest].stride for n in maps[finest].shape[-2:])
-        return self.head(levels, boxes, (height, width), stage == "box_head")
+        each = per_image(boxes, maps[finest].device)
+        return self.head(levels, each, (height, width), stage == "box_head")
 
     def fingerprint(self) -> str:
         """As of any trunk, and of the scale that says which level a box is cut out of."""
@@ -97,23 +98,24 @@ class _BoxHead(nn.Module):
             self.channels = network.backbone.out_channels
 
     def forward(
-        self, levels: dict[str, Tensor], boxes: Tensor, image: tuple[int, int], vectors: bool
+        self, levels: dict[str, Tensor], boxes: list[Tensor], image: tuple[int, int], vectors: bool
     ) -> Tensor:
         if vectors and self.tower is not None:
             needed = self._needed(levels, boxes, image)
             levels = {n: self.tower(v) if n in needed else v for n, v in levels.items()}
-        finest = next(iter(levels.values()))
+        dtype = next(iter(levels.values())).dtype
         # Not in half precision: RoIAlign lacks it on CPUs, and it would move boxes by pixels.
         levels = {name: level.float() for name, level in levels.items()}
-        each = list(boxes.to(finest.device, torch.float32)[:, None])
-        pooled = self.pool(levels, each, [image] * len(each)).to(finest.dtype)
+        pooled = self.pool(levels, boxes, [image] * len(boxes)).to(dtype)
         return self.head(pooled)[:, :, None, None] if vectors and self.head is not None else pooled
 
-    def _needed(self, levels: dict[str, Tensor], boxes: Tensor, image: tuple[int, int]) -> set[str]:
+    def _needed(
+        self, levels: dict[str, Tensor], boxes: list[Tensor], image: tuple[int, int]
+    ) -> set[str]:
         """The levels that the boxes will be cut from: the tower costs as much as the trunk."""
         exponents = [round(log2(image[0] / level.shape[-2])) for level in levels.values()]
         mapper = initLevelMapper(exponents[0], exponents[-1], canonical_scale=self.scale)
-        return {list(levels)[k] for k in mapper([boxes.float()]).tolist()}
+        return {list(levels)[k] for k in mapper(boxes).tolist()}
 
 
 def _named(stride: int) -> str:
