@@ -13,11 +13,12 @@ import json
 import os
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import safetensors
@@ -29,18 +30,21 @@ from tqdm.auto import tqdm
 from objemb_lib import pooling, settings
 from objemb_lib import progress as bars
 from objemb_lib.atomic import atomic_path
+from objemb_lib.boxes import ObjectBoxes, ObjectRegion
 from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.errors import CacheError, DataError, ObjembError
-from objemb_lib.regions import WHOLE, Region, view
+from objemb_lib.regions import CROP, WHOLE, Looked, Region, view
 from objemb_lib.trunks import Trunk
 
+ROUND = 16  # boxes an image that are cut at once: hundreds would take gigabytes
 PART = 256  # images a file of a half-finished run holds: what a kill can cost
 VERSION = 3  # raise when the code changes the numbers
 
 Wanted = Sequence[tuple[str, str]]
 Vectors = dict[tuple[str, str], np.ndarray]
-View = tuple[torch.Tensor, torch.Tensor]
-Asked = tuple[Region, tuple[str, str]]
+Boxes = list[list[torch.Tensor]]  # of each image, of each region: (K, 4)
+View = tuple[torch.Tensor, Boxes]
+Asked = tuple[Looked, tuple[str, str]]
 
 
 def default_precision() -> str:
@@ -88,7 +92,7 @@ def extract_regions(
     dataset: ImageDataset,
     trunk: Trunk,
     wanted: Wanted,
-    regions: Sequence[Region],
+    regions: Sequence[Looked],
     size: int = 256,
     batch_size: int | None = None,
     precision: str | None = None,
@@ -104,7 +108,7 @@ def extract_regions(
     _check(trunk, wanted, precision)
     device = settings.device()
     batch_size = batch_size or (4 if device.type == "cpu" else 64)
-    sharing: dict[Region, list[Region]] = {}
+    sharing: dict[Region, list[Looked]] = {}
     for region in dict.fromkeys(regions):
         sharing.setdefault(region.seen, []).append(region)
     found: dict[str, Vectors] = {}
@@ -113,6 +117,87 @@ def extract_regions(
         job = Job(dataset, trunk, tuple(many), *options)
         found |= _from_cache(job, wanted) if cache else _computed(job, wanted)
     return found
+
+
+@dataclass(frozen=True)
+class Objects:
+    """The vectors of ``M`` objects of ``N`` images, the objects of the first image first.
+
+    Args:
+        vectors: ``{(stage, pooling): (M, C)}``, not normalised.
+        image: ``(M,)`` image index of each object.
+        boxes: ``(M, 4)`` in pixels of its image. scores: ``(M,)``, of the source of the boxes.
+        where: the boxes they come from.
+    """
+
+    vectors: Vectors
+    image: np.ndarray
+    boxes: np.ndarray
+    scores: np.ndarray
+    where: ObjectBoxes
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+
+def extract_objects(
+    dataset: ImageDataset,
+    trunk: Trunk,
+    wanted: Wanted,
+    regions: Sequence[ObjectBoxes | ObjectRegion],
+    size: int = 256,
+    batch_size: int | None = None,
+    precision: str | None = None,
+    cache: bool = True,
+    progress: bool = True,
+    on: Literal["map", "pixels"] = "map",
+) -> dict[str, Objects]:
+    """A table of object vectors for each source of boxes, ``{region's name: objects}``.
+
+    Args:
+        regions: of ``dataset``; plain boxes stand for themselves, without context or mask.
+        on: ``map``: every object of an image, of every source, is cut out of the map of one
+            forward pass; ``pixels``: one forward pass for each object (crop and embed).
+    Raises:
+        DataError: boxes of another number of images, or two regions of one name; masks on pixels.
+        Else as for :func:`extract`.
+    """
+    many = [r if isinstance(r, ObjectRegion) else ObjectRegion(r) for r in regions]
+    if len({r.name for r in many}) < len(many):
+        raise DataError("two regions of the same name", "Give each source a name of its own.")
+    for region in many:
+        if len(region.boxes) != len(dataset):
+            raise DataError(f"{region.boxes} are not of {dataset}", "Make boxes for this data set.")
+    options = (size, batch_size, precision, cache, progress)
+    if on == "map":
+        found = extract_regions(dataset, trunk, wanted, many, *options)
+    else:
+        found = {r.name: _crops(dataset, trunk, wanted, r, options) for r in many}
+    return {r.name: _objects(found[r.name], r.boxes) for r in many}
+
+
+def _objects(vectors: Vectors, boxes: ObjectBoxes) -> Objects:
+    owners = np.repeat(np.arange(len(boxes)), boxes.counts)
+    return Objects(
+        vectors, owners, np.concatenate(boxes.boxes), np.concatenate(boxes.scores), boxes
+    )
+
+
+def _crops(
+    dataset: ImageDataset, trunk: Trunk, wanted: Wanted, region: ObjectRegion, options: tuple
+) -> Vectors:
+    """Crop and embed: a data set of one image an object, each looked at by its crop."""
+    if region.masked:
+        raise DataError("crops are not masked", "Mask on the map, or crop without masks.")
+    owners = np.repeat(np.arange(len(dataset)), region.boxes.counts)
+    boxes = tuple(box[None] for box in np.concatenate(region.boxes.boxes))
+    content = hashlib.sha256(f"{dataset.fingerprint}{region.boxes.digest}".encode()).hexdigest()
+    each = ImageDataset(
+        dataset.name, dataset.split, dataset.root, [dataset.files[i] for i in owners],
+        dataset.labels[owners], boxes=boxes, fingerprint=content,
+    )  # fmt: skip
+    crop = replace(CROP, margin=region.margin)
+    return extract(each, trunk, wanted, crop, *options)
 
 
 def _computed(job: Job, wanted: Wanted) -> dict[str, Vectors]:
@@ -130,7 +215,7 @@ def _computed(job: Job, wanted: Wanted) -> dict[str, Vectors]:
 def _from_cache(job: Job, wanted: Wanted) -> dict[str, Vectors]:
     """The cached vectors, after whatever is missing of them was computed."""
     root, parts = settings.cache_root() / "embeddings", job.parts()
-    stores = {region: Store(root, job.key(region)) for region in job.regions}
+    stores = {region: Store(root, job.key(region), region.rows) for region in job.regions}
     with ExitStack() as locks:
         for store in sorted(stores.values(), key=lambda s: s.folder):  # always in one order
             locks.enter_context(store.lock())
@@ -165,7 +250,7 @@ class Job:
 
     dataset: ImageDataset
     trunk: Trunk
-    regions: tuple[Region, ...]
+    regions: tuple[Looked, ...]
     size: int
     batch_size: int
     precision: str
@@ -177,7 +262,7 @@ class Job:
         every = range(len(self.dataset))
         return [every[i : i + PART] for i in range(0, len(every), PART)]
 
-    def key(self, region: Region) -> dict[str, str]:
+    def key(self, region: Looked) -> dict[str, str]:
         """Everything that decides a region's numbers, as text."""
         return {
             "version": str(VERSION),
@@ -206,14 +291,14 @@ class Job:
         with bars.bar(None, what, sum(map(len, todo)), "image", not self.progress) as bar:
             for (part, images), (pixels, boxes) in zip(batches, views):
                 maps = trunk(trunk.normalise(pixels.to(self.device)))
-                found.append(self._pool(trunk, maps, boxes.to(self.device), todo[part]))
+                found.append(self._pool(trunk, maps, images, boxes, todo[part]))
                 bar.update(len(images))
                 if images[-1] == part[-1]:
                     yield part, {a: np.concatenate([f[a] for f in found]) for a in todo[part]}
                     found = []
 
     def _read(self, batches: list[range]) -> Iterator[View]:
-        """``(B, 3, size, size)`` uint8 batches, channels last, with ``(B, R, 4)`` boxes.
+        """``(B, 3, size, size)`` uint8 batches, channels last, with each image's boxes.
 
         An accelerator computes while threads decode the next batches. A CPU decodes in this
         thread and computes then: decoding threads beside torch's own make both wait, and that
@@ -223,24 +308,30 @@ class Job:
         return decode if self.device.type == "cpu" else self._read_ahead(batches)
 
     def _pool(
-        self, trunk: Trunk, maps: dict[str, torch.Tensor], boxes: torch.Tensor, every: list[Asked]
+        self,
+        trunk: Trunk,
+        maps: dict[str, torch.Tensor],
+        images: range,
+        boxes: Boxes,
+        every: list[Asked],
     ) -> dict[Asked, np.ndarray]:
         """All that is asked of one batch; a region cuts a stage's map once for every pooling."""
-        cut = {(region, stage): None for region, (stage, _) in every}
-        for region, stage in cut:
-            box = boxes[:, self.regions.index(region)]
-            cut[region, stage] = region.features(trunk, maps, stage, box)
-        return {
-            (region, (stage, name)): pooling.POOLINGS[name](cut[region, stage])
-            .float()
-            .cpu()
-            .numpy()
-            for region, (stage, name) in every
-        }
+        found: dict[Asked, np.ndarray] = {}
+        for region in dict.fromkeys(region for region, _ in every):
+            place, pairs = self.regions.index(region), [p for r, p in every if r == region]
+            mine = [many[place] for many in boxes]
+            weights = [region.weights(self.dataset, i) for i in images]
+            some = [_pool_round(region, trunk, maps, pairs, *r) for r in _rounds(mine, weights)]
+            owners = [i for r, _ in _rounds(mine, weights) for i, b in enumerate(r) for _ in b]
+            order = np.argsort(owners, kind="stable")  # each image's boxes together again
+            for pair in pairs:
+                found[region, pair] = np.concatenate([part[pair] for part in some])[order]
+        return found
 
     def _decode(self, images: range) -> View:
         views = [view(self.regions, self.dataset, i, self.size) for i in images]
-        pixels, boxes = (torch.from_numpy(np.stack(part)) for part in zip(*views))
+        pixels = torch.from_numpy(np.stack([pixels for pixels, _ in views]))
+        boxes = [[torch.from_numpy(some) for some in many] for _, many in views]
         return pixels.permute(0, 3, 1, 2), boxes  # a view
 
     def _read_ahead(self, batches: list[range], ahead: int = 4) -> Iterator[View]:
@@ -258,16 +349,47 @@ class Job:
                     future.cancel()
 
 
+Weights = list[torch.Tensor | None]
+
+
+def _rounds(boxes: list[torch.Tensor], weights: Weights) -> Iterator[tuple[list, Weights]]:
+    """At most :data:`ROUND` boxes of each image at a time, with their weights."""
+    for start in range(0, max(map(len, boxes)), ROUND):
+        part = slice(start, start + ROUND)
+        yield [b[part] for b in boxes], [None if w is None else w[part] for w in weights]
+
+
+def _pool_round(
+    region: Looked,
+    trunk: Trunk,
+    maps: dict[str, torch.Tensor],
+    pairs: list[tuple[str, str]],
+    boxes: list[torch.Tensor],
+    weights: Weights,
+) -> Vectors:
+    """Vectors of some boxes: each stage is cut once."""
+    cuts = {}
+    for stage in dict.fromkeys(stage for stage, _ in pairs):
+        cuts[stage] = region.features(trunk, maps, stage, boxes)
+        if weights[0] is not None:
+            share = torch.cat(weights).to(cuts[stage])[:, None]
+            if share.shape[-2:] != cuts[stage].shape[-2:]:
+                raise DataError(f"{stage} has no place for a mask", "Mask a stage that is a map.")
+            cuts[stage] = cuts[stage] * share
+    return {p: pooling.POOLINGS[p[1]](cuts[p[0]]).float().cpu().numpy() for p in pairs}
+
+
 class Store:
     """The cached vectors of one key, a file each (stage, pooling), and parts of unfinished ones.
 
     Args:
         root: folder of all keys. key: what decides the numbers; also written into every file,
             so that a file of other settings is never taken for ours.
+        rows: how many vectors some images have.
     """
 
-    def __init__(self, root: Path, key: dict[str, str]) -> None:
-        self.key = key
+    def __init__(self, root: Path, key: dict[str, str], rows: Callable[[range], int] = len) -> None:
+        self.key, self.rows = key, rows
         self.folder = root / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]
 
     @contextmanager
@@ -307,7 +429,7 @@ class Store:
             warnings.warn(f"{path} is damaged ({error}): computing it again", stacklevel=3)
             path.unlink()
             return False
-        if stated != self.key or (part is not None and count != len(part)):
+        if stated != self.key or (part is not None and count != self.rows(part)):
             raise CacheError(
                 f"{path} holds vectors of other settings than its folder says",
                 f"Delete {self.folder}: it will be computed again.",

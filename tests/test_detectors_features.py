@@ -240,7 +240,7 @@ def test_a_box_on_the_map_is_scaled_by_each_side_and_widened_inside(tmp_path: Pa
     for region in (ROI, wide):
         pixels, (box,) = view([region], data, 0, 64)
         assert (pixels == WHOLE.pixels(data, 0, 64)).all() and box.dtype == np.float32
-    assert view([WHOLE], data, 0, 64)[1][0].tolist() == [0, 0, 64, 64]
+    assert view([WHOLE], data, 0, 64)[1][0].tolist() == [[0, 0, 64, 64]]
 
 
 def test_extraction_in_half_precision_stays_near(detector: Detector, tmp_path: Path) -> None:

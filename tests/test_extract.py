@@ -251,7 +251,10 @@ def test_reading_ahead_for_an_accelerator_gives_the_same_batches(data: ImageData
         }  # fmt: skip
         assert [len(pixels) for pixels, _ in read["cuda"]] == [len(b) for b in batches[:n]]
         for ahead, now in zip(read["cuda"], read["cpu"], strict=True):
-            assert all(torch.equal(a, b) for a, b in zip(ahead, now, strict=True))
+            (pixels, boxes), (same_pixels, same_boxes) = ahead, now
+            assert torch.equal(pixels, same_pixels) and len(boxes) == len(pixels)
+            for some, same in zip(boxes, same_boxes, strict=True):
+                assert all(torch.equal(a, b) for a, b in zip(some, same, strict=True))
 
 
 def test_regions_on_one_map_share_the_forward_passes(data: ImageDataset, seen) -> None:
