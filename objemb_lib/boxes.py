@@ -253,7 +253,7 @@ class ObjectRegion:
 
     Args:
         boxes: where. margin: context around each box, as a part of its sides.
-        masked: what lies outside the mask counts as 0.
+        masked: what lies outside the mask counts as 0. called: name for tables, if not the usual.
     Raises:
         DataError: ``masked`` without masks.
     """
@@ -261,6 +261,7 @@ class ObjectRegion:
     boxes: ObjectBoxes
     margin: float = 0.0
     masked: bool = False
+    called: str = ""
 
     def __post_init__(self) -> None:
         if self.masked and self.boxes.masks is None:
@@ -274,6 +275,8 @@ class ObjectRegion:
     @property
     def name(self) -> str:
         """For tables."""
+        if self.called:
+            return self.called
         context = f", context {self.margin:g}" if self.margin else ""
         return self.boxes.name + context + (", masked" if self.masked else "")
 

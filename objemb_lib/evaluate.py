@@ -7,7 +7,7 @@ has no score: it is nan, is counted, and is left out of means.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -264,20 +264,50 @@ def evaluate(
             has a relevant image.
     """
     asked, searched = _checked(vectors, dataset, gallery_vectors)
+    queries, searched = np.asarray(dataset.queries), searched[dataset.gallery].T
+    starts = range(0, len(queries), chunk)
+    return _evaluate((asked[queries[i : i + chunk]] @ searched for i in starts), dataset, metrics)
+
+
+def evaluate_scores(
+    scores: np.ndarray, dataset: ImageDataset, metrics: Sequence[str] = METRICS
+) -> Evaluation:
+    """:func:`evaluate` for scores that are no inner product of two vectors.
+
+    Args:
+        scores: ``(Q, G)``, one line for each of ``dataset.queries``, one column for each of
+            ``dataset.gallery``; higher is better.
+    Raises:
+        DataError: another shape, a NaN or infinity, else as for :func:`evaluate`.
+    """
+    return _evaluate([_checked_scores(scores, dataset)], dataset, metrics)
+
+
+def _checked_scores(scores: np.ndarray, dataset: ImageDataset) -> np.ndarray:
+    scores, expected = np.asarray(scores), (len(dataset.queries), len(dataset.gallery))
+    if scores.shape != expected or not np.isfinite(scores).all():
+        raise DataError(
+            f"scores of shape {scores.shape} for {expected[0]} queries and {expected[1]} images, "
+            "or NaN or infinite ones",
+            "Pass one finite score per query and gallery image.",
+        )
+    return scores
+
+
+def _evaluate(
+    parts: Iterable[np.ndarray], dataset: ImageDataset, metrics: Sequence[str]
+) -> Evaluation:
+    """Rank and score, some queries at a time: each part has a line a query, in their order."""
     functions = {name: metric_function(name) for name in metrics}
     if not functions:
         raise DataError("no metric to evaluate", f"Choose among {', '.join(METRICS)}.")
-    queries = np.asarray(dataset.queries)
-    values = {name: np.full(len(queries), np.nan) for name in functions}
-    searched = searched[dataset.gallery]
-    for start in range(0, len(queries), chunk):
-        scores = asked[queries[start : start + chunk]] @ searched.T
-        orders = np.argsort(-scores, axis=1, kind="stable")
-        for i, order in enumerate(orders, start):
-            relevant, junk = dataset.truth(queries[i])
+    queries, found = np.asarray(dataset.queries), []
+    for part in parts:
+        for order in np.argsort(-part, axis=1, kind="stable"):
+            relevant, junk = dataset.truth(queries[len(found)])
             ranked = relevant[order[~junk[order]]]
-            for name, function in functions.items():
-                values[name][i] = function(ranked)
+            found.append([function(ranked) for function in functions.values()])
+    values = dict(zip(functions, np.array(found).reshape(len(queries), len(functions)).T))
     if all(np.isnan(scores).all() for scores in values.values()):
         raise DataError(
             f"nothing to score: no query of {dataset.name}/{dataset.split} has a relevant image",

@@ -184,7 +184,24 @@ def per_image(boxes: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     return [one.to(device, torch.float32).reshape(-1, 4) for one in boxes]
 
 
-def load_trunk(name: str = "efficientnet_lite0", pretrained: bool = True) -> Trunk:
+def imagenet_classifier(name: str = "efficientnet_lite0") -> tuple[Tensor, Tensor]:
+    """Weight ``(1000, C)`` and bias ``(1000,)`` of the classifier that a trunk goes without.
+
+    Raises:
+        DataError: only the trunks whose weights come with pip are known here.
+    """
+    name = name.partition(" at stride")[0]
+    if name not in PIP_WEIGHTS:
+        known = ", ".join(PIP_WEIGHTS)
+        raise DataError(f"{name} comes without its ImageNet classifier", f"Use {known}.")
+    network = timm.create_model(f"tf_{name}")
+    weight, bias = list(_pip_weights(name, network).values())[-2:]
+    return weight, bias
+
+
+def load_trunk(
+    name: str = "efficientnet_lite0", pretrained: bool = True, stride: int = 32
+) -> Trunk:
     """A trunk by name, with ImageNet weights.
 
     Args:
@@ -193,15 +210,19 @@ def load_trunk(name: str = "efficientnet_lite0", pretrained: bool = True) -> Tru
             ``torchvision/resnet50:IMAGENET1K_V1``); any other timm model name. The last two
             download their weights on first use.
         pretrained: False gives random weights and asks nobody.
+        stride: 16 keeps the last stage at twice the resolution, with the same weights, dilated
+            (only for those from pip). Source: Chen et al., DeepLab, 2017, section 3.1.
     Raises:
-        DataError: unknown name, a network without ``(N, C, H, W)`` maps or of one image size
-            (most transformers), or weights that are not the ones we know.
+        DataError: unknown name or stride, a network without ``(N, C, H, W)`` maps or of one image
+            size (most transformers), or weights that are not the ones we know.
         DownloadError: the weights cannot be fetched.
     """
+    if stride not in (16, 32) or (stride == 16 and name not in PIP_WEIGHTS):
+        raise DataError(f"no {name} of stride {stride}", "Use 32; 16 with efficientnet_lite0.")
     if name.startswith("torchvision/"):
         return _torchvision_trunk(name, pretrained)
     if name in PIP_WEIGHTS:
-        network = timm.create_model(f"tf_{name}")
+        network = timm.create_model(f"tf_{name}", output_stride=stride)
         if pretrained:
             network.load_state_dict(_pip_weights(name, network))
         weights = "ImageNet (pip)"
@@ -210,6 +231,7 @@ def load_trunk(name: str = "efficientnet_lite0", pretrained: bool = True) -> Tru
         network = from_hub(name, lambda: timm.create_model(name, pretrained=pretrained))
         weights = "ImageNet (timm)"
     stages, config = _timm_stages(name, network), network.pretrained_cfg
+    name += f" at stride {stride}" if stride != 32 else ""
     return Trunk(
         name, network, stages, config["mean"], config["std"], weights if pretrained else "random"
     ).eval()

@@ -1,0 +1,238 @@
+"""Attention: networks that say where to look, hard (boxes, masks) and soft (weights on the map).
+
+Hard attention keeps what lies inside a box and forgets the rest; soft attention keeps everything,
+some of it more. :func:`sources` gives every kind of :mod:`boxes` of a data set by its name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import nms
+
+from objemb_lib import boxes as rooms
+from objemb_lib import progress as bars
+from objemb_lib import settings
+from objemb_lib.boxes import ObjectBoxes, ObjectRegion
+from objemb_lib.datasets.base import ImageDataset
+from objemb_lib.detectors.build import Detector, Target
+from objemb_lib.detectors.metrics import detect
+from objemb_lib.errors import DataError
+from objemb_lib.regions import WHOLE, Region
+from objemb_lib.trunks import Trunk, imagenet_classifier
+
+SAME = 0.5  # overlap (IoU) from which two detections are one object called by two names
+SOURCES = (
+    "whole image", "true boxes", "true masks", "detector, top 1", "detector, top 3",
+    "detector, top 5", "detector, score >= 0.5", "detector masks, top 5", "proposals, top 10",
+    "R-MAC grid", "centre box", "random boxes",
+)  # fmt: skip
+
+
+def detected(
+    dataset: ImageDataset,
+    detector: Detector,
+    found: Sequence[Target] | None = None,
+    masks: bool = False,
+    progress: bool = True,
+) -> ObjectBoxes:
+    """What a detector finds, whatever it calls it; the whole image where it finds nothing.
+
+    Detections of different categories that overlap by :data:`SAME` are one object.
+
+    Args:
+        found: what :func:`detect` gave, where it is known already.
+        masks: keep the masks as well.
+    Raises:
+        DataError: ``masks`` of a detector that gives none.
+    """
+    found = found or detect(detector, dataset, progress=progress, masks=masks)
+    if masks and any("rles" not in one for one in found):
+        raise DataError(f"{detector.kind} gives no masks", "Use a mask_rcnn.")
+    keep = [nms(one["boxes"], one["scores"], SAME) for one in found]
+    return rooms.or_whole(
+        "detector",
+        dataset,
+        [one["boxes"][k].numpy() for one, k in zip(found, keep)],
+        [one["scores"][k].numpy() for one, k in zip(found, keep)],
+        [[one["rles"][j] for j in k.tolist()] for one, k in zip(found, keep)] if masks else None,
+        detector.kind,
+    )
+
+
+@torch.inference_mode()
+def proposed(
+    dataset: ImageDataset, detector: Detector, top: int = 10, progress: bool = True
+) -> ObjectBoxes:
+    """A two-stage detector's first guess: boxes that hold *something*, of no category yet.
+
+    Scores are ``1 / rank``: torchvision keeps the order of the proposals, not what made it.
+
+    Raises:
+        DataError: a one-stage detector.
+    Source: Ren et al., Faster R-CNN, 2015, section 3 (region proposal network).
+    """
+    network = detector.to(settings.device()).eval().network
+    if not hasattr(network, "rpn"):
+        raise DataError(f"{detector.kind} proposes nothing", "Use a two-stage detector.")
+    found = []
+    for i in bars.bar(range(len(dataset)), "proposing", unit="image", disable=not progress):
+        pixels = torch.from_numpy(np.asarray(dataset.image(i)).copy()).permute(2, 0, 1)
+        images, _ = network.transform([pixels.to(settings.device()).float() / 255])
+        (some,), _ = network.rpn(images, network.backbone(images.tensors))
+        height, width = images.image_sizes[0]
+        scale = torch.tensor([pixels.shape[2] / width, pixels.shape[1] / height]).repeat(2)
+        found.append((some[:top].cpu() * scale).numpy())
+    scores = [1 / np.arange(1, len(b) + 1) for b in found]
+    return rooms.or_whole(f"proposals, top {top}", dataset, found, scores, None, detector.kind)
+
+
+def sources(
+    dataset: ImageDataset,
+    names: Sequence[str] = SOURCES,
+    detector: Detector | None = None,
+    seed: int = settings.SEED,
+    progress: bool = True,
+) -> dict[str, ObjectRegion]:
+    """Boxes of a data set by the names of :data:`SOURCES`; a detector runs once for all of them.
+
+    Args:
+        detector: where a name asks for one; a Mask R-CNN where a name asks for masks.
+        seed: of the random boxes, which have the sizes of the true ones.
+    Returns:
+        ``{name: region}`` for :func:`extract.extract_objects`, each called by its name.
+    Raises:
+        DataError: unknown name, a detector that is asked for and not given, masks that are not
+        there.
+    """
+    if unknown := [name for name in names if name not in SOURCES]:
+        raise DataError(f"no boxes called {unknown[0]!r}", f"Use {'; '.join(SOURCES)}.")
+    asked = [name for name in names if name.startswith(("detector", "proposals"))]
+    if asked and detector is None:
+        raise DataError(f"{asked[0]!r} needs a detector", "Pass load_detector('mask_rcnn').")
+    found: dict[str, ObjectBoxes] = {}
+    if any(name.startswith("detector") for name in names):
+        masks = "detector masks, top 5" in names
+        found["detector"] = detected(dataset, detector, None, masks, progress)
+    return {name: _source(name, dataset, detector, found, seed, progress) for name in names}
+
+
+def _source(
+    name: str,
+    dataset: ImageDataset,
+    detector: Detector | None,
+    found: dict[str, ObjectBoxes],
+    seed: int,
+    progress: bool,
+) -> ObjectRegion:
+    simple = {"whole image": rooms.whole, "R-MAC grid": rooms.grid, "centre box": rooms.centre}
+    if name in simple:
+        return ObjectRegion(simple[name](dataset))
+    if name.startswith("proposals"):
+        return ObjectRegion(proposed(dataset, detector, progress=progress))
+    if name.startswith("detector"):
+        k = 100 if "score" in name else int(name.rpartition(" ")[2])
+        threshold = 0.5 if "score" in name else -np.inf
+        boxes = found["detector"].top(k, threshold, name)
+        return ObjectRegion(boxes, masked="masks" in name, called=name)
+    true = rooms.true_boxes(dataset)
+    if name == "random boxes":
+        return ObjectRegion(rooms.random_like(true, dataset, seed))
+    return ObjectRegion(true, masked=name == "true masks", called=name)
+
+
+# --- soft attention, the contrast ---------------------------------------------------------
+
+
+def activity(features: Tensor) -> Tensor:
+    """CroW's spatial weights: where many channels are active at once.
+
+    Args:
+        features: ``(N, C, H, W)``.
+    Returns:
+        ``(N, H, W)``, each image's between 0 and 1.
+    Source: Kalantidis et al., Cross-dimensional Weighting, 2016, section 3.
+    """
+    total = features.float().clamp(min=0).sum(dim=1)
+    norm = total.flatten(1).norm(dim=1)[:, None, None].clamp(min=1e-6)
+    return (total / norm).sqrt()
+
+
+def class_activation(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Class activation maps: where a classifier sees the class that it would name.
+
+    Args:
+        features: ``(N, C, H, W)``, the map before global average pooling.
+        weight, bias: of the classifier, ``(classes, C)`` and ``(classes,)``.
+    Returns:
+        ``(N, H, W)`` between 0 and 1; all 1 where no cell speaks for the class.
+    Source: Zhou et al., Learning Deep Features for Discriminative Localization, 2016, eq. 2.
+    """
+    named = F.linear(features.mean(dim=(2, 3)), weight, bias).argmax(dim=1)
+    heat = torch.einsum("nchw,nc->nhw", features, weight[named]).clamp(min=0)
+    most = heat.amax(dim=(1, 2), keepdim=True)
+    return torch.where(most > 0, heat / most.clamp(min=1e-12), torch.ones_like(heat))
+
+
+def similarity(features: Tensor, vector: Tensor) -> Tensor:
+    """``(H, W)``: the cosine of each cell of a ``(C, H, W)`` map with a ``(C,)`` vector."""
+    cells = F.normalize(features.float(), dim=0)
+    return torch.einsum("chw,c->hw", cells, F.normalize(vector.float(), dim=0))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ClassActivation:
+    """The whole image, its cells weighted by :func:`class_activation`: a soft region.
+
+    Args:
+        weight, bias: of the trunk's ImageNet classifier, see :func:`class_activation_of`.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    name: str = "CAM"
+
+    def __repr__(self) -> str:
+        content = self.weight.numpy().tobytes() + self.bias.numpy().tobytes()
+        return f"ClassActivation({hashlib.sha256(content).hexdigest()})"
+
+    @property
+    def seen(self) -> Region:
+        """The whole image."""
+        return WHOLE
+
+    def rows(self, images: range) -> int:
+        """One vector an image."""
+        return len(images)
+
+    def look(self, dataset: ImageDataset, i: int, image: tuple[int, int], size: int) -> np.ndarray:
+        """``(1, 4)``: all of it."""
+        return WHOLE.look(dataset, i, image, size)
+
+    def features(
+        self, trunk: Trunk, maps: dict[str, Tensor], stage: str, boxes: Sequence[Tensor]
+    ) -> Tensor:
+        """``(N, C, H, W)``: the stage's map times the weights."""
+        head = maps["head"].float()
+        heat = class_activation(head, self.weight.to(head.device), self.bias.to(head.device))
+        heat = F.interpolate(heat[:, None], maps[stage].shape[-2:], mode="bilinear")
+        return maps[stage].float() * heat
+
+    def weights(self, dataset: ImageDataset, i: int) -> None:
+        """They are in the features already."""
+        return None
+
+
+def class_activation_of(trunk: Trunk) -> ClassActivation:
+    """Soft attention by the ImageNet classifier that was taken off a trunk.
+
+    Raises:
+        DataError: of a trunk whose classifier did not come with it.
+    """
+    return ClassActivation(*imagenet_classifier(trunk.name))

@@ -1,0 +1,299 @@
+"""Objects: images as sets of object vectors, searched by one object.
+
+An image has as many vectors as a source of boxes found objects in it. A query is one object; an
+image's score says how well the query meets the best of its objects, or all of them together. The
+answer names the images, and in each the box that was meant.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torchvision.ops import box_iou
+
+from objemb_lib.datasets.base import ImageDataset
+from objemb_lib.errors import DataError
+from objemb_lib.evaluate import evaluate_scores
+from objemb_lib.extract import Objects
+from objemb_lib.index import Index
+from objemb_lib.postprocess import l2
+
+HOW = ("best", "sum")
+
+
+def image_scores(
+    queries: np.ndarray, vectors: np.ndarray, image: np.ndarray, how: str = "best"
+) -> np.ndarray:
+    """Scores of images for queries, from those of their objects.
+
+    Args:
+        queries: ``(Q, D)``, one object each. vectors: ``(M, D)`` of the objects of ``N`` images.
+        image: ``(M,)`` the image of each object, in order: 0 .. N - 1, each at least once.
+        how: ``best``: the similarity of the object that fits best; ``sum``: of all objects
+            together, which favours images with many.
+    Returns:
+        ``(Q, N)``.
+    Raises:
+        DataError: unknown ``how``; images out of order, or without objects.
+
+    >>> objects = np.array([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+    >>> image_scores(np.array([[1.0, 0.0]]), objects, np.array([0, 0, 1])).tolist()
+    [[1.0, 0.0]]
+    >>> image_scores(np.array([[1.0, 0.0]]), objects, np.array([0, 0, 1]), "sum").tolist()
+    [[1.6, 0.0]]
+    """
+    image = np.asarray(image)
+    starts = np.flatnonzero(np.diff(image, prepend=-1))
+    if len(image) != len(vectors) or not np.array_equal(image[starts], np.arange(len(starts))):
+        raise DataError(
+            f"{len(vectors)} objects of images {image[:5].tolist()} ...",
+            "Pass the objects image by image, at least one of each.",
+        )
+    if how not in HOW:
+        raise DataError(f"no way to score called {how!r}", f"Use one of {', '.join(HOW)}.")
+    every = np.asarray(queries) @ np.asarray(vectors).T
+    return (np.maximum if how == "best" else np.add).reduceat(every, starts, axis=1)
+
+
+def query_vectors(objects: Objects, pair: tuple[str, str]) -> np.ndarray:
+    """``(N, D)`` L2-normalised: of each image its object of the highest score, the first of equals.
+
+    Of true boxes that is the main object; of a detector's, what it is surest of.
+    """
+    starts = np.flatnonzero(np.diff(objects.image, prepend=-1))
+    ends = np.append(starts[1:], len(objects))
+    best = [a + int(np.argmax(objects.scores[a:b])) for a, b in zip(starts, ends)]
+    return l2(objects.vectors[pair][best])
+
+
+def fuse(of_objects: np.ndarray, of_images: np.ndarray, weight: float) -> np.ndarray:
+    """Late fusion: ``(1 - weight)`` of the objects' score plus ``weight`` of the whole image's."""
+    return (1 - weight) * of_objects + weight * of_images
+
+
+def choose_weight(
+    of_objects: np.ndarray,
+    of_images: np.ndarray,
+    dataset: ImageDataset,
+    weights: Sequence[float] = tuple(np.linspace(0, 1, 11).round(1)),
+    metric: str = "mAP",
+) -> float:
+    """The best weight of :func:`fuse`; of equals the smallest.
+
+    Args:
+        of_objects, of_images: ``(Q, G)`` scores on ``dataset``, which must be training images.
+    """
+
+    def value(weight: float) -> float:
+        fused = fuse(of_objects, of_images, weight)
+        return evaluate_scores(fused, dataset, [metric]).mean(metric)
+
+    return float(max(weights, key=value))
+
+
+def object_label(dataset: ImageDataset, i: int, box: np.ndarray, overlap: float = 0.5) -> int:
+    """The label of the true box that a box meets (IoU) by ``overlap`` at least, else -1."""
+    if not len(dataset.boxes[i]):
+        return -1
+    boxes = torch.from_numpy(np.asarray(dataset.boxes[i], np.float32))
+    meets = box_iou(torch.as_tensor(np.asarray(box, np.float32))[None], boxes)[0]
+    return int(dataset.box_labels[i][int(meets.argmax())]) if meets.max() >= overlap else -1
+
+
+# --- an index of objects ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Match:
+    """An image that was found: its number in the index and its file, score, and the box meant."""
+
+    image: int
+    file: str
+    score: float
+    box: tuple[float, ...]
+
+
+class ObjectIndex:
+    """An :class:`index.Index` of objects that knows their images and boxes, and answers by image.
+
+    Args:
+        dim: of the vectors. meta: strings to keep, e.g. trunk, stage and pooling.
+    """
+
+    def __init__(self, dim: int, meta: dict[str, str] | None = None) -> None:
+        self.index = Index(dim, meta=meta)
+        self.files: list[str] = []
+        self.image = np.zeros(0, np.int64)  # (M,)
+        self.boxes = np.zeros((0, 4), np.float32)  # (M, 4)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __repr__(self) -> str:
+        return f"ObjectIndex({len(self)} objects of {len(self.files)} images)"
+
+    @property
+    def n_bytes(self) -> int:
+        """What vectors and boxes take."""
+        return len(self) * (4 * self.index.dim + self.boxes.itemsize * 4)
+
+    def add(self, objects: Objects, pair: tuple[str, str], files: Sequence[str]) -> None:
+        """Add the objects of further images; vectors are L2-normalised.
+
+        Args:
+            files: one an image, in their order.
+        Raises:
+            DataError: a file that is there already; vectors of another dimension, or not finite.
+                Then nothing is added.
+        """
+        files = list(files)
+        if len(files) != len(objects.where) or len(set(files)) != len(files):
+            raise DataError(
+                f"{len(files)} files for {len(objects.where)} images", "Name each image once."
+            )
+        if again := set(files) & set(self.files):
+            raise DataError(
+                f"{sorted(again)[0]} is in the index already", "Add an image once only."
+            )
+        self.index.add(l2(objects.vectors[pair]))
+        self.image = np.concatenate([self.image, objects.image + len(self.files)])
+        self.boxes = np.concatenate([self.boxes, objects.boxes])
+        self.files += files
+
+    def search(self, vector: np.ndarray, k: int, without: Collection[str] = ()) -> list[Match]:
+        """The ``k`` images with the object most like a ``(D,)`` vector, best first.
+
+        Each image counts once, by its best object; so does a photograph that is there twice
+        under two names (the same score and the same box).
+
+        Args:
+            without: files that are not to be found, such as the query's own.
+        """
+        asked, found = l2(np.asarray(vector)[None]), []
+        for wanted in _doubling(4 * (k + len(without)), len(self)):
+            scores, rows = self.index.search(asked, wanted)
+            found = self._grouped(scores[0], rows[0], without)
+            if len(found) >= k:
+                break
+        return found[:k]
+
+    def _grouped(
+        self, scores: np.ndarray, rows: np.ndarray, without: Collection[str]
+    ) -> list[Match]:
+        found: dict[int, Match] = {}
+        seen = set()
+        for score, row in zip(scores.tolist(), rows.tolist()):
+            image, box = int(self.image[row]), tuple(self.boxes[row].tolist())
+            copy = (round(score, 6), box)
+            if image in found or self.files[image] in without or copy in seen:
+                continue
+            seen.add(copy)
+            found[image] = Match(image, self.files[image], score, box)
+        return list(found.values())
+
+    def save(self, path: str | Path) -> None:
+        """Write one file, atomically; see :meth:`index.Index.save`."""
+        objects = {
+            "files": self.files,
+            "image": self.image.tolist(),
+            "boxes": self.boxes.tolist(),
+        }
+        kept = self.index.meta
+        try:
+            self.index.meta = {**kept, "objects": json.dumps(objects)}
+            self.index.save(path)
+        finally:
+            self.index.meta = kept
+
+    @classmethod
+    def load(cls, path: str | Path) -> ObjectIndex:
+        """Read what ``save`` wrote. Raises DataError if absent, damaged or no index of objects."""
+        index = Index.load(path)
+        try:
+            objects = json.loads(index.meta.pop("objects"))
+            found = cls(index.dim, index.meta)
+            found.index, found.files = index, objects["files"]
+            found.image = np.array(objects["image"], np.int64)
+            found.boxes = np.array(objects["boxes"], np.float32).reshape(-1, 4)
+            if not len(found.image) == len(found.boxes) == len(index):
+                raise ValueError(f"{len(index)} vectors, {len(found.boxes)} boxes")
+        except (KeyError, ValueError) as error:
+            raise DataError(
+                f"{path} is no index of objects ({error})", "Build it again."
+            ) from error
+        return found
+
+
+def _doubling(first: int, most: int) -> list[int]:
+    """Numbers to ask for, until there is nothing more.
+
+    >>> _doubling(4, 20)
+    [4, 8, 16, 20]
+    """
+    found = [min(first, most)]
+    while found[-1] < most:
+        found.append(min(2 * found[-1], most))
+    return found
+
+
+# --- choose a box, search for that object -------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was asked, and found.
+
+    Args:
+        dataset: holds the query. query: image index in it. boxes: ``(K, 4)`` of it.
+        chosen: which box was asked for. matches: best first.
+    """
+
+    dataset: ImageDataset
+    query: int
+    boxes: np.ndarray
+    chosen: int
+    matches: list[Match]
+
+    @property
+    def label(self) -> int:
+        """Label of the object that was chosen; -1 where nobody knows."""
+        return object_label(self.dataset, self.query, self.boxes[self.chosen])
+
+
+def search_object(
+    dataset: ImageDataset,
+    query: int,
+    objects: Objects,
+    pair: tuple[str, str],
+    chosen: int,
+    index: ObjectIndex,
+    k: int = 8,
+) -> Answer:
+    """Choose a box of an image, search for that object: what a click in a picture does.
+
+    Args:
+        dataset: holds the query; its own file is not found. objects: of ``dataset``.
+        chosen: number of the box in the image.
+    Raises:
+        DataError: no such image or box.
+    """
+    mine = np.flatnonzero(objects.image == query)
+    if not 0 <= chosen < len(mine):
+        raise DataError(
+            f"image {query} has {len(mine)} boxes, none of number {chosen}",
+            f"Choose 0 to {len(mine) - 1}." if len(mine) else f"Use {dataset}'s own objects.",
+        )
+    vector = objects.vectors[pair][mine[chosen]]
+    matches = index.search(vector, k, without={dataset.files[query]})
+    return Answer(dataset, query, objects.boxes[mine], chosen, matches)
+
+
+def photograph(path: str | Path) -> ImageDataset:
+    """One file as a data set, so that it can ask as any other image does."""
+    path = Path(path).resolve()
+    return ImageDataset("photograph", "query", path.parent, [path.name], np.array([-1]))
