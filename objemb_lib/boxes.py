@@ -71,11 +71,7 @@ class ObjectBoxes:
         if not len(boxes):
             remedy = "Let the whole image stand in: or_whole."
             raise DataError(f"{self.name}: image {i} has no box", remedy)
-        if not np.isfinite(boxes).all() or (boxes[:, 2:] < boxes[:, :2]).any():
-            raise DataError(
-                f"{self.name}: image {i} has a box that is none, {boxes.tolist()}",
-                "Boxes are x0, y0, x1, y1 in pixels, x0 <= x1, y0 <= y1.",
-            )
+        _refuse_none(self.name, i, boxes)
         for part in ("scores", "masks"):
             values = getattr(self, part)
             if values is not None and len(values[i]) != len(boxes):
@@ -116,6 +112,14 @@ class ObjectBoxes:
                        scores=pick(self.scores), masks=masks)  # fmt: skip
 
 
+def _refuse_none(name: str, i: int, boxes: np.ndarray) -> None:
+    if not np.isfinite(boxes).all() or (boxes[:, 2:] < boxes[:, :2]).any():
+        raise DataError(
+            f"{name}: image {i} has a box that is none, {boxes.tolist()}",
+            "Boxes are x0, y0, x1, y1 in pixels, x0 <= x1, y0 <= y1.",
+        )
+
+
 def image_sizes(dataset: ImageDataset) -> np.ndarray:
     """``(N, 2)``: width and height of each image, as ``dataset.image`` gives it.
 
@@ -151,21 +155,21 @@ def or_whole(
     if len(boxes) != len(dataset):
         raise DataError(f"{name}: boxes of {len(boxes)} images for {dataset}", "One array each.")
     scores = scores if len(scores) else [np.ones(len(b)) for b in boxes]
-    found, sure, shapes = [], [], []
+    found, sure, shapes, back = [], [], [], []
     for i, size in enumerate(sizes):
         many = np.asarray(boxes[i], np.float32).reshape(-1, 4)
+        _refuse_none(name, i, many)
         there = np.flatnonzero(_inside(many, size))
+        back.append(not len(there))
         found.append(np.clip(many[there], 0, np.tile(size, 2)) if len(there) else _all_of(size))
         sure.append(np.asarray(scores[i], np.float32)[there] if len(there) else np.zeros(1))
         if masks is not None:
             shapes.append([masks[i][k] for k in there] or [_full_mask(size)])
-    back = np.array([not _inside(np.reshape(b, (-1, 4)), s).any() for b, s in zip(boxes, sizes)])
-    return ObjectBoxes(name, found, sure, None if masks is None else shapes, back, source)
+    return ObjectBoxes(name, found, sure, None if masks is None else shapes, np.array(back), source)
 
 
 def _inside(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """Which boxes meet the image at all; a NaN is passed on, to be refused."""
-    boxes = np.asarray(boxes, np.float32)
+    """Which boxes meet the image at all."""
     outside = (boxes[:, :2] >= size).any(axis=1) | (boxes[:, 2:] <= 0).any(axis=1)
     return ~outside
 

@@ -108,15 +108,16 @@ def extract_regions(
     _check(trunk, wanted, precision)
     device = settings.device()
     batch_size = batch_size or (4 if device.type == "cpu" else 64)
+    once = {repr(region): region for region in reversed(regions)}  # two names, the same boxes
     sharing: dict[Region, list[Looked]] = {}
-    for region in dict.fromkeys(regions):
+    for region in reversed(once.values()):
         sharing.setdefault(region.seen, []).append(region)
     found: dict[str, Vectors] = {}
     for many in sharing.values():
         options = (size, batch_size, precision, device, progress)
         job = Job(dataset, trunk, tuple(many), *options)
         found |= _from_cache(job, wanted) if cache else _computed(job, wanted)
-    return found
+    return {region.name: found[once[repr(region)].name] for region in regions}
 
 
 @dataclass(frozen=True)

@@ -169,7 +169,7 @@ class ObjectIndex:
         """The ``k`` images with the object most like a ``(D,)`` vector, best first.
 
         Each image counts once, by its best object; so does a photograph that is there twice
-        under two names (the same score and the same box).
+        under two names (the same box with the same vector).
 
         Args:
             without: files that are not to be found, such as the query's own.
@@ -185,16 +185,22 @@ class ObjectIndex:
     def _grouped(
         self, scores: np.ndarray, rows: np.ndarray, without: Collection[str]
     ) -> list[Match]:
-        found: dict[int, Match] = {}
-        seen = set()
-        for score, row in zip(scores.tolist(), rows.tolist()):
-            image, box = int(self.image[row]), tuple(self.boxes[row].tolist())
-            copy = (round(score, 6), box)
-            if image in found or self.files[image] in without or copy in seen:
+        vectors, best = self.index._vectors(), {}
+        copies: set[int] = set()
+        for row in rows.tolist():
+            image = int(self.image[row])
+            if image in best or image in copies or self.files[image] in without:
                 continue
-            seen.add(copy)
-            found[image] = Match(image, self.files[image], score, box)
-        return list(found.values())
+            same_box = [r for r in best.values() if np.array_equal(self.boxes[r], self.boxes[row])]
+            if any(np.allclose(vectors[r], vectors[row], atol=1e-5) for r in same_box):
+                copies.add(image)
+                continue
+            best[image] = row
+        score_of = dict(zip(rows.tolist(), scores.tolist()))
+        return [
+            Match(image, self.files[image], score_of[row], tuple(self.boxes[row].tolist()))
+            for image, row in best.items()
+        ]
 
     def save(self, path: str | Path) -> None:
         """Write one file, atomically; see :meth:`index.Index.save`."""
