@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from objemb_lib import settings
 from objemb_lib.atomic import atomic_path, atomic_write_text
@@ -23,6 +25,9 @@ from objemb_lib.errors import DataError
 from objemb_lib.trunks import load_trunk
 
 LIMIT = 12_000_000  # bytes a file: thirty people fetch it over one Wi-Fi
+REMEDY = "Get the file again (git checkout weights), or make it: `make train`."
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def weights_root() -> Path:
@@ -38,9 +43,24 @@ def save_weights(detector: Detector, card: dict, name: str, root: Path | None = 
     Raises:
         DataError: the file would be larger than :data:`LIMIT`.
     """
+    return save_state(detector, card | about(detector), name, root)
+
+
+def about(detector: Detector) -> dict:
+    """What a card must say so that the detector can be built again."""
+    return {
+        "kind": detector.kind,
+        "trunk": detector.trunk.name,
+        "categories": list(detector.categories),
+        "size": detector.size,
+    }
+
+
+def save_state(model: nn.Module, card: dict, name: str, root: Path | None = None) -> Path:
+    """Any network as :func:`save_weights` writes a detector; the card gets the file's hash."""
     path = (root or weights_root()) / f"{name}.safetensors"
     state = {}
-    for key, tensor in detector.state_dict().items():
+    for key, tensor in model.state_dict().items():
         tensor = tensor.detach().cpu()
         state[key] = (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
         if tensor.is_floating_point() and not torch.isfinite(state[key]).all():
@@ -51,14 +71,10 @@ def save_weights(detector: Detector, card: dict, name: str, root: Path | None = 
             raise DataError(
                 f"{path} would hold {temporary.stat().st_size:,} bytes", "Make it slim."
             )
-    about = {
-        "kind": detector.kind,
-        "trunk": detector.trunk.name,
-        "categories": list(detector.categories),
-        "size": detector.size,
-        "sha256": sha256_file(path),
-    }
-    atomic_write_text(card_path(name, root), json.dumps(about | card | about, indent=1) + "\n")
+    # What a reader looks for comes first; an earlier card's hash must not stay.
+    first = {key: card[key] for key in ("kind", "trunk", "categories", "size") if key in card}
+    whole = first | {"sha256": sha256_file(path)} | {k: v for k, v in card.items() if k != "sha256"}
+    atomic_write_text(card_path(name, root), json.dumps(whole, indent=1) + "\n")
     return path
 
 
@@ -116,26 +132,38 @@ def load_detector(name: str, root: Path | None = None) -> Detector:
         from objemb_lib.detectors.coco import load_coco_detector
 
         return load_coco_detector(name)
+    card, state, path = read_weights(name, root)
+    return load_state(build_from(card, path), state, path)
+
+
+def read_weights(name: str, root: Path | None = None) -> tuple[dict, dict[str, Tensor], Path]:
+    """Card, state and file of a shipped network. Raises DataError if the file is not its card's."""
     card = read_card(name, root)
     path = (root or weights_root()) / f"{name}.safetensors"
-    remedy = "Get the file again (git checkout weights), or make it: `make train`."
     try:
         if sha256_file(path) != card["sha256"]:
-            raise DataError(f"{path} is not the file that its card describes", remedy)
-        trunk = load_trunk(card["trunk"], pretrained=False)
-        detector = build_detector(card["kind"], trunk, card["categories"], card["size"])
-        return load_state(detector, load_file(path), path)
+            raise DataError(f"{path} is not the file that its card describes", REMEDY)
+        return card, load_file(path), path
     except (OSError, KeyError, SafetensorError) as error:
-        raise DataError(f"{path} cannot be loaded: {error}", remedy) from error
+        raise DataError(f"{path} cannot be loaded: {error}", REMEDY) from error
 
 
-def load_state(detector: Detector, state: dict[str, torch.Tensor], path: Path) -> Detector:
-    """Fill a detector; half precision becomes single. Raises DataError for another network's."""
+def build_from(card: dict, path: Path) -> Detector:
+    """The detector that a card describes, with random weights."""
     try:
-        detector.load_state_dict(state)
+        trunk = load_trunk(card["trunk"], pretrained=False)
+        return build_detector(card["kind"], trunk, card["categories"], card["size"])
+    except KeyError as error:
+        raise DataError(f"{path} cannot be loaded: its card lacks {error}", REMEDY) from error
+
+
+def load_state(model: Network, state: dict[str, Tensor], path: Path) -> Network:
+    """Fill a network; half precision becomes single. Raises DataError for another network's."""
+    try:
+        model.load_state_dict(state)
     except RuntimeError as error:
         raise DataError(
-            f"{path} holds the weights of another network than {detector}",
+            f"{path} holds the weights of another network than {model}",
             "Name the trunk and the kind of detector that it was trained with.",
         ) from error
-    return detector.eval()
+    return model.eval()

@@ -1,0 +1,495 @@
+"""Guided student-teacher training: a detector that gives embeddings, too, in its one pass.
+
+The *teacher* is a frozen classification trunk that looks at crops, one forward pass a region. The
+*student* is a detector with one more branch, :class:`EmbeddingHead`, that looks at regions of the
+maps it has computed anyway. It learns to give the teacher's vectors, *guided* to the regions of
+objects, while the detection losses go on. No label of an object is used, and regions without any
+annotation teach as well.
+
+Source: Chen, Davis, Lim, An Analysis of Object Embeddings for Image Retrieval, 2019.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import box_iou, roi_align
+
+from objemb_lib import settings
+from objemb_lib.datasets.base import ImageDataset
+from objemb_lib.detectors import weights
+from objemb_lib.detectors.build import Detector, Losses, Target
+from objemb_lib.detectors.features import DetectorTrunk
+from objemb_lib.detectors.targets import augmentation, example, usable
+from objemb_lib.errors import DataError
+from objemb_lib.pooling import POOLINGS
+from objemb_lib.training import Schedule, train
+from objemb_lib.trunks import Stage, Trunk, per_image
+
+Boxes = Sequence[Tensor]
+
+FINE_CELLS, LAST_CELLS = 7, 4  # sides of what RoIAlign cuts out of finer stages, and of the last
+STAGES = ("stage3", "stage4", "stage5", "head")
+SCHEDULE = Schedule(steps=800, rate=1e-3, warmup=20)
+
+
+class Teacher(nn.Module):
+    """A frozen trunk that embeds crops: what the student is to imitate.
+
+    Args:
+        trunk: a classification network; is copied.
+        stage, pooling: of its vectors, chosen on training images.
+        size: side in pixels that a crop is resized to.
+        from_map: cut the regions out of the map of the whole image instead: a teacher that is
+            as blind for small things as its student.
+    """
+
+    def __init__(
+        self,
+        trunk: Trunk,
+        stage: str = "head",
+        pooling: str = "rmac",
+        size: int = 224,
+        from_map: bool = False,
+    ) -> None:
+        super().__init__()
+        self.trunk = trunk.for_inference(settings.device())
+        self.stage, self.pooling, self.size, self.from_map = stage, pooling, size, from_map
+        self.dim = trunk.stages[stage].channels
+
+    def __repr__(self) -> str:
+        where = "map of the whole image" if self.from_map else f"crops of {self.size} px"
+        return f"Teacher({self.trunk.name}, {self.stage}, {self.pooling}, {where})"
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, boxes: Boxes, batch_size: int = 4) -> Tensor:
+        """``(M, dim)`` L2-normalised vectors of regions, in the order of the boxes.
+
+        Args:
+            images: ``(N, 3, H, W)`` float pixels in 0..1.
+            boxes: ``N`` tensors ``(K_i, 4)``, x0, y0, x1, y1 in pixels; M is the sum of K_i.
+            batch_size: crops a forward pass.
+        """
+        if not sum(map(len, boxes)):
+            return images.new_zeros(0, self.dim)
+        if self.from_map:
+            parts = [_cut(self.maps(images), self.trunk.stages[self.stage], boxes, FINE_CELLS)]
+        else:
+            crops = roi_align(images, list(boxes), self.size, aligned=True)
+            parts = [self.maps(some) for some in crops.split(batch_size)]
+            parts = [maps[self.stage] for maps in parts]
+        return F.normalize(torch.cat([POOLINGS[self.pooling](part) for part in parts]), dim=1)
+
+    def maps(self, images: Tensor) -> dict[str, Tensor]:
+        """The trunk's maps of whole images."""
+        pixels = self.trunk.normalise(images)
+        return self.trunk(pixels.contiguous(memory_format=torch.channels_last))
+
+
+class EmbeddingHead(nn.Module):
+    """A region's vector from the maps of several stages.
+
+    The last map, cut out and averaged, is a good start: hard attention. A small network over finer
+    stages adds what the pass over the whole image lost of the region; it begins at zero. It is kept
+    small, because it runs once a box.
+
+    Args:
+        stages: of the body, fine to coarse; the last is the one that is averaged as it is.
+        width: channels of the small network.
+    """
+
+    def __init__(self, stages: Sequence[Stage], width: int = 192) -> None:
+        super().__init__()
+        *self.fine, self.last = stages
+        self.width = width
+        self.reduce = nn.Conv2d(sum(s.channels for s in self.fine), width, 1)
+        self.mix = nn.Sequential(_Residual(width), _Residual(width))
+        self.out = nn.Linear(2 * width, self.last.channels)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, maps: dict[str, Tensor], boxes: Boxes) -> Tensor:
+        """``(M, C)`` vectors, not normalised.
+
+        Args:
+            maps: of ``N`` images, as the trunk gives them.
+            boxes: ``N`` tensors ``(K_i, 4)``, x0, y0, x1, y1 in pixels of the trunk's input.
+        """
+        start = _cut(maps, self.last, boxes, LAST_CELLS).mean(dim=(2, 3))
+        fine = torch.cat([_cut(maps, stage, boxes, FINE_CELLS) for stage in self.fine], dim=1)
+        fine = self.mix(F.relu(self.reduce(fine)))
+        pooled = torch.cat([fine.mean(dim=(2, 3)), fine.amax(dim=(2, 3))], dim=1)
+        return F.normalize(start, dim=1) + self.out(pooled)
+
+
+class _Residual(nn.Sequential):
+    """A depthwise-separable convolution with a shortcut."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(
+            nn.Conv2d(width, width, 3, padding=1, groups=width),
+            nn.GroupNorm(8, width),
+            nn.Conv2d(width, width, 1),
+            nn.ReLU(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+def _cut(maps: dict[str, Tensor], stage: Stage, boxes: Boxes, cells: int) -> Tensor:
+    """RoIAlign with one sample a cell: objects span few cells of a coarse map."""
+    x = maps[stage.name]
+    each = per_image(boxes, x.device)
+    return roi_align(x.float(), each, cells, 1 / stage.stride, sampling_ratio=1, aligned=True)
+
+
+class Student(nn.Module):
+    """A two-stage detector with an :class:`EmbeddingHead`: boxes and embeddings in one pass.
+
+    Args:
+        detector: Faster or Mask R-CNN; is copied.
+        stages: of its body that the embedding looks at, fine to coarse.
+        width: see :class:`EmbeddingHead`.
+        top: boxes of an image that get an embedding, those of the highest scores.
+    Raises:
+        DataError: a one-stage detector, which has no RoI head to go with.
+    """
+
+    def __init__(
+        self, detector: Detector, stages: Sequence[str] = STAGES, width: int = 192, top: int = 10
+    ) -> None:
+        super().__init__()
+        if not hasattr(detector.network, "roi_heads"):
+            raise DataError(f"{detector.kind} has no RoI head", "Use faster_rcnn or mask_rcnn.")
+        self.detector, self.top, self.stages = copy.deepcopy(detector), top, list(stages)
+        every = self.detector.trunk.stages
+        self.embedding = EmbeddingHead([every[name] for name in stages], width)
+
+    def __repr__(self) -> str:
+        return f"Student({self.detector!r}, embedding from {', '.join(self.stages)})"
+
+    def forward(self, images: list[Tensor]) -> list[Target]:
+        """Detections, best first, as :class:`Detector` gives them, with ``embeddings``.
+
+        Args:
+            images: ``(3, H, W)`` float pixels in 0..1 each, not normalised.
+        Returns:
+            for each image ``boxes``, ``labels``, ``scores``, masks of a Mask R-CNN, and
+            ``embeddings`` ``(min(K, top), C)``, L2-normalised, of the first boxes.
+        """
+        network = self.detector.network
+        batch, _ = network.transform(images)
+        maps = network.backbone.body(batch.tensors)
+        levels = network.backbone.pyramid(maps)
+        proposals, _ = network.rpn(batch, levels)
+        found, _ = network.roi_heads(levels, proposals, batch.image_sizes)
+        boxes = [one["boxes"][: self.top] for one in found]
+        vectors = F.normalize(self.embedding(maps, boxes), dim=1).split([len(b) for b in boxes])
+        sizes = [tuple(image.shape[-2:]) for image in images]
+        found = network.transform.postprocess(found, batch.image_sizes, sizes)
+        return [one | {"embeddings": some} for one, some in zip(found, vectors)]
+
+
+class StudentTrunk(DetectorTrunk):
+    """A student as a trunk: what :class:`DetectorTrunk` gives, and the stage ``student`` per box.
+
+    Args:
+        student: is copied; later training does not reach the copy.
+    """
+
+    def __init__(self, student: Student) -> None:
+        super().__init__(student.detector)
+        self.name = f"student on {self.name}"
+        self.embedding = copy.deepcopy(student.embedding).requires_grad_(False)
+        self.stages["student"] = Stage("student", self.embedding.last.channels, 0, per_box=True)
+        self.eval()
+
+    def box_features(self, maps: dict[str, Tensor], stage: str, boxes: Boxes) -> Tensor:
+        """Also of ``student``, see :meth:`Trunk.box_features`."""
+        if stage != "student":
+            return super().box_features(maps, stage, boxes)
+        return self.embedding(maps, boxes)[:, :, None, None]
+
+
+# --- shipped files ------------------------------------------------------------------------
+
+
+def save_student(student: Student, card: dict, name: str, root: Path | None = None) -> Path:
+    """Write a student and its card, see :func:`detectors.weights.save_weights`."""
+    shape = {"stages": student.stages, "width": student.embedding.width}
+    card = card | weights.about(student.detector) | {"student": shape}
+    return weights.save_state(student, card, name, root)
+
+
+def load_student(name: str = "student", root: Path | None = None) -> Student:
+    """A student by name: ``student`` is shipped with the course.
+
+    Raises:
+        DataError: no such student, or a file that is damaged or of another network.
+    """
+    card, state, path = weights.read_weights(name, root)
+    if "student" not in card:
+        raise DataError(f"{name} is a detector without embeddings", "Use load_detector for it.")
+    student = Student(weights.build_from(card, path), **card["student"])
+    return weights.load_state(student, state, path)
+
+
+# --- what it learns from ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a student is taught. The default is guided; what departs from it is an ablation.
+
+    Args:
+        regions: what is embedded: ``objects`` (true boxes, jittered, and proposals that match
+            them), ``proposals`` (all alike, whatever they show), or none but those of ``free``.
+        free: regions anywhere, without any annotation, of each image.
+        losses: of :data:`LOSSES`, added up; ``hint`` also needs no regions.
+        detection: keep the detection losses. frozen: only the embedding head learns.
+        whitened: the teacher's vectors are whitened first (fitted on training regions).
+        jitter: how far a box's sides move, as a part of them.
+    """
+
+    regions: Literal["objects", "proposals", "none"] = "objects"
+    free: int = 3
+    losses: tuple[str, ...] = ("cosine", "relational")
+    detection: bool = True
+    frozen: bool = False
+    whitened: bool = False
+    jitter: float = 0.05
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "losses", tuple(self.losses))  # a card's are a list
+        if unknown := set(self.losses) - {*LOSSES, "hint", "labels"}:
+            raise DataError(f"no loss called {', '.join(unknown)}", f"Use {', '.join(LOSSES)}.")
+
+
+def cosine(vectors: Tensor, targets: Tensor) -> Tensor:
+    """Mean of ``1 - cos(v, t)``.
+
+    >>> cosine(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+    tensor(0.5000)
+    """
+    return (1 - F.cosine_similarity(vectors, targets)).mean()
+
+
+def squared(vectors: Tensor, targets: Tensor) -> Tensor:
+    """Mean of ``|v - t|^2``: the length counts, too.
+
+    >>> squared(torch.tensor([[2.0, 0.0]]), torch.tensor([[1.0, 0.0]]))
+    tensor(1.)
+    """
+    return (vectors - targets).square().sum(dim=1).mean()
+
+
+def relational(vectors: Tensor, targets: Tensor) -> Tensor:
+    """Mean squared difference of all pairs' cosine similarities.
+
+    ``1/M^2 sum_ij (cos(v_i, v_j) - cos(t_i, t_j))^2``: who is like whom, wherever they lie.
+    Source: Tung and Mori, Similarity-Preserving Knowledge Distillation, 2019, in its simplest form.
+
+    >>> v, t = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    >>> relational(v, t)
+    tensor(0.5000)
+    """
+    v, t = F.normalize(vectors, dim=1), F.normalize(targets, dim=1)
+    return (v @ v.T - t @ t.T).square().mean()
+
+
+LOSSES = {"cosine": (cosine, 5.0), "squared": (squared, 2.5), "relational": (relational, 50.0)}
+
+
+def hint(maps: Tensor, targets: Tensor) -> Tensor:
+    """Mean over all cells of ``1 - cos``: the teacher's whole map, objects and background alike.
+
+    Args:
+        maps, targets: ``(N, C, H, W)`` of the same images.
+    Source: Romero et al., FitNets: Hints for Thin Deep Nets, 2015, eq. 3, with the cosine in place
+    of the squared difference, so that bright cells do not decide alone.
+    """
+    return (1 - F.cosine_similarity(maps, targets, dim=1)).mean()
+
+
+@dataclass
+class Regions:
+    """Regions of a batch: where the student looks, and which crop the teacher gives for it.
+
+    Args:
+        looked, aimed: a ``(K_i, 4)`` tensor an image each, the same number on both sides.
+        objects: ``(K_1 + ...,)`` the object in each region, -1 where none is stated.
+    """
+
+    looked: list[Tensor]
+    aimed: list[Tensor]
+    objects: Tensor
+
+
+def choose_regions(targets: list[Target], proposals: Boxes, recipe: Recipe, size: int) -> Regions:
+    """The regions of a batch that a recipe asks for; random as torch is seeded.
+
+    Args:
+        targets: with ``boxes`` ``(K, 4)`` and ``objects`` ``(K,)``.
+        proposals: the detector's own, ``(P_i, 4)`` an image.
+        size: side of the images in pixels.
+    """
+    looked, aimed, objects = [], [], []
+    for target, offered in zip(targets, proposals):
+        free = random_boxes(recipe.free, size).to(offered.device)
+        pairs = [(free, free, torch.full((len(free),), -1, device=offered.device))]
+        if recipe.regions == "objects":
+            pairs.append(_at_objects(target, offered, recipe.jitter, size))
+        elif recipe.regions == "proposals":  # as many as there would be of objects
+            some = offered[torch.randperm(len(offered))[: 2 * len(target["boxes"])]]
+            pairs.append((some, some, torch.full((len(some),), -1, device=offered.device)))
+        for many, part in zip((looked, aimed, objects), zip(*pairs)):
+            many.append(torch.cat(part))
+    return Regions(looked, aimed, torch.cat(objects))
+
+
+def _at_objects(
+    target: Target, offered: Tensor, jitter: float, size: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Each true box jittered, and a proposal that matches it: both mean the true box."""
+    true, objects = target["boxes"], target["objects"]
+    sides = (true[:, 2:] - true[:, :2]).repeat(1, 2)
+    moved = (true + (2 * torch.rand_like(true) - 1) * jitter * sides).clamp(0, size)
+    overlap = box_iou(true, offered)
+    chances = torch.where(overlap >= 0.5, torch.rand_like(overlap), overlap.new_zeros(()))
+    if not chances.numel():
+        return moved, true, objects
+    best, which = chances.max(dim=1)
+    matched = best > 0
+    return (
+        torch.cat([moved, offered[which[matched]]]),
+        torch.cat([true, true[matched]]),
+        torch.cat([objects, objects[matched]]),
+    )
+
+
+def random_boxes(count: int, size: int, smallest: float = 0.2, largest: float = 0.65) -> Tensor:
+    """``(count, 4)`` boxes anywhere, of sides from ``smallest`` to ``largest`` of the image's."""
+    sides = (smallest + (largest - smallest) * torch.rand(count, 2)) * size
+    corners = torch.rand(count, 2) * (size - sides)
+    return torch.cat([corners, corners + sides], dim=1)
+
+
+class Pupil(nn.Module):
+    """A student in training: with the teacher's lesson turned into losses.
+
+    Args:
+        student: learns. teacher: is not among the parameters.
+        objects: number of labelled objects, for the loss ``labels`` alone.
+    """
+
+    def __init__(self, student: Student, teacher: Teacher, recipe: Recipe, objects: int) -> None:
+        super().__init__()
+        self.student, self.recipe = student, recipe
+        self.teacher = [teacher]  # in a list: neither saved nor trained
+        self.labels = None
+        if "labels" in recipe.losses:
+            from pytorch_metric_learning.losses import ProxyNCALoss
+
+            self.labels = ProxyNCALoss(objects, student.embedding.last.channels, softmax_scale=10)
+        if recipe.frozen:
+            student.detector.requires_grad_(False)
+
+    def losses(self, examples: tuple[list[Tensor], list[Target]]) -> Losses:
+        """Named losses of a batch: of detection, where the recipe keeps it, and of the lesson."""
+        images, targets = examples
+        network, recipe = self.student.detector.network, self.recipe
+        batch, inside = network.transform(images, targets)
+        maps = network.backbone.body(batch.tensors)
+        levels = network.backbone.pyramid(maps)
+        proposals, found = network.rpn(batch, levels, inside)
+        if recipe.detection and not recipe.frozen:
+            found |= network.roi_heads(levels, proposals, batch.image_sizes, inside)[1]
+        else:
+            found = {}
+        stacked, (teacher,) = torch.stack(images), self.teacher
+        if "hint" in recipe.losses:
+            stage = self.student.embedding.last.name
+            found["hint"] = 5 * hint(maps[stage].float(), teacher.maps(stacked)[stage].float())
+        regions = choose_regions(inside, proposals, recipe, stacked.shape[-1])
+        return found | self._lesson(maps, stacked, regions)
+
+    def _lesson(self, maps: dict[str, Tensor], images: Tensor, regions: Regions) -> Losses:
+        wanted = [name for name in self.recipe.losses if name in LOSSES]
+        if not len(regions.objects) or not (wanted or self.labels):
+            return {}
+        vectors, found = self.student.embedding(maps, regions.looked), {}
+        if wanted:
+            targets = self.teacher[0](images, regions.aimed)
+            found = {n: LOSSES[n][1] * LOSSES[n][0](vectors, targets) for n in wanted}
+        known = regions.objects >= 0
+        if self.labels and known.any():
+            found["labels"] = self.labels(vectors[known], regions.objects[known])
+        return found
+
+
+def train_student(
+    detector: Detector,
+    dataset: ImageDataset,
+    teacher: Teacher,
+    folder: Path,
+    recipe: Recipe = Recipe(),
+    schedule: Schedule = SCHEDULE,
+    width: int = 192,
+    progress: bool = True,
+    watch: Callable[[int, dict[str, float]], None] | None = None,
+) -> Student:
+    """A student taught on the images of a data set, or the rest of such a training.
+
+    Args:
+        detector: what it begins as; is not changed. dataset: with boxes and their categories.
+        folder: of the run, see :mod:`training`.
+        watch: called with the step and its losses, see :func:`training.train`.
+    Raises:
+        DataError: nothing to learn from, or a one-stage detector. TrainingError: see
+        :func:`training.train`.
+    """
+    images, coded = usable(dataset), _with_objects(dataset)
+    torch.manual_seed(schedule.seed)  # of the new layers
+    student = Student(detector, width=width).to(memory_format=torch.channels_last)
+    augment, device = augmentation(detector.size), settings.device()
+
+    def batch(generator: torch.Generator, step: int) -> tuple[list[Tensor], list[Target]]:
+        chosen = torch.randint(len(images), (schedule.batch_size,), generator=generator)
+        pairs = [augment(*example(coded, images[k])) for k in chosen]
+        targets = [_decoded(target, len(dataset.category_names)) for _, target in pairs]
+        there = [{key: value.to(device) for key, value in t.items()} for t in targets]
+        return [image.to(device) for image, _ in pairs], there
+
+    about = f"{dataset.fingerprint} {dataset.category_names} {detector!r} {teacher!r} {recipe!r}"
+    pupil = Pupil(student, teacher, recipe, len(dataset.label_names))
+    train(
+        pupil, student.detector, batch, lambda model, b: model.losses(b), schedule, folder,
+        progress, watch=watch, about=about,
+    )  # fmt: skip
+    return student.eval()
+
+
+def _with_objects(dataset: ImageDataset) -> ImageDataset:
+    """The data set with category and object of a box in one number: augmentation drops boxes, and
+    what is said of them must go with them."""
+    kinds = len(dataset.category_names)
+    codes = [
+        np.where(np.asarray(c) >= 0, np.asarray(c) + kinds * (np.asarray(b) + 1), -1)
+        for c, b in zip(dataset.box_categories, dataset.box_labels)
+    ]
+    return replace(dataset, box_categories=tuple(codes))
+
+
+def _decoded(target: Target, kinds: int) -> Target:
+    """A target of :func:`_with_objects` with ``labels`` from 1 and ``objects`` from 0, or -1."""
+    codes = target["labels"] - 1
+    return dict(target) | {"labels": codes % kinds + 1, "objects": codes // kinds - 1}

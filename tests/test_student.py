@@ -1,0 +1,421 @@
+"""The student: its embedding branch, what it learns from, and a whole training in small."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_scenes import CATEGORIES, lively, scenes, small
+
+from objemb_lib import student as room
+from objemb_lib.detectors.features import DetectorTrunk
+from objemb_lib.detectors.weights import save_weights
+from objemb_lib.errors import DataError, TrainingError
+from objemb_lib.pooling import rmac
+from objemb_lib.student import (
+    Pupil,
+    Recipe,
+    Student,
+    StudentTrunk,
+    Teacher,
+    choose_regions,
+    load_student,
+    random_boxes,
+    save_student,
+    train_student,
+)
+from objemb_lib.training import Schedule, read_log
+
+BOXES = [torch.tensor([[4.0, 6.0, 30.0, 40.0], [36.0, 10.0, 60.0, 30.0]]), torch.zeros(0, 4),
+         torch.tensor([[0.0, 0.0, 64.0, 64.0]])]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OBJEMB_DEVICE", "cpu")
+
+
+def student(kind: str = "faster_rcnn", seed: int = 0, **how: object) -> Student:
+    torch.manual_seed(seed)
+    return Student(small(kind), width=16, **how).eval()
+
+
+def noise(count: int = 3, side: int = 64) -> torch.Tensor:
+    return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+# --- teacher and embedding branch ---------------------------------------------------------
+
+
+def test_the_teacher_sees_the_crop_alone() -> None:
+    trunk, images = lively(), noise(2, 128)
+    teacher = Teacher(trunk, size=64)
+    boxes = [torch.tensor([[0.0, 0.0, 64.0, 64.0], [32.0, 16.0, 96.0, 80.0]]),
+             torch.tensor([[64.0, 64.0, 128.0, 128.0]])]  # fmt: skip
+    crops = torch.stack(
+        [images[0, :, :64, :64], images[0, :, 16:80, 32:96], images[1, :, 64:, 64:]]
+    )
+    with torch.no_grad():
+        expected = F.normalize(rmac(trunk(trunk.normalise(crops))["head"]), dim=1)
+    assert torch.allclose(teacher(images, boxes, batch_size=2), expected, atol=1e-4)
+    changed = images.clone()
+    changed[0, :, 80:] = 0  # outside both of the first image's boxes
+    assert torch.allclose(teacher(changed, boxes)[:2], expected[:2], atol=1e-4)
+
+
+def test_a_teacher_of_the_map_sees_what_lies_around() -> None:
+    teacher = Teacher(lively(), from_map=True)
+    images = noise(1)
+    vectors = teacher(images, BOXES[:1])
+    assert vectors.shape == (2, teacher.dim)
+    assert torch.allclose(vectors.norm(dim=1), torch.ones(2))
+    images[0, :, 50:] = 0
+    assert not torch.allclose(teacher(images, BOXES[:1]), vectors, atol=1e-3)
+
+
+@pytest.mark.parametrize("from_map", [False, True])
+def test_a_teacher_without_regions_says_nothing(from_map: bool) -> None:
+    teacher = Teacher(lively(), from_map=from_map)
+    assert teacher(noise(1), [torch.zeros(0, 4)]).shape == (0, teacher.dim)
+
+
+def test_before_training_the_branch_is_hard_attention() -> None:
+    ours, images = student(), noise()
+    body = ours.detector.trunk
+    with torch.no_grad():
+        maps = body(body.normalise(images))
+        found = ours.embedding(maps, BOXES)
+    assert found.shape == (3, ours.embedding.last.channels)
+    whole = F.normalize(maps["head"][2].mean(dim=(1, 2)), dim=0)  # 2 x 2 cells, all of them
+    assert torch.allclose(found[2], whole, atol=1e-5)
+    assert not torch.allclose(found[0], found[1], atol=1e-3)
+
+
+def test_order_and_company_of_boxes_do_not_matter() -> None:
+    ours, images = student(), noise()
+    torch.nn.init.normal_(ours.embedding.out.weight)
+    body = ours.detector.trunk
+    with torch.no_grad():
+        maps = body(body.normalise(images))
+        every = ours.embedding(maps, BOXES)
+        turned = ours.embedding(maps, [BOXES[0].flip(0), BOXES[1], BOXES[2]])
+        alone = ours.embedding({k: m[2:] for k, m in maps.items()}, BOXES[2:])
+    assert torch.allclose(turned, every[[1, 0, 2]], atol=1e-5)
+    assert torch.allclose(alone, every[2:], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["faster_rcnn", "mask_rcnn"])
+def test_it_detects_as_its_detector_and_embeds_what_it_detects(kind: str) -> None:
+    ours = student(kind, top=4)
+    torch.nn.init.normal_(ours.embedding.out.weight)
+    detector = ours.detector
+    detector.network.roi_heads.score_thresh = 0.0  # random weights are sure of nothing
+    images = list(noise())
+    with torch.no_grad():
+        found, plain = ours(images), detector(images)
+        trunk = StudentTrunk(ours)
+        maps = trunk(trunk.normalise(torch.stack(images)))
+        boxes = [one["boxes"][:4] for one in found]
+        expected = trunk.box_features(maps, "student", boxes).flatten(1)
+    assert max(len(one["boxes"]) for one in found) > 4
+    for one, other in zip(found, plain):
+        assert one.keys() - other.keys() == {"embeddings"}
+        assert all(torch.equal(one[key], other[key]) for key in other)
+    vectors = torch.cat([one["embeddings"] for one in found])
+    assert torch.allclose(vectors, F.normalize(expected, dim=1), atol=1e-4)
+
+
+def test_an_image_without_detections_has_no_embeddings() -> None:
+    ours = student()
+    ours.detector.network.roi_heads.score_thresh = 1.1
+    (one,) = ours(list(noise(1)))
+    assert one["boxes"].shape == (0, 4)
+    assert one["embeddings"].shape == (0, ours.embedding.last.channels)
+
+
+def test_larger_images_are_embedded_as_their_small_copies() -> None:
+    ours = student(top=3)
+    ours.detector.network.roi_heads.score_thresh = 0.0
+    image = F.interpolate(noise(1, 8), size=64, mode="nearest")
+    double = F.interpolate(image, scale_factor=2, mode="nearest")
+    with torch.no_grad():
+        (one,), (large,) = ours(list(image)), ours(list(double))
+    assert torch.allclose(large["boxes"], 2 * one["boxes"], atol=2)
+    assert (large["embeddings"] * one["embeddings"]).sum(dim=1).min() > 0.98
+
+
+def test_a_one_stage_detector_cannot_be_a_student() -> None:
+    with pytest.raises(DataError, match="fcos has no RoI head"):
+        student("fcos")
+
+
+def test_as_a_trunk_it_keeps_the_detectors_stages() -> None:
+    ours = student()
+    trunk, plain = StudentTrunk(ours), DetectorTrunk(ours.detector)
+    assert [*plain.stages, "student"] == list(trunk.stages)
+    assert trunk.stages["student"].per_box
+    before = trunk.fingerprint()
+    assert before != plain.fingerprint()
+    ours.embedding.out.bias.data += 1
+    assert trunk.fingerprint() == before, "a copy"
+    assert StudentTrunk(ours).fingerprint() != before
+    maps = trunk(trunk.normalise(noise(1)))
+    for stage in ("roi", "box_head"):
+        ours_, theirs = (t.box_features(maps, stage, BOXES[:1]) for t in (trunk, plain))
+        assert torch.equal(ours_, theirs)
+
+
+# --- regions ------------------------------------------------------------------------------
+
+
+def targets() -> list[dict]:
+    return [{"boxes": BOXES[0], "objects": torch.tensor([5, -1])},
+            {"boxes": BOXES[1], "objects": torch.zeros(0, dtype=torch.int64)}]  # fmt: skip
+
+
+def test_guided_regions_mean_the_true_boxes() -> None:
+    close = BOXES[0] + 1.0
+    far = torch.tensor([[0.0, 50.0, 10.0, 60.0]])
+    offered = [torch.cat([close, far]), far]
+    torch.manual_seed(0)
+    found = choose_regions(targets(), offered, Recipe(free=2, jitter=0.05), 64)
+    looked, aimed = found.looked[0], found.aimed[0]
+    assert torch.equal(looked[:2], aimed[:2]) and len(looked) == 2 + 2 + 2
+    assert torch.equal(aimed[2:], torch.cat([BOXES[0], BOXES[0]]))
+    sides = (BOXES[0][:, 2:] - BOXES[0][:, :2]).repeat(1, 2)
+    assert ((looked[2:4] - BOXES[0]).abs() <= 0.05 * sides + 1e-4).all()
+    assert not torch.equal(looked[2:4], BOXES[0])
+    assert torch.equal(looked[4:], close), "the matching proposals, never the far one"
+    assert found.objects.tolist() == [-1, -1, 5, -1, 5, -1, -1, -1]
+    assert len(found.looked[1]) == len(found.aimed[1]) == 2, "without objects, the free ones"
+
+
+def test_unguided_regions_are_proposals_as_they_are() -> None:
+    offered = [torch.cat([BOXES[0] + k for k in range(4)]), BOXES[0]]
+    found = choose_regions(targets(), offered, Recipe(regions="proposals", free=0), 64)
+    assert torch.equal(found.looked[0], found.aimed[0]) and len(found.looked[0]) == 4
+    assert {tuple(b) for b in found.looked[0].tolist()} <= {tuple(b) for b in offered[0].tolist()}
+    assert (found.objects == -1).all()
+    alone = choose_regions(targets(), offered, Recipe(regions="none", free=3), 64)
+    assert [len(b) for b in alone.looked] == [3, 3]
+
+
+def test_without_proposals_the_true_boxes_remain() -> None:
+    found = choose_regions(targets()[:1], [torch.zeros(0, 4)], Recipe(free=0), 64)
+    assert torch.equal(found.aimed[0], BOXES[0])
+
+
+@given(st.integers(0, 20), st.integers(8, 512), st.integers(0, 1000))
+def test_free_boxes_lie_inside(count: int, size: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    boxes = random_boxes(count, size)
+    assert boxes.shape == (count, 4)
+    assert (boxes >= 0).all() and (boxes <= size + 1e-3).all()
+    sides = (boxes[:, 2:] - boxes[:, :2]) / size
+    assert (sides > 0.199).all() and (sides < 0.651).all()
+
+
+@given(st.lists(st.tuples(st.integers(-1, 3), st.integers(-1, 9)), min_size=1, max_size=6))
+def test_category_and_object_survive_in_one_number(said: list[tuple[int, int]]) -> None:
+    categories, objects = (np.array(part) for part in zip(*said))
+    data = scenes_of(categories, objects)
+    codes = room._with_objects(data).box_categories[0]
+    known = categories >= 0
+    assert ((codes >= 0) == known).all()
+    target = {"labels": torch.from_numpy(codes[known] + 1)}
+    found = room._decoded(target, 4)
+    assert (found["labels"] - 1).tolist() == categories[known].tolist()
+    assert found["objects"].tolist() == objects[known].tolist()
+
+
+def scenes_of(categories: np.ndarray, objects: np.ndarray):
+    from objemb_lib.datasets.base import ImageDataset
+
+    boxes = np.tile([0.0, 0.0, 9.0, 9.0], (len(categories), 1))
+    return ImageDataset("made", "train", Path(), ["a.png"], [0], category_names=list("abcd"),
+                        boxes=[boxes], box_labels=[objects], box_categories=[categories],
+                        fingerprint="x")  # fmt: skip
+
+
+# --- recipes ------------------------------------------------------------------------------
+
+
+def test_hints_look_at_every_cell() -> None:
+    maps = torch.rand(2, 8, 4, 4)
+    assert room.hint(3 * maps, maps) == pytest.approx(0, abs=1e-6)
+    other = maps.clone()
+    other[0, :, 1, 2] = -maps[0, :, 1, 2]
+    assert room.hint(other, maps) == pytest.approx(2 / 32, abs=1e-6)
+
+
+def test_an_unknown_loss_is_refused() -> None:
+    with pytest.raises(DataError, match="no loss called triplet"):
+        Recipe(losses=("cosine", "triplet"))
+
+
+def lesson(recipe: Recipe) -> tuple[Pupil, dict]:
+    torch.manual_seed(0)
+    pupil = Pupil(student(), Teacher(lively(), size=64), recipe, objects=9).train()
+    images = list(noise(2))
+    labels = torch.ones(2, dtype=torch.int64)
+    many = [{"boxes": BOXES[0], "labels": labels, "objects": torch.tensor([5, 2])},
+            {"boxes": BOXES[0][:1], "labels": labels[:1], "objects": torch.tensor([5])}]  # fmt: skip
+    return pupil, pupil.losses((images, many))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "own"),
+    [
+        (Recipe(), {"cosine", "relational"}),
+        (Recipe(losses=("squared",)), {"squared"}),
+        (Recipe(losses=("hint",), regions="none", free=0), {"hint"}),
+        (Recipe(losses=("labels",), free=0), {"labels"}),
+        (Recipe(regions="proposals"), {"cosine", "relational"}),
+    ],
+)
+def test_a_recipe_says_which_losses_there_are(recipe: Recipe, own: set) -> None:
+    _, found = lesson(recipe)
+    detection = {"loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"}
+    assert found.keys() == own | detection
+    assert all(value.isfinite() and value > 0 for value in found.values())
+    for how in ({"detection": False}, {"frozen": True}):
+        assert lesson(replace(recipe, **how))[1].keys() == own
+
+
+def test_a_frozen_detector_gets_no_gradients_and_the_branch_does() -> None:
+    pupil, found = lesson(Recipe(frozen=True))
+    sum(found.values()).backward()
+    assert all(p.grad is None for p in pupil.student.detector.parameters())
+    assert pupil.student.embedding.out.weight.grad.abs().sum() > 0
+
+
+def test_the_teacher_is_neither_trained_nor_saved() -> None:
+    pupil, _ = lesson(Recipe())
+    ours = {id(p) for p in pupil.parameters()}
+    assert not ours & {id(p) for p in pupil.teacher[0].parameters()}
+    assert all(key.startswith("student.") for key in pupil.state_dict())
+
+
+def test_labels_pull_one_object_together() -> None:
+    """Proxy-NCA's loss falls when vectors of one object move to one place."""
+    pupil, _ = lesson(Recipe(losses=("labels",), free=0))
+    proxies = F.normalize(pupil.labels.proxies.detach(), dim=1)
+    near, far = proxies[[5, 2]], proxies[[2, 5]]
+    assert pupil.labels(near, torch.tensor([5, 2])) < pupil.labels(far, torch.tensor([5, 2]))
+
+
+# --- training -----------------------------------------------------------------------------
+
+SHORT = Schedule(steps=2, batch_size=2, warmup=1, rate=1e-3)
+
+
+def taught(folder: Path, recipe: Recipe = Recipe(), schedule: Schedule = SHORT, **how) -> Student:
+    detector, teacher = small("faster_rcnn"), Teacher(lively(), size=64)
+    data = scenes(folder.parent / "photographs")
+    return train_student(detector, data, teacher, folder, recipe, schedule, 16, False, **how)
+
+
+def state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {key: value.clone() for key, value in model.state_dict().items()}
+
+
+def test_a_short_training_teaches_branch_and_body(tmp_path: Path) -> None:
+    detector = small("faster_rcnn")
+    before = state(detector)
+    data, seen = scenes(tmp_path / "photographs"), []
+    ours = train_student(
+        detector, data, Teacher(lively(), size=64), tmp_path / "run", schedule=SHORT, width=16,
+        progress=False, watch=lambda step, values: seen.append((step, set(values))),
+    )  # fmt: skip
+    assert not ours.training and ours.embedding.out.weight.abs().sum() > 0
+    assert all(torch.equal(v, before[k]) for k, v in detector.state_dict().items())
+    changed = [k for k, v in ours.detector.state_dict().items() if not torch.equal(v, before[k])]
+    assert changed and not [k for k in changed if "running" in k], "batch norm stays frozen"
+    ((step, values),) = seen
+    assert step == 2 and {"cosine", "relational", "loss_classifier"} <= values
+    again = taught(tmp_path / "again")
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in ours.state_dict().items())
+
+
+def test_a_killed_training_goes_on_as_if_nothing_had_happened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    longer = replace(SHORT, steps=4)
+    whole = taught(tmp_path / "whole", schedule=longer)
+    real, calls = Pupil.losses, []
+
+    def dies(self, examples):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(self, examples)
+
+    from objemb_lib import training
+
+    monkeypatch.setattr(Pupil, "losses", dies)
+    checkpoint = lambda *a, **k: training.train(*a, **k, checkpoint_every=2)  # noqa: E731
+    monkeypatch.setattr(room, "train", checkpoint)
+    with pytest.raises(KeyboardInterrupt):
+        taught(tmp_path / "cut", schedule=longer)
+    cut = taught(tmp_path / "cut", schedule=longer)
+    assert all(torch.equal(v, cut.state_dict()[k]) for k, v in whole.state_dict().items())
+
+
+def test_a_frozen_body_stays_as_it_was(tmp_path: Path) -> None:
+    ours, before = taught(tmp_path / "run", Recipe(frozen=True)), small("faster_rcnn").state_dict()
+    assert all(torch.equal(v, before[k]) for k, v in ours.detector.state_dict().items())
+    assert ours.embedding.out.weight.abs().sum() > 0
+
+
+def test_another_recipe_does_not_go_on_in_the_same_folder(tmp_path: Path) -> None:
+    taught(tmp_path / "run")
+    with pytest.raises(TrainingError, match="another schedule or other data"):
+        taught(tmp_path / "run", Recipe(free=1))
+
+
+def test_a_lesson_that_is_no_number_stops_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = lambda self, images, boxes: torch.full((sum(map(len, boxes)), self.dim), np.nan)  # noqa: E731
+    monkeypatch.setattr(Teacher, "forward", nothing)
+    with pytest.raises(TrainingError, match="the loss is nan at step 0"):
+        taught(tmp_path / "run")
+    assert read_log(tmp_path / "run") == []
+
+
+def test_a_teacher_of_other_dimensions_is_refused(tmp_path: Path) -> None:
+    teacher = Teacher(lively(), stage="stage3", size=64)
+    with pytest.raises(DataError, match="vectors of"):
+        train_student(small("faster_rcnn"), scenes(tmp_path / "p"), teacher, tmp_path / "run",
+                      schedule=SHORT, progress=False)  # fmt: skip
+
+
+# --- files --------------------------------------------------------------------------------
+
+
+def test_a_student_is_saved_with_all_that_loads_it_again(tmp_path: Path) -> None:
+    detector = small("faster_rcnn", channels=96, hidden=256)
+    ours = Student(detector, ("stage3", "stage5", "head"), width=24)
+    torch.nn.init.normal_(ours.embedding.out.weight)
+    save_student(ours, {"minutes": 3}, "pupil", tmp_path)
+    card = json.loads((tmp_path / "pupil.json").read_text())
+    assert card["minutes"] == 3 and card["categories"] == list(CATEGORIES)
+    loaded = load_student("pupil", tmp_path)
+    assert not loaded.training and loaded.stages == ["stage3", "stage5", "head"]
+    for key, value in ours.state_dict().items():
+        assert torch.allclose(loaded.state_dict()[key].float(), value.float(), rtol=2e-3, atol=1e-5)
+    save_weights(detector, {}, "plain", tmp_path)
+    with pytest.raises(DataError, match="plain is a detector without embeddings"):
+        load_student("plain", tmp_path)
+    (tmp_path / "pupil.json").write_text(
+        json.dumps({**card, "student": {"stages": ["stage3", "head"], "width": 24}})
+    )
+    with pytest.raises(DataError, match="another network"):
+        load_student("pupil", tmp_path)
