@@ -8,8 +8,9 @@ points, faiss the words. The vectors are searched and scored like those of any n
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from math import ceil, floor
 
 import cv2
@@ -122,8 +123,8 @@ class Vocabulary:
     """Visual words, and how much each tells: k-means centres with their idf weights.
 
     ``vector = l2(tf * idf)``; the share of a word among an image's words (tf) and its count differ
-    by a factor that the L2 norm takes out again. Fit on the training split only. The same seed,
-    descriptors and machine give the same words.
+    by a factor that the L2 norm takes out again. Fit on the training split only. The same seed
+    and descriptors give the same words on one machine, however many threads it has.
 
     Args:
         words: number of k-means centres, at least 1.
@@ -158,7 +159,8 @@ class Vocabulary:
             )
         how = {"niter": ITERATIONS, "max_points_per_centroid": POINTS_PER_WORD, "seed": self.seed}
         means = faiss.Kmeans(joined.shape[1], self.words, min_points_per_centroid=1, **how)
-        means.train(joined)
+        with _one_thread():
+            means.train(joined)
         self.centres = means.centroids.copy()
         self.idf = inverse_document_frequency(self.counts(train))
         return self
@@ -191,6 +193,17 @@ class Vocabulary:
             DataError: as for :meth:`counts`.
         """
         return l2(self.counts(descriptors) * self.idf)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """faiss on one thread: several may round differently, and k-means drifts far from there."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
 
 
 def _joined(descriptors: Sequence[np.ndarray], dim: int | None = None) -> np.ndarray:

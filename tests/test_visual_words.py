@@ -8,6 +8,7 @@ from math import log
 from pathlib import Path
 
 import cv2
+import faiss
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
@@ -134,6 +135,25 @@ def test_the_seed_decides_the_words():
     first, again, other = (Vocabulary(20, seed).fit(descriptors) for seed in (1, 1, 2))
     assert np.array_equal(first.centres, again.centres) and np.array_equal(first.idf, again.idf)
     assert not np.array_equal(first.centres, other.centres)
+
+
+def test_words_are_learnt_on_one_thread_and_the_others_given_back(monkeypatch):
+    """On large data, too slow for a test, another number of threads gave other words."""
+    seen = []
+
+    def failing(*_: object) -> None:
+        seen.append(faiss.omp_get_max_threads())
+        raise RuntimeError("stopped")
+
+    before = faiss.omp_get_max_threads()
+    monkeypatch.setattr(faiss.Kmeans, "train", failing)
+    faiss.omp_set_num_threads(3)
+    try:
+        with pytest.raises(RuntimeError, match="stopped"):
+            Vocabulary(2).fit([on_the_line(1, 2, 3)])
+        assert seen == [1] and faiss.omp_get_max_threads() == 3
+    finally:
+        faiss.omp_set_num_threads(before)
 
 
 def test_root_sift_compares_like_the_hellinger_kernel():
