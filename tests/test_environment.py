@@ -23,8 +23,9 @@ else:
 
 PROJECT = Path(__file__).resolve().parents[1]
 CONDA_NAMES = {"pytorch": "torch"}  # where conda-forge's name is not PyPI's
-DISTRIBUTIONS = {"PIL": "pillow", "faiss": "faiss-cpu", "skimage": "scikit-image",
-                 "sklearn": "scikit-learn", "yaml": "pyyaml"}  # fmt: skip
+DISTRIBUTIONS = {"PIL": "pillow", "cv2": "opencv-python-headless", "faiss": "faiss-cpu",
+                 "skimage": "scikit-image", "sklearn": "scikit-learn",
+                 "yaml": "pyyaml"}  # fmt: skip
 OF_THE_SYSTEM = {"python", "pip", "make", "setuptools"}  # environment.yml needs them, pip does not
 SYSTEMS = {
     "Linux": {"sys_platform": "linux", "os_name": "posix", "platform_machine": "x86_64"},
