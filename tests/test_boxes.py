@@ -117,7 +117,8 @@ def test_nothing_found_means_the_whole_image_and_is_said(data: ImageDataset) -> 
 def test_a_detector_that_finds_nothing_falls_back(data: ImageDataset) -> None:
     detector = small("mask_rcnn")
     detector.network.roi_heads.score_thresh = 2.0
-    found = attention.detected(data, detector, masks=True, progress=False)
+    seen = attention.look(data, detector, masks=True, progress=False)
+    found = attention.detected(data, detector, seen, masks=True)
     assert found.fell_back.all() and found.counts.tolist() == [1] * 4
     masked = objects_of(data, ObjectRegion(found, masked=True))["detector, masked"]
     whole = objects_of(data, boxes.whole(data))["whole image"]
@@ -253,7 +254,7 @@ def test_masks_that_are_not_there_are_asked_for_in_vain(data: ImageDataset) -> N
     with pytest.raises(DataError, match="grid has no masks"):
         ObjectRegion(boxes.grid(data), masked=True)
     with pytest.raises(DataError, match="faster_rcnn gives no masks"):
-        attention.detected(data, small("faster_rcnn"), masks=True, progress=False)
+        attention.sources(data, ["detector masks, top 5"], small("faster_rcnn"), progress=False)
     without = replace(data, masks=None)
     with pytest.raises(DataError, match="has no masks"):
         attention.sources(without, ["true masks"])
@@ -288,7 +289,30 @@ def test_unknown_sources_and_detectors_that_are_not_there(data: ImageDataset) ->
     with pytest.raises(DataError, match="needs a detector"):
         attention.sources(data, ["detector, top 3"])
     with pytest.raises(DataError, match="fcos proposes nothing"):
-        attention.proposed(data, small("fcos"), progress=False)
+        attention.sources(data, ["proposals, top 10"], small("fcos"), progress=False)
+
+
+@torch.inference_mode()
+def test_proposals_are_those_of_the_network_in_pixels_of_the_image(data: ImageDataset) -> None:
+    """The network sees the pictures of 100 x 48 at 64 x 31."""
+    detector = small("faster_rcnn")
+    found = attention.look(data, detector, progress=False)
+    plain = attention.detect(detector, data, progress=False)
+    for i, one in enumerate(found):
+        pixels = torch.from_numpy(np.asarray(data.image(i)).copy()).permute(2, 0, 1) / 255
+        images, _ = detector.network.transform([pixels])
+        features = detector.network.backbone(images.tensors)
+        (boxes_,), _ = detector.network.rpn(images, features)
+        height, width = images.image_sizes[0]
+        expected = boxes_ * torch.tensor([100 / width, 48 / height] * 2)
+        assert len(expected) > 10
+        torch.testing.assert_close(one["proposals"], expected, atol=0.1, rtol=1e-3)
+        assert torch.equal(one["boxes"], plain[i]["boxes"])
+    assert not detector.network.rpn._forward_hooks
+    best = attention.proposed(data, detector, found, top=3)
+    assert best.counts.tolist() == [3] * 4 and best.scores[0].tolist() == pytest.approx(
+        [1, 1 / 2, 1 / 3]
+    )
 
 
 def test_top_takes_the_best_and_never_none(data: ImageDataset) -> None:
