@@ -86,6 +86,12 @@ class ObjectBoxes:
             text += f", {self.fell_back.sum()} of them whole because nothing was found"
         return text + (", with masks)" if self.masks is not None else ")")
 
+    def mask(self, i: int, k: int) -> np.ndarray:
+        """``(H, W)`` boolean mask of object ``k`` in image ``i``."""
+        if self.masks is None:
+            raise DataError(f"{self.name} has no masks", "Use its boxes, or a source with masks.")
+        return coco_mask.decode([self.masks[i][k]])[..., 0].astype(bool)
+
     @cached_property
     def counts(self) -> np.ndarray:
         """``(N,)``: the number of boxes of each image."""
@@ -310,8 +316,8 @@ class ObjectRegion:
             return None
         boxes = widen(self.boxes.boxes[i], self.margin, image_sizes(dataset)[i])
         found = []
-        for box, runs in zip(torch.from_numpy(boxes), self.boxes.masks[i]):  # one at a time: large
-            mask = torch.from_numpy(coco_mask.decode(runs)).float()[None, None]
+        for k, box in enumerate(torch.from_numpy(boxes)):  # one at a time: masks are large
+            mask = torch.from_numpy(self.boxes.mask(i, k)).float()[None, None]
             found.append(roi_align(mask, [box[None].float()], CELLS, aligned=True)[0, 0])
         return torch.stack(found)
 
