@@ -199,9 +199,11 @@ class ClassActivation:
     """The whole image, its cells weighted by :func:`class_activation`: a soft region.
 
     Args:
+        boxes: :func:`boxes.whole` of the data set.
         weight, bias: of the trunk's ImageNet classifier, see :func:`class_activation_of`.
     """
 
+    boxes: ObjectBoxes
     weight: Tensor
     bias: Tensor
     name: str = "CAM"
@@ -237,10 +239,10 @@ class ClassActivation:
         return None
 
 
-def class_activation_of(trunk: Trunk) -> ClassActivation:
+def class_activation_of(trunk: Trunk, dataset: ImageDataset) -> ClassActivation:
     """Soft attention by the ImageNet classifier that was taken off a trunk.
 
     Raises:
         DataError: of a trunk whose classifier did not come with it.
     """
-    return ClassActivation(*imagenet_classifier(trunk.name))
+    return ClassActivation(rooms.whole(dataset), *imagenet_classifier(trunk.name))

@@ -18,13 +18,12 @@ import numpy as np
 import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
-from torchvision.ops import roi_align
 
 from objemb_lib import pooling
 from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.errors import DataError, ImageError
 from objemb_lib.images import fit_within, measure_images
-from objemb_lib.regions import CELLS, TRUTH, WHOLE, Region, cut
+from objemb_lib.regions import CELLS, TRUTH, WHOLE, Region, cut, roi_align
 from objemb_lib.trunks import Trunk
 
 EMPTY = np.zeros((0, 4), np.float32)
@@ -318,7 +317,7 @@ class ObjectRegion:
         found = []
         for k, box in enumerate(torch.from_numpy(boxes)):  # one at a time: masks are large
             mask = torch.from_numpy(self.boxes.mask(i, k)).float()[None, None]
-            found.append(roi_align(mask, [box[None].float()], CELLS, aligned=True)[0, 0])
+            found.append(roi_align(mask, [box[None].float()], CELLS, 1.0, samples=8)[0, 0])
         return torch.stack(found)
 
 

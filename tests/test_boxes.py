@@ -227,6 +227,21 @@ def test_crops_are_those_of_the_data_set(data: ImageDataset) -> None:
     assert len(found) == 5
 
 
+def test_what_an_image_costs_is_measured_object_by_object(
+    data: ImageDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock that counts forward passes: one an image on the map, one an object on pixels."""
+    trunk, passes = lively(), []
+    seen = type(trunk).forward
+    monkeypatch.setattr(
+        type(trunk), "forward", lambda self, x: passes.append(x.shape) or seen(self, x)
+    )
+    monkeypatch.setattr(extract.time, "perf_counter", lambda: len(passes) / 1000)
+    region = ObjectRegion(thrown(data, [3, 3, 3, 3]))
+    assert extract.milliseconds(data, trunk, [PAIR], region, 64) == pytest.approx(1)
+    assert extract.milliseconds(data, trunk, [PAIR], region, 64, "pixels", 2) == pytest.approx(3)
+
+
 # --- masks --------------------------------------------------------------------------------
 
 
@@ -259,7 +274,7 @@ def test_masks_that_are_not_there_are_asked_for_in_vain(data: ImageDataset) -> N
     with pytest.raises(DataError, match="has no masks"):
         attention.sources(without, ["true masks"])
     masked = ObjectRegion(boxes.true_boxes(data), masked=True)
-    with pytest.raises(DataError, match="crops are not masked"):
+    with pytest.raises(DataError, match="masked has no crops"):
         objects_of(data, masked, on="pixels")
     trunk = DetectorTrunk(small("faster_rcnn"))
     with pytest.raises(DataError, match="box_head has no place for a mask"):
@@ -389,12 +404,14 @@ def test_soft_attention_goes_through_extraction(tmp_path: Path) -> None:
     data = ImageDataset("one", "test", tmp_path, ["a.png"], [0])
     trunk = lively()
     weight = torch.randn(10, trunk.stages["head"].channels)
-    soft = attention.ClassActivation(weight, torch.zeros(10))
-    found = extract_regions(data, trunk, [PAIR], [soft, WHOLE], 64, progress=False)
+    soft = attention.ClassActivation(boxes.whole(data), weight, torch.zeros(10))
+    found = objects_of(data, soft, boxes.whole(data), trunk=trunk)
     with torch.inference_mode():
         head = trunk(trunk.normalise(torch.from_numpy(noise).permute(2, 0, 1)[None]))["head"]
         heat = attention.class_activation(head, weight, torch.zeros(10))
     expected = (head * heat[:, None]).mean(dim=(2, 3))
-    np.testing.assert_allclose(found["CAM"][PAIR], expected, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(found["CAM"].vectors[PAIR], expected, rtol=1e-3, atol=1e-4)
+    with pytest.raises(DataError, match="CAM has no crops"):
+        objects_of(data, soft, trunk=trunk, on="pixels")
     with pytest.raises(DataError, match="comes without its ImageNet classifier"):
-        attention.class_activation_of(trunk)
+        attention.class_activation_of(trunk, data)
