@@ -13,13 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.ops import nms
 
 from objemb_lib import boxes as rooms
-from objemb_lib import progress as bars
 from objemb_lib import settings
-from objemb_lib.boxes import ObjectBoxes, ObjectRegion
+from objemb_lib.boxes import ObjectBoxes, ObjectRegion, image_sizes
 from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.detectors.build import Detector, Target
 from objemb_lib.detectors.metrics import detect
@@ -35,26 +34,47 @@ SOURCES = (
 )  # fmt: skip
 
 
+def look(
+    dataset: ImageDataset, detector: Detector, masks: bool = False, progress: bool = True
+) -> list[Target]:
+    """:func:`detect`, and what a two-stage detector proposed on the way, in the same pass.
+
+    Returns:
+        for each image what ``detect`` gives, and ``proposals`` ``(P, 4)`` in pixels of it, best
+        first: boxes that hold *something*, of no category yet. One-stage detectors have none.
+    Source: Ren et al., Faster R-CNN, 2015, section 3 (region proposal network).
+    """
+    proposer, seen = getattr(detector.network, "rpn", None), []
+    if proposer is None:
+        return detect(detector, dataset, progress=progress, masks=masks)
+
+    def keep(_: nn.Module, given: tuple, out: tuple) -> None:
+        seen.extend((b.cpu(), size[::-1]) for b, size in zip(out[0], given[0].image_sizes))
+
+    hook = proposer.register_forward_hook(keep)
+    try:
+        found = detect(detector, dataset, progress=progress, masks=masks)
+    finally:
+        hook.remove()
+    for one, (proposals, size), image in zip(found, seen, image_sizes(dataset)):
+        one["proposals"] = proposals * torch.tensor(image / size).float().repeat(2)
+    return found
+
+
 def detected(
-    dataset: ImageDataset,
-    detector: Detector,
-    found: Sequence[Target] | None = None,
-    masks: bool = False,
-    progress: bool = True,
+    dataset: ImageDataset, detector: Detector, found: Sequence[Target], masks: bool = False
 ) -> ObjectBoxes:
-    """What a detector finds, whatever it calls it; the whole image where it finds nothing.
+    """What a detector found, whatever it calls it; the whole image where it found nothing.
 
     Detections of different categories that overlap by :data:`SAME` are one object.
 
     Args:
-        found: what :func:`detect` gave, where it is known already.
-        masks: keep the masks as well.
+        found: as :func:`look` gives it. masks: keep the masks as well.
     Raises:
         DataError: ``masks`` of a detector that gives none.
     """
-    found = found or detect(detector, dataset, progress=progress, masks=masks)
     if masks and any("rles" not in one for one in found):
-        raise DataError(f"{detector.kind} gives no masks", "Use a mask_rcnn.")
+        raise DataError(f"{detector.kind} gives no masks", "Use a mask_rcnn, look with masks.")
     keep = [nms(one["boxes"], one["scores"], SAME) for one in found]
     return rooms.or_whole(
         "detector",
@@ -66,31 +86,21 @@ def detected(
     )
 
 
-@torch.inference_mode()
 def proposed(
-    dataset: ImageDataset, detector: Detector, top: int = 10, progress: bool = True
+    dataset: ImageDataset, detector: Detector, found: Sequence[Target], top: int = 10
 ) -> ObjectBoxes:
-    """A two-stage detector's first guess: boxes that hold *something*, of no category yet.
+    """A two-stage detector's proposals. Arguments as for :func:`detected`.
 
     Scores are ``1 / rank``: torchvision keeps the order of the proposals, not what made it.
 
     Raises:
         DataError: a one-stage detector.
-    Source: Ren et al., Faster R-CNN, 2015, section 3 (region proposal network).
     """
-    network = detector.to(settings.device()).eval().network
-    if not hasattr(network, "rpn"):
-        raise DataError(f"{detector.kind} proposes nothing", "Use a two-stage detector.")
-    found = []
-    for i in bars.bar(range(len(dataset)), "proposing", unit="image", disable=not progress):
-        pixels = torch.from_numpy(np.asarray(dataset.image(i)).copy()).permute(2, 0, 1)
-        images, _ = network.transform([pixels.to(settings.device()).float() / 255])
-        (some,), _ = network.rpn(images, network.backbone(images.tensors))
-        height, width = images.image_sizes[0]
-        scale = torch.tensor([pixels.shape[2] / width, pixels.shape[1] / height]).repeat(2)
-        found.append((some[:top].cpu() * scale).numpy())
-    scores = [1 / np.arange(1, len(b) + 1) for b in found]
-    return rooms.or_whole(f"proposals, top {top}", dataset, found, scores, None, detector.kind)
+    if any("proposals" not in one for one in found):
+        raise DataError(f"{detector.kind} proposes nothing", "Look with a two-stage detector.")
+    some = [one["proposals"][:top].numpy() for one in found]
+    scores = [1 / np.arange(1, len(b) + 1) for b in some]
+    return rooms.or_whole(f"proposals, top {top}", dataset, some, scores, None, detector.kind)
 
 
 def sources(
@@ -116,30 +126,28 @@ def sources(
     asked = [name for name in names if name.startswith(("detector", "proposals"))]
     if asked and detector is None:
         raise DataError(f"{asked[0]!r} needs a detector", "Pass load_detector('mask_rcnn').")
-    found: dict[str, ObjectBoxes] = {}
-    if any(name.startswith("detector") for name in names):
-        masks = "detector masks, top 5" in names
-        found["detector"] = detected(dataset, detector, None, masks, progress)
-    return {name: _source(name, dataset, detector, found, seed, progress) for name in names}
+    masks = "detector masks, top 5" in names
+    found = look(dataset, detector, masks, progress) if asked else []
+    return {name: _source(name, dataset, detector, found, masks, seed) for name in names}
 
 
 def _source(
     name: str,
     dataset: ImageDataset,
     detector: Detector | None,
-    found: dict[str, ObjectBoxes],
+    found: Sequence[Target],
+    masks: bool,
     seed: int,
-    progress: bool,
 ) -> ObjectRegion:
     simple = {"whole image": rooms.whole, "R-MAC grid": rooms.grid, "centre box": rooms.centre}
     if name in simple:
         return ObjectRegion(simple[name](dataset))
     if name.startswith("proposals"):
-        return ObjectRegion(proposed(dataset, detector, progress=progress))
+        return ObjectRegion(proposed(dataset, detector, found))
     if name.startswith("detector"):
         k = 100 if "score" in name else int(name.rpartition(" ")[2])
         threshold = 0.5 if "score" in name else -np.inf
-        boxes = found["detector"].top(k, threshold, name)
+        boxes = detected(dataset, detector, found, masks).top(k, threshold, name)
         return ObjectRegion(boxes, masked="masks" in name, called=name)
     true = rooms.true_boxes(dataset)
     if name == "random boxes":
@@ -191,9 +199,11 @@ class ClassActivation:
     """The whole image, its cells weighted by :func:`class_activation`: a soft region.
 
     Args:
+        boxes: :func:`boxes.whole` of the data set.
         weight, bias: of the trunk's ImageNet classifier, see :func:`class_activation_of`.
     """
 
+    boxes: ObjectBoxes
     weight: Tensor
     bias: Tensor
     name: str = "CAM"
@@ -229,10 +239,10 @@ class ClassActivation:
         return None
 
 
-def class_activation_of(trunk: Trunk) -> ClassActivation:
+def class_activation_of(trunk: Trunk, dataset: ImageDataset) -> ClassActivation:
     """Soft attention by the ImageNet classifier that was taken off a trunk.
 
     Raises:
         DataError: of a trunk whose classifier did not come with it.
     """
-    return ClassActivation(*imagenet_classifier(trunk.name))
+    return ClassActivation(rooms.whole(dataset), *imagenet_classifier(trunk.name))

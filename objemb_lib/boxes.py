@@ -18,13 +18,12 @@ import numpy as np
 import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
-from torchvision.ops import roi_align
 
 from objemb_lib import pooling
 from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.errors import DataError, ImageError
 from objemb_lib.images import fit_within, measure_images
-from objemb_lib.regions import CELLS, TRUTH, WHOLE, Region, cut
+from objemb_lib.regions import CELLS, TRUTH, WHOLE, Region, cut, roi_align
 from objemb_lib.trunks import Trunk
 
 EMPTY = np.zeros((0, 4), np.float32)
@@ -85,6 +84,12 @@ class ObjectBoxes:
         if self.fell_back.any():
             text += f", {self.fell_back.sum()} of them whole because nothing was found"
         return text + (", with masks)" if self.masks is not None else ")")
+
+    def mask(self, i: int, k: int) -> np.ndarray:
+        """``(H, W)`` boolean mask of object ``k`` in image ``i``."""
+        if self.masks is None:
+            raise DataError(f"{self.name} has no masks", "Use its boxes, or a source with masks.")
+        return coco_mask.decode([self.masks[i][k]])[..., 0].astype(bool)
 
     @cached_property
     def counts(self) -> np.ndarray:
@@ -310,9 +315,9 @@ class ObjectRegion:
             return None
         boxes = widen(self.boxes.boxes[i], self.margin, image_sizes(dataset)[i])
         found = []
-        for box, runs in zip(torch.from_numpy(boxes), self.boxes.masks[i]):  # one at a time: large
-            mask = torch.from_numpy(coco_mask.decode(runs)).float()[None, None]
-            found.append(roi_align(mask, [box[None].float()], CELLS, aligned=True)[0, 0])
+        for k, box in enumerate(torch.from_numpy(boxes)):  # one at a time: masks are large
+            mask = torch.from_numpy(self.boxes.mask(i, k)).float()[None, None]
+            found.append(roi_align(mask, [box[None].float()], CELLS, 1.0, samples=8)[0, 0])
         return torch.stack(found)
 
 

@@ -57,6 +57,17 @@ class Claim:
 
 SAME_TRUNK = "the same trunk, stage, pooling, region and data"
 
+SAME_DATA = "the same trunk, data and queries"
+HARD_ATTENTION = (  # how it is asked, the side that should win, the other
+    ("a click", "detector boxes", "whole image"),
+    ("no click", "detector boxes", "whole image"),
+    ("the same stage and pooling", "detector boxes", "whole image"),
+    ("a click", "detector masks", "whole image"),
+    ("a click", "true boxes", "whole image"),
+    ("a click", "detector boxes", "soft attention"),
+    ("a click", "true boxes", "random boxes of the same sizes"),  # the control
+)
+
 CLAIMS = (
     Claim(
         1,
@@ -75,6 +86,11 @@ CLAIMS = (
         "object detection model can help retrieval task by acting as a hard attention module "
         "for extracting object embeddings that focus on salient region from the convolutional "
         "feature map",
+        tuple(
+            Comparison(f"{SAME_DATA}, {how}", better, worse, metric)
+            for how, better, worse in HARD_ATTENTION
+            for metric in ("mAP", "R@1")
+        ),
     ),
     Claim(
         3,

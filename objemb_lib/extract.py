@@ -11,9 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import statistics
+import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -145,7 +147,7 @@ def extract_objects(
     dataset: ImageDataset,
     trunk: Trunk,
     wanted: Wanted,
-    regions: Sequence[ObjectBoxes | ObjectRegion],
+    regions: Iterable[ObjectBoxes | ObjectRegion | Looked],
     size: int = 256,
     batch_size: int | None = None,
     precision: str | None = None,
@@ -156,14 +158,15 @@ def extract_objects(
     """A table of object vectors for each source of boxes, ``{region's name: objects}``.
 
     Args:
-        regions: of ``dataset``; plain boxes stand for themselves, without context or mask.
+        regions: of ``dataset``; plain boxes stand for themselves, without context or mask; soft
+            attention (:class:`attention.ClassActivation`) has one object, the whole image.
         on: ``map``: every object of an image, of every source, is cut out of the map of one
             forward pass; ``pixels``: one forward pass for each object (crop and embed).
     Raises:
         DataError: boxes of another number of images, or two regions of one name; masks on pixels.
         Else as for :func:`extract`.
     """
-    many = [r if isinstance(r, ObjectRegion) else ObjectRegion(r) for r in regions]
+    many = [ObjectRegion(r) if isinstance(r, ObjectBoxes) else r for r in regions]
     if len({r.name for r in many}) < len(many):
         raise DataError("two regions of the same name", "Give each source a name of its own.")
     for region in many:
@@ -187,18 +190,51 @@ def _objects(vectors: Vectors, boxes: ObjectBoxes) -> Objects:
 def _crops(
     dataset: ImageDataset, trunk: Trunk, wanted: Wanted, region: ObjectRegion, options: tuple
 ) -> Vectors:
-    """Crop and embed: a data set of one image an object, each looked at by its crop."""
-    if region.masked:
-        raise DataError("crops are not masked", "Mask on the map, or crop without masks.")
+    """Crop and embed: every object with a forward pass of its own."""
+    each = _one_each(dataset, region)
+    return extract(each, trunk, wanted, replace(CROP, margin=region.margin), *options)
+
+
+def _one_each(dataset: ImageDataset, region: ObjectRegion) -> ImageDataset:
+    """A data set of one image an object, which is its main and only one."""
+    if not isinstance(region, ObjectRegion) or region.masked:
+        raise DataError(f"{region.name} has no crops", "Crop boxes, without masks.")
     owners = np.repeat(np.arange(len(dataset)), region.boxes.counts)
     boxes = tuple(box[None] for box in np.concatenate(region.boxes.boxes))
     content = hashlib.sha256(f"{dataset.fingerprint}{region.boxes.digest}".encode()).hexdigest()
-    each = ImageDataset(
+    return ImageDataset(
         dataset.name, dataset.split, dataset.root, [dataset.files[i] for i in owners],
         dataset.labels[owners], boxes=boxes, fingerprint=content,
     )  # fmt: skip
-    crop = replace(CROP, margin=region.margin)
-    return extract(each, trunk, wanted, crop, *options)
+
+
+@torch.inference_mode()
+def milliseconds(
+    dataset: ImageDataset,
+    trunk: Trunk,
+    wanted: Wanted,
+    region: ObjectRegion,
+    size: int = 256,
+    on: Literal["map", "pixels"] = "map",
+    images: int = 12,
+) -> float:
+    """What an image costs, from its file to the vectors of its objects: median, one at a time.
+
+    Args:
+        images: the first so many are measured, after one that warms up.
+    """
+    device, images = settings.device(), range(min(images, len(dataset)))
+    data, look = (dataset, region) if on == "map" else (_one_each(dataset, region), CROP)
+    job = Job(data, trunk, (look,), size, 1, "fp32", device, False)
+    fast, asked, spent = trunk.for_inference(device), [(look, pair) for pair in wanted], []
+    ends = np.cumsum(region.boxes.counts) if on == "pixels" else np.arange(1, len(dataset) + 1)
+    for i in (0, *images):
+        start = time.perf_counter()
+        for row in range(ends[i - 1] if i else 0, ends[i]):
+            part = range(row, row + 1)
+            job._step(fast, part, *job._decode(part), asked)
+        spent.append(1000 * (time.perf_counter() - start))
+    return statistics.median(spent[1:])
 
 
 def _computed(job: Job, wanted: Wanted) -> dict[str, Vectors]:
@@ -291,8 +327,7 @@ class Job:
         found: list[dict[Asked, np.ndarray]] = []
         with bars.bar(None, what, sum(map(len, todo)), "image", not self.progress) as bar:
             for (part, images), (pixels, boxes) in zip(batches, views):
-                maps = trunk(trunk.normalise(pixels.to(self.device)))
-                found.append(self._pool(trunk, maps, images, boxes, todo[part]))
+                found.append(self._step(trunk, images, pixels, boxes, todo[part]))
                 bar.update(len(images))
                 if images[-1] == part[-1]:
                     yield part, {a: np.concatenate([f[a] for f in found]) for a in todo[part]}
@@ -308,15 +343,16 @@ class Job:
         decode = (self._decode(images) for images in batches)
         return decode if self.device.type == "cpu" else self._read_ahead(batches)
 
-    def _pool(
+    def _step(
         self,
         trunk: Trunk,
-        maps: dict[str, torch.Tensor],
         images: range,
+        pixels: torch.Tensor,
         boxes: Boxes,
         every: list[Asked],
     ) -> dict[Asked, np.ndarray]:
         """All that is asked of one batch; a region cuts a stage's map once for every pooling."""
+        maps = trunk(trunk.normalise(pixels.to(self.device)))
         found: dict[Asked, np.ndarray] = {}
         for region in dict.fromkeys(region for region, _ in every):
             place, pairs = self.regions.index(region), [p for r, p in every if r == region]

@@ -60,15 +60,46 @@ def image_scores(
     return (np.maximum if how == "best" else np.add).reduceat(every, starts, axis=1)
 
 
-def query_vectors(objects: Objects, pair: tuple[str, str]) -> np.ndarray:
-    """``(N, D)`` L2-normalised: of each image its object of the highest score, the first of equals.
+def surest(objects: Objects) -> np.ndarray:
+    """``(N,)``: of each image the row of the object of the highest score, the first of equals.
 
-    Of true boxes that is the main object; of a detector's, what it is surest of.
+    Of a detector's boxes that is what it is surest of: the query where nobody points at one.
     """
+    return _best_rows(objects, objects.scores)
+
+
+def clicked(objects: Objects, dataset: ImageDataset) -> np.ndarray:
+    """``(N,)``: of each image the row of the object that a click on its main object would choose.
+
+    The box that meets the true main box best (IoU), whatever source it is from; without a true
+    box, the one of the highest score.
+    """
+    fit = objects.scores.astype(np.float64)
+    for i, boxes in enumerate(dataset.boxes):
+        if len(boxes):
+            mine = np.flatnonzero(objects.image == i)
+            main = torch.from_numpy(np.asarray(boxes[:1], np.float32))
+            fit[mine] = box_iou(torch.from_numpy(objects.boxes[mine]), main)[:, 0].numpy()
+    return _best_rows(objects, fit)
+
+
+def _best_rows(objects: Objects, value: np.ndarray) -> np.ndarray:
     starts = np.flatnonzero(np.diff(objects.image, prepend=-1))
     ends = np.append(starts[1:], len(objects))
-    best = [a + int(np.argmax(objects.scores[a:b])) for a, b in zip(starts, ends)]
-    return l2(objects.vectors[pair][best])
+    return np.array([a + int(np.argmax(value[a:b])) for a, b in zip(starts, ends)])
+
+
+def retrieval_scores(
+    vectors: np.ndarray, objects: Objects, asking: np.ndarray, dataset: ImageDataset, how: str
+) -> np.ndarray:
+    """``(Q, G)`` for :func:`evaluate.evaluate_scores`: one object of each query asks.
+
+    Args:
+        vectors: ``(M, D)``, L2-normalised, of ``objects``. asking: ``(N,)``, of each image the
+            row that asks, see :func:`clicked` and :func:`surest`. how: as :func:`image_scores`.
+    """
+    asked = vectors[np.asarray(asking)[dataset.queries]]
+    return image_scores(asked, vectors, objects.image, how)[:, dataset.gallery]
 
 
 def fuse(of_objects: np.ndarray, of_images: np.ndarray, weight: float) -> np.ndarray:

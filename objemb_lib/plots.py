@@ -13,8 +13,10 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor
 
+from objemb_lib.boxes import ObjectRegion, widen
 from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.evaluate import Interval, Neighbours
+from objemb_lib.objects import Answer, Match, object_label
 
 # Colour-blind safe (Okabe and Ito): right, wrong, and the query itself; grey where nobody knows.
 RIGHT, WRONG, QUERY, UNKNOWN = "#009E73", "#D55E00", "#0072B2", "#777777"
@@ -123,6 +125,98 @@ def detections(
         ax.text(x0, y0, f"{names[label - 1]} {score:.2f}", fontsize=6, color="white",
                 va="bottom", backgroundcolor=WRONG, clip_on=True)  # fmt: skip
     ax.axis("off")
+    return ax
+
+
+def heat(image: Image.Image, weights: np.ndarray, title: str = "", ax: Axes | None = None) -> Axes:
+    """An image under an ``(h, w)`` map: bright where it counts, whatever the map's scale."""
+    ax = ax or plt.gca()
+    extent = (0, image.width, image.height, 0)
+    ax.imshow(image.convert("L"), cmap="gray", extent=extent)
+    ax.imshow(np.asarray(weights), cmap="inferno", alpha=0.6, extent=extent,
+              interpolation="bilinear")  # fmt: skip
+    ax.set_title(title, fontsize=8)
+    ax.axis("off")
+    return ax
+
+
+def pooled(dataset: ImageDataset, i: int, region: ObjectRegion, ax: Axes | None = None) -> Axes:
+    """Image ``i`` with what a region pools of it: the rest is dark, boxes are drawn.
+
+    An image in which the source found nothing is said to be whole.
+    """
+    ax, image = ax or plt.gca(), dataset.image(i)
+    boxes = widen(region.boxes.boxes[i], region.margin, np.array(image.size))
+    seen = np.zeros((image.height, image.width), bool)
+    for k, (x0, y0, x1, y1) in enumerate(boxes):
+        inside = np.zeros_like(seen)
+        inside[int(y0) : int(np.ceil(y1)), int(x0) : int(np.ceil(x1))] = True
+        seen |= inside & region.boxes.mask(i, k) if region.masked else inside
+        ax.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, lw=1.2, ec=QUERY))
+    ax.imshow((np.asarray(image) * np.where(seen, 1, 0.25)[..., None]).astype(np.uint8))
+    back = " (found nothing: whole)" if region.boxes.fell_back[i] else ""
+    ax.set_title(region.name + back, fontsize=8)
+    ax.axis("off")
+    return ax
+
+
+def object_search(answer: Answer, gallery: ImageDataset, size: float = 1.5) -> Figure:
+    """The static twin of a click: the query with its boxes, then the images with the box meant.
+
+    The chosen box is drawn thick and numbered as the others are. A match is right (green) where
+    its box is on the same object, wrong (orange) where not, grey where nobody knows.
+    """
+    columns = 1 + len(answer.matches)
+    figure, axes = plt.subplots(1, columns, figsize=(columns * size, size + 0.3), squeeze=False)
+    names = gallery.label_names
+    known = names[answer.label] if 0 <= answer.label < len(names) else f"box {answer.chosen}"
+    _framed(axes[0][0], answer.dataset.image(answer.query), QUERY, f"query: {known}")
+    for k, box in enumerate(answer.boxes):
+        _box(axes[0][0], box, QUERY, 2.5 if k == answer.chosen else 0.8, str(k))
+    for ax, match in zip(axes[0][1:], answer.matches):
+        word, colour = judged_match(answer, gallery, match)
+        _framed(ax, gallery.image(match.image), colour, f"{word} {match.score:.2f}".strip())
+        _box(ax, match.box, colour, 2)
+    figure.tight_layout(pad=0.4, w_pad=0.8)
+    return figure
+
+
+def judged_match(answer: Answer, gallery: ImageDataset, match: Match) -> tuple[str, str]:
+    """Word and colour of a match: does its box lie on the object that was asked for?"""
+    if answer.label < 0 or not len(gallery.boxes[match.image]):
+        return "", UNKNOWN
+    right = object_label(gallery, match.image, np.array(match.box)) == answer.label
+    return ("right", RIGHT) if right else ("wrong", WRONG)
+
+
+def _box(ax: Axes, box: Sequence[float], colour: str, width: float, word: str = "") -> None:
+    x0, y0, x1, y1 = box
+    ax.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec=colour, lw=width))
+    ax.text(x0, y0, word, fontsize=7, color="white", va="top",
+            bbox={"facecolor": colour, "lw": 0, "pad": 0.8} if word else None)  # fmt: skip
+
+
+def pareto(
+    points: Mapping[str, tuple[float, Interval]], cost: str, quality: str, ax: Axes | None = None
+) -> Axes:
+    """Quality against cost; what nothing beats in both is joined by a line.
+
+    Args:
+        points: ``{name: (cost, quality)}``, less cost and more quality are better.
+    """
+    ax, best, front = ax or plt.gca(), -np.inf, []
+    for name, (x, value) in sorted(points.items(), key=lambda one: one[1][0]):
+        ends = [[value.value - value.low], [value.high - value.value]]
+        ahead = value.value > best
+        best = max(best, value.value)
+        front += [(x, value.value)] if ahead else []
+        ax.errorbar(x, value.value, ends, fmt="o", color=QUERY if ahead else UNKNOWN, lw=1)
+        ax.annotate(name, (x, value.value), (5, 4), textcoords="offset points", fontsize=7)
+    ax.plot(*zip(*front), color=QUERY, lw=1, ls="--")
+    ax.set_xscale("log")
+    ax.set_xlabel(cost)
+    ax.set_ylabel(f"{quality} (95 % interval)")
+    ax.grid(alpha=0.3)
     return ax
 
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from objemb_lib.atomic import atomic_write_text
+from objemb_lib.boxes import ObjectRegion
 from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.errors import ReproduceError
 from objemb_lib.evaluate import Evaluation, Interval
@@ -105,7 +106,7 @@ def where(
     trunk: Trunk,
     size: int,
     pair: tuple[str, str],
-    region: Region,
+    region: Region | ObjectRegion,
     note: str = "",
 ) -> dict[str, str | int]:
     """What a :class:`Measurement` says of its setting.
@@ -120,7 +121,7 @@ def where(
         "stage": pair[0],
         "pooling": pair[1] + note,
         "region": region.name,
-        "boxes": region.boxes,
+        "boxes": getattr(region.boxes, "source", region.boxes),
     }
 
 

@@ -117,7 +117,8 @@ def test_nothing_found_means_the_whole_image_and_is_said(data: ImageDataset) -> 
 def test_a_detector_that_finds_nothing_falls_back(data: ImageDataset) -> None:
     detector = small("mask_rcnn")
     detector.network.roi_heads.score_thresh = 2.0
-    found = attention.detected(data, detector, masks=True, progress=False)
+    seen = attention.look(data, detector, masks=True, progress=False)
+    found = attention.detected(data, detector, seen, masks=True)
     assert found.fell_back.all() and found.counts.tolist() == [1] * 4
     masked = objects_of(data, ObjectRegion(found, masked=True))["detector, masked"]
     whole = objects_of(data, boxes.whole(data))["whole image"]
@@ -226,6 +227,21 @@ def test_crops_are_those_of_the_data_set(data: ImageDataset) -> None:
     assert len(found) == 5
 
 
+def test_what_an_image_costs_is_measured_object_by_object(
+    data: ImageDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock that counts forward passes: one an image on the map, one an object on pixels."""
+    trunk, passes = lively(), []
+    seen = type(trunk).forward
+    monkeypatch.setattr(
+        type(trunk), "forward", lambda self, x: passes.append(x.shape) or seen(self, x)
+    )
+    monkeypatch.setattr(extract.time, "perf_counter", lambda: len(passes) / 1000)
+    region = ObjectRegion(thrown(data, [3, 3, 3, 3]))
+    assert extract.milliseconds(data, trunk, [PAIR], region, 64) == pytest.approx(1)
+    assert extract.milliseconds(data, trunk, [PAIR], region, 64, "pixels", 2) == pytest.approx(3)
+
+
 # --- masks --------------------------------------------------------------------------------
 
 
@@ -253,12 +269,12 @@ def test_masks_that_are_not_there_are_asked_for_in_vain(data: ImageDataset) -> N
     with pytest.raises(DataError, match="grid has no masks"):
         ObjectRegion(boxes.grid(data), masked=True)
     with pytest.raises(DataError, match="faster_rcnn gives no masks"):
-        attention.detected(data, small("faster_rcnn"), masks=True, progress=False)
+        attention.sources(data, ["detector masks, top 5"], small("faster_rcnn"), progress=False)
     without = replace(data, masks=None)
     with pytest.raises(DataError, match="has no masks"):
         attention.sources(without, ["true masks"])
     masked = ObjectRegion(boxes.true_boxes(data), masked=True)
-    with pytest.raises(DataError, match="crops are not masked"):
+    with pytest.raises(DataError, match="masked has no crops"):
         objects_of(data, masked, on="pixels")
     trunk = DetectorTrunk(small("faster_rcnn"))
     with pytest.raises(DataError, match="box_head has no place for a mask"):
@@ -288,7 +304,30 @@ def test_unknown_sources_and_detectors_that_are_not_there(data: ImageDataset) ->
     with pytest.raises(DataError, match="needs a detector"):
         attention.sources(data, ["detector, top 3"])
     with pytest.raises(DataError, match="fcos proposes nothing"):
-        attention.proposed(data, small("fcos"), progress=False)
+        attention.sources(data, ["proposals, top 10"], small("fcos"), progress=False)
+
+
+@torch.inference_mode()
+def test_proposals_are_those_of_the_network_in_pixels_of_the_image(data: ImageDataset) -> None:
+    """The network sees the pictures of 100 x 48 at 64 x 31."""
+    detector = small("faster_rcnn")
+    found = attention.look(data, detector, progress=False)
+    plain = attention.detect(detector, data, progress=False)
+    for i, one in enumerate(found):
+        pixels = torch.from_numpy(np.asarray(data.image(i)).copy()).permute(2, 0, 1) / 255
+        images, _ = detector.network.transform([pixels])
+        features = detector.network.backbone(images.tensors)
+        (boxes_,), _ = detector.network.rpn(images, features)
+        height, width = images.image_sizes[0]
+        expected = boxes_ * torch.tensor([100 / width, 48 / height] * 2)
+        assert len(expected) > 10
+        torch.testing.assert_close(one["proposals"], expected, atol=0.1, rtol=1e-3)
+        assert torch.equal(one["boxes"], plain[i]["boxes"])
+    assert not detector.network.rpn._forward_hooks
+    best = attention.proposed(data, detector, found, top=3)
+    assert best.counts.tolist() == [3] * 4 and best.scores[0].tolist() == pytest.approx(
+        [1, 1 / 2, 1 / 3]
+    )
 
 
 def test_top_takes_the_best_and_never_none(data: ImageDataset) -> None:
@@ -365,12 +404,14 @@ def test_soft_attention_goes_through_extraction(tmp_path: Path) -> None:
     data = ImageDataset("one", "test", tmp_path, ["a.png"], [0])
     trunk = lively()
     weight = torch.randn(10, trunk.stages["head"].channels)
-    soft = attention.ClassActivation(weight, torch.zeros(10))
-    found = extract_regions(data, trunk, [PAIR], [soft, WHOLE], 64, progress=False)
+    soft = attention.ClassActivation(boxes.whole(data), weight, torch.zeros(10))
+    found = objects_of(data, soft, boxes.whole(data), trunk=trunk)
     with torch.inference_mode():
         head = trunk(trunk.normalise(torch.from_numpy(noise).permute(2, 0, 1)[None]))["head"]
         heat = attention.class_activation(head, weight, torch.zeros(10))
     expected = (head * heat[:, None]).mean(dim=(2, 3))
-    np.testing.assert_allclose(found["CAM"][PAIR], expected, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(found["CAM"].vectors[PAIR], expected, rtol=1e-3, atol=1e-4)
+    with pytest.raises(DataError, match="CAM has no crops"):
+        objects_of(data, soft, trunk=trunk, on="pixels")
     with pytest.raises(DataError, match="comes without its ImageNet classifier"):
-        attention.class_activation_of(trunk)
+        attention.class_activation_of(trunk, data)

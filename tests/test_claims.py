@@ -60,6 +60,16 @@ def test_claim_one_expects_classification_to_win():
     assert expected(1, "mAP") == expected(1, "R@1") == expected(2, "mAP") == "higher"
 
 
+def test_claim_two_has_a_control_and_expects_looking_at_objects_to_win():
+    sides = {(c.better, c.worse) for c in claim(2).comparisons}
+    assert {
+        ("detector boxes", "whole image"),
+        ("true boxes", "random boxes of the same sizes"),
+    } < sides
+    assert {c.expected for c in claim(2).comparisons} == {"higher"}
+    assert {c.metric for c in claim(2).comparisons} == {"mAP", "R@1"}
+
+
 def test_unknown_claims_are_refused():
     for use in (claim, lambda n: expected(n, "mAP"), lambda n: replace(ONE, claim=n)):
         with pytest.raises(DataError, match="no claim 4"):

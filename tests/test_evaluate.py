@@ -17,6 +17,7 @@ from objemb_lib.evaluate import (
     Interval,
     average_precision,
     evaluate,
+    evaluate_scores,
     map_at_r,
     metric_function,
     paired_difference,
@@ -305,3 +306,22 @@ def test_difference_needs_the_same_queries():
 
 def test_interval_reads_well():
     assert str(Interval(0.5849, 0.55, 0.606)) == "0.58 [0.55, 0.61]"
+
+
+@given(st.integers(0, 30))
+@settings(deadline=None, max_examples=15)
+def test_scores_without_vectors_give_what_their_vectors_give(seed):
+    vectors, data = random_case(seed)
+    scores = vectors[data.queries] @ vectors[data.gallery].T
+    of_scores, of_vectors = evaluate_scores(scores, data), evaluate(vectors, data)
+    for metric in METRICS:
+        np.testing.assert_array_equal(of_scores.values[metric], of_vectors.values[metric])
+    assert paired_difference(of_scores, of_vectors, "mAP").value == 0
+
+
+def test_scores_of_another_shape_or_nan_are_refused():
+    _, data = random_case(0)
+    good = np.zeros((len(data.queries), len(data.gallery)))
+    for bad in (good[1:], good[:, 1:], good.T, np.where(np.eye(*good.shape), np.nan, good)):
+        with pytest.raises(DataError, match="scores of shape"):
+            evaluate_scores(bad, data)

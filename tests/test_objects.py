@@ -18,12 +18,14 @@ from objemb_lib.index import Index
 from objemb_lib.objects import (
     ObjectIndex,
     choose_weight,
+    clicked,
     fuse,
     image_scores,
     object_label,
     photograph,
-    query_vectors,
+    retrieval_scores,
     search_object,
+    surest,
 )
 from objemb_lib.postprocess import l2
 
@@ -67,9 +69,21 @@ def test_unknown_ways_to_score_are_refused() -> None:
         image_scores(np.eye(3), np.eye(3), np.arange(3), "median")
 
 
-def test_the_query_is_the_object_of_the_highest_score() -> None:
-    objects = made([[[1, 0], [0, 2]], [[3, 4], [0, 1]]], scores=[[0.1, 0.7], [0.5, 0.5]])
-    np.testing.assert_allclose(query_vectors(objects, PAIR), [[0, 1], [0.6, 0.8]])
+def test_the_surest_object_asks_or_the_one_that_was_clicked(tmp_path: Path) -> None:
+    objects = made([[[1, 0], [0, 2]], [[3, 4], [0, 1]], [[1, 1], [2, 1]]],
+                   scores=[[0.1, 0.7], [0.5, 0.5], [0.2, 0.3]])  # fmt: skip
+    assert surest(objects).tolist() == [1, 2, 5]
+    # The boxes of each image lie at x = 0 and 9; the main objects at 1, 8, and nobody knows where.
+    data = pictures(tmp_path / "p", [0, 0, 0], [[[1, 0, 6, 5]], [[8, 0, 13, 5], [0, 0, 5, 5]], []])
+    assert clicked(objects, data).tolist() == [0, 3, 5]
+
+
+def test_scores_are_those_of_the_asking_objects(tmp_path: Path) -> None:
+    data = pictures(tmp_path / "p", [0, 0, 1], queries=[2, 0], gallery=[1, 2])
+    objects = made([[[1, 0], [0, 1]], [[0.6, 0.8]], [[0, 1], [0.8, 0.6]]])
+    vectors = objects.vectors[PAIR]
+    found = retrieval_scores(vectors, objects, np.array([0, 2, 4]), data, "best")
+    np.testing.assert_allclose(found, [[0.96, 1.0], [0.6, 0.8]], rtol=1e-6)
 
 
 def pictures(folder: Path, labels: list[int], boxes: list | None = None, **parts) -> ImageDataset:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -14,10 +15,13 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from objemb_lib import plots
+from objemb_lib.boxes import ObjectBoxes, ObjectRegion
 from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.datasets.folder import folder
 from objemb_lib.evaluate import Interval, ranking
-from objemb_lib.widgets import Retrieval
+from objemb_lib.extract import Objects
+from objemb_lib.objects import ObjectIndex, search_object
+from objemb_lib.widgets import ObjectSearch, Retrieval
 
 VECTORS = np.eye(3, dtype=np.float32)
 
@@ -113,3 +117,85 @@ def test_differences_are_coloured_by_their_verdict() -> None:
     ax = plots.intervals(lines, "difference", zero=True)
     dots = [line for line in ax.lines if line.get_marker() == "o"]
     assert [dot.get_color() for dot in dots] == [plots.UNKNOWN, plots.WRONG, plots.RIGHT]
+
+
+# --- objects ------------------------------------------------------------------------------
+
+SEEN = {"a": [[0, 0, 10, 10], [12, 2, 28, 18]], "b": [[1, 0, 11, 10], [12, 2, 28, 18]]}
+
+
+@pytest.fixture
+def pair_of_scenes(tmp_path: Path) -> tuple[ImageDataset, Objects]:
+    """Objects 0 and 1 in the first image, 0 and 2 in the second; a vector for each object."""
+    for name in SEEN:
+        Image.new("RGB", (30, 20), "white").save(tmp_path / f"{name}.png")
+    boxes = [np.array(many, np.float32) for many in SEEN.values()]
+    data = ImageDataset("two", "all", tmp_path, ["a.png", "b.png"], [0, 0], ["cup", "jug", "pot"],
+                        boxes=boxes, box_labels=[np.array([0, 1]), np.array([0, 2])])  # fmt: skip
+    where = ObjectBoxes("true", boxes, fell_back=[False, True])
+    vectors = {("s", "p"): np.array([[1, 0, 0], [0, 1, 0], [0.9, 0.1, 0], [0, 0.5, 0.8]])}
+    image = np.array([0, 0, 1, 1])
+    return data, Objects(vectors, image, np.concatenate(boxes), np.ones(4), where)
+
+
+def searched(data: ImageDataset, objects: Objects) -> ObjectIndex:
+    index = ObjectIndex(3)
+    index.add(objects, ("s", "p"), data.files)
+    return index
+
+
+def test_a_click_is_drawn_with_the_box_that_was_meant(pair_of_scenes: tuple) -> None:
+    data, objects = pair_of_scenes
+    index = searched(data, objects)
+    for chosen, word, box in ((0, "right", SEEN["b"][0]), (1, "wrong", SEEN["b"][1])):
+        answer = search_object(data, 0, objects, ("s", "p"), chosen, index)
+        figure = plots.object_search(answer, data)
+        query, match = figure.axes
+        widths = [patch.get_linewidth() for patch in query.patches]
+        assert len(widths) == 2 and np.argmax(widths) == chosen
+        assert query.get_title() == f"query: {('cup', 'jug')[chosen]}"
+        (drawn,) = match.patches
+        assert [*drawn.get_xy(), drawn.get_width()] == [box[0], box[1], box[2] - box[0]]
+        colour = plots.RIGHT if word == "right" else plots.WRONG
+        assert frame(match) == colour and match.get_title().startswith(word)
+
+
+def test_matches_of_unknown_objects_are_not_judged(pair_of_scenes: tuple) -> None:
+    data, objects = pair_of_scenes
+    answer = search_object(data, 0, objects, ("s", "p"), 0, searched(data, objects))
+    unknown = replace(answer, boxes=answer.boxes + 7)  # on no object
+    assert plots.judged_match(unknown, data, answer.matches[0]) == ("", plots.UNKNOWN)
+    bare = replace(data, boxes=(), box_labels=(), box_categories=())
+    assert plots.judged_match(answer, bare, answer.matches[0]) == ("", plots.UNKNOWN)
+
+
+def test_a_press_searches_for_that_box(pair_of_scenes: tuple) -> None:
+    data, objects = pair_of_scenes
+    widget = ObjectSearch(data, objects, ("s", "p"), searched(data, objects))
+    assert [b.description for b in widget.buttons.children] == ["box 0", "box 1"]
+    assert widget.answer.chosen == 0 and "<img" in widget.view.value
+    before = widget.view.value
+    widget.buttons.children[1].click()
+    assert widget.answer.chosen == 1 and widget.view.value != before
+    widget.query.value = 1
+    assert (widget.answer.query, widget.answer.chosen) == (1, 0)
+    assert widget.choose(7) is None and "DataError" in widget.view.value
+    assert not plt.get_fignums()
+
+
+def test_what_is_pooled_is_bright_and_the_rest_dark(pair_of_scenes: tuple) -> None:
+    data, objects = pair_of_scenes
+    region = ObjectRegion(replace(objects.where, name="guess"))
+    ax = plots.pooled(data, 0, region)
+    shown = ax.images[0].get_array()
+    assert (shown[5, 5] == 255).all() and (shown[19, 1] < 100).all() and len(ax.patches) == 2
+    assert ax.get_title() == "guess"
+    assert "found nothing" in plots.pooled(data, 1, region).get_title()
+
+
+def test_what_nothing_beats_is_on_the_front() -> None:
+    around = lambda value: Interval(value, value - 0.1, value + 0.1)  # noqa: E731
+    points = {"cheap": (1, around(0.2)), "bad": (3, around(0.1)), "good": (5, around(0.6))}
+    ax = plots.pareto(points, "ms", "mAP")
+    front = next(line for line in ax.lines if line.get_linestyle() == "--")
+    assert front.get_xydata().tolist() == [[1, 0.2], [5, 0.6]]
