@@ -31,6 +31,7 @@ from objemb_lib.detectors.features import DetectorTrunk
 from objemb_lib.detectors.targets import augmentation, example, usable
 from objemb_lib.errors import DataError
 from objemb_lib.pooling import POOLINGS
+from objemb_lib.postprocess import PCAWhitening
 from objemb_lib.training import Schedule, train
 from objemb_lib.trunks import Stage, Trunk, per_image
 
@@ -50,6 +51,7 @@ class Teacher(nn.Module):
         size: side in pixels that a crop is resized to.
         from_map: cut the regions out of the map of the whole image instead: a teacher that is
             as blind for small things as its student.
+        whitening: of its vectors, fitted on training regions.
     """
 
     def __init__(
@@ -59,15 +61,18 @@ class Teacher(nn.Module):
         pooling: str = "rmac",
         size: int = 224,
         from_map: bool = False,
+        whitening: PCAWhitening | None = None,
     ) -> None:
         super().__init__()
         self.trunk = trunk.for_inference(settings.device())
         self.stage, self.pooling, self.size, self.from_map = stage, pooling, size, from_map
-        self.dim = trunk.stages[stage].channels
+        self.whitening = whitening
+        self.dim = len(whitening.scale) if whitening else trunk.stages[stage].channels
 
     def __repr__(self) -> str:
         where = "map of the whole image" if self.from_map else f"crops of {self.size} px"
-        return f"Teacher({self.trunk.name}, {self.stage}, {self.pooling}, {where})"
+        white = f", whitened to {self.dim}" if self.whitening else ""
+        return f"Teacher({self.trunk.name}, {self.stage}, {self.pooling}, {where}{white})"
 
     @torch.no_grad()
     def forward(self, images: Tensor, boxes: Boxes, batch_size: int = 4) -> Tensor:
@@ -86,7 +91,10 @@ class Teacher(nn.Module):
             crops = roi_align(images, list(boxes), self.size, aligned=True)
             parts = [self.maps(some) for some in crops.split(batch_size)]
             parts = [maps[self.stage] for maps in parts]
-        return F.normalize(torch.cat([POOLINGS[self.pooling](part) for part in parts]), dim=1)
+        vectors = F.normalize(torch.cat([POOLINGS[self.pooling](part) for part in parts]), dim=1)
+        if self.whitening is None:
+            return vectors
+        return torch.from_numpy(self.whitening(vectors.cpu().numpy())).to(images.device)
 
     def maps(self, images: Tensor) -> dict[str, Tensor]:
         """The trunk's maps of whole images."""
@@ -104,20 +112,25 @@ class EmbeddingHead(nn.Module):
     Args:
         stages: of the body, fine to coarse; the last is the one that is averaged as it is.
         width: channels of the small network.
+        dim: of the vectors; None: as many as the last map has channels. With a number, even the
+            same one, the start is projected first: the teacher's space is another than the map's.
     """
 
-    def __init__(self, stages: Sequence[Stage], width: int = 192) -> None:
+    def __init__(self, stages: Sequence[Stage], width: int = 192, dim: int | None = None) -> None:
         super().__init__()
         *self.fine, self.last = stages
-        self.width = width
+        self.width, self.dim = width, dim or self.last.channels
+        self.project = nn.Linear(self.last.channels, dim, bias=False) if dim else nn.Identity()
+        if dim:
+            nn.init.orthogonal_(self.project.weight)
         self.reduce = nn.Conv2d(sum(s.channels for s in self.fine), width, 1)
         self.mix = nn.Sequential(_Residual(width), _Residual(width))
-        self.out = nn.Linear(2 * width, self.last.channels)
+        self.out = nn.Linear(2 * width, self.dim)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
     def forward(self, maps: dict[str, Tensor], boxes: Boxes) -> Tensor:
-        """``(M, C)`` vectors, not normalised.
+        """``(M, dim)`` vectors, not normalised.
 
         Args:
             maps: of ``N`` images, as the trunk gives them.
@@ -127,7 +140,7 @@ class EmbeddingHead(nn.Module):
         fine = torch.cat([_cut(maps, stage, boxes, FINE_CELLS) for stage in self.fine], dim=1)
         fine = self.mix(F.relu(self.reduce(fine)))
         pooled = torch.cat([fine.mean(dim=(2, 3)), fine.amax(dim=(2, 3))], dim=1)
-        return F.normalize(start, dim=1) + self.out(pooled)
+        return self.project(F.normalize(start, dim=1)) + self.out(pooled)
 
 
 class _Residual(nn.Sequential):
@@ -158,21 +171,26 @@ class Student(nn.Module):
     Args:
         detector: Faster or Mask R-CNN; is copied.
         stages: of its body that the embedding looks at, fine to coarse.
-        width: see :class:`EmbeddingHead`.
+        width, dim: see :class:`EmbeddingHead`.
         top: boxes of an image that get an embedding, those of the highest scores.
     Raises:
         DataError: a one-stage detector, which has no RoI head to go with.
     """
 
     def __init__(
-        self, detector: Detector, stages: Sequence[str] = STAGES, width: int = 192, top: int = 10
+        self,
+        detector: Detector,
+        stages: Sequence[str] = STAGES,
+        width: int = 192,
+        dim: int | None = None,
+        top: int = 10,
     ) -> None:
         super().__init__()
         if not hasattr(detector.network, "roi_heads"):
             raise DataError(f"{detector.kind} has no RoI head", "Use faster_rcnn or mask_rcnn.")
         self.detector, self.top, self.stages = copy.deepcopy(detector), top, list(stages)
         every = self.detector.trunk.stages
-        self.embedding = EmbeddingHead([every[name] for name in stages], width)
+        self.embedding = EmbeddingHead([every[name] for name in stages], width, dim)
 
     def __repr__(self) -> str:
         return f"Student({self.detector!r}, embedding from {', '.join(self.stages)})"
@@ -210,7 +228,7 @@ class StudentTrunk(DetectorTrunk):
         super().__init__(student.detector)
         self.name = f"student on {self.name}"
         self.embedding = copy.deepcopy(student.embedding).requires_grad_(False)
-        self.stages["student"] = Stage("student", self.embedding.last.channels, 0, per_box=True)
+        self.stages["student"] = Stage("student", self.embedding.dim, 0, per_box=True)
         self.eval()
 
     def box_features(self, maps: dict[str, Tensor], stage: str, boxes: Boxes) -> Tensor:
@@ -225,7 +243,9 @@ class StudentTrunk(DetectorTrunk):
 
 def save_student(student: Student, card: dict, name: str, root: Path | None = None) -> Path:
     """Write a student and its card, see :func:`detectors.weights.save_weights`."""
-    shape = {"stages": student.stages, "width": student.embedding.width}
+    branch = student.embedding
+    dim = None if isinstance(branch.project, nn.Identity) else branch.dim
+    shape = {"stages": student.stages, "width": branch.width, "dim": dim}
     card = card | weights.about(student.detector) | {"student": shape}
     return weights.save_state(student, card, name, root)
 
@@ -256,7 +276,6 @@ class Recipe:
         free: regions anywhere, without any annotation, of each image.
         losses: of :data:`LOSSES`, added up; ``hint`` also needs no regions.
         detection: keep the detection losses. frozen: only the embedding head learns.
-        whitened: the teacher's vectors are whitened first (fitted on training regions).
         jitter: how far a box's sides move, as a part of them.
     """
 
@@ -265,7 +284,6 @@ class Recipe:
     losses: tuple[str, ...] = ("cosine", "relational")
     detection: bool = True
     frozen: bool = False
-    whitened: bool = False
     jitter: float = 0.05
 
     def __post_init__(self) -> None:
@@ -399,7 +417,7 @@ class Pupil(nn.Module):
         if "labels" in recipe.losses:
             from pytorch_metric_learning.losses import ProxyNCALoss
 
-            self.labels = ProxyNCALoss(objects, student.embedding.last.channels, softmax_scale=10)
+            self.labels = ProxyNCALoss(objects, student.embedding.dim, softmax_scale=10)
         if recipe.frozen:
             student.detector.requires_grad_(False)
 
@@ -444,6 +462,7 @@ def train_student(
     recipe: Recipe = Recipe(),
     schedule: Schedule = SCHEDULE,
     width: int = 192,
+    projected: bool = False,
     progress: bool = True,
     watch: Callable[[int, dict[str, float]], None] | None = None,
 ) -> Student:
@@ -452,14 +471,22 @@ def train_student(
     Args:
         detector: what it begins as; is not changed. dataset: with boxes and their categories.
         folder: of the run, see :mod:`training`.
+        projected: into a space of the teacher's own, see :class:`EmbeddingHead`.
         watch: called with the step and its losses, see :func:`training.train`.
     Raises:
-        DataError: nothing to learn from, or a one-stage detector. TrainingError: see
-        :func:`training.train`.
+        DataError: nothing to learn from, a one-stage detector, or a teacher of another dimension
+            without ``projected``. TrainingError: see :func:`training.train`.
     """
     images, coded = usable(dataset), _with_objects(dataset)
     torch.manual_seed(schedule.seed)  # of the new layers
-    student = Student(detector, width=width).to(memory_format=torch.channels_last)
+    student = Student(detector, width=width, dim=teacher.dim if projected else None)
+    student = student.to(memory_format=torch.channels_last)
+    if student.embedding.dim != teacher.dim:
+        raise DataError(
+            f"{teacher} gives vectors of {teacher.dim} dimensions, the student of "
+            f"{student.embedding.dim}",
+            "Pass projected=True.",
+        )
     augment, device = augmentation(detector.size), settings.device()
 
     def batch(generator: torch.Generator, step: int) -> tuple[list[Tensor], list[Target]]:

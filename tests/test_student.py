@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,10 +16,13 @@ from hypothesis import strategies as st
 from tiny_scenes import CATEGORIES, lively, scenes, small
 
 from objemb_lib import student as room
+from objemb_lib import training
+from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.detectors.features import DetectorTrunk
 from objemb_lib.detectors.weights import save_weights
 from objemb_lib.errors import DataError, TrainingError
 from objemb_lib.pooling import rmac
+from objemb_lib.postprocess import PCAWhitening
 from objemb_lib.student import (
     Pupil,
     Recipe,
@@ -68,6 +72,17 @@ def test_the_teacher_sees_the_crop_alone() -> None:
     changed = images.clone()
     changed[0, :, 80:] = 0  # outside both of the first image's boxes
     assert torch.allclose(teacher(changed, boxes)[:2], expected[:2], atol=1e-4)
+
+
+def test_a_teacher_can_be_whitened() -> None:
+    trunk, images = lively(), noise(8)
+    plain = Teacher(trunk, size=64)
+    boxes = [BOXES[0]] * 8
+    learnt = PCAWhitening(4).fit(plain(images, boxes).numpy())
+    white = Teacher(trunk, size=64, whitening=learnt)
+    assert white.dim == 4 and "whitened to 4" in repr(white) and repr(white) != repr(plain)
+    found = white(images, boxes)
+    assert np.allclose(found.numpy(), learnt(plain(images, boxes).numpy()), atol=1e-5)
 
 
 def test_a_teacher_of_the_map_sees_what_lies_around() -> None:
@@ -235,9 +250,7 @@ def test_category_and_object_survive_in_one_number(said: list[tuple[int, int]]) 
     assert found["objects"].tolist() == objects[known].tolist()
 
 
-def scenes_of(categories: np.ndarray, objects: np.ndarray):
-    from objemb_lib.datasets.base import ImageDataset
-
+def scenes_of(categories: np.ndarray, objects: np.ndarray) -> ImageDataset:
     boxes = np.tile([0.0, 0.0, 9.0, 9.0], (len(categories), 1))
     return ImageDataset("made", "train", Path(), ["a.png"], [0], category_names=list("abcd"),
                         boxes=[boxes], box_labels=[objects], box_categories=[categories],
@@ -265,8 +278,8 @@ def lesson(recipe: Recipe) -> tuple[Pupil, dict]:
     pupil = Pupil(student(), Teacher(lively(), size=64), recipe, objects=9).train()
     images = list(noise(2))
     labels = torch.ones(2, dtype=torch.int64)
-    many = [{"boxes": BOXES[0], "labels": labels, "objects": torch.tensor([5, 2])},
-            {"boxes": BOXES[0][:1], "labels": labels[:1], "objects": torch.tensor([5])}]  # fmt: skip
+    objects = torch.tensor([5, 2])
+    many = [{"boxes": BOXES[0][:k], "labels": labels[:k], "objects": objects[:k]} for k in (2, 1)]
     return pupil, pupil.losses((images, many))
 
 
@@ -314,22 +327,32 @@ def test_labels_pull_one_object_together() -> None:
 # --- training -----------------------------------------------------------------------------
 
 SHORT = Schedule(steps=2, batch_size=2, warmup=1, rate=1e-3)
+GUIDED = Recipe()
 
 
-def taught(folder: Path, recipe: Recipe = Recipe(), schedule: Schedule = SHORT, **how) -> Student:
-    detector, teacher = small("faster_rcnn"), Teacher(lively(), size=64)
-    data = scenes(folder.parent / "photographs")
-    return train_student(detector, data, teacher, folder, recipe, schedule, 16, False, **how)
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> ImageDataset:
+    return scenes(tmp_path_factory.mktemp("photographs"))
+
+
+@pytest.fixture
+def taught(data: ImageDataset) -> Callable[..., Student]:
+    """``taught(folder, recipe, schedule)``: a small student after a short training."""
+
+    def teach(folder: Path, recipe: Recipe = GUIDED, schedule: Schedule = SHORT) -> Student:
+        detector, teacher = small("faster_rcnn"), Teacher(lively(), size=64)
+        return train_student(detector, data, teacher, folder, recipe, schedule, 16, progress=False)
+
+    return teach
 
 
 def state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {key: value.clone() for key, value in model.state_dict().items()}
 
 
-def test_a_short_training_teaches_branch_and_body(tmp_path: Path) -> None:
-    detector = small("faster_rcnn")
+def test_a_short_training_teaches_branch_and_body(data, taught, tmp_path: Path) -> None:
+    detector, seen = small("faster_rcnn"), []
     before = state(detector)
-    data, seen = scenes(tmp_path / "photographs"), []
     ours = train_student(
         detector, data, Teacher(lively(), size=64), tmp_path / "run", schedule=SHORT, width=16,
         progress=False, watch=lambda step, values: seen.append((step, set(values))),
@@ -345,7 +368,7 @@ def test_a_short_training_teaches_branch_and_body(tmp_path: Path) -> None:
 
 
 def test_a_killed_training_goes_on_as_if_nothing_had_happened(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    taught, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     longer = replace(SHORT, steps=4)
     whole = taught(tmp_path / "whole", schedule=longer)
@@ -357,8 +380,6 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(
             raise KeyboardInterrupt
         return real(self, examples)
 
-    from objemb_lib import training
-
     monkeypatch.setattr(Pupil, "losses", dies)
     checkpoint = lambda *a, **k: training.train(*a, **k, checkpoint_every=2)  # noqa: E731
     monkeypatch.setattr(room, "train", checkpoint)
@@ -368,20 +389,20 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(
     assert all(torch.equal(v, cut.state_dict()[k]) for k, v in whole.state_dict().items())
 
 
-def test_a_frozen_body_stays_as_it_was(tmp_path: Path) -> None:
+def test_a_frozen_body_stays_as_it_was(taught, tmp_path: Path) -> None:
     ours, before = taught(tmp_path / "run", Recipe(frozen=True)), small("faster_rcnn").state_dict()
     assert all(torch.equal(v, before[k]) for k, v in ours.detector.state_dict().items())
     assert ours.embedding.out.weight.abs().sum() > 0
 
 
-def test_another_recipe_does_not_go_on_in_the_same_folder(tmp_path: Path) -> None:
+def test_another_recipe_does_not_go_on_in_the_same_folder(taught, tmp_path: Path) -> None:
     taught(tmp_path / "run")
     with pytest.raises(TrainingError, match="another schedule or other data"):
         taught(tmp_path / "run", Recipe(free=1))
 
 
 def test_a_lesson_that_is_no_number_stops_the_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    taught, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nothing = lambda self, images, boxes: torch.full((sum(map(len, boxes)), self.dim), np.nan)  # noqa: E731
     monkeypatch.setattr(Teacher, "forward", nothing)
@@ -390,11 +411,13 @@ def test_a_lesson_that_is_no_number_stops_the_training(
     assert read_log(tmp_path / "run") == []
 
 
-def test_a_teacher_of_other_dimensions_is_refused(tmp_path: Path) -> None:
+def test_a_teacher_of_other_dimensions_is_refused(data, tmp_path: Path) -> None:
     teacher = Teacher(lively(), stage="stage3", size=64)
-    with pytest.raises(DataError, match="vectors of"):
-        train_student(small("faster_rcnn"), scenes(tmp_path / "p"), teacher, tmp_path / "run",
-                      schedule=SHORT, progress=False)  # fmt: skip
+    how = {"schedule": SHORT, "width": 16, "progress": False}
+    with pytest.raises(DataError, match=r"(?s)vectors of .* projected=True"):
+        train_student(small("faster_rcnn"), data, teacher, tmp_path / "run", **how)
+    ours = train_student(small("faster_rcnn"), data, teacher, tmp_path, projected=True, **how)
+    assert ours.embedding.dim == teacher.dim
 
 
 # --- files --------------------------------------------------------------------------------
