@@ -1,7 +1,8 @@
-"""Train the course's detectors and ship them: what `make train` runs.
+"""Train the course's detectors and the student, and ship them: what `make train` runs.
 
-    python -m objemb_lib.train                    all of them, about an hour on two cores
+    python -m objemb_lib.train                    all of them, over an hour on two cores
     python -m objemb_lib.train faster_rcnn        one
+    python -m objemb_lib.train student            the student, which begins as the Faster R-CNN
     python -m objemb_lib.train fcos --steps 20    a try; goes to runs/, not to weights/
 
 Each run writes a log and checkpoints to runs/train/<name>/; started again after a kill it goes
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from objemb_lib import settings
+from objemb_lib import settings, student
 from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.datasets.mini_battles import mini_battles
 from objemb_lib.detectors.build import KINDS, Detector, build_detector
@@ -32,13 +33,16 @@ from objemb_lib.detectors.targets import GRANULARITIES, augmentation, example, r
 from objemb_lib.detectors.weights import load_detector, load_state, read_card, save_weights
 from objemb_lib.errors import ObjembError
 from objemb_lib.evaluate import evaluate
-from objemb_lib.extract import extract_regions
+from objemb_lib.extract import extract, extract_regions
 from objemb_lib.postprocess import l2
 from objemb_lib.regions import CROP, ROI, WHOLE
 from objemb_lib.training import Schedule, read_log, snapshot_path, train
 from objemb_lib.trunks import Trunk, load_trunk
 
 SCHEDULE = Schedule(steps=1000, snapshots=(0, 50, 150, 400))
+STUDENT = "student"
+NAMES = (*KINDS, STUDENT)  # in the order of their training: the student begins as a detector
+METRICS = "metrics on mini-battles/battle"
 CURVE = (("head", "spoc"), ("stage5", "spoc"), ("head", "mac"))  # watched while training
 
 
@@ -127,34 +131,77 @@ def ship(
     data, battle, trunk = mini_battles("train"), mini_battles("battle"), load_trunk()
     tries = f" --steps {schedule.steps}" if schedule != SCHEDULE else ""
     tries += f" --labels {labels}" if labels != "category" else ""
-    name = kind + tries.replace(" --", "-").replace(" ", "-")
-    folder = settings.PROJECT / "runs" / "train" / name
+    name, folder = named(kind, tries)
     detector = train_detector(kind, relabel(data, labels), trunk, folder, schedule)
     card = {
-        "command": f"python -m objemb_lib.train {kind}{tries}",
-        "schedule": asdict(schedule),
-        "augmentation": "mirror, colours, zoom in (scale 0.4 to 1) or out (to 1.6)",
-        "data": {"train": data.fingerprint, "battle": battle.fingerprint},
-        "environment": {name: version(name) for name in ("torch", "torchvision", "timm")}
-        | {"machine": platform.machine(), "device": str(settings.device())},
-        "minutes": round(read_log(folder)[-1]["seconds"] / 60, 1),
-        "log": read_log(folder),
+        **history(f"{kind}{tries}", schedule, folder),
         "curve": curve(detector, folder, schedule, battle),
     }
     save_weights(detector, card, name, root)
     shipped, unseen = load_detector(name, root), relabel(battle, labels)
-    card["metrics on mini-battles/battle"] = score_detector(shipped, unseen)
+    card[METRICS] = score_detector(shipped, unseen)
     save_weights(detector, card, name, root)
     return read_card(name, root)
+
+
+def ship_student(schedule: Schedule = student.SCHEDULE, root: Path | None = None) -> dict:
+    """Train the course's student, score it, write weights and card; returns the card.
+
+    It begins as the shipped Faster R-CNN. Arguments as for :func:`ship`.
+    """
+    data, battle, recipe = mini_battles("train"), mini_battles("battle"), student.Recipe()
+    tries = f" --steps {schedule.steps}" if schedule != student.SCHEDULE else ""
+    name, folder = named(STUDENT, tries)
+    teacher = student.Teacher(load_trunk())
+    learnt = student.train_student(
+        load_detector("faster_rcnn"), data, teacher, folder, recipe, schedule
+    )
+    card = history(f"{STUDENT}{tries}", schedule, folder)
+    card |= {"teacher": repr(teacher), "recipe": asdict(recipe)}
+    student.save_student(learnt, card, name, root)
+    shipped = student.load_student(name, root)
+    card[METRICS] = score_detector(shipped.detector, battle) | score_student(shipped, battle)
+    student.save_student(learnt, card, name, root)
+    return read_card(name, root)
+
+
+def score_student(learnt: student.Student, dataset: ImageDataset) -> dict:
+    """Retrieval by a student's vectors of true main boxes: mAP and R@1."""
+    trunk, pair = student.StudentTrunk(learnt), ("student", "spoc")
+    vectors = extract(dataset, trunk, [pair], ROI, learnt.detector.size, cache=False)[pair]
+    found = evaluate(l2(vectors), dataset, metrics=["mAP", "R@1"])
+    return {f"true boxes, {m}": round(found.mean(m), 4) for m in ("mAP", "R@1")}
+
+
+def named(kind: str, tries: str) -> tuple[str, Path]:
+    """Name of what is trained with some options, and the folder of its run."""
+    name = kind + tries.replace(" --", "-").replace(" ", "-")
+    return name, settings.PROJECT / "runs" / "train" / name
+
+
+def history(command: str, schedule: Schedule, folder: Path) -> dict:
+    """What a card says of how the weights came to be."""
+    log = read_log(folder)
+    data = {split: mini_battles(split).fingerprint for split in ("train", "battle")}
+    return {
+        "command": f"python -m objemb_lib.train {command}",
+        "schedule": asdict(schedule),
+        "augmentation": "mirror, colours, zoom in (scale 0.4 to 1) or out (to 1.6)",
+        "data": data,
+        "environment": {name: version(name) for name in ("torch", "torchvision", "timm")}
+        | {"machine": platform.machine(), "device": str(settings.device())},
+        "minutes": round(log[-1]["seconds"] / 60, 1),
+        "log": log,
+    }
 
 
 def summary(name: str, card: dict) -> str:
     """What a card says, in a few lines: the detector, and what training did to retrieval."""
     lines = [f"{name}: {card['minutes']} minutes"]
-    for metric, value in card["metrics on mini-battles/battle"].items():
+    for metric, value in card[METRICS].items():
         lines.append(f"  {metric:32} {value:.3f}")
     stage, pooling = CURVE[0]
-    rows = [r for r in card["curve"] if (r["stage"], r["pooling"]) == (stage, pooling)]
+    rows = [r for r in card.get("curve", ()) if (r["stage"], r["pooling"]) == (stage, pooling)]
     for region in dict.fromkeys(r["region"] for r in rows):
         values = [r for r in rows if r["region"] == region]
         along = ", ".join(f"{r['mAP']:.3f} at step {r['step']}" for r in (values[0], values[-1]))
@@ -167,7 +214,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: {', '.join(KINDS)}")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: {', '.join(NAMES)}")
     parser.add_argument("--steps", type=int, help="a shorter try, kept out of weights/")
     parser.add_argument(
         "--labels",
@@ -177,18 +224,21 @@ def main(arguments: list[str] | None = None) -> int:
         "object itself; others than the default are kept out of weights/",
     )
     asked = parser.parse_args(arguments)
-    if unknown := set(asked.names) - set(KINDS):
-        parser.error(f"no detector called {', '.join(sorted(unknown))}; use {', '.join(KINDS)}")
-    schedule, root = SCHEDULE, None
+    if unknown := set(asked.names) - set(NAMES):
+        parser.error(f"no detector called {', '.join(sorted(unknown))}; use {', '.join(NAMES)}")
     if asked.steps is not None and asked.steps < 1:
         parser.error("--steps must be at least 1")
-    if asked.steps:
-        schedule = replace(SCHEDULE, steps=asked.steps, snapshots=(0,))
+    root = None
     if asked.steps or asked.labels != "category":
         root = settings.PROJECT / "runs" / "weights"
+    shorter = {"steps": asked.steps, "snapshots": (0,)} if asked.steps else {}
     try:
-        for name in asked.names or KINDS:
-            print(summary(name, ship(name, schedule, asked.labels, root)))
+        for name in asked.names or (NAMES if asked.labels == "category" else KINDS):
+            if name == STUDENT:
+                card = ship_student(replace(student.SCHEDULE, **shorter), root)
+            else:
+                card = ship(name, replace(SCHEDULE, **shorter), asked.labels, root)
+            print(summary(name, card))
     except ObjembError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
