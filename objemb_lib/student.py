@@ -12,6 +12,7 @@ Source: Chen, Davis, Lim, An Analysis of Object Embeddings for Image Retrieval, 
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,13 +33,12 @@ from objemb_lib.detectors.targets import augmentation, example, usable
 from objemb_lib.errors import DataError
 from objemb_lib.pooling import POOLINGS
 from objemb_lib.postprocess import PCAWhitening
+from objemb_lib.regions import CELLS
 from objemb_lib.training import Schedule, train
 from objemb_lib.trunks import Stage, Trunk, per_image
 
 Boxes = Sequence[Tensor]
 
-FINE_CELLS, LAST_CELLS = 7, 4  # sides of what RoIAlign cuts out of finer stages, and of the last
-STAGES = ("stage3", "stage4", "stage5", "head")
 SCHEDULE = Schedule(steps=800, rate=1e-3, warmup=20)
 
 
@@ -86,7 +86,7 @@ class Teacher(nn.Module):
         if not sum(map(len, boxes)):
             return images.new_zeros(0, self.dim)
         if self.from_map:
-            parts = [_cut(self.maps(images), self.trunk.stages[self.stage], boxes, FINE_CELLS)]
+            parts = [_cut(self.maps(images), self.trunk.stages[self.stage], boxes, CELLS)]
         else:
             crops = roi_align(images, list(boxes), self.size, aligned=True)
             parts = [self.maps(some) for some in crops.split(batch_size)]
@@ -103,59 +103,63 @@ class Teacher(nn.Module):
 
 
 class EmbeddingHead(nn.Module):
-    """A region's vector from the maps of several stages.
+    """A region's vector: the body's last layers, run once more on each region alone.
 
-    The last map, cut out and averaged, is a good start: hard attention. A small network over finer
-    stages adds what the pass over the whole image lost of the region; it begins at zero. It is kept
-    small, because it runs once a box.
+    What is lost when a map of stride 32 is cut is place: an object of 90 pixels is three cells
+    wide there. Cut from a finer stage instead, and brought to a fixed size, it goes through the
+    layers that follow like a small image. The layers are the body's own, so that the branch has
+    no weights but those of ``project``.
 
     Args:
-        stages: of the body, fine to coarse; the last is the one that is averaged as it is.
-        width: channels of the small network.
-        dim: of the vectors; None: as many as the last map has channels. With a number, even the
-            same one, the start is projected first: the teacher's space is another than the map's.
+        body: the detector's trunk; is looked at, not kept.
+        stage: whose map is cut. cells: side of what RoIAlign cuts out of it.
+        leave_out: of the layers that follow, those (by number) that keep the map's shape and are
+            left out: the branch runs once a box, and must be cheap.
+        dim: of the vectors; None: as many as ``head`` has channels. With a number, even the same
+            one, they are projected: the teacher's space is another than the body's.
+    Source: the head on a cut map is that of Ren et al., Faster R-CNN, 2015, on ResNets ("C4" in
+    He et al., Mask R-CNN, 2017, section 3).
     """
 
-    def __init__(self, stages: Sequence[Stage], width: int = 192, dim: int | None = None) -> None:
+    def __init__(
+        self,
+        body: Trunk,
+        stage: str = "stage4",
+        cells: int = 6,
+        leave_out: Sequence[int] = (1, 2),
+        dim: int | None = None,
+    ) -> None:
         super().__init__()
-        *self.fine, self.last = stages
-        self.width, self.dim = width, dim or self.last.channels
-        self.project = nn.Linear(self.last.channels, dim, bias=False) if dim else nn.Identity()
-        if dim:
+        body.after(stage)  # raises where it cannot be done
+        self.stage, self.cells, self.leave_out = body.stages[stage], cells, tuple(leave_out)
+        width = body.stages["head"].channels
+        self.dim = dim or width
+        self.project = nn.Linear(width, dim) if dim else nn.Identity()
+        if dim == width:
+            nn.init.eye_(self.project.weight)
+        elif dim:
             nn.init.orthogonal_(self.project.weight)
-        self.reduce = nn.Conv2d(sum(s.channels for s in self.fine), width, 1)
-        self.mix = nn.Sequential(_Residual(width), _Residual(width))
-        self.out = nn.Linear(2 * width, self.dim)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
 
-    def forward(self, maps: dict[str, Tensor], boxes: Boxes) -> Tensor:
+    def extra_repr(self) -> str:
+        """What a cache must know, too."""
+        return f"{self.stage.name}, {self.cells} cells, without {list(self.leave_out)}"
+
+    def forward(self, body: Trunk, maps: dict[str, Tensor], boxes: Boxes) -> Tensor:
         """``(M, dim)`` vectors, not normalised.
 
         Args:
-            maps: of ``N`` images, as the trunk gives them.
-            boxes: ``N`` tensors ``(K_i, 4)``, x0, y0, x1, y1 in pixels of the trunk's input.
+            body: whose layers are run. maps: of ``N`` images, as it gives them.
+            boxes: ``N`` tensors ``(K_i, 4)``, x0, y0, x1, y1 in pixels of the body's input.
         """
-        start = _cut(maps, self.last, boxes, LAST_CELLS).mean(dim=(2, 3))
-        fine = torch.cat([_cut(maps, stage, boxes, FINE_CELLS) for stage in self.fine], dim=1)
-        fine = self.mix(F.relu(self.reduce(fine)))
-        pooled = torch.cat([fine.mean(dim=(2, 3)), fine.amax(dim=(2, 3))], dim=1)
-        return self.project(F.normalize(start, dim=1)) + self.out(pooled)
-
-
-class _Residual(nn.Sequential):
-    """A depthwise-separable convolution with a shortcut."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__(
-            nn.Conv2d(width, width, 3, padding=1, groups=width),
-            nn.GroupNorm(8, width),
-            nn.Conv2d(width, width, 1),
-            nn.ReLU(),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + super().forward(x)
+        x = _cut(maps, self.stage, boxes, self.cells)
+        if len(x):
+            x = x.contiguous(memory_format=torch.channels_last)
+            for number, layer in enumerate(body.after(self.stage.name, check=False)):
+                if number not in self.leave_out:
+                    x = layer(x)
+        else:  # not every layer takes an empty batch
+            x = x.new_zeros(0, body.stages["head"].channels, 1, 1)
+        return self.project(F.normalize(x.mean(dim=(2, 3)), dim=1))
 
 
 def _cut(maps: dict[str, Tensor], stage: Stage, boxes: Boxes, cells: int) -> Tensor:
@@ -170,30 +174,25 @@ class Student(nn.Module):
 
     Args:
         detector: Faster or Mask R-CNN; is copied.
-        stages: of its body that the embedding looks at, fine to coarse.
-        width, dim: see :class:`EmbeddingHead`.
         top: boxes of an image that get an embedding, those of the highest scores.
+        branch: options of :class:`EmbeddingHead`.
     Raises:
         DataError: a one-stage detector, which has no RoI head to go with.
     """
 
-    def __init__(
-        self,
-        detector: Detector,
-        stages: Sequence[str] = STAGES,
-        width: int = 192,
-        dim: int | None = None,
-        top: int = 10,
-    ) -> None:
+    def __init__(self, detector: Detector, top: int = 10, **branch: object) -> None:
         super().__init__()
         if not hasattr(detector.network, "roi_heads"):
             raise DataError(f"{detector.kind} has no RoI head", "Use faster_rcnn or mask_rcnn.")
-        self.detector, self.top, self.stages = copy.deepcopy(detector), top, list(stages)
-        every = self.detector.trunk.stages
-        self.embedding = EmbeddingHead([every[name] for name in stages], width, dim)
+        self.detector, self.top = copy.deepcopy(detector), top
+        self.embedding = EmbeddingHead(self.detector.trunk, **branch)
 
     def __repr__(self) -> str:
-        return f"Student({self.detector!r}, embedding from {', '.join(self.stages)})"
+        return f"Student({self.detector!r}, embedding from {self.embedding.stage.name})"
+
+    def embed(self, maps: dict[str, Tensor], boxes: Boxes) -> Tensor:
+        """``(M, dim)`` vectors of boxes, not normalised; see :meth:`EmbeddingHead.forward`."""
+        return self.embedding(self.detector.trunk, maps, boxes)
 
     def forward(self, images: list[Tensor]) -> list[Target]:
         """Detections, best first, as :class:`Detector` gives them, with ``embeddings``.
@@ -211,7 +210,7 @@ class Student(nn.Module):
         proposals, _ = network.rpn(batch, levels)
         found, _ = network.roi_heads(levels, proposals, batch.image_sizes)
         boxes = [one["boxes"][: self.top] for one in found]
-        vectors = F.normalize(self.embedding(maps, boxes), dim=1).split([len(b) for b in boxes])
+        vectors = F.normalize(self.embed(maps, boxes), dim=1).split([len(b) for b in boxes])
         sizes = [tuple(image.shape[-2:]) for image in images]
         found = network.transform.postprocess(found, batch.image_sizes, sizes)
         return [one | {"embeddings": some} for one, some in zip(found, vectors)]
@@ -235,7 +234,11 @@ class StudentTrunk(DetectorTrunk):
         """Also of ``student``, see :meth:`Trunk.box_features`."""
         if stage != "student":
             return super().box_features(maps, stage, boxes)
-        return self.embedding(maps, boxes)[:, :, None, None]
+        return self.embedding(self, maps, boxes)[:, :, None, None]
+
+    def fingerprint(self) -> str:
+        """As of any detector's trunk, and of how the branch cuts the map."""
+        return hashlib.sha256((super().fingerprint() + repr(self.embedding)).encode()).hexdigest()
 
 
 # --- shipped files ------------------------------------------------------------------------
@@ -244,8 +247,8 @@ class StudentTrunk(DetectorTrunk):
 def save_student(student: Student, card: dict, name: str, root: Path | None = None) -> Path:
     """Write a student and its card, see :func:`detectors.weights.save_weights`."""
     branch = student.embedding
-    dim = None if isinstance(branch.project, nn.Identity) else branch.dim
-    shape = {"stages": student.stages, "width": branch.width, "dim": dim}
+    shape = {"stage": branch.stage.name, "cells": branch.cells, "leave_out": branch.leave_out}
+    shape["dim"] = None if isinstance(branch.project, nn.Identity) else branch.dim
     card = card | weights.about(student.detector) | {"student": shape}
     return weights.save_state(student, card, name, root)
 
@@ -435,8 +438,8 @@ class Pupil(nn.Module):
             found = {}
         stacked, (teacher,) = torch.stack(images), self.teacher
         if "hint" in recipe.losses:
-            stage = self.student.embedding.last.name
-            found["hint"] = 5 * hint(maps[stage].float(), teacher.maps(stacked)[stage].float())
+            whole = teacher.maps(stacked)["head"].float()
+            found["hint"] = 5 * hint(maps["head"].float(), whole)
         regions = choose_regions(inside, proposals, recipe, stacked.shape[-1])
         return found | self._lesson(maps, stacked, regions)
 
@@ -444,7 +447,7 @@ class Pupil(nn.Module):
         wanted = [name for name in self.recipe.losses if name in LOSSES]
         if not len(regions.objects) or not (wanted or self.labels):
             return {}
-        vectors, found = self.student.embedding(maps, regions.looked), {}
+        vectors, found = self.student.embed(maps, regions.looked), {}
         if wanted:
             targets = self.teacher[0](images, regions.aimed)
             found = {n: LOSSES[n][1] * LOSSES[n][0](vectors, targets) for n in wanted}
@@ -461,7 +464,6 @@ def train_student(
     folder: Path,
     recipe: Recipe = Recipe(),
     schedule: Schedule = SCHEDULE,
-    width: int = 192,
     projected: bool = False,
     progress: bool = True,
     watch: Callable[[int, dict[str, float]], None] | None = None,
@@ -479,7 +481,7 @@ def train_student(
     """
     images, coded = usable(dataset), _with_objects(dataset)
     torch.manual_seed(schedule.seed)  # of the new layers
-    student = Student(detector, width=width, dim=teacher.dim if projected else None)
+    student = Student(detector, dim=teacher.dim if projected else None)
     student = student.to(memory_format=torch.channels_last)
     if student.embedding.dim != teacher.dim:
         raise DataError(

@@ -119,6 +119,27 @@ class Trunk(nn.Module):
         """
         raise KeyError(f"{self.name} has no stage {stage!r} per box")
 
+    def after(self, stage: str, check: bool = True) -> list[nn.Module]:
+        """The layers that make ``head`` of a stage's map, in order: to run them on a part of it.
+
+        Args:
+            stage: one of the network's own, such as ``stage4``.
+            check: run them once, to see that they do make ``head``.
+        Raises:
+            KeyError: no such stage. DataError: a network whose layers do not follow each other.
+        """
+        names = [name for name, s in self.stages.items() if name != "head" and not s.per_box]
+        layers = _layers_after(self.network, names.index(stage)) if stage in names else []
+        if not layers:
+            raise KeyError(f"{self.name} has no layers after a stage called {stage!r}")
+        if not check:
+            return layers
+        with torch.no_grad():
+            maps = Trunk.forward(self, _made_up(self))
+        if not _same([_run(layers, maps[stage])], [maps["head"]]):
+            raise DataError(f"{self.name} does more than run its layers in turn", CONVOLUTIONAL)
+        return layers
+
     def vector(self, images: Tensor) -> Tensor:
         """``(N, C)`` penultimate vectors: the ``head`` map averaged over space."""
         return self(images)["head"].mean(dim=(2, 3))
@@ -148,8 +169,11 @@ class Trunk(nn.Module):
 @torch.inference_mode()
 def _probe(trunk: Trunk) -> list[Tensor]:
     """The maps of one made-up image."""
-    image = torch.linspace(-2, 2, 3 * 64 * 64, device=trunk.mean.device).view(1, 3, 64, 64)
-    return list(trunk(image).values())
+    return list(trunk(_made_up(trunk)).values())
+
+
+def _made_up(trunk: Trunk) -> Tensor:
+    return torch.linspace(-2, 2, 3 * 64 * 64, device=trunk.mean.device).view(1, 3, 64, 64)
 
 
 def _same(a: list[Tensor], b: list[Tensor]) -> bool:
@@ -197,6 +221,36 @@ def imagenet_classifier(name: str = "efficientnet_lite0") -> tuple[Tensor, Tenso
     network = timm.create_model(f"tf_{name}")
     weight, bias = list(_pip_weights(name, network).values())[-2:]
     return weight, bias
+
+
+@torch.no_grad()
+def _run(layers: list[nn.Module], x: Tensor) -> Tensor:
+    for layer in layers:
+        x = layer(x)
+    return x
+
+
+def _layers_after(network: nn.Module, stage: int) -> list[nn.Module]:
+    """A network's layers after its stage of a number, up to the global pooling, blocks one by one.
+
+    Empty where its stages are not among its own layers.
+    """
+    if isinstance(network, _TorchvisionStages):
+        return _blocks(list(network.parts)[network.ends[stage] + 1 :])
+    end, layers = network.feature_info[stage]["module"], []
+    for name, child in network.named_children():
+        if name in ("global_pool", "fc", "classifier", "head"):
+            break
+        inside = end.startswith(f"{name}.")
+        layers += [(f"{name}.{n}", c) for n, c in child.named_children()] if inside else []
+        layers += [] if inside else [(name, child)]
+    names = [name for name, _ in layers]
+    return _blocks([c for _, c in layers[names.index(end) + 1 :]]) if end in names else []
+
+
+def _blocks(layers: list[nn.Module]) -> list[nn.Module]:
+    """Sequences opened, one level deep."""
+    return [b for x in layers for b in (x if isinstance(x, nn.Sequential) else [x])]
 
 
 def load_trunk(

@@ -48,7 +48,7 @@ def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def student(kind: str = "faster_rcnn", seed: int = 0, **how: object) -> Student:
     torch.manual_seed(seed)
-    return Student(small(kind), width=16, **how).eval()
+    return Student(small(kind), **{"leave_out": ()} | how).eval()
 
 
 def noise(count: int = 3, side: int = 64) -> torch.Tensor:
@@ -101,27 +101,40 @@ def test_a_teacher_without_regions_says_nothing(from_map: bool) -> None:
     assert teacher(noise(1), [torch.zeros(0, 4)]).shape == (0, teacher.dim)
 
 
-def test_before_training_the_branch_is_hard_attention() -> None:
-    ours, images = student(), noise()
+def test_the_branch_runs_the_bodys_last_layers_on_the_region() -> None:
+    """A box around the whole image, cut into as many cells as the map has: nothing changes."""
+    ours, images = student(cells=4), noise()
     body = ours.detector.trunk
     with torch.no_grad():
         maps = body(body.normalise(images))
-        found = ours.embedding(maps, BOXES)
-    assert found.shape == (3, ours.embedding.last.channels)
-    whole = F.normalize(maps["head"][2].mean(dim=(1, 2)), dim=0)  # 2 x 2 cells, all of them
+        found = ours.embed(maps, BOXES)
+        finer = student(cells=8).embed(maps, BOXES)
+    assert found.shape == (3, ours.embedding.dim)
+    whole = F.normalize(maps["head"][2].mean(dim=(1, 2)), dim=0)
     assert torch.allclose(found[2], whole, atol=1e-5)
     assert not torch.allclose(found[0], found[1], atol=1e-3)
+    assert not torch.allclose(finer[2], whole, atol=1e-3)
+
+
+def test_layers_can_be_left_out() -> None:
+    ours, images = student(leave_out=(1,)), noise()
+    body = ours.detector.trunk
+    (first, left_out) = body.after("stage4")
+    with torch.no_grad():
+        maps = body(body.normalise(images))
+        found = ours.embed(maps, BOXES[2:])
+        pooled = first(room._cut(maps, body.stages["stage4"], BOXES[2:], 6)).mean(dim=(2, 3))
+    assert torch.allclose(found, F.normalize(pooled, dim=1), atol=1e-5)
 
 
 def test_order_and_company_of_boxes_do_not_matter() -> None:
     ours, images = student(), noise()
-    torch.nn.init.normal_(ours.embedding.out.weight)
     body = ours.detector.trunk
     with torch.no_grad():
         maps = body(body.normalise(images))
-        every = ours.embedding(maps, BOXES)
-        turned = ours.embedding(maps, [BOXES[0].flip(0), BOXES[1], BOXES[2]])
-        alone = ours.embedding({k: m[2:] for k, m in maps.items()}, BOXES[2:])
+        every = ours.embed(maps, BOXES)
+        turned = ours.embed(maps, [BOXES[0].flip(0), BOXES[1], BOXES[2]])
+        alone = ours.embed({k: m[2:] for k, m in maps.items()}, BOXES[2:])
     assert torch.allclose(turned, every[[1, 0, 2]], atol=1e-5)
     assert torch.allclose(alone, every[2:], atol=1e-5)
 
@@ -129,7 +142,6 @@ def test_order_and_company_of_boxes_do_not_matter() -> None:
 @pytest.mark.parametrize("kind", ["faster_rcnn", "mask_rcnn"])
 def test_it_detects_as_its_detector_and_embeds_what_it_detects(kind: str) -> None:
     ours = student(kind, top=4)
-    torch.nn.init.normal_(ours.embedding.out.weight)
     detector = ours.detector
     detector.network.roi_heads.score_thresh = 0.0  # random weights are sure of nothing
     images = list(noise())
@@ -152,7 +164,7 @@ def test_an_image_without_detections_has_no_embeddings() -> None:
     ours.detector.network.roi_heads.score_thresh = 1.1
     (one,) = ours(list(noise(1)))
     assert one["boxes"].shape == (0, 4)
-    assert one["embeddings"].shape == (0, ours.embedding.last.channels)
+    assert one["embeddings"].shape == (0, ours.embedding.dim)
 
 
 def test_larger_images_are_embedded_as_their_small_copies() -> None:
@@ -178,9 +190,12 @@ def test_as_a_trunk_it_keeps_the_detectors_stages() -> None:
     assert trunk.stages["student"].per_box
     before = trunk.fingerprint()
     assert before != plain.fingerprint()
-    ours.embedding.out.bias.data += 1
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.add_(0.01)
     assert trunk.fingerprint() == before, "a copy"
     assert StudentTrunk(ours).fingerprint() != before
+    assert StudentTrunk(student(cells=5)).fingerprint() != before, "other numbers, same weights"
     maps = trunk(trunk.normalise(noise(1)))
     for stage in ("roi", "box_head"):
         ours_, theirs = (t.box_features(maps, stage, BOXES[:1]) for t in (trunk, plain))
@@ -275,7 +290,7 @@ def test_an_unknown_loss_is_refused() -> None:
 
 def lesson(recipe: Recipe) -> tuple[Pupil, dict]:
     torch.manual_seed(0)
-    pupil = Pupil(student(), Teacher(lively(), size=64), recipe, objects=9).train()
+    pupil = Pupil(student(dim=176), Teacher(lively(), size=64), recipe, objects=9).train()
     images = list(noise(2))
     labels = torch.ones(2, dtype=torch.int64)
     objects = torch.tensor([5, 2])
@@ -306,7 +321,7 @@ def test_a_frozen_detector_gets_no_gradients_and_the_branch_does() -> None:
     pupil, found = lesson(Recipe(frozen=True))
     sum(found.values()).backward()
     assert all(p.grad is None for p in pupil.student.detector.parameters())
-    assert pupil.student.embedding.out.weight.grad.abs().sum() > 0
+    assert pupil.student.embedding.project.weight.grad.abs().sum() > 0
 
 
 def test_the_teacher_is_neither_trained_nor_saved() -> None:
@@ -339,9 +354,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> ImageDataset:
 def taught(data: ImageDataset) -> Callable[..., Student]:
     """``taught(folder, recipe, schedule)``: a small student after a short training."""
 
-    def teach(folder: Path, recipe: Recipe = GUIDED, schedule: Schedule = SHORT) -> Student:
+    def teach(folder: Path, recipe=GUIDED, schedule=SHORT, **how: object) -> Student:
         detector, teacher = small("faster_rcnn"), Teacher(lively(), size=64)
-        return train_student(detector, data, teacher, folder, recipe, schedule, 16, progress=False)
+        return train_student(
+            detector, data, teacher, folder, recipe, schedule, progress=False, **how
+        )
 
     return teach
 
@@ -354,10 +371,10 @@ def test_a_short_training_teaches_branch_and_body(data, taught, tmp_path: Path) 
     detector, seen = small("faster_rcnn"), []
     before = state(detector)
     ours = train_student(
-        detector, data, Teacher(lively(), size=64), tmp_path / "run", schedule=SHORT, width=16,
+        detector, data, Teacher(lively(), size=64), tmp_path / "run", schedule=SHORT,
         progress=False, watch=lambda step, values: seen.append((step, set(values))),
     )  # fmt: skip
-    assert not ours.training and ours.embedding.out.weight.abs().sum() > 0
+    assert not ours.training
     assert all(torch.equal(v, before[k]) for k, v in detector.state_dict().items())
     changed = [k for k, v in ours.detector.state_dict().items() if not torch.equal(v, before[k])]
     assert changed and not [k for k in changed if "running" in k], "batch norm stays frozen"
@@ -390,9 +407,10 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(
 
 
 def test_a_frozen_body_stays_as_it_was(taught, tmp_path: Path) -> None:
-    ours, before = taught(tmp_path / "run", Recipe(frozen=True)), small("faster_rcnn").state_dict()
+    ours = taught(tmp_path / "run", Recipe(frozen=True), projected=True)
+    before = small("faster_rcnn").state_dict()
     assert all(torch.equal(v, before[k]) for k, v in ours.detector.state_dict().items())
-    assert ours.embedding.out.weight.abs().sum() > 0
+    assert not torch.equal(ours.embedding.project.weight, torch.eye(ours.embedding.dim))
 
 
 def test_another_recipe_does_not_go_on_in_the_same_folder(taught, tmp_path: Path) -> None:
@@ -413,7 +431,7 @@ def test_a_lesson_that_is_no_number_stops_the_training(
 
 def test_a_teacher_of_other_dimensions_is_refused(data, tmp_path: Path) -> None:
     teacher = Teacher(lively(), stage="stage3", size=64)
-    how = {"schedule": SHORT, "width": 16, "progress": False}
+    how = {"schedule": SHORT, "progress": False}
     with pytest.raises(DataError, match=r"(?s)vectors of .* projected=True"):
         train_student(small("faster_rcnn"), data, teacher, tmp_path / "run", **how)
     ours = train_student(small("faster_rcnn"), data, teacher, tmp_path, projected=True, **how)
@@ -425,20 +443,18 @@ def test_a_teacher_of_other_dimensions_is_refused(data, tmp_path: Path) -> None:
 
 def test_a_student_is_saved_with_all_that_loads_it_again(tmp_path: Path) -> None:
     detector = small("faster_rcnn", channels=96, hidden=256)
-    ours = Student(detector, ("stage3", "stage5", "head"), width=24)
-    torch.nn.init.normal_(ours.embedding.out.weight)
+    ours = Student(detector, cells=5, leave_out=(), dim=24)
     save_student(ours, {"minutes": 3}, "pupil", tmp_path)
     card = json.loads((tmp_path / "pupil.json").read_text())
     assert card["minutes"] == 3 and card["categories"] == list(CATEGORIES)
     loaded = load_student("pupil", tmp_path)
-    assert not loaded.training and loaded.stages == ["stage3", "stage5", "head"]
+    assert not loaded.training and loaded.embedding.cells == 5 and loaded.embedding.dim == 24
     for key, value in ours.state_dict().items():
         assert torch.allclose(loaded.state_dict()[key].float(), value.float(), rtol=2e-3, atol=1e-5)
     save_weights(detector, {}, "plain", tmp_path)
     with pytest.raises(DataError, match="plain is a detector without embeddings"):
         load_student("plain", tmp_path)
-    (tmp_path / "pupil.json").write_text(
-        json.dumps({**card, "student": {"stages": ["stage3", "head"], "width": 24}})
-    )
+    card["student"]["dim"] = 25
+    (tmp_path / "pupil.json").write_text(json.dumps(card))
     with pytest.raises(DataError, match="another network"):
         load_student("pupil", tmp_path)

@@ -350,3 +350,30 @@ def test_fingerprint_is_of_the_content() -> None:
     renamed.name = "mine"
     every = [t.fingerprint() for t in (one, *others, changed, brighter, renamed)]
     assert len(set(every)) == len(every)
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18", "torchvision/mobilenet_v2"])
+def test_the_layers_after_a_stage_make_the_head_of_its_map(name: str) -> None:
+    trunk = load_trunk(name, pretrained=False)
+    images = torch.rand(2, 3, 96, 96)
+    with torch.no_grad():
+        maps = trunk(images)
+        for stage in ("stage3", "stage4"):
+            x = maps[stage]
+            for layer in trunk.after(stage):
+                x = layer(x)
+            assert torch.allclose(x, maps["head"], rtol=1e-4, atol=1e-6)
+
+
+def test_what_has_no_layers_after_it_is_refused() -> None:
+    trunk = load_trunk("efficientnet_lite0", pretrained=False)
+    for stage in ("head", "stage9", "fpn3"):
+        with pytest.raises(KeyError, match="no layers after"):
+            trunk.after(stage)
+    trunk.network.bn2.forward = lambda x: x + 1  # not what forward_intermediates runs
+    trunk.network.forward_intermediates = lambda x: (
+        torch.rand(1, 1280, 2, 2),
+        [torch.rand(1, 112, 4, 4)] * 5,
+    )
+    with pytest.raises(DataError, match="does more than run its layers in turn"):
+        trunk.after("stage4")
