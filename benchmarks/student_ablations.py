@@ -1,7 +1,7 @@
 """What matters in guided student-teacher training: recipes that differ in one thing, three seeds.
 
-    python benchmarks/student_ablations.py                  all that is not done yet, then the file
-    python benchmarks/student_ablations.py --part 1/2       every other run (two processes, two cores)
+    python benchmarks/student_ablations.py               all that is not done yet, then the file
+    python benchmarks/student_ablations.py --part 1/2    every other run: two processes, two cores
 
 Each run begins as the shipped Faster R-CNN, takes a few minutes on one core and is kept in
 runs/ablations/, so that a killed one costs no other. Results: benchmarks/results/

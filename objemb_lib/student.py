@@ -39,7 +39,7 @@ from objemb_lib.trunks import Stage, Trunk, per_image
 
 Boxes = Sequence[Tensor]
 
-SCHEDULE = Schedule(steps=800, rate=1e-3, warmup=20)
+SCHEDULE = Schedule(steps=300, warmup=20)
 
 
 class Teacher(nn.Module):
