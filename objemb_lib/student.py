@@ -35,7 +35,7 @@ from objemb_lib.pooling import POOLINGS
 from objemb_lib.postprocess import PCAWhitening
 from objemb_lib.regions import CELLS
 from objemb_lib.training import Schedule, train
-from objemb_lib.trunks import Stage, Trunk, per_image
+from objemb_lib.trunks import Stage, Trunk, fold_batch_norm, per_image
 
 Boxes = Sequence[Tensor]
 
@@ -193,6 +193,12 @@ class Student(nn.Module):
     def embed(self, maps: dict[str, Tensor], boxes: Boxes) -> Tensor:
         """``(M, dim)`` vectors of boxes, not normalised; see :meth:`EmbeddingHead.forward`."""
         return self.embedding(self.detector.trunk, maps, boxes)
+
+    def for_inference(self, device: torch.device) -> Student:
+        """A copy as :meth:`Trunk.for_inference` makes one: the same numbers, sooner."""
+        made = copy.deepcopy(self).eval().requires_grad_(False)
+        fold_batch_norm(made.detector.trunk.network)
+        return made.to(device=device, memory_format=torch.channels_last)
 
     def forward(self, images: list[Tensor]) -> list[Target]:
         """Detections, best first, as :class:`Detector` gives them, with ``embeddings``.

@@ -159,6 +159,17 @@ def test_it_detects_as_its_detector_and_embeds_what_it_detects(kind: str) -> Non
     assert torch.allclose(vectors, F.normalize(expected, dim=1), atol=1e-4)
 
 
+def test_prepared_for_inference_it_gives_the_same() -> None:
+    ours = student(top=3)
+    ours.detector.network.roi_heads.score_thresh = 0.0
+    images = list(noise())
+    with torch.no_grad():
+        plain, fast = ours(images), ours.for_inference(torch.device("cpu"))(images)
+    for one, other in zip(plain, fast):
+        assert torch.allclose(one["embeddings"], other["embeddings"], atol=1e-3)
+        assert torch.allclose(one["boxes"][:3], other["boxes"][:3], atol=0.1)
+
+
 def test_an_image_without_detections_has_no_embeddings() -> None:
     ours = student()
     ours.detector.network.roi_heads.score_thresh = 1.1

@@ -1,0 +1,143 @@
+"""What an embedding costs: the student against a detector with a teacher beside it.
+
+    python benchmarks/student.py                    latency, images/s, FLOPs, parameters
+
+For 1, 3 and 10 objects an image: the detector alone; the student, which embeds what it detects;
+detector and teacher on the map (a second pass, all objects cut out of it); detector and teacher
+on crops (a pass an object). All prepared alike (batch norm folded, channels last), measured in
+turns, so that other load meets all of them; medians. Writes benchmarks/results/student.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from objemb_lib import settings
+from objemb_lib.atomic import atomic_write_text
+from objemb_lib.datasets.mini_battles import mini_battles
+from objemb_lib.student import Student, Teacher, load_student
+from objemb_lib.trunks import load_trunk
+
+RESULTS = Path(__file__).parent / "results" / "student.json"
+OBJECTS = (1, 3, 10)
+Way = Callable[[list[torch.Tensor]], object]
+
+
+def ways(student: Student, teachers: dict[str, Teacher], k: int) -> dict[str, Way]:
+    """Everything that is compared, as functions of a list of images."""
+    device = settings.device()
+    student = student.for_inference(device)
+    student.top = k
+    detector = student.detector
+
+    def with_teacher(teacher: Teacher) -> Way:
+        def both(images: list[torch.Tensor]) -> torch.Tensor:
+            boxes = [one["boxes"][:k] for one in detector(images)]
+            return teacher(torch.stack(images), boxes)
+
+        return both
+
+    found = {"detector alone": detector, "student": student}
+    return found | {f"detector + {name}": with_teacher(t) for name, t in teachers.items()}
+
+
+def busy_images(student: Student, count: int, least: int) -> list[torch.Tensor]:
+    """Battle scenes in which at least so many boxes are detected."""
+    battle, found = mini_battles("battle"), []
+    for i in range(0, len(battle), 5):
+        pixels = torch.from_numpy(np.asarray(battle.image(i)).copy()).permute(2, 0, 1)
+        image = pixels.to(settings.device()).float() / 255
+        if len(student.detector([image])[0]["boxes"]) >= least:
+            found.append(image)
+        if len(found) == count:
+            break
+    return found
+
+
+def seconds(compared: dict[str, Way], images: list[torch.Tensor], batch: int, rounds: int) -> dict:
+    """Median seconds an image, each way in turn."""
+    batches = [images[i : i + batch] for i in range(0, len(images), batch)]
+    taken: dict[str, list[float]] = {name: [] for name in compared}
+    for turn in range(rounds + 1):
+        for some in batches:
+            for name, way in compared.items():
+                start = time.perf_counter()
+                way(some)
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+                if turn:  # the first one warms up
+                    taken[name].append((time.perf_counter() - start) / len(some))
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def flops(way: Way, image: torch.Tensor) -> float:
+    """Billions of multiply-adds of one image, counted."""
+    with FlopCounterMode(display=False) as counter:
+        way([image])
+    return counter.get_total_flops() / 2e9
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=8)
+    asked = parser.parse_args()
+    student, trunk = load_student(), load_trunk()
+    teachers = {
+        "teacher on the map": Teacher(trunk, from_map=True),
+        "teacher on crops": Teacher(trunk, size=256),
+    }
+    images = busy_images(student, asked.images, max(OBJECTS))
+    table = []
+    for k in OBJECTS:
+        compared = ways(student, teachers, k)
+        counted = {name: flops(way, images[0]) for name, way in compared.items()}
+        for batch in (1, 4):
+            found = seconds(compared, images, batch, asked.rounds)
+            table += [row(name, k, batch, found, counted) for name in compared]
+    parts = {"student": student, "detector alone": student.detector, "teacher": teachers[
+        "teacher on crops"].trunk}  # fmt: skip
+    report = {
+        "images": len(images),
+        "rounds": asked.rounds,
+        "machine": {"cores": os.cpu_count(), "architecture": platform.machine(),
+                    "torch": torch.__version__, "device": str(settings.device()),
+                    "other_load": os.getloadavg()[0]},
+        "parameters": {n: sum(p.numel() for p in m.parameters()) for n, m in parts.items()},
+        "table": table,
+    }  # fmt: skip
+    atomic_write_text(RESULTS, json.dumps(report, indent=1) + "\n")
+    for line in table:
+        print(line)
+
+
+def row(name: str, k: int, batch: int, found: dict, counted: dict) -> dict:
+    """One line of the table; ``ratio`` is the student's seconds over this way's."""
+    return {
+        "objects": k,
+        "batch": batch,
+        "way": name,
+        "ms": round(1000 * found[name], 2),
+        "images_per_second": round(1 / found[name], 1),
+        "ratio": round(found["student"] / found[name], 3),
+        "gflops": round(counted[name], 3),
+        "gflops_ratio": round(counted["student"] / counted[name], 3),
+    }
+
+
+if __name__ == "__main__":
+    main()
