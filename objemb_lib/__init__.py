@@ -1,8 +1,9 @@
 """objemb: object embeddings for image retrieval, in small rooms.
 
 Data flows one way: images -> :mod:`datasets` -> :mod:`trunks` (feature maps) ->
-:mod:`regions` (where to look) -> :mod:`pooling` (map x region -> vector) ->
-:mod:`postprocess` -> :mod:`index` -> :mod:`evaluate` -> :mod:`plots`, :mod:`widgets`.
+:mod:`regions`, :mod:`boxes`, :mod:`attention` (where to look) -> :mod:`pooling`
+(map x region -> vector) -> :mod:`postprocess` -> :mod:`index` -> :mod:`evaluate` ->
+:mod:`objects` (images as sets of objects) -> :mod:`plots`, :mod:`widgets`.
 A module imports only from rooms before it.
 """
 

@@ -96,6 +96,11 @@ class ObjectBoxes:
         """``(N,)``: the number of boxes of each image."""
         return np.array([len(b) for b in self.boxes])
 
+    @property
+    def owners(self) -> np.ndarray:
+        """``(M,)``: the image of each box, in order."""
+        return np.repeat(np.arange(len(self)), self.counts)
+
     @cached_property
     def digest(self) -> str:
         """Hash of boxes and masks: their part of a cache key."""

@@ -15,7 +15,7 @@ import statistics
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -181,9 +181,8 @@ def extract_objects(
 
 
 def _objects(vectors: Vectors, boxes: ObjectBoxes) -> Objects:
-    owners = np.repeat(np.arange(len(boxes)), boxes.counts)
     return Objects(
-        vectors, owners, np.concatenate(boxes.boxes), np.concatenate(boxes.scores), boxes
+        vectors, boxes.owners, np.concatenate(boxes.boxes), np.concatenate(boxes.scores), boxes
     )
 
 
@@ -199,7 +198,7 @@ def _one_each(dataset: ImageDataset, region: ObjectRegion) -> ImageDataset:
     """A data set of one image an object, which is its main and only one."""
     if not isinstance(region, ObjectRegion) or region.masked:
         raise DataError(f"{region.name} has no crops", "Crop boxes, without masks.")
-    owners = np.repeat(np.arange(len(dataset)), region.boxes.counts)
+    owners = region.boxes.owners
     boxes = tuple(box[None] for box in np.concatenate(region.boxes.boxes))
     content = hashlib.sha256(f"{dataset.fingerprint}{region.boxes.digest}".encode()).hexdigest()
     return ImageDataset(
@@ -208,33 +207,42 @@ def _one_each(dataset: ImageDataset, region: ObjectRegion) -> ImageDataset:
     )  # fmt: skip
 
 
+Way = tuple[Trunk, Wanted, ObjectRegion, int, Literal["map", "pixels"]]
+
+
 @torch.inference_mode()
 def milliseconds(
-    dataset: ImageDataset,
-    trunk: Trunk,
-    wanted: Wanted,
-    region: ObjectRegion,
-    size: int = 256,
-    on: Literal["map", "pixels"] = "map",
-    images: int = 12,
-) -> float:
-    """What an image costs, from its file to the vectors of its objects: median, one at a time.
+    dataset: ImageDataset, ways: Mapping[str, Way], images: int = 9
+) -> dict[str, float]:
+    """What an image costs in each of some ways, from its file to the vectors of its objects.
+
+    One image at a time, median over the first ``images``; the ways take turns at each image, so
+    that what else the machine does meets them alike.
 
     Args:
-        images: the first so many are measured, after one that warms up.
+        ways: ``{name: (trunk, (stage, pooling) pairs, region, size, "map" or "pixels")}``.
     """
     device, images = settings.device(), range(min(images, len(dataset)))
-    data, look = (dataset, region) if on == "map" else (_one_each(dataset, region), CROP)
-    job = Job(data, trunk, (look,), size, 1, "fp32", device, False)
-    fast, asked, spent = trunk.for_inference(device), [(look, pair) for pair in wanted], []
-    ends = np.cumsum(region.boxes.counts) if on == "pixels" else np.arange(1, len(dataset) + 1)
-    for i in (0, *images):
-        start = time.perf_counter()
-        for row in range(ends[i - 1] if i else 0, ends[i]):
-            part = range(row, row + 1)
-            job._step(fast, part, *job._decode(part), asked)
-        spent.append(1000 * (time.perf_counter() - start))
-    return statistics.median(spent[1:])
+    fast: dict[int, Trunk] = {}
+    spent: dict[str, list[float]] = {name: [] for name in ways}
+    steps = {}
+    for name, (trunk, wanted, region, size, on) in ways.items():
+        if id(trunk) not in fast:
+            fast[id(trunk)] = trunk.for_inference(device)
+        data, look = (dataset, region) if on == "map" else (_one_each(dataset, region), CROP)
+        job = Job(data, fast[id(trunk)], (look,), size, 1, "fp32", device, False)
+        steps[name] = job, [(look, pair) for pair in wanted]
+    for i in (0, *images):  # the first one warms up
+        for name, (job, asked) in steps.items():
+            rows = (
+                [i] if ways[name][4] == "map" else np.flatnonzero(ways[name][2].boxes.owners == i)
+            )
+            start = time.perf_counter()
+            for row in rows:
+                part = range(row, row + 1)
+                job._step(job.trunk, part, *job._decode(part), asked)
+            spent[name].append(1000 * (time.perf_counter() - start))
+    return {name: statistics.median(times[1:]) for name, times in spent.items()}
 
 
 def _computed(job: Job, wanted: Wanted) -> dict[str, Vectors]:

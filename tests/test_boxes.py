@@ -238,8 +238,9 @@ def test_what_an_image_costs_is_measured_object_by_object(
     )
     monkeypatch.setattr(extract.time, "perf_counter", lambda: len(passes) / 1000)
     region = ObjectRegion(thrown(data, [3, 3, 3, 3]))
-    assert extract.milliseconds(data, trunk, [PAIR], region, 64) == pytest.approx(1)
-    assert extract.milliseconds(data, trunk, [PAIR], region, 64, "pixels", 2) == pytest.approx(3)
+    ways = {on: (trunk, [PAIR], region, 64, on) for on in ("map", "pixels")}
+    assert extract.milliseconds(data, ways) == pytest.approx({"map": 1, "pixels": 3})
+    assert extract.milliseconds(data, ways, images=1) == pytest.approx({"map": 1, "pixels": 3})
 
 
 # --- masks --------------------------------------------------------------------------------

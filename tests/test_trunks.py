@@ -377,3 +377,40 @@ def test_what_has_no_layers_after_it_is_refused() -> None:
     )
     with pytest.raises(DataError, match="does more than run its layers in turn"):
         trunk.after("stage4")
+
+
+# --- a dilated last stage, and the classifier ---------------------------------------------
+
+
+@torch.inference_mode()
+def test_a_dilated_last_stage_has_the_same_weights_at_twice_the_resolution() -> None:
+    usual, dilated = load_trunk(), load_trunk(stride=16)
+    assert dilated.stages["head"].stride == dilated.stages["stage5"].stride == 16
+    assert dilated.name != usual.name and dilated.fingerprint() != usual.fingerprint()
+    for key, tensor in usual.state_dict().items():
+        assert torch.equal(tensor, dilated.state_dict()[key]), key
+    images = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    plain, fine = usual(images), dilated(images)
+    assert torch.equal(plain["stage4"], fine["stage4"])
+    assert fine["head"].shape == (1, 1280, 8, 8) and plain["head"].shape == (1, 1280, 4, 4)
+    # Every second cell saw the same pixels through the same weights, but for the padding.
+    apart = (fine["head"][..., 1::2, 1::2] - plain["head"]).abs().mean()
+    assert apart < 0.5 * plain["head"].abs().mean()
+
+
+@pytest.mark.parametrize(("name", "stride"), [("efficientnet_lite0", 8), ("resnet18", 16)])
+def test_other_strides_are_refused_before_anything_is_fetched(name: str, stride: int) -> None:
+    with pytest.raises(DataError, match=f"no {name} of stride {stride}"):
+        load_trunk(name, stride=stride)
+
+
+@torch.inference_mode()
+def test_the_classifier_that_was_taken_off_names_photographs(photographs: list) -> None:
+    weight, bias = trunks.imagenet_classifier("efficientnet_lite0 at stride 16")
+    images, labels = zip(*photographs)
+    trunk = load_trunk()
+    vectors = trunk.vector(trunk.normalise(pixels(images, 256, crop=224)))
+    right = (F.linear(vectors, weight, bias).argmax(1) == torch.tensor(labels)).float().mean()
+    assert right >= 0.7
+    with pytest.raises(DataError, match="without its ImageNet classifier"):
+        trunks.imagenet_classifier("resnet18")
