@@ -67,6 +67,13 @@ HARD_ATTENTION = (  # how it is asked, the side that should win, the other
     ("a click", "detector boxes", "soft attention"),
     ("a click", "true boxes", "random boxes of the same sizes"),  # the control
 )
+GUIDED = (
+    ("true boxes", "student", "detector's box head"),
+    ("true boxes", "student", "detector on its map"),
+    ("true boxes", "student", "teacher on the map"),
+    ("true boxes", "student", "untrained branch"),
+    ("own boxes against true ones", "student", "teacher on the map"),
+)
 
 CLAIMS = (
     Claim(
@@ -97,6 +104,11 @@ CLAIMS = (
         "A guided student learns discriminative embeddings inside the detector",
         "we introduce a simple guided student-teacher training paradigm for learning "
         "discriminative embeddings within the object detection framework",
+        tuple(
+            Comparison(f"{SAME_DATA}, {how}", better, worse, metric)
+            for how, better, worse in GUIDED
+            for metric in ("mAP", "R@1")
+        ),
     ),
 )
 

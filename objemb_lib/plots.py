@@ -305,3 +305,38 @@ def embedding_map(
     ax.margins(0.06)
     ax.axis("off")
     return ax
+
+
+class LiveCurves:
+    """Losses (left) and scores (right) while something learns, redrawn in place in a notebook.
+
+    Args:
+        steps: the last step. label: of the scores.
+    """
+
+    def __init__(self, steps: int, label: str) -> None:
+        self.figure, self.axes = plt.subplots(1, 2, figsize=(10, 3))
+        self.curves: tuple[dict, dict] = {}, {}  # name -> [(step, value), ...]
+        self.steps, self.labels, self.shown = steps, ("loss", label), None
+        plt.close(self.figure)  # shown here, not once more at the end of the cell
+
+    def add(self, step: int, losses: Mapping[str, float], scores: Mapping[str, float]) -> None:
+        """Draw the values of a step beside those before it."""
+        for ax, curves, new, label in zip(self.axes, self.curves, (losses, scores), self.labels):
+            for name, value in new.items():
+                curves.setdefault(name, []).append((step, value))
+            ax.clear()
+            for name, points in curves.items():
+                ax.plot(*zip(*points), "o-", ms=3, label=name)
+            ax.set(xlim=(0, self.steps), xlabel="step", ylabel=label)
+            if curves:
+                ax.legend(fontsize=7)
+        self._show()
+
+    def _show(self) -> None:
+        from IPython.display import display  # only notebooks come here
+
+        if self.shown is None:
+            self.shown = display(self.figure, display_id=True)
+        else:
+            self.shown.update(self.figure)

@@ -71,6 +71,7 @@ class Results:
         evaluation: Evaluation,
         metrics: Iterable[str] = ("R@1", "mAP"),
         shown: bool = True,
+        tolerance: float = TOLERANCE,
         **where: str | int,
     ) -> list[Measurement]:
         """Record metrics of an evaluation, at once, so that a later failure loses nothing.
@@ -78,6 +79,7 @@ class Results:
         Args:
             name: what is measured; with its setting and metric, unique in the notebook.
             shown: whether the README's table has a line for it.
+            tolerance: how far a rerun may stray: more where rounding grows, as in a training.
             where: the setting, see :func:`where`.
         """
         new = []
@@ -87,6 +89,7 @@ class Results:
             queries = evaluation.n_queries - evaluation.n_skipped
             ends = {"value": value, "low": low, "high": high}
             stated = {"name": name, "queries": queries, "metric": metric, "shown": shown}
+            stated["tolerance"] = tolerance
             new.append(Measurement(**stated, **ends, **where))
         names = {m.key for m in new}
         kept = [m for m in self.measurements if m.key not in names]

@@ -472,7 +472,7 @@ def train_student(
     schedule: Schedule = SCHEDULE,
     projected: bool = False,
     progress: bool = True,
-    watch: Callable[[int, dict[str, float]], None] | None = None,
+    watch: Callable[[Student, int, dict[str, float]], None] | None = None,
 ) -> Student:
     """A student taught on the images of a data set, or the rest of such a training.
 
@@ -480,7 +480,7 @@ def train_student(
         detector: what it begins as; is not changed. dataset: with boxes and their categories.
         folder: of the run, see :mod:`training`.
         projected: into a space of the teacher's own, see :class:`EmbeddingHead`.
-        watch: called with the step and its losses, see :func:`training.train`.
+        watch: called with the student, the step and its losses whenever they are logged.
     Raises:
         DataError: nothing to learn from, a one-stage detector, or a teacher of another dimension
             without ``projected``. TrainingError: see :func:`training.train`.
@@ -506,9 +506,10 @@ def train_student(
 
     about = f"{dataset.fingerprint} {dataset.category_names} {detector!r} {teacher!r} {recipe!r}"
     pupil = Pupil(student, teacher, recipe, len(dataset.label_names))
+    watching = watch and (lambda step, values: watch(student, step, values))
     train(
         pupil, student.detector, batch, lambda model, b: model.losses(b), schedule, folder,
-        progress, watch=watch, about=about,
+        progress, watch=watching, about=about,
     )  # fmt: skip
     return student.eval()
 

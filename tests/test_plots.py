@@ -199,3 +199,26 @@ def test_what_nothing_beats_is_on_the_front() -> None:
     ax = plots.pareto(points, "ms", "mAP")
     front = next(line for line in ax.lines if line.get_linestyle() == "--")
     assert front.get_xydata().tolist() == [[1, 0.2], [5, 0.6]]
+
+
+def test_live_curves_grow_in_place(monkeypatch) -> None:
+    calls = []
+
+    class Handle:
+        def update(self, figure) -> None:
+            calls.append("update")
+
+    def display(figure, display_id) -> Handle:
+        calls.append("display")
+        return Handle()
+
+    monkeypatch.setattr("IPython.display.display", display)
+    live = plots.LiveCurves(20, "mAP")
+    live.add(0, {}, {"student": 0.5})
+    live.add(10, {"cosine": 2.0}, {"student": 0.6})
+    live.add(20, {"cosine": 1.0}, {"student": 0.7})
+    assert calls == ["display", "update", "update"]
+    losses, scores = live.axes
+    assert losses.lines[0].get_xydata().tolist() == [[10, 2.0], [20, 1.0]]
+    assert scores.lines[0].get_xydata().tolist() == [[0, 0.5], [10, 0.6], [20, 0.7]]
+    assert not plt.fignum_exists(live.figure.number), "no second picture at the end of the cell"

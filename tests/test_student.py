@@ -383,14 +383,14 @@ def test_a_short_training_teaches_branch_and_body(data, taught, tmp_path: Path) 
     before = state(detector)
     ours = train_student(
         detector, data, Teacher(lively(), size=64), tmp_path / "run", schedule=SHORT,
-        progress=False, watch=lambda step, values: seen.append((step, set(values))),
+        progress=False, watch=lambda who, step, values: seen.append((who, step, set(values))),
     )  # fmt: skip
     assert not ours.training
     assert all(torch.equal(v, before[k]) for k, v in detector.state_dict().items())
     changed = [k for k, v in ours.detector.state_dict().items() if not torch.equal(v, before[k])]
     assert changed and not [k for k in changed if "running" in k], "batch norm stays frozen"
-    ((step, values),) = seen
-    assert step == 2 and {"cosine", "relational", "loss_classifier"} <= values
+    ((who, step, values),) = seen
+    assert who is ours and step == 2 and {"cosine", "relational", "loss_classifier"} <= values
     again = taught(tmp_path / "again")
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in ours.state_dict().items())
 
