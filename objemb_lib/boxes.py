@@ -105,7 +105,8 @@ class ObjectBoxes:
     def digest(self) -> str:
         """Hash of boxes and masks: their part of a cache key."""
         found = hashlib.sha256(self.counts.tobytes() + np.concatenate(self.boxes).tobytes())
-        found.update(json.dumps(self.masks, sort_keys=True).encode())
+        # pycocotools gives counts as bytes, files hold them as text.
+        found.update(json.dumps(self.masks, sort_keys=True, default=bytes.decode).encode())
         return found.hexdigest()
 
     def top(self, k: int, threshold: float = -np.inf, name: str = "") -> ObjectBoxes:

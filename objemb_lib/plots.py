@@ -202,16 +202,18 @@ def pareto(
     """Quality against cost; what nothing beats in both is joined by a line.
 
     Args:
-        points: ``{name: (cost, quality)}``, less cost and more quality are better.
+        points: ``{name: (cost, quality)}``, less cost and more quality are better. Names of
+            neighbours stand above and below in turn.
     """
     ax, best, front = ax or plt.gca(), -np.inf, []
-    for name, (x, value) in sorted(points.items(), key=lambda one: one[1][0]):
+    for n, (name, (x, value)) in enumerate(sorted(points.items(), key=lambda one: one[1][0])):
         ends = [[value.value - value.low], [value.high - value.value]]
         ahead = value.value > best
         best = max(best, value.value)
         front += [(x, value.value)] if ahead else []
         ax.errorbar(x, value.value, ends, fmt="o", color=QUERY if ahead else UNKNOWN, lw=1)
-        ax.annotate(name, (x, value.value), (5, 4), textcoords="offset points", fontsize=7)
+        ax.annotate(name, (x, value.value), (5, (4, -9)[n % 2]), textcoords="offset points",
+                    fontsize=7)  # fmt: skip
     ax.plot(*zip(*front), color=QUERY, lw=1, ls="--")
     ax.set_xscale("log")
     ax.set_xlabel(cost)

@@ -266,6 +266,16 @@ def test_outside_the_mask_counts_as_nothing(data: ImageDataset) -> None:
     assert not np.allclose(*(one.vectors[PAIR] for one in made.values()))
 
 
+def test_run_lengths_may_be_text_or_bytes(tmp_path: Path) -> None:
+    """Files hold text, pycocotools gives bytes: the same masks, the same place in the cache."""
+    text, raw = (
+        boxes.true_boxes(scenes(tmp_path / str(kind), size=SIZE, text=kind))
+        for kind in (True, False)
+    )
+    assert isinstance(raw.masks[0][0]["counts"], bytes) and raw.digest == text.digest
+    assert np.array_equal(raw.mask(0, 1), text.mask(0, 1)) and raw.mask(0, 1).any()
+
+
 def test_masks_that_are_not_there_are_asked_for_in_vain(data: ImageDataset) -> None:
     with pytest.raises(DataError, match="grid has no masks"):
         ObjectRegion(boxes.grid(data), masked=True)
