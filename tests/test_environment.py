@@ -153,6 +153,21 @@ def test_an_installed_library_has_all_its_files():
         assert file in declared or (file.suffix == ".py" and file.parent in packages), file
 
 
+def test_the_gate_and_a_forks_first_push_run_the_two_commands():
+    gate = (PROJECT / ".ci" / "run").read_text()
+    assert re.findall(r"^make .+$", gate, re.M) == ["make test", "make reproduce"]
+    workflow = yaml.safe_load((PROJECT / ".github" / "workflows" / "ci.yml").read_text())
+    when, jobs = workflow[True], workflow["jobs"]  # YAML 1.1 reads "on" as true
+    assert {"push", "pull_request", "workflow_dispatch"} <= when.keys()
+    for job in jobs.values():
+        commands = [step["run"] for step in job["steps"] if "run" in step]
+        assert commands == ["make test", "make reproduce"]
+    by_hand = {name for name, job in jobs.items() if "workflow_dispatch" in job.get("if", "")}
+    assert by_hand == {"gpu"} and "gpu" in when["workflow_dispatch"]["inputs"]
+    pythons = jobs["course"]["strategy"]["matrix"]["python"]
+    assert set(pythons) <= set(PYTHONS) and pythons[0] == PYTHONS[0]
+
+
 @pytest.mark.skipif(not shutil.which("make"), reason="needs make")
 def test_clean_removes_what_a_killed_build_leaves_and_nothing_of_the_users(tmp_path):
     shutil.copy(PROJECT / "Makefile", tmp_path)

@@ -248,11 +248,11 @@ def test_broken_files_name_themselves_and_the_remedy(
     with pytest.raises(ImageError) as caught:
         load_image(path)
     assert str(path) in caught.value.problem
-    assert phrase in caught.value.problem
+    assert phrase in caught.value.problem.removeprefix(str(path))  # "empty" is a file's name, too
     assert caught.value.remedy.endswith((".", "folder."))
     (measured,) = measure_images([path], progress=False)  # the quick check agrees
     assert isinstance(measured, ImageError)
-    assert phrase in measured.problem
+    assert phrase in measured.problem.removeprefix(str(path))
 
 
 def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

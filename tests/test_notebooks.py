@@ -130,3 +130,16 @@ def test_results_are_checked_when_notebooks_run_anew():
         for path, nb in ((path, nbformat.read(path, as_version=4)) for path in NOTEBOOKS)
     }
     assert marked["01_embedding_extraction"] >= 1
+
+
+def test_verdicts_are_checked_when_their_notebook_runs_anew():
+    """Every notebook that writes claims has a marked cell that prints their verdicts."""
+    writers = 0
+    for path in NOTEBOOKS:
+        cells = code(nbformat.read(path, as_version=4))
+        if any("claims.write" in cell.source for cell in cells):
+            writers += 1
+            checked = [c for c in cells if c.source.startswith("# NBVAL_CHECK_OUTPUT")]
+            said = " ".join(output.get("text", "") for c in checked for output in c.outputs)
+            assert re.search(r"\b(holds|reversed|inconclusive)\b", said), path.stem
+    assert writers

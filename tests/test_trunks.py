@@ -17,6 +17,7 @@ import torchvision
 from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image
 from torch import Tensor, nn
+from torchvision.models import WeightsEnum
 
 from objemb_lib import trunks
 from objemb_lib.errors import DataError, DownloadError
@@ -336,6 +337,38 @@ def test_no_network_is_one_readable_error(
         load_trunk(name)
     assert name in caught.value.problem
     assert "efficientnet_lite0" in caught.value.remedy  # what works without a network
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("resnet50", "ResNet50_Weights.IMAGENET1K_V2"),  # torchvision's own choice
+        ("resnet50:IMAGENET1K_V1", "ResNet50_Weights.IMAGENET1K_V1"),
+        ("resnet101:IMAGENET1K_V1", "ResNet101_Weights.IMAGENET1K_V1"),
+    ],
+)
+@torch.inference_mode()
+def test_torchvision_weights_are_the_named_ones_and_decide_the_maps(
+    name: str, asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With random weights in place of the download."""
+    torch.manual_seed(1)
+    reference = torchvision.models.get_model(name.partition(":")[0], weights=None).eval()
+    seen = []
+
+    def get(self: WeightsEnum, *args: object, **how: object) -> dict[str, Tensor]:
+        seen.append(str(self))
+        return reference.state_dict()
+
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", get)
+    trunk = load_trunk(f"torchvision/{name}")
+    assert seen == [asked] and asked.rpartition(".")[2] in trunk.weights
+    shown = torchvision.models.get_weight(asked).transforms()
+    assert trunk.mean.flatten().tolist() == pytest.approx(shown.mean)
+    assert trunk.std.flatten().tolist() == pytest.approx(shown.std)
+    reference.fc = nn.Identity()
+    images = torch.randn(1, 3, 64, 64)
+    assert torch.allclose(trunk.vector(images), reference(images), rtol=1e-4, atol=1e-5)
 
 
 def test_fingerprint_is_of_the_content() -> None:
