@@ -96,9 +96,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=8)
     asked = parser.parse_args()
-    student, trunk = load_student(), load_trunk()
+    student, trunk, large = load_student(), load_trunk(), load_trunk("efficientnet_lite2")
     teachers = {
         "teacher on the map": Teacher(trunk, from_map=True),
+        "teacher Lite2 on the map": Teacher(large, from_map=True),
         "teacher on crops": Teacher(trunk, size=256),
     }
     images = busy_images(student, asked.images, max(OBJECTS))

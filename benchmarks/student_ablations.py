@@ -114,8 +114,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     asked = parser.parse_args()
     k, n = map(int, asked.part.split("/"))
-    names = [*ABLATIONS, *(f"guided, {n} objects" for n in OBJECTS)]
-    jobs = [(name, seed) for seed in range(asked.seeds) for name in names]
+    jobs = [(name, seed) for seed in range(asked.seeds) for name in ABLATIONS]
+    jobs += [(f"guided, {n} objects", 0) for n in OBJECTS]
     for name, seed in jobs[k - 1 :: n]:
         path = RUNS / f"{name}-{seed}.json"
         if not path.exists():

@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import load_file
 
 from objemb_lib import settings, student
+from objemb_lib.comparison import few_scenes
 from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.datasets.mini_battles import mini_battles
 from objemb_lib.detectors.build import KINDS, Detector, build_detector
@@ -43,6 +44,7 @@ SCHEDULE = Schedule(steps=1000, snapshots=(0, 50, 150, 400))
 STUDENT = "student"
 NAMES = (*KINDS, STUDENT)  # in the order of their training: the student begins as a detector
 METRICS = "metrics on mini-battles/battle"
+FEW = "metrics on the first two battle scenes of each object"  # what a test can afford
 CURVE = (("head", "spoc"), ("stage5", "spoc"), ("head", "mac"))  # watched while training
 
 
@@ -161,6 +163,7 @@ def ship_student(schedule: Schedule = student.SCHEDULE, root: Path | None = None
     student.save_student(learnt, card, name, root)
     shipped = student.load_student(name, root)
     card[METRICS] = score_detector(shipped.detector, battle) | score_student(shipped, battle)
+    card[FEW] = score_student(shipped, few_scenes(battle, 2))
     student.save_student(learnt, card, name, root)
     return read_card(name, root)
 

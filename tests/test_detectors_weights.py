@@ -22,7 +22,11 @@ from objemb_lib.train import score_detector
 
 pytest_plugins = ("tiny_battles",)
 AP_SPREAD = 0.12  # of a part of 120 scenes: four standard deviations, bootstrap over the scenes
-SHIPPED = sorted(path.stem for path in weights.weights_root().glob("*.json"))
+SHIPPED = [  # the student has tests of its own
+    name
+    for name in sorted(path.stem for path in weights.weights_root().glob("*.json"))
+    if "student" not in read_card(name)
+]
 
 
 def built(kind: str = "faster_rcnn", seed: int = 0) -> Detector:

@@ -17,9 +17,11 @@ from tiny_scenes import CATEGORIES, lively, scenes, small
 
 from objemb_lib import student as room
 from objemb_lib import training
+from objemb_lib.comparison import few_scenes
 from objemb_lib.datasets.base import ImageDataset
+from objemb_lib.datasets.mini_battles import mini_battles
 from objemb_lib.detectors.features import DetectorTrunk
-from objemb_lib.detectors.weights import save_weights
+from objemb_lib.detectors.weights import LIMIT, read_card, save_weights, weights_root
 from objemb_lib.errors import DataError, TrainingError
 from objemb_lib.pooling import rmac
 from objemb_lib.postprocess import PCAWhitening
@@ -35,6 +37,7 @@ from objemb_lib.student import (
     save_student,
     train_student,
 )
+from objemb_lib.train import FEW, METRICS, score_student
 from objemb_lib.training import Schedule, read_log
 
 BOXES = [torch.tensor([[4.0, 6.0, 30.0, 40.0], [36.0, 10.0, 60.0, 30.0]]), torch.zeros(0, 4),
@@ -469,3 +472,19 @@ def test_a_student_is_saved_with_all_that_loads_it_again(tmp_path: Path) -> None
     (tmp_path / "pupil.json").write_text(json.dumps(card))
     with pytest.raises(DataError, match="another network"):
         load_student("pupil", tmp_path)
+
+
+# --- the file that comes with the course --------------------------------------------------
+
+
+def test_the_shipped_student_knows_objects_as_its_card_says(mini_battles_built: Path) -> None:
+    card = read_card("student")
+    assert (weights_root() / "student.safetensors").stat().st_size <= LIMIT
+    found = score_student(load_student(), few_scenes(mini_battles("battle"), 2))
+    assert found == {name: pytest.approx(value, abs=0.01) for name, value in card[FEW].items()}
+
+
+def test_the_shipped_student_reaches_what_it_was_made_for() -> None:
+    """Box AP within a point of the detector that it began as."""
+    before, after = (read_card(name)[METRICS]["box AP"] for name in ("faster_rcnn", "student"))
+    assert after >= before - 0.01
