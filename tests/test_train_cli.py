@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from objemb_lib.datasets.mini_battles import mini_battles
 from objemb_lib.detectors.build import KINDS
 from objemb_lib.detectors.weights import load_detector, read_card
 from objemb_lib.errors import DataError
+from objemb_lib.student import load_student
 from objemb_lib.training import Schedule, read_log, snapshot_path
 
 pytest_plugins = ("tiny_battles",)
@@ -96,3 +98,26 @@ def test_what_goes_wrong_is_one_line(root: Path, capsys, monkeypatch: pytest.Mon
     monkeypatch.setattr(train, "ship", stopped)
     assert train.main(["fcos"]) == 130
     assert "again" in capsys.readouterr().err
+
+
+def test_the_student_begins_as_the_shipped_detector_and_is_scored(
+    root: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(weights_root_of_the_course(), settings.PROJECT / "weights")
+    monkeypatch.setattr(train.student, "SCHEDULE", Schedule(steps=300, batch_size=1, warmup=1))
+    assert train.main(["student", "--steps", "1"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("student: ")
+    made = settings.PROJECT / "runs" / "weights"
+    card = read_card("student-steps-1", made)
+    assert card["command"].endswith("student --steps 1") and card["schedule"]["steps"] == 1
+    assert card["recipe"]["regions"] == "objects" and "head, rmac" in card["teacher"]
+    scored = {"recall of main objects, IoU 0.5", "true boxes, mAP", "true boxes, R@1"}
+    assert scored <= card[train.METRICS].keys()
+    assert 0 <= card[train.FEW]["true boxes, mAP"] <= 1
+    assert load_student("student-steps-1", made).detector.categories == tuple(card["categories"])
+    assert train.main(["student", "--steps", "1"]) == 0, "done already: scored again at once"
+
+
+def weights_root_of_the_course() -> Path:
+    return Path(train.__file__).parent.parent / "weights"
