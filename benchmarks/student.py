@@ -96,7 +96,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=8)
     asked = parser.parse_args()
-    student, trunk, large = load_student(), load_trunk(), load_trunk("efficientnet_lite2")
+    student = load_student().to(settings.device())
+    trunk, large = load_trunk(), load_trunk("efficientnet_lite2")
     teachers = {
         "teacher on the map": Teacher(trunk, from_map=True),
         "teacher Lite2 on the map": Teacher(large, from_map=True),

@@ -54,6 +54,7 @@ def whitened() -> Teacher:
 # name: (recipe, what makes the teacher, whether the vectors are projected)
 ABLATIONS: dict[str, tuple[Recipe, Callable[[], Teacher], bool]] = {
     "guided": (GUIDED, teacher, False),
+    "guided, projected": (GUIDED, teacher, True),
     "cosine alone": (replace(GUIDED, losses=("cosine",)), teacher, False),
     "relational alone": (replace(GUIDED, losses=("relational",)), teacher, False),
     "squared difference": (replace(GUIDED, losses=("squared",)), teacher, False),
@@ -73,9 +74,9 @@ ABLATIONS: dict[str, tuple[Recipe, Callable[[], Teacher], bool]] = {
 def lesson(name: str) -> tuple[Recipe, Callable[[], Teacher], bool, ImageDataset]:
     """Recipe, teacher, projection and training scenes of a run."""
     train = mini_battles("train")
-    if name.endswith(" objects"):
+    if name.endswith(" objects"):  # distractors are objects, too: fewer of them, fewer scenes
         few = np.unique(train.labels)[:: round(118 / int(name.split()[-2]))]
-        there = [np.isin(b, few).all() for b in train.box_labels]  # distractors are objects, too
+        there = [np.isin(b, few).all() for b in train.box_labels]
         return *ABLATIONS["guided"], train.subset(np.array(there))
     return *ABLATIONS[name], train
 

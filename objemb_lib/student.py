@@ -39,7 +39,8 @@ from objemb_lib.trunks import Stage, Trunk, fold_batch_norm, per_image
 
 Boxes = Sequence[Tensor]
 
-SCHEDULE = Schedule(steps=100, warmup=20)  # more did not help on held-out train objects
+SCHEDULE = Schedule(steps=300, warmup=20)
+LEFT_OUT = (1, 2)  # of EfficientNet-Lite's layers after stage4: two of four alike
 
 
 class Teacher(nn.Module):
@@ -74,6 +75,14 @@ class Teacher(nn.Module):
         white = f", whitened to {self.dim}" if self.whitening else ""
         return f"Teacher({self.trunk.name}, {self.stage}, {self.pooling}, {where}{white})"
 
+    def fingerprint(self) -> str:
+        """Hash of everything that decides its vectors."""
+        digest = hashlib.sha256(f"{self.trunk.fingerprint()} {self!r}".encode())
+        if self.whitening:
+            for part in (self.whitening.mean, self.whitening.axes, self.whitening.scale):
+                digest.update(part.tobytes())
+        return digest.hexdigest()
+
     @torch.no_grad()
     def forward(self, images: Tensor, boxes: Boxes, batch_size: int = 4) -> Tensor:
         """``(M, dim)`` L2-normalised vectors of regions, in the order of the boxes.
@@ -94,7 +103,7 @@ class Teacher(nn.Module):
         vectors = F.normalize(torch.cat([POOLINGS[self.pooling](part) for part in parts]), dim=1)
         if self.whitening is None:
             return vectors
-        return torch.from_numpy(self.whitening(vectors.cpu().numpy())).to(images.device)
+        return torch.from_numpy(self.whitening(vectors.float().cpu().numpy())).to(images.device)
 
     def maps(self, images: Tensor) -> dict[str, Tensor]:
         """The trunk's maps of whole images."""
@@ -126,11 +135,11 @@ class EmbeddingHead(nn.Module):
         body: Trunk,
         stage: str = "stage4",
         cells: int = 6,
-        leave_out: Sequence[int] = (1, 2),
+        leave_out: Sequence[int] = LEFT_OUT,
         dim: int | None = None,
     ) -> None:
         super().__init__()
-        body.after(stage)  # raises where it cannot be done
+        _check_left_out(body, stage, leave_out)
         self.stage, self.cells, self.leave_out = body.stages[stage], cells, tuple(leave_out)
         width = body.stages["head"].channels
         self.dim = dim or width
@@ -162,11 +171,27 @@ class EmbeddingHead(nn.Module):
         return self.project(F.normalize(x.mean(dim=(2, 3)), dim=1))
 
 
+@torch.no_grad()
+def _check_left_out(body: Trunk, stage: str, leave_out: Sequence[int]) -> None:
+    """Raise DataError unless every layer that is to be left out is there, and keeps the shape."""
+    x, layers, idle = torch.zeros(1, body.stages[stage].channels, 8, 8), body.after(stage), []
+    for number, layer in enumerate(layers):
+        before, x = x.shape, layer(x.to(body.mean))
+        idle += [number] if x.shape == before else []
+    if wrong := set(leave_out) - set(idle):
+        raise DataError(
+            f"{body.name} cannot leave out its layers {sorted(wrong)} after {stage}",
+            f"There are {len(layers)}; those that keep the map's shape are {idle}.",
+        )
+
+
 def _cut(maps: dict[str, Tensor], stage: Stage, boxes: Boxes, cells: int) -> Tensor:
     """RoIAlign with one sample a cell: objects span few cells of a coarse map."""
     x = maps[stage.name]
     each = per_image(boxes, x.device)
-    return roi_align(x.float(), each, cells, 1 / stage.stride, sampling_ratio=1, aligned=True)
+    # Not in half precision: RoIAlign lacks it on CPUs, and it would move boxes by pixels.
+    cut = roi_align(x.float(), each, cells, 1 / stage.stride, sampling_ratio=1, aligned=True)
+    return cut.to(x.dtype)
 
 
 class Student(nn.Module):
@@ -429,6 +454,11 @@ class Pupil(nn.Module):
             self.labels = ProxyNCALoss(objects, student.embedding.dim, softmax_scale=10)
         if recipe.frozen:
             student.detector.requires_grad_(False)
+        if not any(p.requires_grad for p in student.parameters()):
+            raise DataError(
+                "nothing can learn: the detector is frozen, the branch has no weights of its own",
+                "Pass projected=True.",
+            )
 
     def losses(self, examples: tuple[list[Tensor], list[Target]]) -> Losses:
         """Named losses of a batch: of detection, where the recipe keeps it, and of the lesson."""
@@ -447,13 +477,15 @@ class Pupil(nn.Module):
             whole = teacher.maps(stacked)["head"].float()
             found["hint"] = 5 * hint(maps["head"].float(), whole)
         regions = choose_regions(inside, proposals, recipe, stacked.shape[-1])
-        return found | self._lesson(maps, stacked, regions)
+        found |= self._lesson(maps, stacked, regions)
+        # A sum of no losses has no gradient: one of 0 that has.
+        return found or {"nothing": 0.0 * sum(m.float().sum() for m in maps.values())}
 
     def _lesson(self, maps: dict[str, Tensor], images: Tensor, regions: Regions) -> Losses:
         wanted = [name for name in self.recipe.losses if name in LOSSES]
         if not len(regions.objects) or not (wanted or self.labels):
             return {}
-        vectors, found = self.student.embed(maps, regions.looked), {}
+        vectors, found = self.student.embed(maps, regions.looked).float(), {}
         if wanted:
             targets = self.teacher[0](images, regions.aimed)
             found = {n: LOSSES[n][1] * LOSSES[n][0](vectors, targets) for n in wanted}
@@ -471,6 +503,7 @@ def train_student(
     recipe: Recipe = Recipe(),
     schedule: Schedule = SCHEDULE,
     projected: bool = False,
+    leave_out: Sequence[int] = LEFT_OUT,
     progress: bool = True,
     watch: Callable[[Student, int, dict[str, float]], None] | None = None,
 ) -> Student:
@@ -480,6 +513,7 @@ def train_student(
         detector: what it begins as; is not changed. dataset: with boxes and their categories.
         folder: of the run, see :mod:`training`.
         projected: into a space of the teacher's own, see :class:`EmbeddingHead`.
+        leave_out: of the branch, see there.
         watch: called with the student, the step and its losses whenever they are logged.
     Raises:
         DataError: nothing to learn from, a one-stage detector, or a teacher of another dimension
@@ -487,7 +521,7 @@ def train_student(
     """
     images, coded = usable(dataset), _with_objects(dataset)
     torch.manual_seed(schedule.seed)  # of the new layers
-    student = Student(detector, dim=teacher.dim if projected else None)
+    student = Student(detector, dim=teacher.dim if projected else None, leave_out=leave_out)
     student = student.to(memory_format=torch.channels_last)
     if student.embedding.dim != teacher.dim:
         raise DataError(
@@ -504,7 +538,8 @@ def train_student(
         there = [{key: value.to(device) for key, value in t.items()} for t in targets]
         return [image.to(device) for image, _ in pairs], there
 
-    about = f"{dataset.fingerprint} {dataset.category_names} {detector!r} {teacher!r} {recipe!r}"
+    begins = DetectorTrunk(detector).fingerprint(), teacher.fingerprint(), projected
+    about = f"{dataset.fingerprint} {dataset.category_names} {begins} {recipe!r}"
     pupil = Pupil(student, teacher, recipe, len(dataset.label_names))
     watching = watch and (lambda step, values: watch(student, step, values))
     train(

@@ -1,6 +1,6 @@
 """Train the course's detectors and the student, and ship them: what `make train` runs.
 
-    python -m objemb_lib.train                    all of them, over an hour on two cores
+    python -m objemb_lib.train                    all of them, an hour on two cores
     python -m objemb_lib.train faster_rcnn        one
     python -m objemb_lib.train student            the student, which begins as the Faster R-CNN
     python -m objemb_lib.train fcos --steps 20    a try; goes to runs/, not to weights/
@@ -231,6 +231,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"no detector called {', '.join(sorted(unknown))}; use {', '.join(NAMES)}")
     if asked.steps is not None and asked.steps < 1:
         parser.error("--steps must be at least 1")
+    if STUDENT in asked.names and asked.labels != "category":
+        parser.error("the student learns no labels: leave --labels away")
     root = None
     if asked.steps or asked.labels != "category":
         root = settings.PROJECT / "runs" / "weights"

@@ -128,7 +128,7 @@ class Trunk(nn.Module):
         Raises:
             KeyError: no such stage. DataError: a network whose layers do not follow each other.
         """
-        names = [name for name, s in self.stages.items() if name != "head" and not s.per_box]
+        names = list(self.stages)[: list(self.stages).index("head")]  # of the network itself
         layers = _layers_after(self.network, names.index(stage)) if stage in names else []
         if not layers:
             raise KeyError(f"{self.name} has no layers after a stage called {stage!r}")
@@ -157,11 +157,11 @@ class Trunk(nn.Module):
 
         The maps stay the same to rounding; ``precision`` is ``fp32`` or ``bf16``.
         """
-        trunk = copy.deepcopy(self).eval().requires_grad_(False)
+        trunk = copy.deepcopy(self).eval().requires_grad_(False).to(device)
         before = _probe(trunk)
         fold_batch_norm(trunk.network)
         if not _same(before, _probe(trunk)):  # a network may not run its layers as written
-            trunk = copy.deepcopy(self).eval().requires_grad_(False)
+            trunk = copy.deepcopy(self).eval().requires_grad_(False).to(device)
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
         return trunk.to(device=device, dtype=dtype, memory_format=torch.channels_last)
 

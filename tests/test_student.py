@@ -23,8 +23,10 @@ from objemb_lib.datasets.mini_battles import mini_battles
 from objemb_lib.detectors.features import DetectorTrunk
 from objemb_lib.detectors.weights import LIMIT, read_card, save_weights, weights_root
 from objemb_lib.errors import DataError, TrainingError
+from objemb_lib.extract import extract
 from objemb_lib.pooling import rmac
 from objemb_lib.postprocess import PCAWhitening
+from objemb_lib.regions import ROI
 from objemb_lib.student import (
     Pupil,
     Recipe,
@@ -39,6 +41,8 @@ from objemb_lib.student import (
 )
 from objemb_lib.train import FEW, METRICS, score_student
 from objemb_lib.training import Schedule, read_log
+
+pytest_plugins = ("tiny_battles",)
 
 BOXES = [torch.tensor([[4.0, 6.0, 30.0, 40.0], [36.0, 10.0, 60.0, 30.0]]), torch.zeros(0, 4),
          torch.tensor([[0.0, 0.0, 64.0, 64.0]])]  # fmt: skip
@@ -160,6 +164,31 @@ def test_it_detects_as_its_detector_and_embeds_what_it_detects(kind: str) -> Non
         assert all(torch.equal(one[key], other[key]) for key in other)
     vectors = torch.cat([one["embeddings"] for one in found])
     assert torch.allclose(vectors, F.normalize(expected, dim=1), atol=1e-4)
+
+
+@pytest.mark.parametrize("wrong", [(0,), (1, 2), (-1,)])
+def test_layers_that_cannot_be_left_out_are_named(wrong: tuple) -> None:
+    with pytest.raises(DataError, match=r"cannot leave out its layers .*\n.*are \[1\]"):
+        student(leave_out=wrong)
+
+
+def test_boxes_of_one_pixel_and_hundreds_of_boxes_are_embedded() -> None:
+    ours, images = student(), noise(1)
+    body = ours.detector.trunk
+    one = torch.tensor([[5.0, 5.0, 6.0, 6.0], [7.0, 7.0, 7.0, 7.0]])
+    with torch.no_grad():
+        maps = body(body.normalise(images))
+        assert ours.embed(maps, [one]).isfinite().all()
+        many = ours.embed(maps, [random_boxes(300, 64)])
+    assert many.shape == (300, ours.embedding.dim) and many.isfinite().all()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_it_is_extracted_as_any_trunk(data, precision: str) -> None:
+    found = extract(data, StudentTrunk(student()), [("student", "spoc")], ROI, 64,
+                    precision=precision, cache=False, progress=False)  # fmt: skip
+    x = found["student", "spoc"]
+    assert x.shape == (4, 176) and np.isfinite(x).all() and np.ptp(x) > 0
 
 
 def test_prepared_for_inference_it_gives_the_same() -> None:
@@ -370,9 +399,8 @@ def taught(data: ImageDataset) -> Callable[..., Student]:
 
     def teach(folder: Path, recipe=GUIDED, schedule=SHORT, **how: object) -> Student:
         detector, teacher = small("faster_rcnn"), Teacher(lively(), size=64)
-        return train_student(
-            detector, data, teacher, folder, recipe, schedule, progress=False, **how
-        )
+        options = {"recipe": recipe, "schedule": schedule, "progress": False, "leave_out": ()}
+        return train_student(detector, data, teacher, folder, **options, **how)
 
     return teach
 
@@ -385,7 +413,7 @@ def test_a_short_training_teaches_branch_and_body(data, taught, tmp_path: Path) 
     detector, seen = small("faster_rcnn"), []
     before = state(detector)
     ours = train_student(
-        detector, data, Teacher(lively(), size=64), tmp_path / "run", schedule=SHORT,
+        detector, data, Teacher(lively(), size=64), tmp_path / "run", schedule=SHORT, leave_out=(),
         progress=False, watch=lambda who, step, values: seen.append((who, step, set(values))),
     )  # fmt: skip
     assert not ours.training
@@ -433,6 +461,29 @@ def test_another_recipe_does_not_go_on_in_the_same_folder(taught, tmp_path: Path
         taught(tmp_path / "run", Recipe(free=1))
 
 
+def test_a_run_is_not_continued_from_other_weights(data, tmp_path: Path) -> None:
+    """Whoever trains the detector anew must not get the student of the old one."""
+    how = {"schedule": SHORT, "progress": False, "leave_out": ()}
+    teacher = Teacher(lively(), size=64)
+    train_student(small("faster_rcnn"), data, teacher, tmp_path, **how)
+    with pytest.raises(TrainingError, match="other data"):
+        train_student(small("faster_rcnn", seed=1), data, teacher, tmp_path, **how)
+    with pytest.raises(TrainingError, match="other data"):
+        other = Teacher(lively("lcnet_050"), size=64)
+        how = how | {"projected": True}
+        train_student(small("faster_rcnn"), data, other, tmp_path, **how)
+
+
+def test_a_batch_without_any_lesson_is_no_end(taught, tmp_path: Path) -> None:
+    taught(tmp_path / "run", Recipe(regions="none", free=0, detection=False))
+    assert read_log(tmp_path / "run")[-1]["nothing"] == 0
+
+
+def test_what_cannot_learn_is_said_so(taught, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nothing can learn"):
+        taught(tmp_path / "run", Recipe(frozen=True))
+
+
 def test_a_lesson_that_is_no_number_stops_the_training(
     taught, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -445,7 +496,7 @@ def test_a_lesson_that_is_no_number_stops_the_training(
 
 def test_a_teacher_of_other_dimensions_is_refused(data, tmp_path: Path) -> None:
     teacher = Teacher(lively(), stage="stage3", size=64)
-    how = {"schedule": SHORT, "progress": False}
+    how = {"schedule": SHORT, "progress": False, "leave_out": ()}
     with pytest.raises(DataError, match=r"(?s)vectors of .* projected=True"):
         train_student(small("faster_rcnn"), data, teacher, tmp_path / "run", **how)
     ours = train_student(small("faster_rcnn"), data, teacher, tmp_path, projected=True, **how)

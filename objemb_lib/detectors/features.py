@@ -56,7 +56,7 @@ class DetectorTrunk(Trunk):
         self.body_stages = [stage.name for stage in self_stages]
         self.levels = {name: (s.name, _named(s.stride)) for name, s in levels.items()}
         self.fpn, self.head = pyramid.fpn, head
-        self.eval()
+        self.to(body.mean.device).eval()
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """``(N, 3, H, W)`` normalised images to the maps of body and pyramid."""

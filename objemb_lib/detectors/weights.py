@@ -133,6 +133,8 @@ def load_detector(name: str, root: Path | None = None) -> Detector:
 
         return load_coco_detector(name)
     card, state, path = read_weights(name, root)
+    if "student" in card:
+        raise DataError(f"{name} is a student", "Use student.load_student for it.")
     return load_state(build_from(card, path), state, path)
 
 
