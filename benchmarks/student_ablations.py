@@ -2,6 +2,7 @@
 
     python benchmarks/student_ablations.py               all that is not done yet, then the file
     python benchmarks/student_ablations.py --part 1/2    every other run: two processes, two cores
+    python benchmarks/student_ablations.py --gather      write the file from the runs that there are
 
 Each run begins as the shipped Faster R-CNN, takes a few minutes on one core and is kept in
 runs/ablations/, so that a killed one costs no other. Results: benchmarks/results/
@@ -87,7 +88,8 @@ def run(name: str, seed: int) -> dict:
     folder = RUNS / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
     schedule = replace(LESSONS, seed=seed)
     start = load_detector("faster_rcnn")
-    learnt = train_student(start, train, make(), folder, recipe, schedule, projected, False)
+    options = {"projected": projected, "progress": False}
+    learnt = train_student(start, train, make(), folder, recipe, schedule, **options)
     shutil.rmtree(folder)  # weights that nobody asks for again
     seen = {"objects seen": len(np.unique(train.labels)), "scenes": len(train)}
     return {"name": name, "seed": seed, "recipe": asdict(recipe), **seen, **score(learnt)}
@@ -113,11 +115,12 @@ def main() -> None:
     )
     parser.add_argument("--part", default="1/1", help="which share of the runs: K/N")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--gather", action="store_true", help="only write what is done already")
     asked = parser.parse_args()
     k, n = map(int, asked.part.split("/"))
     jobs = [(name, seed) for seed in range(asked.seeds) for name in ABLATIONS]
     jobs += [(f"guided, {n} objects", 0) for n in OBJECTS]
-    for name, seed in jobs[k - 1 :: n]:
+    for name, seed in [] if asked.gather else jobs[k - 1 :: n]:
         path = RUNS / f"{name}-{seed}.json"
         if not path.exists():
             atomic_write_text(path, json.dumps(run(name, seed)))
@@ -127,10 +130,9 @@ def main() -> None:
     untrained = {"name": "not trained", **score(Student(load_detector("faster_rcnn")))}
     about = {"data": mini_battles("battle").fingerprint, "schedule": asdict(LESSONS),
              "teacher": repr(teacher())}  # fmt: skip
-    if len(done) == len(jobs):
-        text = json.dumps({**about, "untrained": untrained, "runs": done}, indent=1)
-        atomic_write_text(RESULTS, text + "\n")
-        print(f"wrote {RESULTS.name}")
+    text = json.dumps({**about, "untrained": untrained, "runs": done}, indent=1)
+    atomic_write_text(RESULTS, text + "\n")
+    print(f"wrote {RESULTS.name}: {len(done)} of {len(jobs)} runs")
 
 
 if __name__ == "__main__":

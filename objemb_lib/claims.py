@@ -72,7 +72,7 @@ GUIDED = (
     ("true boxes", "student", "detector on its map"),
     ("true boxes", "student", "teacher on the map"),
     ("true boxes", "student", "untrained branch"),
-    ("own boxes against true ones", "student", "teacher on the map"),
+    ("the student's own boxes", "student", "teacher on the map"),
 )
 
 CLAIMS = (
