@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_scenes import lively
+from tiny_scenes import lively, small
 
 from objemb_lib import settings, train
 from objemb_lib.datasets.mini_battles import mini_battles
@@ -121,3 +121,25 @@ def test_the_student_begins_as_the_shipped_detector_and_is_scored(
 
 def weights_root_of_the_course() -> Path:
     return Path(train.__file__).parent.parent / "weights"
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "student"])
+def test_training_works_in_half_precision(
+    kind: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU does, by autocast; on the CPU it is only slower."""
+    real = torch.autocast
+    monkeypatch.setattr(torch, "autocast", lambda device, dtype, enabled: real(device, dtype))
+    data, trunk = mini_battles("train"), lively()
+    schedule = Schedule(steps=2, batch_size=2, warmup=1)
+    how = {"schedule": schedule, "progress": False}
+    if kind == "student":
+        teacher = train.student.Teacher(trunk, size=64)
+        start = small("faster_rcnn", categories=data.category_names)
+        how |= {"leave_out": ()}
+        made = train.student.train_student(start, data, teacher, tmp_path / "run", **how)
+    else:
+        made = train.train_detector(kind, data, trunk, tmp_path / "run", size=64, **how)
+    assert all(value.isfinite().all() for value in made.state_dict().values())
+    (line,) = read_log(tmp_path / "run")
+    assert all(value >= 0 for value in line.values())
