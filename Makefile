@@ -48,7 +48,7 @@ help:
 	@echo
 	@echo '  make install     only the environment, in .venv (PYTHON=python3.12 chooses the Python,'
 	@echo '                   VENV= takes the active environment, PIP_ARGS="..." goes to pip)'
-	@echo '  make train       train the shipped detectors anew: under an hour; goes on after a kill'
+	@echo '  make train       train the shipped detectors and the student anew: an hour; goes on after a kill'
 	@echo '                   (DETECTORS="fcos" trains only that one)'
 	@echo '  make data        only the workshop data, in data/mini-battles'
 	@echo '  make test        style, unit tests, and the notebooks as committed'

@@ -358,6 +358,7 @@ def relational(vectors: Tensor, targets: Tensor) -> Tensor:
     return (v @ v.T - t @ t.T).square().mean()
 
 
+# Each with its weight, which brings it to the order of the detection losses beside it.
 LOSSES = {"cosine": (cosine, 5.0), "squared": (squared, 2.5), "relational": (relational, 50.0)}
 
 
