@@ -13,9 +13,11 @@ DETECTORS ?=
 ifeq ($(strip $(VENV)),)
 PY    := $(PYTHON)
 STAMP :=
+EXTRAS :=
 else
 PY    := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+EXTRAS := $(VENV)/.extras
 endif
 PIP  := $(PY) -m pip --disable-pip-version-check
 OURS := .made-by-make
@@ -35,7 +37,7 @@ comma := ,
 export GOMP_SPINCOUNT ?= 4000
 
 .DEFAULT_GOAL := help
-.PHONY: help install data reproduce train test lab lock clean
+.PHONY: help install extras data reproduce train test lab lock clean
 
 help:
 	@echo 'An analysis of object embeddings, as a course. Two commands:'
@@ -48,6 +50,7 @@ help:
 	@echo
 	@echo '  make install     only the environment, in .venv (PYTHON=python3.12 chooses the Python,'
 	@echo '                   VENV= takes the active environment, PIP_ARGS="..." goes to pip)'
+	@echo '  make extras      the optional packages too: Ray, Milvus Lite, the site, other search libraries'
 	@echo '  make train       train the shipped detectors and the student anew: an hour; goes on after a kill'
 	@echo '                   (DETECTORS="fcos" trains only that one)'
 	@echo '  make data        only the workshop data, in data/mini-battles'
@@ -82,6 +85,14 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	@touch $@
 	@echo 'Installed.'
 
+# What the tests need beside the course: Ray, Milvus Lite, Sphinx, other search libraries.
+extras: install $(EXTRAS)
+
+$(VENV)/.extras: requirements-extras.lock $(VENV)/.installed
+	@echo 'Installing the optional packages into $(VENV): about a minute, once.'
+	@$(PIP) install -q -r requirements.lock -r requirements-extras.lock $(PIP_ARGS)
+	@touch $@
+
 data: install
 	@$(PY) data/download.py build mini-battles
 
@@ -92,7 +103,7 @@ train: install data
 	@$(PY) -m objemb_lib.train $(DETECTORS)
 
 # Two workers with one torch thread each: with more threads than cores, all of them wait.
-test: install data
+test: install extras data
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
@@ -107,11 +118,16 @@ lab: install data
 # them where it needs them, and a CPU build of torch, which has none, satisfies the same lock.
 lock: install
 	@$(PIP) install -q uv
-	@trap 'rm -f .lock.tmp .pair.tmp' EXIT; \
+	@trap 'rm -f .lock.tmp .extras.tmp .pair.tmp' EXIT; \
 	cp requirements.lock .lock.tmp; printf '%s\n' $(TORCH_PAIR) > .pair.tmp; \
-	$(PY) -m uv pip compile -q --universal --python-version 3.10 --extra test --constraint .pair.tmp \
-	  --no-header --no-annotate $(LOCK_ARGS) -o .lock.tmp pyproject.toml \
-	&& grep -Ev '^(nvidia|cuda|triton)' .lock.tmp > requirements.lock
+	[ ! -f requirements-extras.lock ] || cp requirements-extras.lock .extras.tmp; \
+	resolve="$(PY) -m uv pip compile -q --universal --no-header --no-annotate $(LOCK_ARGS)"; \
+	$$resolve --python-version 3.10 --extra test -c .pair.tmp -o .lock.tmp pyproject.toml \
+	&& grep -Ev '^(nvidia|cuda|triton)' .lock.tmp > requirements.lock \
+	&& $$resolve --python-version 3.10 --extra test --extra scale --extra site --extra bench \
+	  -c .pair.tmp -c requirements.lock -o .extras.tmp pyproject.toml \
+	&& grep -Ev '^(nvidia|cuda|triton)' .extras.tmp | grep -vxFf requirements.lock \
+	  > requirements-extras.lock
 
 # In data, only what a build makes, or leaves when it is killed: see mini_battles.build.
 clean:

@@ -24,7 +24,7 @@ else:
 PROJECT = Path(__file__).resolve().parents[1]
 CONDA_NAMES = {"pytorch": "torch"}  # where conda-forge's name is not PyPI's
 DISTRIBUTIONS = {"PIL": "pillow", "cv2": "opencv-python-headless", "faiss": "faiss-cpu",
-                 "skimage": "scikit-image", "sklearn": "scikit-learn",
+                 "skimage": "scikit-image", "sklearn": "scikit-learn", "hnswlib": "chroma-hnswlib",
                  "yaml": "pyyaml"}  # fmt: skip
 OF_THE_SYSTEM = {"python", "pip", "make", "setuptools"}  # environment.yml needs them, pip does not
 SYSTEMS = {
@@ -50,8 +50,14 @@ def direct(extra: bool = True) -> dict[str, Requirement]:
     return by_name([*stated["dependencies"], *tests])
 
 
-def lock_lines() -> list[str]:
-    return (PROJECT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+def optional() -> dict[str, Requirement]:
+    """What pyproject.toml offers as extras that the course does without."""
+    extras = project()["project"]["optional-dependencies"]
+    return by_name(line for name, lines in extras.items() if name != "test" for line in lines)
+
+
+def lock_lines(name: str = "requirements.lock") -> list[str]:
+    return (PROJECT / name).read_text(encoding="utf-8").splitlines()
 
 
 def conda() -> tuple[dict[str, Requirement], str]:
@@ -86,22 +92,32 @@ def test_the_lock_has_each_dependency_once_and_within_its_ranges(system, python)
     here |= {"implementation_name": "cpython", "platform_python_implementation": "CPython"}
     here |= {"platform_system": system.replace("macOS", "Darwin")}
     locked: dict[str, list[str]] = {}
-    for requirement in map(Requirement, lock_lines()):
+    for requirement in map(Requirement, lock_lines() + lock_lines("requirements-extras.lock")):
         if requirement.marker is None or requirement.marker.evaluate(here):
             (one,) = requirement.specifier
             assert one.operator == "=="
             locked.setdefault(canonicalize_name(requirement.name), []).append(one.version)
     twice = {name: versions for name, versions in locked.items() if len(versions) > 1}
     assert not twice
-    for source, wanted in (("pyproject.toml", direct()), ("environment.yml", conda()[0])):
+    offered = {n: r for n, r in optional().items() if not r.marker or r.marker.evaluate(here)}
+    for source, wanted in (
+        ("pyproject.toml", direct() | offered),
+        ("environment.yml", conda()[0]),
+    ):
         for name in wanted.keys() - (OF_THE_SYSTEM - {"setuptools"}):
             assert name in locked, f"{name} of {source} is not in the lock: run `make lock`"
             (found,) = locked[name]
             assert wanted[name].specifier.contains(found), f"{source}: {wanted[name]}, not {found}"
 
 
-def test_the_lock_fits_every_index_and_a_cpu_build_of_torch():
-    text = "\n".join(lock_lines())
+def test_the_extras_are_not_in_the_lock_of_the_course():
+    names = {canonicalize_name(Requirement(line).name) for line in lock_lines()}
+    assert not names & (optional().keys() - direct().keys())
+
+
+@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-extras.lock"])
+def test_the_lock_fits_every_index_and_a_cpu_build_of_torch(lock):
+    text = "\n".join(lock_lines(lock))
     assert not re.search(r"^\s*-|://|file:", text, re.M), "an option or an address in the lock"
     assert not re.search(r"^(nvidia|cuda|triton)", text, re.M), "torch's own metadata pins these"
 
@@ -127,6 +143,7 @@ def imported(file: Path) -> set[str]:
 def test_what_is_imported_is_asked_for(folder):
     """A package that another one happens to bring can leave with it."""
     may = direct(extra=folder in ("tests", "benchmarks")).keys() | {"tomli", "tomllib"}
+    may |= optional().keys()  # inside the functions that need them, see the next test
     files = [f for f in (PROJECT / folder).rglob("*.py") if "mini-battles" not in f.parts]
     assert files
     for file in files:
@@ -134,6 +151,17 @@ def test_what_is_imported_is_asked_for(folder):
         for module in imported(file) - sys.stdlib_module_names - beside - {"objemb_lib"}:
             name = canonicalize_name(DISTRIBUTIONS.get(module, module))
             assert name in may, f"{file.name} imports {module}: add {name} to pyproject.toml"
+
+
+def test_no_room_needs_an_optional_package_to_be_imported():
+    names = {name.replace("-", "_") for name in optional()} | {"hnswlib"}
+    for file in (PROJECT / "objemb_lib").rglob("*.py"):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Import):
+                asked = {alias.name.partition(".")[0] for alias in node.names}
+            else:
+                asked = {(getattr(node, "module", "") or "").partition(".")[0]}
+            assert not asked & names, f"{file.name}: import {asked} where it is used"
 
 
 def test_an_installed_library_has_all_its_files():
