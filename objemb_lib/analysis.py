@@ -154,6 +154,21 @@ def spread(x: np.ndarray, labels: np.ndarray) -> Spread:
     return Spread(max(float(within), 0.0), max(float(between), 0.0))  # rounding may leave -1e-17
 
 
+def backgrounds(dataset: ImageDataset) -> np.ndarray | None:
+    """``(N,)``: a number for each image's background, where a data set recorded all; else None."""
+    names = [known.get("background") for known in dataset.extra]
+    if not names or None in names:
+        return None
+    return np.unique(names, return_inverse=True)[1]
+
+
+def has_kinds(dataset: ImageDataset) -> bool:
+    """Whether categories gather labels: some category is known to have two of them."""
+    known = (dataset.labels >= 0) & (dataset.categories >= 0)
+    pairs = np.unique(np.stack([dataset.categories, dataset.labels])[:, known], axis=1)
+    return len(np.unique(pairs[0])) < pairs.shape[1]
+
+
 def nearest(
     vectors: np.ndarray, dataset: ImageDataset, gallery_vectors: np.ndarray | None = None
 ) -> np.ndarray:
