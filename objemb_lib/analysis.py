@@ -162,6 +162,20 @@ def backgrounds(dataset: ImageDataset) -> np.ndarray | None:
     return np.unique(names, return_inverse=True)[1]
 
 
+def stranger(dataset: ImageDataset, i: int) -> tuple[int, bool]:
+    """An image of another label than ``i``'s, and whether it has the same background.
+
+    One in front of the same background, where such are known; else the first in the data set.
+    Raises DataError if all images show one label.
+    """
+    strange = dataset.labels != dataset.labels[i]
+    if not strange.any():
+        raise DataError(f"{dataset}: all images have one label", "Use data of two labels or more.")
+    ground = backgrounds(dataset)
+    beside = strange & (ground == ground[i]) if ground is not None else np.zeros_like(strange)
+    return int(np.argmax(beside if beside.any() else strange)), bool(beside.any())
+
+
 def has_kinds(dataset: ImageDataset) -> bool:
     """Whether categories gather labels: some category is known to have two of them."""
     known = (dataset.labels >= 0) & (dataset.categories >= 0)

@@ -21,6 +21,7 @@ from objemb_lib.analysis import (
     nearest,
     spectrum,
     spread,
+    stranger,
 )
 from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.errors import DataError
@@ -406,6 +407,17 @@ def test_backgrounds_are_numbers_where_all_are_recorded():
     known = [{"background": name} for name in ("wall", "lawn", "wall")]
     assert backgrounds(replace(data, extra=known)).tolist() == [1, 0, 1]
     assert backgrounds(replace(data, extra=[*known[:2], {}])) is None
+
+
+def test_a_stranger_stands_before_the_same_background_if_any_does():
+    root, files = Path(__file__).parent, ["conftest.py", "test_analysis.py", "test_rooms.py"]
+    data = ImageDataset("toy", "test", root, files, [0, 1, 2])
+    assert stranger(data, 0) == (1, False)
+    known = [{"background": name} for name in ("wall", "lawn", "wall")]
+    assert stranger(replace(data, extra=known), 0) == (2, True)
+    assert stranger(replace(data, extra=known), 1) == (0, False)
+    with pytest.raises(DataError, match="one label"):
+        stranger(data.subset([1]), 0)
 
 
 def test_categories_are_kinds_where_one_has_two_labels():
