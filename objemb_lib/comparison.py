@@ -110,16 +110,12 @@ def few(roles: Roles, scenes: Mapping[str, int] | None = None, limit: int = 0) -
         scenes: split ("train" or the name of a test) -> images a label; of others all.
         limit: images a split at most, see :func:`limited`; 0 for no limit.
     """
-    splits = {split: limited(data, limit) for split, data in every(roles).items()}
+    all_splits = {"train": roles.train} | roles.tests
+    splits = {split: limited(data, limit) for split, data in all_splits.items()}
     for split, each in (scenes or {}).items():
         if split in splits:
             splits[split] = few_scenes(splits[split], each)
     return Roles(splits.pop("train"), splits)
-
-
-def every(roles: Roles) -> dict[str, ImageDataset]:
-    """All splits by name, "train" first."""
-    return {"train": roles.train} | roles.tests
 
 
 def limited(dataset: ImageDataset, images: int) -> ImageDataset:

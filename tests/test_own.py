@@ -62,3 +62,8 @@ def test_too_few_labels_say_how_to_arrange_photographs(tmp_path, make_image):
     with pytest.raises(DataError, match="0 labels") as error:
         datasets.roles(f"folder:{tmp_path}")
     assert "sub-folder" in error.value.remedy and ANNOTATIONS in error.value.remedy
+
+
+def test_a_folder_must_be_named():
+    with pytest.raises(DataError, match="no folder is named"):
+        datasets.roles("folder")

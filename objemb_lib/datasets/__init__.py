@@ -96,7 +96,7 @@ def roles(data: str) -> Roles:
     """
     name, _, path = data.partition(":")
     if name == "folder":
-        train, test = folder_roles(Path(path).expanduser())
+        train, test = folder_roles(path)
         return Roles(train, {"test": test})
     chosen = entry(name)
     where = {"root": Path(path).expanduser()} if path else {}

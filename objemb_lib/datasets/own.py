@@ -21,7 +21,9 @@ ARRANGE = (
 )
 
 
-def folder_roles(path: Path, annotations: Path | None = None) -> tuple[ImageDataset, ImageDataset]:
+def folder_roles(
+    path: str | Path, annotations: Path | None = None
+) -> tuple[ImageDataset, ImageDataset]:
     """A folder's training and test images: the first half of its labels, and the second.
 
     As CUB-200-2011 and Cars-196 are halved for retrieval: by class, in the order of the names.
@@ -30,8 +32,11 @@ def folder_roles(path: Path, annotations: Path | None = None) -> tuple[ImageData
         path: the folder. annotations: COCO file of its boxes; default ``annotations.json`` in it,
             if there. With boxes, photographs without one are left out, with a warning.
     Raises:
-        DataError: fewer than four labels of two photographs; says how to arrange them.
+        DataError: no path, or fewer than four labels of two photographs; says how to arrange them.
     """
+    if not str(path):
+        raise DataError("folder: no folder is named", "Say which: folder:PATH.")
+    path = Path(path).expanduser()
     beside = path / ANNOTATIONS
     annotations = annotations or (beside if beside.is_file() else None)
     data = folder(path, annotations)
