@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from objemb_lib import settings
-from objemb_lib.datasets import mini_battles
+from objemb_lib.datasets import coco, metric_learning, mini_battles
 from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.errors import DataError
 
@@ -49,8 +49,8 @@ class Entry:
     build: Callable[..., Path]
     verify: Callable[..., list[str]]
     load: Callable[..., ImageDataset]
-    train: str
-    tests: tuple[str, ...]
+    train: str = "train"
+    tests: tuple[str, ...] = ("test",)
 
     def folder(self) -> Path:
         return settings.data_root() / self.name
@@ -70,9 +70,12 @@ DATASETS = {
             mini_battles.build,
             mini_battles.verify,
             mini_battles.mini_battles,
-            "train",
-            ("battle", "clean"),
+            tests=("battle", "clean"),
         ),
+        Entry("cub", "CUB-200-2011", "1.2 GB", "", None, None, metric_learning.cub),
+        Entry("cars", "Cars-196", "1.9 GB", "", None, None, metric_learning.cars),
+        Entry("sop", "Stanford Online Products", "3.1 GB", "", None, None, metric_learning.sop),
+        Entry("coco", "COCO 2017", "20 GB", "", None, None, coco.coco),
     )
 }
 
