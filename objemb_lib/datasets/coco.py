@@ -41,7 +41,7 @@ def coco_photographs(split: str, root: Path | None = None) -> ImageDataset:
     return _load(split, root, detection.photographs)
 
 
-def _load(split: str, root: Path | None, make) -> ImageDataset:  # noqa: ANN001
+def _load(split: str, root: Path | None, make) -> ImageDataset:
     if split not in YEARS:
         raise DataError(f"coco has no split {split!r}", f"Use {' or '.join(YEARS)}.")
     root = Path(root or settings.data_root() / "coco")

@@ -60,7 +60,7 @@ def sop(split: str, root: Path | None = None) -> ImageDataset:
     return _load(sop_listing, "sop", split, root)
 
 
-def _load(listing, name: str, split: str, root: Path | None) -> ImageDataset:  # noqa: ANN001
+def _load(listing, name: str, split: str, root: Path | None) -> ImageDataset:
     root = Path(root or settings.data_root() / name)
     place, found = listing(root)
     return load_split(found, place, split)
