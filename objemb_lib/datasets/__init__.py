@@ -77,6 +77,7 @@ class Entry:
         return (self.folder() / "manifest.json").is_file()
 
 
+COURSE = mini_battles.NAME  # what the notebooks run on unless told otherwise
 RESEARCH = "research only, images belong to their authors"
 LOADER = "loader tried on"
 NOT_TRIED = "addresses from public code, not tried"
@@ -85,7 +86,7 @@ DATASETS = {
     entry.name: entry
     for entry in (
         Entry(
-            mini_battles.NAME,
+            COURSE,
             "objects cut out and pasted into photographs, 3,042 scenes of 256 px",
             "47 MB (fetches 223 MB)",
             "GPL, CC-BY(-SA), CC0",

@@ -97,7 +97,10 @@ class Recipe:
         root = Path(root or settings.data_root())
         folder = root / self.name
         root.mkdir(parents=True, exist_ok=True)
+        before = _built_at(folder)
         with FileLock(root / f".{self.name}.lock"):
+            if _built_at(folder) not in (None, before):  # by another process meanwhile
+                return folder
             if folder.exists() and not (folder / MANIFEST).exists():
                 raise DataError(
                     f"{folder} is there already, but was not built here",
@@ -211,6 +214,11 @@ def finish(folder: Path, about: dict) -> Path:
     """Write the manifest, by which a built data set is known; returns the folder."""
     atomic_write_text(folder / MANIFEST, json.dumps(about, indent=1) + "\n")
     return folder
+
+
+def _built_at(folder: Path) -> int | None:
+    manifest = folder / MANIFEST
+    return manifest.stat().st_mtime_ns if manifest.exists() else None
 
 
 def _swap(made: Path, folder: Path, old: Path) -> None:
