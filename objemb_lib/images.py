@@ -74,7 +74,7 @@ def fit_within(size: tuple[int, int], max_side: int = MAX_SIDE) -> tuple[int, in
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[tuple[int, int], bool]:
-    """The stored (width, height), and whether that is upright; reads the header only.
+    """The upright (width, height), and whether it is stored so; reads the header only.
 
     Raises:
         ImageError: as :func:`load_image`, as far as the header shows it.
@@ -83,7 +83,9 @@ def image_size(path: str | os.PathLike[str]) -> tuple[tuple[int, int], bool]:
     try:
         with path.open("rb") as file:
             image = _open(path, file)
-            return image.size, _orientation(image) == 1
+            orientation = _orientation(image)
+            turned = _UPRIGHT.get(orientation) in _ON_ITS_SIDE
+            return image.size[::-1] if turned else image.size, orientation not in _UPRIGHT
     except ImageError:
         raise
     except OSError as error:

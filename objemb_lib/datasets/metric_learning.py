@@ -7,18 +7,25 @@ Products (Oh Song et al. 2016, who set all three) has a split of its own.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from pycocotools import mask as coco_mask
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
 from objemb_lib import settings
+from objemb_lib.atomic import atomic_write_text
 from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.datasets.folder import list_images
+from objemb_lib.datasets.folder import encode_mask, list_images
 from objemb_lib.datasets.listing import Listing, folder_with, load_split
 from objemb_lib.errors import DataError
+from objemb_lib.images import fit_within, image_size, load_image
+from objemb_lib.progress import bar
 
 CUB_IMAGES, CARS_IMAGES = 11_788, 16_185  # of the whole benchmarks, for copies of a part
 
@@ -26,13 +33,17 @@ CUB_IMAGES, CARS_IMAGES = 11_788, 16_185  # of the whole benchmarks, for copies 
 def cub(split: str, root: Path | None = None) -> ImageDataset:
     """CUB-200-2011: ``train`` are species 1 to 100, ``test`` 101 to 200, each with one box.
 
+    Where ``segmentations/`` lies beside ``images/``, masks are read from it, once; they are kept
+    in the cache.
+
     Args:
         split: "train" or "test".
         root: folder that the archive unpacks to, or one with a sub-folder per species.
     Raises:
         DataError: no such split, or the folder is none of these.
     """
-    return _load(cub_listing, "cub", split, root)
+    data = _load(cub_listing, "cub", split, root)
+    return _with_masks(data) if (data.root / "segmentations").is_dir() else data
 
 
 def cars(split: str, root: Path | None = None) -> ImageDataset:
@@ -89,6 +100,29 @@ def cub_listing(root: Path) -> tuple[Path, Listing]:
     files = [f"images/{row[0]}" for row in rows["images"].values()]
     names = [row[0].partition(".")[2] for row in rows["classes"].values()]
     return place, Listing("cub", files, labels, names, labels >= 100, boxes)
+
+
+def _with_masks(data: ImageDataset) -> ImageDataset:
+    """Masks of the pixels that most annotators marked; the box where an image has none."""
+    key = hashlib.sha256(f"{data.fingerprint} masks 1".encode()).hexdigest()
+    cached = settings.cache_root() / "masks" / f"{key}.json"
+    if not cached.exists():
+        found = [_mask(data, i) for i in bar(range(len(data)), "Reading masks")]
+        runs = [{"size": one["size"], "counts": one["counts"].decode()} for one in found]
+        atomic_write_text(cached, json.dumps(runs))
+    masks = [[one] for one in json.loads(cached.read_text())]
+    return replace(data, masks=masks, fingerprint=key)
+
+
+def _mask(data: ImageDataset, i: int) -> dict:
+    file = data.root / "segmentations" / Path(data.files[i]).relative_to("images")
+    size = fit_within(image_size(data.root / data.files[i])[0])
+    file = file.with_suffix(".png")
+    if file.exists():
+        grey = np.asarray(load_image(file).convert("L"))
+        if grey.shape == size[::-1]:  # else the image is another version than the mask's
+            return coco_mask.encode(np.asfortranarray(grey >= 128, np.uint8))
+    return encode_mask(None, data.boxes[i][0], size)
 
 
 def _by_species(root: Path) -> Listing:
