@@ -139,6 +139,7 @@ def test_real_coco_photographs(real_photographs: Path) -> None:
     data = coco_photographs("test", real_photographs / "coco")
     assert len(data) == 79 and sum(map(len, data.boxes)) == 619  # 624 less 5 crowds
     assert data.image(0).size == Image.open(data.root / data.files[0]).size
+    assert coco_photographs("test", data.root, with_masks=False).masks is None
 
 
 def test_damaged_coco_is_named(tmp_path: Path) -> None:

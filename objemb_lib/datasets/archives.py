@@ -19,7 +19,6 @@ from filelock import FileLock
 
 from objemb_lib import download, settings
 from objemb_lib.atomic import atomic_write_text
-from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.datasets.folder import list_images
 from objemb_lib.errors import DataError, DownloadError
 from objemb_lib.images import check_images
@@ -64,13 +63,13 @@ class Recipe:
         name: the data set, and its folder.
         releases: the same images in different archives; the first is taken of which the user
             has a file, else the first of all.
-        load: one split of the finished folder. counts: how many images each must have.
+        count: images of a split that lie in a folder. counts: how many there must be.
         gone: said where the archives have no public address any more.
     """
 
     name: str
     releases: tuple[tuple[Archive, ...], ...]
-    load: Callable[[str, Path], ImageDataset]
+    count: Callable[[str, Path], int]
     counts: dict[str, int]
     gone: str = ""
 
@@ -114,7 +113,7 @@ class Recipe:
                 made = Path(work) / self.name
                 for archive, file in zip(release, files):
                     _put(archive, file, made)
-                found = {split: len(self.load(split, made)) for split in self.counts}
+                found = {split: self.count(split, made) for split in self.counts}
                 if found != self.counts:
                     raise DataError(
                         f"{self.name}: {found} images in its archives, {self.counts} are official",

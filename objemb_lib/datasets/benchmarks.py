@@ -5,12 +5,15 @@ Addresses and digests are from public code, named in ``data/README.md``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 from objemb_lib.datasets.archives import Archive, Recipe
-from objemb_lib.datasets.coco import TOTAL, YEARS, coco_photographs
+from objemb_lib.datasets.base import ImageDataset
+from objemb_lib.datasets.coco import TOTAL, YEARS, read_instances
 from objemb_lib.datasets.landmarks import TOTAL as LANDMARKS
-from objemb_lib.datasets.landmarks import landmarks, read_truth
+from objemb_lib.datasets.landmarks import read_truth, roxford5k, rparis6k
 from objemb_lib.datasets.metric_learning import cars, cub, sop
 
 CALTECH = "https://data.caltech.edu/records"
@@ -21,6 +24,10 @@ COCO = "http://images.cocodataset.org"
 VGG = "https://www.robots.ox.ac.uk/~vgg/data"
 THOR = "https://thor.robots.ox.ac.uk"
 REVISITED = "cmp.felk.cvut.cz/revisitop/data/datasets"
+
+
+def _count(load: Callable[..., ImageDataset], split: str, root: Path) -> int:
+    return len(load(split, root))
 
 
 CUB = Recipe(
@@ -43,7 +50,7 @@ CUB = Recipe(
             ),
         ),
     ),
-    cub,
+    partial(_count, cub),
     {"train": 5_864, "test": 5_924},
 )
 CARS = Recipe(
@@ -85,7 +92,7 @@ CARS = Recipe(
             ),
         ),
     ),
-    cars,
+    partial(_count, cars),
     {"train": 8_054, "test": 8_131},
     gone="Stanford's servers for it are gone. Find car_ims.tgz and cars_annos.mat (or "
     "cars_train.tgz, cars_test.tgz, car_devkit.tgz and cars_test_annos_withlabels.mat), put them "
@@ -107,7 +114,7 @@ SOP = Recipe(
             ),
         ),
     ),
-    sop,
+    partial(_count, sop),
     {"train": 59_551, "test": 60_502},
 )
 COCO_2017 = Recipe(
@@ -135,7 +142,7 @@ COCO_2017 = Recipe(
             ),
         ),
     ),
-    coco_photographs,
+    lambda split, root: len(read_instances(root, YEARS[split])[0]),
     {split: TOTAL[year] for split, year in YEARS.items()},
 )
 
@@ -168,7 +175,7 @@ OXFORD = Recipe(
             ),
         ),
     ),
-    partial(landmarks, "roxford5k"),
+    partial(_count, roxford5k),
     {"medium": sum(LANDMARKS["roxford5k"])},
 )
 PARIS = Recipe(
@@ -191,6 +198,6 @@ PARIS = Recipe(
             ),
         ),
     ),
-    partial(landmarks, "rparis6k"),
+    partial(_count, rparis6k),
     {"medium": sum(LANDMARKS["rparis6k"])},
 )

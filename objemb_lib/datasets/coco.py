@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,12 +34,16 @@ def coco(split: str, root: Path | None = None) -> ImageDataset:
     return _load(split, root, detection.objects)
 
 
-def coco_photographs(split: str, root: Path | None = None) -> ImageDataset:
-    """The photographs of train2017 ("train") or val2017 ("test") with every box and mask.
+def coco_photographs(split: str, root: Path | None = None, with_masks: bool = True) -> ImageDataset:
+    """The photographs of train2017 ("train") or val2017 ("test") with every box.
 
-    Args and Raises as :func:`coco`.
+    Args:
+        split, root: as for :func:`coco`.
+        with_masks: also every mask: slow for the whole of train2017.
+    Raises:
+        DataError: as :func:`coco`.
     """
-    return _load(split, root, detection.photographs)
+    return _load(split, root, partial(detection.photographs, with_masks=with_masks))
 
 
 def _load(split: str, root: Path | None, make) -> ImageDataset:

@@ -42,14 +42,19 @@ class Photo:
 
 
 def photographs(
-    name: str, split: str, root: Path, photos: Sequence[Photo], category_names: Sequence[str]
+    name: str,
+    split: str,
+    root: Path,
+    photos: Sequence[Photo],
+    category_names: Sequence[str],
+    with_masks: bool = True,
 ) -> ImageDataset:
     """Whole photographs with every box (and mask), the largest first: to train detectors on."""
     order = [np.argsort(-_areas(p.boxes), kind="stable") for p in photos]
     categories = [p.categories[o] for p, o in zip(photos, order)]
     main = np.array([c[0] if len(c) else -1 for c in categories])
     masks = None
-    if any(p.segmentations for p in photos):
+    if with_masks and any(p.segmentations for p in photos):
         masks = [[_mask(p, k) for k in o] for p, o in zip(photos, order)]
     return ImageDataset(
         name, split, root, tuple(p.file for p in photos), main, tuple(category_names), main,
