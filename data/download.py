@@ -90,9 +90,11 @@ def list_all() -> int:
 
 def build(entry: datasets.Entry, arguments: argparse.Namespace) -> int:
     """Build unless it is there."""
-    again = arguments.force or arguments.retry_dead
-    if entry.built() and not again:
-        print(f"{entry.name} is already in {entry.folder()}: nothing to do (--force rebuilds)")
+    if entry.built() and not (arguments.force or arguments.retry_dead):
+        again = (
+            "--force asks those again that did not answer" if entry.links else "--force rebuilds"
+        )
+        print(f"{entry.name} is already in {entry.folder()}: nothing to do ({again})")
         return 0
     if entry.build is None:
         raise DataError(f"{entry.name} is not fetched from here", f"Use {entry.name}:PATH.")

@@ -362,6 +362,46 @@ def test_free_space_is_checked_first(
         get(url, to=tmp_path, size=980_000_000)
 
 
+def test_free_space_is_checked_by_what_the_server_says(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no list says how long the file is, its server does, before the first byte is kept."""
+    usage = download.shutil.disk_usage(tmp_path)._replace(free=67_000_000)
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(DownloadError, match="67 MB are free"):
+        get(server.url(serve()), to=tmp_path, size=None)
+    assert visible(tmp_path) == []
+
+
+def test_md5_where_only_that_was_published(server: Server, tmp_path: Path) -> None:
+    right = f"md5:{hashlib.md5(BODY).hexdigest().upper()}"
+    with pytest.raises(DownloadError, match="known hash"):
+        get(server.url(whole(WRONG)), to=tmp_path, sha256=right)
+    assert get(server.url(serve()), to=tmp_path, sha256=right).read_bytes() == BODY
+    get(to=tmp_path, sha256=right)  # it is there
+    with pytest.raises(DownloadError):
+        get(to=tmp_path, sha256=f"md5:{'0' * 32}")
+
+
+def test_without_a_digest_the_file_is_read_before_it_gets_its_name(
+    server: Server, tmp_path: Path
+) -> None:
+    def check(file: Path) -> None:
+        assert file.name == "file.bin.part"
+        if file.read_bytes() != BODY:
+            raise ObjembError(f"{file.name} is no list")
+
+    with pytest.raises(ValueError, match="nothing can check"):
+        get(server.url(serve()), to=tmp_path, sha256=None)
+    url = server.url(whole(b"<html>"), path="/portal")
+    with pytest.raises(DownloadError, match="is no list"):
+        get(url, to=tmp_path, sha256=None, size=None, check=check)
+    assert visible(tmp_path) == []
+    urls = url, server.url(serve(cut=100), serve())
+    file = get(*urls, to=tmp_path, sha256=None, size=None, check=check)
+    assert file.read_bytes() == BODY
+
+
 def test_waiter_needs_no_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class LockHeldByAnother:
         def __init__(self, path: Path) -> None:

@@ -134,7 +134,7 @@ DATASETS = {
         Entry(
             "ps-battles",
             "PS-Battles: photoshops ask for their original; 102,028 images listed in 2018",
-            "up to 40 GB",
+            "23 GB (an estimate)",
             RESEARCH,
             f"the first 500 rows of its list read; {NOT_TRIED}",
             ps_battles.ps_battles,
@@ -177,7 +177,7 @@ DATASETS = {
         Entry(
             "open-images",
             "Open Images: objects of 20 classes train, of 20 others test; boxes",
-            "about 1.5 GB",
+            "up to 4,000 images",
             "annotations CC-BY-4.0, images CC-BY-2.0",
             f"{LOADER} a made-up copy; {NOT_TRIED}",
             open_images.open_images,

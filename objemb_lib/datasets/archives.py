@@ -149,8 +149,10 @@ def obtain(
     """The checked file: where it lies in ``source``, else fetched from ``mirror`` or its address.
 
     Raises:
-        DownloadError: other bytes, or no source has it.
+        DownloadError: other bytes, or no source has it. DataError: ``source`` is no folder.
     """
+    if source and not Path(source).expanduser().is_dir():
+        raise DataError(f"the source {source} is not a folder", "Check --source.")
     lying = source and Path(source).expanduser() / archive.file
     if lying and lying.is_file() and archive.packed:  # too large to be copied
         if not download.holds(lying, archive.digest):
