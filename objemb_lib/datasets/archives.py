@@ -10,7 +10,7 @@ import json
 import shutil
 import tarfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,9 +21,11 @@ from objemb_lib import download, settings
 from objemb_lib.atomic import atomic_write_text
 from objemb_lib.datasets.folder import list_images
 from objemb_lib.errors import DataError, DownloadError
+from objemb_lib.harvest import PER_SECOND, Wanted, harvest
 from objemb_lib.images import check_images
 
 MANIFEST = "manifest.json"
+LINKS = "links.json"
 
 
 @dataclass(frozen=True)
@@ -215,6 +217,23 @@ def finish(folder: Path, about: dict) -> Path:
     """Write the manifest, by which a built data set is known; returns the folder."""
     atomic_write_text(folder / MANIFEST, json.dumps(about, indent=1) + "\n")
     return folder
+
+
+def fetch_links(
+    folder: Path,
+    wanted: Sequence[Wanted],
+    retry_dead: bool = False,
+    per_second: float = PER_SECOND,
+    progress: bool = True,
+) -> Path:
+    """Fetch what is still at its address, say how much that is, and write the manifest.
+
+    ``links.json`` in the folder says of each dead link why; see :func:`harvest.harvest`.
+    """
+    found = harvest(wanted, folder / LINKS, retry_dead, per_second=per_second, progress=progress)
+    print(f"{folder.name}: {found}")
+    dead, unanswered = len(found.dead), len(found.failed)
+    return finish(folder, {"files": found.here, "dead": dead, "unanswered": unanswered})
 
 
 def _built_at(folder: Path) -> int | None:

@@ -20,6 +20,10 @@ CALTECH = "https://data.caltech.edu/records"
 CARS_COPY = (
     "https://huggingface.co/datasets/XiN0919/FGVC/resolve/921e8dce38536cd5982739d85d5e9235d2cb2a76"
 )
+SOP_DRIVE = (
+    "https://drive.usercontent.google.com/download"
+    "?id=1TclrpQOF_ullUP99wk_gjGN8pKvtErG8&export=download&authuser=0&confirm=t"
+)
 COCO = "http://images.cocodataset.org"
 VGG = "https://www.robots.ox.ac.uk/~vgg/data"
 THOR = "https://thor.robots.ox.ac.uk"
@@ -105,7 +109,7 @@ SOP = Recipe(
         (
             Archive(
                 "Stanford_Online_Products.zip",
-                ("http://ftp.cs.stanford.edu/cs/cvgl/Stanford_Online_Products.zip",),
+                ("http://ftp.cs.stanford.edu/cs/cvgl/Stanford_Online_Products.zip", SOP_DRIVE),
                 "b04fa78210e69fab050ce73939550e1cd0f96890bdd98ec9fee732c3b756ef48",
                 3_083_860_082,
                 members=lambda name: (

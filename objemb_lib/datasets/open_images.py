@@ -17,12 +17,12 @@ import numpy as np
 
 from objemb_lib import settings
 from objemb_lib.datasets import detection
-from objemb_lib.datasets.archives import Archive, finish, obtain
+from objemb_lib.datasets.archives import Archive, fetch_links, obtain
 from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.datasets.detection import Photo
 from objemb_lib.datasets.listing import SPLITS, folder_with
 from objemb_lib.errors import DataError
-from objemb_lib.harvest import Wanted, harvest
+from objemb_lib.harvest import Wanted
 from objemb_lib.images import fit_within, image_size, load_image
 
 NAME = "open-images"
@@ -41,6 +41,7 @@ CLASSES = {  # in the order of their names: every other one is trained on
 }  # fmt: skip
 MIN_SHARE = 0.02  # of the image that an object covers at least: pixels are not known before
 PER_CLASS = 100
+PER_SECOND = 20  # requests: a store that is made for many
 IMAGES = "https://open-images-dataset.s3.amazonaws.com"
 LISTS = "https://storage.googleapis.com/openimages/2018_04"
 BOXES = {
@@ -57,7 +58,6 @@ BOXES = {
         52_174_204,
     ),
 }
-REPORT = "links.json"
 FIELDS = ("ImageID", "LabelName", "XMin", "XMax", "YMin", "YMax", "IsGroupOf", "IsDepiction")
 
 
@@ -162,7 +162,4 @@ def build(
             Wanted(f"{IMAGES}/{part}/{image}.jpg", folder / part / f"{image}.jpg", check=load_image)
             for image in sorted(choose(read_boxes(boxes), split))
         ]
-    found = harvest(wanted, folder / REPORT, retry_dead, per_second=20, progress=progress)
-    print(f"{NAME}: {found}")
-    return finish(folder, {"files": found.here, "dead": len(found.dead),
-                           "unanswered": len(found.failed)})  # fmt: skip
+    return fetch_links(folder, wanted, retry_dead, PER_SECOND, progress)

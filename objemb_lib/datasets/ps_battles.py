@@ -15,17 +15,16 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from objemb_lib import settings
-from objemb_lib.datasets.archives import Archive, finish, obtain
+from objemb_lib.datasets.archives import Archive, fetch_links, obtain
 from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.datasets.listing import SPLITS, folder_with
 from objemb_lib.errors import DataError
-from objemb_lib.harvest import Wanted, harvest
+from objemb_lib.harvest import Wanted
 
 NAME = "ps-battles"
 LISTS = ("originals.tsv", "photoshops.tsv")
 COLUMNS = {"id", "url", "end", "hash", "filesize"}
 REPOSITORY = "https://raw.githubusercontent.com/dbisUnibas/PS-Battles/master"
-REPORT = "links.json"
 
 
 def ps_battles(split: str, root: Path | None = None) -> ImageDataset:
@@ -140,7 +139,4 @@ def build(
             _places(row)[0] if "original" in row else f"originals/{row['id']}.{row['end']}"
         ]
     ]
-    found = harvest(wanted, folder / REPORT, retry_dead, progress=progress)
-    print(f"{NAME}: {found}")
-    return finish(folder, {"files": found.here, "dead": len(found.dead),
-                           "unanswered": len(found.failed)})  # fmt: skip
+    return fetch_links(folder, wanted, retry_dead, progress=progress)
