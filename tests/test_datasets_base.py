@@ -202,6 +202,7 @@ def test_a_crop_is_the_image(make_image, tmp_path: Path) -> None:
     assert np.array_equal(data.image(1), np.asarray(data.image(0))[2:12, 5:25])
     assert image_sizes(data).tolist() == [[40, 30], [20, 10]]
     assert data.subset([1]).image(0).size == (20, 10)
+    assert data.names == ("a.png", "a.png#5,2,25,12")
     others = [ImageDataset("one", "all", crops=c, **parts) for c in ((), [None, (5, 2, 25, 13)])]
     assert len({data.fingerprint, *(other.fingerprint for other in others)}) == 3
 

@@ -150,6 +150,13 @@ class ImageDataset:
             f"{len(known)} labels, {sum(map(len, self.boxes))} boxes)"
         )
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """A name for each image that no other has: its file, and where in it, if it is a part."""
+        parts = self.crops or [None] * len(self)
+        return tuple(f if p is None else f"{f}#{','.join(map(str, p))}"
+                     for f, p in zip(self.files, parts))  # fmt: skip
+
     def image(self, i: int) -> Image.Image:
         """Image ``i`` as upright 8-bit RGB. Raises ImageError, naming the file, if unusable."""
         whole = load_image(Path(self.root) / self.files[i])
