@@ -204,6 +204,7 @@ def _one_each(dataset: ImageDataset, region: ObjectRegion) -> ImageDataset:
     return ImageDataset(
         dataset.name, dataset.split, dataset.root, [dataset.files[i] for i in owners],
         dataset.labels[owners], boxes=boxes, fingerprint=content,
+        crops=[dataset.crops[i] for i in owners] if dataset.crops else (),
     )  # fmt: skip
 
 

@@ -354,7 +354,7 @@ def search_object(
             f"Choose 0 to {len(mine) - 1}." if len(mine) else f"Use {dataset}'s own objects.",
         )
     vector = objects.vectors[pair][mine[chosen]]
-    matches = index.search(vector, k, without={dataset.files[query]})
+    matches = index.search(vector, k, without={dataset.names[query]})
     return Answer(dataset, query, objects.boxes[mine], chosen, matches)
 
 
