@@ -29,7 +29,7 @@ from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.detectors import weights
 from objemb_lib.detectors.build import Detector, Losses, Target
 from objemb_lib.detectors.features import DetectorTrunk
-from objemb_lib.detectors.targets import augmentation, example, usable
+from objemb_lib.detectors.targets import augmentation, drawn, usable
 from objemb_lib.errors import DataError
 from objemb_lib.pooling import POOLINGS
 from objemb_lib.postprocess import PCAWhitening
@@ -530,14 +530,11 @@ def train_student(
             f"{student.embedding.dim}",
             "Pass projected=True.",
         )
-    augment, device = augmentation(detector.size), settings.device()
+    augment, kinds = augmentation(detector.size), len(dataset.category_names)
 
     def batch(generator: torch.Generator, step: int) -> tuple[list[Tensor], list[Target]]:
-        chosen = torch.randint(len(images), (schedule.batch_size,), generator=generator)
-        pairs = [augment(*example(coded, images[k])) for k in chosen]
-        targets = [_decoded(target, len(dataset.category_names)) for _, target in pairs]
-        there = [{key: value.to(device) for key, value in t.items()} for t in targets]
-        return [image.to(device) for image, _ in pairs], there
+        pixels, targets = drawn(coded, images, schedule.batch_size, generator, augment)
+        return pixels, [_decoded(target, kinds) for target in targets]
 
     begins = DetectorTrunk(detector).fingerprint(), teacher.fingerprint(), projected
     about = f"{dataset.fingerprint} {dataset.category_names} {begins} {recipe!r}"

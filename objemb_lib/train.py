@@ -30,7 +30,7 @@ from objemb_lib.datasets.mini_battles import mini_battles
 from objemb_lib.detectors.build import KINDS, Detector, build_detector
 from objemb_lib.detectors.features import DetectorTrunk
 from objemb_lib.detectors.metrics import coco_ap, detect, main_recall
-from objemb_lib.detectors.targets import GRANULARITIES, augmentation, example, relabel, usable
+from objemb_lib.detectors.targets import GRANULARITIES, augmentation, drawn, relabel, usable
 from objemb_lib.detectors.weights import load_detector, load_state, read_card, save_weights
 from objemb_lib.errors import ObjembError
 from objemb_lib.evaluate import evaluate
@@ -69,15 +69,10 @@ def train_detector(
     torch.manual_seed(schedule.seed)  # of the new layers
     detector = build_detector(kind, trunk, dataset.category_names, size)
     detector = detector.to(memory_format=torch.channels_last)
-    augment, device = augmentation(size), settings.device()
+    augment, masks = augmentation(size), kind == "mask_rcnn"
 
     def batch(generator: torch.Generator, step: int) -> tuple[list, list]:
-        chosen = torch.randint(len(images), (schedule.batch_size,), generator=generator)
-        pairs = [augment(*example(dataset, images[k], kind == "mask_rcnn")) for k in chosen]
-        return (
-            [image.to(device) for image, _ in pairs],
-            [{key: value.to(device) for key, value in target.items()} for _, target in pairs],
-        )
+        return drawn(dataset, images, schedule.batch_size, generator, augment, masks)
 
     about = f"{dataset.fingerprint} {dataset.category_names} {kind} {size} {trunk.fingerprint()}"
     return train(

@@ -10,6 +10,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from objemb_lib import processes
 from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.detectors.build import Target
 from objemb_lib.errors import DataError
@@ -97,6 +98,25 @@ def example(dataset: ImageDataset, i: int, masks: bool = False) -> tuple[Tensor,
     pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
     clip = v2.Compose([v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes(min_size=MIN_SIDE)])
     return clip(tv_tensors.Image(pixels), target)
+
+
+def drawn(
+    dataset: ImageDataset,
+    images: list[int],
+    count: int,
+    generator: torch.Generator,
+    augment: v2.Transform,
+    masks: bool = False,
+) -> tuple[list[Tensor], list[Target]]:
+    """A batch of ``count`` images and their targets, augmented: this process's share of it.
+
+    Args:
+        images: that may be drawn. generator: decides which; augmentation goes by torch's own.
+    """
+    chosen = torch.randint(len(images), (count,), generator=generator).tolist()
+    pairs = [augment(*example(dataset, images[k], masks)) for k in processes.share(chosen)]
+    plain = [{k: v.as_subclass(Tensor) for k, v in target.items()} for _, target in pairs]
+    return [image.as_subclass(Tensor) for image, _ in pairs], plain
 
 
 def augmentation(size: int) -> v2.Transform:
