@@ -74,6 +74,12 @@ def join(model: nn.Module, step: int) -> None:
         dist.broadcast(tensor, 0)
 
 
+def leave() -> None:
+    """Part from the other processes, if there were any."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def average_gradients(model: nn.Module) -> None:
     """Give every process the mean of all gradients, in place.
 

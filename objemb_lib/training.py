@@ -69,7 +69,7 @@ def train(
     schedule: Schedule,
     folder: Path,
     progress: bool = True,
-    checkpoint_every: int = 50,
+    checkpoint_every: int | None = None,
     watch: Callable[[int, dict[str, float]], None] | None = None,
     about: str = "",
 ) -> nn.Module:
@@ -85,7 +85,8 @@ def train(
             this process's share. The generator is seeded by the step, so that a resumed run sees
             the batches that an unbroken one would. Called by helpers, see ``settings.workers``.
         losses: the model and a batch to named losses; their sum is minimised.
-        folder: of the run. watch: called with the step and the losses whenever they are logged.
+        folder: of the run. checkpoint_every: steps; default 50, in long runs a hundredth of them.
+        watch: called with the step and the losses whenever they are logged.
         about: what else must be the same for the run to be continued, e.g. the data.
     Returns:
         the model, in evaluation mode.
@@ -98,6 +99,7 @@ def train(
     model.to(settings.device()).train()
     optimiser = _optimiser(model, pretrained, schedule)
     about, writes = f"{schedule!r} {about}", processes.first()
+    checkpoint_every = checkpoint_every or max(50, schedule.steps // 100)
     done = _resume(folder, model, optimiser, about)
     processes.join(model, done)
     if done == 0 and writes:

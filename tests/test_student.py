@@ -41,6 +41,7 @@ from objemb_lib.student import (
 )
 from objemb_lib.train import FEW, METRICS, score_student
 from objemb_lib.training import Schedule, read_log
+from objemb_lib.trunks import load_trunk
 
 pytest_plugins = ("tiny_battles",)
 
