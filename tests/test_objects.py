@@ -190,6 +190,52 @@ def test_files_that_hold_no_objects_are_refused(tmp_path: Path) -> None:
         ObjectIndex.load(tmp_path / "absent.index")
 
 
+def test_a_removed_image_is_not_found_and_the_others_keep_their_numbers(tmp_path: Path) -> None:
+    index = filled()
+    index.remove({"a.png"})
+    assert repr(index) == "ObjectIndex(3 objects of 2 images)"
+    index.save(tmp_path / "objects.index")
+    for one in (index, ObjectIndex.load(tmp_path / "objects.index")):
+        found = one.search(np.array([1.0, 0, 0]), 3)
+        assert [(m.file, m.image) for m in found] == [("b.png", 1), ("c.png", 2)]
+        for absent in ("a.png", "", "z.png"):
+            with pytest.raises(DataError, match="not in the index"):
+                one.remove(["b.png", absent])
+        one.add(made([[[1, 0, 0]]]), PAIR, ["a.png"])  # the file may come back
+        found = one.search(np.array([1.0, 0, 0]), 3)
+        assert [(m.file, m.image) for m in found][0] == ("a.png", 3) and len(one) == 4
+
+
+@pytest.mark.parametrize("factory", ["SQ8", "HNSW8", "IVF2,Flat", "IVF2,PQ2x4"])
+def test_every_family_answers_by_image(tmp_path: Path, factory: str) -> None:
+    x = np.random.default_rng(0).standard_normal((120, 4))
+    boxes = [[[n, 9 * k, n + 5, 9 * k + 5] for k in range(3)] for n in range(40)]
+    every = made(x.reshape(40, 3, 4).tolist(), boxes)
+    index, exact = ObjectIndex(4, factory=factory), ObjectIndex(4)
+    index.index.train(l2(x))
+    for one in (index, exact):
+        one.add(every, PAIR, [f"{n}.png" for n in range(40)])
+    if "IVF" in factory:
+        index.index.tune("nprobe=2")
+    index.save(tmp_path / "objects.index")
+    mapped = ObjectIndex.load(tmp_path / "objects.index", mmap=True)
+    for query in x[::7]:
+        found = index.search(query, 10)
+        assert found == mapped.search(query, 10)
+        assert len({m.image for m in found}) == len(found) == 10
+        assert exact.search(query, 1)[0].file in [m.file for m in found]
+
+
+def test_copies_are_told_from_codes_as_well() -> None:
+    x = np.random.default_rng(0).standard_normal((40, 4))
+    index = ObjectIndex(4, factory="IVF2,PQ2x4")
+    index.index.train(l2(x))
+    index.add(made([[x[0]], [x[0]], [x[1]]], [[[0, 0, 5, 5]]] * 3), PAIR, FILES)
+    index.index.tune("nprobe=2")
+    found = [m.file for m in index.search(x[0], 3)]
+    assert sorted(found) in (["a.png", "c.png"], ["a.png"])
+
+
 # --- clicks -------------------------------------------------------------------------------
 
 
