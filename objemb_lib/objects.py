@@ -77,7 +77,7 @@ def listed_scores(
         ``(Q, G + R)``: the gallery, then the distractors of each list.
 
     >>> from objemb_lib.datasets.base import ImageDataset
-    >>> three = ImageDataset("toy", "test", Path(), ["a", "b", "c"], np.array([0, 0, 1]))
+    >>> three = ImageDataset("toy", "test", Path(), list("abc"), np.arange(3), fingerprint="x")
     >>> scores = np.array([[0.9, 0.8, 0.7]] * 3)
     >>> listed_scores(scores, np.array([[7, 1, 0]] * 3), np.array([0, 0, 1, 2]), three)[0].tolist()
     [0.8, -2.0, -2.0, 0.9, -3.0, -3.0]

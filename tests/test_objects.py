@@ -13,6 +13,7 @@ from PIL import Image
 from objemb_lib.boxes import ObjectBoxes
 from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.errors import DataError
+from objemb_lib.evaluate import evaluate_scores
 from objemb_lib.extract import Objects
 from objemb_lib.index import Index
 from objemb_lib.objects import (
@@ -21,6 +22,7 @@ from objemb_lib.objects import (
     clicked,
     fuse,
     image_scores,
+    listed_scores,
     object_label,
     photograph,
     retrieval_scores,
@@ -234,6 +236,34 @@ def test_copies_are_told_from_codes_as_well() -> None:
     index.index.tune("nprobe=2")
     found = [m.file for m in index.search(x[0], 3)]
     assert sorted(found) in (["a.png", "c.png"], ["a.png"])
+
+
+def test_lists_that_hold_everything_score_as_a_table_of_all_scores_does(tmp_path: Path) -> None:
+    data = pictures(tmp_path / "p", [0, 0, 1, 1], [[[0, 0, 5, 5]]] * 4)
+    objects = made([[[1, 0, 0], [0.9, 0.1, 0]], [[0.7, 0.7, 0]], [[0, 1, 0.4]], [[0, 0.2, 1]]])
+    x, asking = l2(objects.vectors[PAIR]), np.array([0, 2, 3, 4])
+    index = Index(3)
+    index.add(x)
+    lists = listed_scores(*index.search(x[asking], len(x)), objects.image, data)
+    every = retrieval_scores(x, objects, asking, data, "best")
+    np.testing.assert_allclose(lists[:, :4], every, atol=1e-6)
+    for metric in ("mAP", "R@1"):
+        expected = evaluate_scores(every, data, [metric]).values[metric]
+        np.testing.assert_array_equal(
+            evaluate_scores(lists, data, [metric]).values[metric], expected
+        )
+
+
+def test_distractors_push_images_down(tmp_path: Path) -> None:
+    """By hand: the one right image is third, behind two distractors; or not in the list."""
+    data = pictures(tmp_path / "p", [0, 0], [[[0, 0, 5, 5]]] * 2)
+    image, scores = np.array([0, 1]), np.array([[0.9, 0.8, 0.7, 0.6]] * 2)
+    ids = np.array([[0, 5, 6, 1], [1, 5, 6, -1]])  # the query itself comes first, and is junk
+    found = evaluate_scores(listed_scores(scores, ids, image, data), data, ["mAP", "R@1"])
+    assert found.values["mAP"].tolist() == [1 / 3, 1 / 3] and found.mean("R@1") == 0
+    ids[0, 1] = -1
+    found = evaluate_scores(listed_scores(scores, ids, image, data), data, ["mAP"])
+    assert found.values["mAP"].tolist() == [1 / 2, 1 / 3]
 
 
 # --- clicks -------------------------------------------------------------------------------
