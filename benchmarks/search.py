@@ -10,9 +10,9 @@ The vectors are grown from real ones (``objemb_lib.grow``). Measured, each way i
 - graphs at equal recall: ours, hnswlib, usearch (``make extras``), same degree and effort to build;
 - memory after each step, and how times grow with the collection, as fitted exponents.
 
-Writes ``benchmarks/results/search.json`` and a picture beside it. With ``--million`` only families and
-graphs, of a million vectors, to ``search_million.json``: some 20 minutes on two cores and 4 GB.
-Ratios depend on what else the machine is doing. Needs mini-battles.
+Writes ``benchmarks/results/search.json`` and a picture beside it. With ``--million`` only families
+and graphs, of a million vectors, to ``search_million.json``. Ratios depend on what else the machine
+is doing. Needs mini-battles.
 """
 
 from __future__ import annotations
@@ -62,11 +62,14 @@ def collection(n: int, n_queries: int, dim: int) -> tuple[np.ndarray, np.ndarray
     return grow(pca(real[0]), n), np.ascontiguousarray(queries)
 
 
-def seconds_of(search: Callable) -> tuple[float, object]:
-    """How long it takes, and what it gives."""
-    start = time.perf_counter()
-    given = search()
-    return time.perf_counter() - start, given
+def seconds_of(search: Callable, times: int = 1) -> tuple[float, object]:
+    """How long it takes, the quickest of several times, and what it gives."""
+    taken = []
+    for _ in range(times):
+        start = time.perf_counter()
+        given = search()
+        taken.append(time.perf_counter() - start)
+    return min(taken), given
 
 
 # --- exact --------------------------------------------------------------------------------
@@ -180,8 +183,7 @@ def measure_families(gallery: np.ndarray, queries: np.ndarray, truth: np.ndarray
                     queries, index.search(queries, 100)[1], flat, k
                 )
             for how, search in searches.items():
-                search()
-                took, (_, ids) = seconds_of(search)
+                took, (_, ids) = seconds_of(search, 3)
                 row = {
                     "factory": factory + how,
                     "setting": setting,
@@ -233,9 +235,8 @@ def equal_recall(gallery: np.ndarray, queries: np.ndarray, truth: np.ndarray) ->
     built, tried = {}, {}
     for name, (add, search) in graphs(gallery.shape[1], len(gallery)).items():
         built[name], _ = seconds_of(lambda add=add: add(gallery))
-        search(queries, k, efforts[0])
         for ef in efforts:
-            took, ids = seconds_of(lambda ef=ef, search=search: search(queries, k, ef))
+            took, ids = seconds_of(lambda ef=ef, search=search: search(queries, k, ef), 3)
             tried[name, ef] = recall(ids, truth), len(queries) / took
     report: dict = {"build_s": built}
     for goal in EQUAL:
@@ -268,8 +269,7 @@ def growth(gallery: np.ndarray, queries: np.ndarray, k: int) -> dict:
             index.train(gallery[:size])
             times["build"].append(seconds_of(lambda i=index, n=size: i.add(gallery[:n]))[0])
             index = index.tune(setting) if setting else index
-            took = [seconds_of(lambda i=index: i.search(queries, k))[0] for _ in range(3)]
-            times["search"].append(statistics.median(took))
+            times["search"].append(seconds_of(lambda i=index: i.search(queries, k), 3)[0])
         fitted = {w: float(np.polyfit(np.log(sizes), np.log(t), 1)[0]) for w, t in times.items()}
         report[factory] = {"sizes": sizes, "seconds": times, "exponent": fitted}
         print(f"growth of {factory:7}: " + ", ".join(f"{w} N^{e:.2f}" for w, e in fitted.items()))
