@@ -4,8 +4,8 @@ Data flows one way: images -> :mod:`datasets` -> :mod:`trunks` (feature maps) ->
 (where to look) -> :mod:`pooling` (map x region -> vector) -> :mod:`boxes`, :mod:`attention` (where
 objects are, whoever says so) -> :mod:`postprocess` -> :mod:`index` -> :mod:`evaluate` ->
 :mod:`objects` (images as sets of objects) -> :mod:`plots`, :mod:`widgets`. Training
-(``detectors``, ``student``) stands beside the flow and produces trunks. Beyond one machine: ``ray_extract`` (the
-way from images to vectors), ``milvus`` (search); both on packages that are ``optional``.
+(``detectors``, ``student``) stands beside the flow and produces trunks. Beyond one machine:
+``ray_extract`` (from images to vectors) and ``milvus`` (search), on ``optional`` packages.
 A module imports only from rooms before it.
 """
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from objemb_lib.errors import DataError
 from objemb_lib.extract import Objects
-from objemb_lib.objects import Match, doubling, one_an_image
+from objemb_lib.objects import Match
 from objemb_lib.optional import needs
 from objemb_lib.postprocess import l2
 
@@ -204,12 +204,11 @@ class MilvusIndex:
         some = _equal(**{name: value for name, value in where.items() if value is not None})
         if without:
             some += (" and " if some else "") + f"file not in {_quoted(sorted(without))}"
-        found: list[Match] = []
-        for wanted in doubling(min(4 * k, MOST), MOST):
-            hits = self._hits(asked, wanted, some)
-            found = _matches(hits)
-            if len(found) >= k or len(hits) < wanted:
-                break
+        wanted = min(4 * k, MOST)  # objects, of which several may be of one image
+        found = _matches(hits := self._hits(asked, wanted, some))
+        while len(found) < k and len(hits) == wanted < MOST:
+            wanted = min(2 * wanted, MOST)
+            found = _matches(hits := self._hits(asked, wanted, some))
         if not found and not len(self):
             raise DataError(f"{self} is empty", "Add objects before searching.")
         return found[:k]
@@ -273,8 +272,32 @@ def _matches(hits: list[dict]) -> list[Match]:
     rows = [hit["entity"] for hit in hits]
     boxes = np.array([row["box"] for row in rows], np.float32).reshape(-1, 4)
     vectors = np.array([row["vector"] for row in rows], np.float32)
-    kept = one_an_image([(row["data_set"], row["file"]) for row in rows], boxes, vectors)
+    kept = _one_an_image([(row["data_set"], row["file"]) for row in rows], boxes, vectors)
     return [
         Match(rows[i]["image"], rows[i]["file"], hits[i]["distance"], tuple(boxes[i].tolist()))
         for i in kept
     ]
+
+
+def _one_an_image(images: Sequence[Hashable], boxes: np.ndarray, vectors: np.ndarray) -> list[int]:
+    """Places of the hits that stand for their image: the first of each, no copies of another.
+
+    Args:
+        images: ``M``, of each hit, best first. boxes: ``(M, 4)``. vectors: ``(M, D)``; the same
+            box with the same vector in another image is a copy of that photograph.
+
+    >>> _one_an_image(["a", "b", "a"], np.arange(12).reshape(3, 4), np.eye(3))
+    [0, 1]
+    >>> _one_an_image(["a", "b", "c"], np.ones((3, 4)), np.array([[1, 0], [1, 0], [0, 1]]))
+    [0, 2]
+    """
+    seen: set[Hashable] = set()
+    kept: list[int] = []
+    for i, image in enumerate(images):
+        if image in seen:
+            continue
+        seen.add(image)
+        same_box = [j for j in kept if np.array_equal(boxes[i], boxes[j])]
+        if not any(np.allclose(vectors[i], vectors[j], atol=1e-5) for j in same_box):
+            kept.append(i)
+    return kept

@@ -8,7 +8,7 @@ answer names the images, and in each the box that was meant.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -206,7 +206,7 @@ class ObjectIndex:
             without: files that are not to be found, such as the query's own.
         """
         asked, found = l2(np.asarray(vector)[None]), []
-        for wanted in doubling(4 * (k + len(without)), len(self)):
+        for wanted in _doubling(4 * (k + len(without)), len(self)):
             scores, rows = self.index.search(asked, wanted)
             found = self._grouped(scores[0], rows[0], without)
             if len(found) >= k:
@@ -216,13 +216,21 @@ class ObjectIndex:
     def _grouped(
         self, scores: np.ndarray, rows: np.ndarray, without: Collection[str]
     ) -> list[Match]:
-        files = [self.files[image] for image in self.image[rows]]
-        mine = np.array([i for i, file in enumerate(files) if file not in without], np.int64)
-        images, boxes = self.image[rows[mine]].tolist(), self.boxes[rows[mine]]
-        kept = one_an_image(images, boxes, self.index._vectors()[rows[mine]])
+        vectors, best = self.index._vectors(), {}
+        copies: set[int] = set()
+        for row in rows.tolist():
+            image = int(self.image[row])
+            if image in best or image in copies or self.files[image] in without:
+                continue
+            same_box = [r for r in best.values() if np.array_equal(self.boxes[r], self.boxes[row])]
+            if any(np.allclose(vectors[r], vectors[row], atol=1e-5) for r in same_box):
+                copies.add(image)
+                continue
+            best[image] = row
+        score_of = dict(zip(rows.tolist(), scores.tolist()))
         return [
-            Match(images[i], files[mine[i]], float(scores[mine[i]]), tuple(boxes[i].tolist()))
-            for i in kept
+            Match(image, self.files[image], score_of[row], tuple(self.boxes[row].tolist()))
+            for image, row in best.items()
         ]
 
     def save(self, path: str | Path) -> None:
@@ -258,34 +266,10 @@ class ObjectIndex:
         return found
 
 
-def one_an_image(images: Sequence[Hashable], boxes: np.ndarray, vectors: np.ndarray) -> list[int]:
-    """Places of the hits that stand for their image: the first of each, no copies of another.
-
-    Args:
-        images: ``M``, of each hit, best first. boxes: ``(M, 4)``. vectors: ``(M, D)``.
-            The same box with the same vector in another image is a copy of that photograph.
-
-    >>> one_an_image(["a", "b", "a"], np.arange(12).reshape(3, 4), np.eye(3))
-    [0, 1]
-    >>> one_an_image(["a", "b", "c"], np.ones((3, 4)), np.array([[1, 0], [1, 0], [0, 1]]))
-    [0, 2]
-    """
-    seen: set[Hashable] = set()
-    kept: list[int] = []
-    for i, image in enumerate(images):
-        if image in seen:
-            continue
-        seen.add(image)
-        same_box = [j for j in kept if np.array_equal(boxes[i], boxes[j])]
-        if not any(np.allclose(vectors[i], vectors[j], atol=1e-5) for j in same_box):
-            kept.append(i)
-    return kept
-
-
-def doubling(first: int, most: int) -> list[int]:
+def _doubling(first: int, most: int) -> list[int]:
     """Numbers to ask for, until there is nothing more.
 
-    >>> doubling(4, 20)
+    >>> _doubling(4, 20)
     [4, 8, 16, 20]
     """
     found = [min(first, most)]
