@@ -8,7 +8,7 @@ answer names the images, and in each the box that was meant.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from objemb_lib.index import Index
 from objemb_lib.postprocess import l2
 
 HOW = ("best", "sum")
+SAME = 1e-5  # how far two tables of one photograph's vectors may round
 
 
 def image_scores(
@@ -153,25 +154,30 @@ class ObjectIndex:
     """An :class:`index.Index` of objects that knows their images and boxes, and answers by image.
 
     Args:
-        dim: of the vectors. meta: strings to keep, e.g. trunk, stage and pooling.
+        dim: of the vectors. meta: strings to keep, see :func:`index.made_by`.
+        factory: the family of the index, see :mod:`index`; all but "Flat", "SQ8" and graphs want
+            ``index.train(l2(vectors))`` first.
     """
 
-    def __init__(self, dim: int, meta: dict[str, str] | None = None) -> None:
-        self.index = Index(dim, meta=meta)
-        self.files: list[str] = []
-        self.image = np.zeros(0, np.int64)  # (M,)
+    def __init__(
+        self, dim: int, meta: Mapping[str, str] | None = None, factory: str = "Flat"
+    ) -> None:
+        self.index = Index(dim, meta=meta, factory=factory)
+        self.files: list[str] = []  # "" where an image was removed
+        self.image = np.zeros(0, np.int64)  # (M,) of every object that ever was
         self.boxes = np.zeros((0, 4), np.float32)  # (M, 4)
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __repr__(self) -> str:
-        return f"ObjectIndex({len(self)} objects of {len(self.files)} images)"
+        images = sum(map(bool, self.files))
+        return f"ObjectIndex({len(self)} objects of {images} images)"
 
     @property
     def n_bytes(self) -> int:
-        """What vectors and boxes take."""
-        return len(self) * (4 * self.index.dim + self.boxes.itemsize * 4)
+        """What vectors (or codes), ids and boxes take."""
+        return self.index.n_bytes + self.boxes.nbytes
 
     def add(self, objects: Objects, pair: tuple[str, str], files: Sequence[str]) -> None:
         """Add the objects of further images; vectors are L2-normalised.
@@ -179,11 +185,11 @@ class ObjectIndex:
         Args:
             files: one an image, in their order.
         Raises:
-            DataError: a file that is there already; vectors of another dimension, or not finite.
-                Then nothing is added.
+            DataError: a file that is there already; else as :meth:`index.Index.add`. Then nothing
+                is added.
         """
         files = list(files)
-        if len(files) != len(objects.where) or len(set(files)) != len(files):
+        if len(files) != len(objects.where) or len(set(files)) != len(files) or "" in files:
             raise DataError(
                 f"{len(files)} files for {len(objects.where)} images", "Name each image once."
             )
@@ -191,10 +197,24 @@ class ObjectIndex:
             raise DataError(
                 f"{sorted(again)[0]} is in the index already", "Add an image once only."
             )
-        self.index.add(l2(objects.vectors[pair]))
+        ids = len(self.image) + np.arange(len(objects))
+        self.index.add(l2(objects.vectors[pair]), ids)
         self.image = np.concatenate([self.image, objects.image + len(self.files)])
         self.boxes = np.concatenate([self.boxes, objects.boxes])
         self.files += files
+
+    def remove(self, files: Collection[str]) -> None:
+        """Take images out, with all of their objects; the others keep their numbers.
+
+        Raises:
+            DataError: a file that is not there. Then nothing is removed.
+        """
+        if absent := set(files) - set(self.files) | set(files) & {""}:
+            raise DataError(f"{min(absent)!r} is not in the index", "Name files it holds.")
+        gone = [n for n, file in enumerate(self.files) if file in set(files)]
+        self.index.remove(np.flatnonzero(np.isin(self.image, gone)))
+        for n in gone:
+            self.files[n] = ""
 
     def search(self, vector: np.ndarray, k: int, without: Collection[str] = ()) -> list[Match]:
         """The ``k`` images with the object most like a ``(D,)`` vector, best first.
@@ -208,26 +228,32 @@ class ObjectIndex:
         asked, found = l2(np.asarray(vector)[None]), []
         for wanted in _doubling(4 * (k + len(without)), len(self)):
             scores, rows = self.index.search(asked, wanted)
-            found = self._grouped(scores[0], rows[0], without)
-            if len(found) >= k:
+            there = rows[0] >= 0
+            found = self._grouped(scores[0, there], rows[0, there], without)
+            if len(found) >= k or not there.all():
                 break
         return found[:k]
 
     def _grouped(
         self, scores: np.ndarray, rows: np.ndarray, without: Collection[str]
     ) -> list[Match]:
-        vectors, best = self.index._vectors(), {}
+        best: dict[int, int] = {}
         copies: set[int] = set()
+        score_of = dict(zip(rows.tolist(), scores.tolist()))
         for row in rows.tolist():
             image = int(self.image[row])
             if image in best or image in copies or self.files[image] in without:
                 continue
-            same_box = [r for r in best.values() if np.array_equal(self.boxes[r], self.boxes[row])]
-            if any(np.allclose(vectors[r], vectors[row], atol=1e-5) for r in same_box):
+            alike = [
+                other
+                for other in best.values()
+                if abs(score_of[other] - score_of[row]) < SAME
+                and np.array_equal(self.boxes[other], self.boxes[row])
+            ]
+            if alike and _any_equal(self.index.vectors(np.array([row, *alike]))):
                 copies.add(image)
                 continue
             best[image] = row
-        score_of = dict(zip(rows.tolist(), scores.tolist()))
         return [
             Match(image, self.files[image], score_of[row], tuple(self.boxes[row].tolist()))
             for image, row in best.items()
@@ -248,22 +274,33 @@ class ObjectIndex:
             self.index.meta = kept
 
     @classmethod
-    def load(cls, path: str | Path) -> ObjectIndex:
-        """Read what ``save`` wrote. Raises DataError if absent, damaged or no index of objects."""
-        index = Index.load(path)
+    def load(
+        cls, path: str | Path, meta: Mapping[str, str] | None = None, mmap: bool = False
+    ) -> ObjectIndex:
+        """Read what ``save`` wrote; arguments as for :meth:`index.Index.load`.
+
+        Raises:
+            DataError: absent, damaged, of another model, or no index of objects.
+        """
+        index = Index.load(path, meta=meta, mmap=mmap)
         try:
             objects = json.loads(index.meta.pop("objects"))
             found = cls(index.dim, index.meta)
             found.index, found.files = index, objects["files"]
             found.image = np.array(objects["image"], np.int64)
             found.boxes = np.array(objects["boxes"], np.float32).reshape(-1, 4)
-            if not len(found.image) == len(found.boxes) == len(index):
+            if not len(found.image) == len(found.boxes) >= len(index):
                 raise ValueError(f"{len(index)} vectors, {len(found.boxes)} boxes")
         except (KeyError, ValueError) as error:
             raise DataError(
                 f"{path} is no index of objects ({error})", "Build it again."
             ) from error
         return found
+
+
+def _any_equal(vectors: np.ndarray) -> bool:
+    """Whether the first vector is any of the others, to rounding."""
+    return bool(np.isclose(vectors[1:], vectors[0], atol=SAME).all(axis=1).any())
 
 
 def _doubling(first: int, most: int) -> list[int]:
