@@ -240,7 +240,9 @@ def read_parts(folder: str | Path) -> Extracted:
     return _extracted(tables)
 
 
-def _table(objects: Objects | None, pair: tuple[str, str], files: list[str], images: np.ndarray):
+def _table(
+    objects: Objects | None, pair: tuple[str, str], files: list[str], images: np.ndarray
+) -> pyarrow.Table:
     """A row an object."""
     import pyarrow as pa
 
