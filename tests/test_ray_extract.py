@@ -46,6 +46,8 @@ def alone(data) -> Objects:
 @pytest.fixture(scope="module")
 def ray_here():
     """One Ray for all tests: it takes seconds to start."""
+    # Ray makes its workers nice, who on a busy machine then wait for everybody.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     with _ray(None, 2):
         yield
 
