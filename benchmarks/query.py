@@ -142,6 +142,17 @@ def by_student() -> Callable[[Path, Clock], Answer]:
 WAYS = {"detector, then trunk": by_two_passes, "student": by_student}
 
 
+def paths_of_battle() -> list[Path]:
+    """The battle scenes' files."""
+    battle = mini_battles("battle")
+    return [Path(battle.root) / file for file in battle.files]
+
+
+def real_answers(ask: Callable[[Path, Clock], Answer], files: list[Path]) -> list[Answer]:
+    """Boxes and vectors of the images in which a way finds something."""
+    return [found for file in files if len((found := ask(file, Clock()))[1])]
+
+
 def filled(real: list[Answer], n: int, seed: int = 0) -> tuple[ObjectIndex, Clock]:
     """An index of ``n`` objects grown from real ones, and what it took to fill it.
 
@@ -207,7 +218,7 @@ class Asked:
 
 def measure(way: str, ask: Callable, files: list[Path], queries: list[Path], sizes: list[int]):
     """What a way's queries take at each size, and how many objects it finds in an image."""
-    real = [found for file in files if len((found := ask(file, Clock()))[1])]
+    real = real_answers(ask, files)
     rows = []
     for n in sizes:
         index, filling = filled(real, n)
@@ -287,8 +298,7 @@ def main() -> None:
     asked = parser.parse_args()
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None  # a busy machine misleads
     memory = {"libraries": round(resident(), 1)}
-    battle = mini_battles("battle")
-    paths = [Path(battle.root) / f for f in battle.files]
+    paths = paths_of_battle()
     files, queries = paths[: asked.images], paths[-asked.queries :]
     sizes = [asked.most // 100, asked.most // 10, asked.most]
     report, every = {}, []
@@ -300,7 +310,7 @@ def main() -> None:
         report[way] = {"objects_an_image": round(per_image, 2), "dim": dim,
                        "rows": [vars(row) for row in rows], "growth": growth(rows)}  # fmt: skip
     counts = [asked.images // 8, asked.images // 4, asked.images // 2, asked.images]
-    seconds, power = extraction_growth(battle, counts)
+    seconds, power = extraction_growth(mini_battles("battle"), counts)
     result = {
         "data": "mini-battles/battle", "images": asked.images, "queries": asked.queries, "k": K,
         "cores": os.cpu_count(), "threads": torch.get_num_threads(), "other_load": load,

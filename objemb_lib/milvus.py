@@ -23,6 +23,7 @@ from objemb_lib.postprocess import l2
 BATCH = 1000  # rows a request: a few MB, far below what a server takes
 MOST = 16_384  # rows that Milvus gives for one query
 META = "objemb.meta"
+FAILED = "failed: "  # in the message of an error that another try may not have
 NAME, PATH = 256, 1024  # the longest data set or category, and file
 
 
@@ -117,7 +118,7 @@ class MilvusIndex:
                 if self.uri.endswith(".db")
                 else "Check that the server runs, and its address, token and log."
             )
-            raise DataError(f"{self}: {error.message}", remedy) from error
+            raise DataError(f"{self} {FAILED}{error.message}", remedy) from error
 
     def __len__(self) -> int:
         with self._said():

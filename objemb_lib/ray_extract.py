@@ -27,7 +27,7 @@ from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.errors import DataError, ImageError, ObjembError
 from objemb_lib.extract import Objects, extract_objects
 from objemb_lib.images import measure_images
-from objemb_lib.milvus import MilvusIndex
+from objemb_lib.milvus import FAILED, MilvusIndex
 from objemb_lib.optional import needs
 from objemb_lib.trunks import Trunk
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 PART = 256  # images a file: what a lost worker costs
 WAITING = 64 << 20  # bytes of finished parts that may wait for the keeper
 SHARED = 256 << 20  # bytes that Ray's processes on this machine share
+TRIES = 3  # more, a second or so apart, of an index that fails
 META = b"objemb"
 
 Look = Callable[[ImageDataset], ObjectBoxes | ObjectRegion]
@@ -77,7 +78,8 @@ def ray_extract(
     with needs("scale"):
         import pyarrow.parquet  # said here, not in a worker
         import ray.data  # noqa: F401
-    folder, done = Path(folder), _parts(folder)
+    folder = Path(folder).resolve()
+    done = _parts(folder)
     key = {"data": dataset.fingerprint, "stage": pair[0], "pooling": pair[1],
            "size": str(size), "part": str(part)}  # fmt: skip
     if done:
@@ -121,6 +123,7 @@ def _run(work: _Work, todo: list[int], workers: int | None, gpus: float, waiting
     starts = [{"start": start} for start in todo]
     parts = ray.data.from_items(starts, override_num_blocks=len(starts))
     parts.context.enable_progress_bars = parts.context.print_on_execution_start = False
+    parts.context.retried_map_errors, parts.context.max_map_retries = [FAILED], TRIES
     parts.context.execution_options.resource_limits = ExecutionResources(
         object_store_memory=waiting
     )

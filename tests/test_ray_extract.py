@@ -20,7 +20,7 @@ from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.datasets.mini_battles import mini_battles
 from objemb_lib.errors import DataError
 from objemb_lib.extract import Objects, extract_objects
-from objemb_lib.milvus import MilvusIndex
+from objemb_lib.milvus import FAILED, MilvusIndex
 from objemb_lib.objects import ObjectIndex
 from objemb_lib.ray_extract import _Keeper, _ray, _Work, _Worker, ray_extract, read_parts
 from objemb_lib.trunks import load_trunk
@@ -46,10 +46,15 @@ def alone(data) -> Objects:
 @pytest.fixture(scope="module")
 def ray_here():
     """One Ray for all tests: it takes seconds to start."""
-    # Ray makes its workers nice, who on a busy machine then wait for everybody.
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    with _ray(None, 2):
-        yield
+    here = {
+        "RAY_worker_niceness": "0",  # nice workers wait for everybody on a busy machine
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),  # to find this file
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in here.items():
+            patch.setenv(name, value)
+        with _ray(None, 2):
+            yield
 
 
 def load_true(log: Path | None = None, kill_at: str = "") -> tuple:
@@ -95,7 +100,9 @@ def test_a_lost_worker_costs_nothing_and_a_second_run_does_what_is_missing(
     ray_extract(data, load, PAIR, place, opened, part=PART, workers=1)
     assert {path: path.stat().st_mtime_ns for path in times} == times and files[2].exists()
     assert_alike(read_parts(place).objects, alone)
-    ray_extract(data, partial(1 / 1), PAIR, place, part=PART)  # nothing to do: nothing is loaded
+    before = set(loaded.iterdir())
+    ray_extract(data, load, PAIR, place, part=PART)  # nothing to do: nothing is loaded
+    assert set(loaded.iterdir()) == before
 
     memory = ObjectIndex(112)
     memory.add(alone, PAIR, data.files)
@@ -133,6 +140,26 @@ def test_a_slow_index_holds_the_workers_back(ray_here, data, tmp_path) -> None:
                 waiting=100_000)  # fmt: skip
     ahead = [int(path.read_text()) for path in log.glob("kept-*")]
     assert len(ahead) == len(data) and max(ahead) <= 8, ahead
+
+
+class FlakyIndex:
+    """Fails at its first part, as a server that is busy does."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+
+    def add(self, objects: Objects, *_: object, **__: object) -> None:
+        if not (self.log / "failed").exists():
+            (self.log / "failed").touch()
+            raise DataError(f"MilvusIndex {FAILED}lost connection")
+        (self.log / f"took-{len(objects)}").touch()
+
+
+def test_an_index_that_fails_once_is_tried_again(ray_here, data, alone, tmp_path) -> None:
+    few = data.subset(range(PART))
+    ray_extract(few, load_true, PAIR, tmp_path / "parts", partial(FlakyIndex, tmp_path), workers=1)
+    assert (tmp_path / "failed").exists()
+    assert (tmp_path / f"took-{(alone.image < PART).sum()}").exists()
 
 
 def test_an_index_that_fails_is_named(ray_here, data, tmp_path) -> None:
