@@ -34,9 +34,9 @@ CODES = {  # name: (what comes before the lists, what is kept of a vector in a l
     "float32": ("", "Flat"),
     "float16": ("", "SQfp16"),
     "8 bits a number": ("", "SQ8"),
-    "256 numbers, 8 bits each": ("PCA256,", "SQ8"),
-    "64 bytes (PQ)": ("OPQ64_256,", "PQ64"),
-    "32 bytes (PQ)": ("OPQ32_256,", "PQ32"),
+    "256 principal axes, 8 bits each": ("PCAR256,", "SQ8"),  # turned, so that all vary alike
+    "64 bytes (PQ) of these": ("PCAR256,", "PQ64"),
+    "32 bytes (PQ) of these": ("PCAR256,", "PQ32"),
 }
 ASSUMED = {
     "objects": 1_000_000_000,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -123,6 +124,7 @@ def _run(work: _Work, todo: list[int], workers: int | None, gpus: float, waiting
     starts = [{"start": start} for start in todo]
     parts = ray.data.from_items(starts, override_num_blocks=len(starts))
     parts.context.enable_progress_bars = parts.context.print_on_execution_start = False
+    parts.context.raise_original_map_exception = True
     parts.context.retried_map_errors, parts.context.max_map_retries = [FAILED], TRIES
     parts.context.execution_options.resource_limits = ExecutionResources(
         object_store_memory=waiting
@@ -324,8 +326,11 @@ def _ray(address: str | None, workers: int | None) -> Iterator[None]:
     quiet = {"log_to_driver": False, "logging_level": "warning"}
     here = {"include_dashboard": False, "object_store_memory": SHARED, "num_cpus": workers}
     try:
+        host, _, port = (address or "").rpartition("//")[2].rpartition(":")
+        if port.isdigit():  # Ray itself would knock for minutes
+            socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(address=address or "local", **quiet, **({} if address else here))
-    except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise DataError(
             f"no Ray at {address or 'this machine'} ({error})",
             "Check the address and that the cluster runs: `ray status`.",
@@ -339,16 +344,11 @@ def _ray(address: str | None, workers: int | None) -> Iterator[None]:
 @contextmanager
 def _said() -> Iterator[None]:
     """An error of ours, as it was raised in the other process."""
-    from ray.exceptions import RayError
+    from ray.exceptions import RayTaskError
 
     try:
         yield
-    except Exception as error:
-        if not isinstance(error, RayError):
-            raise
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, ObjembError):
-            cause = getattr(cause, "cause", None) or cause.__cause__
-        if cause is None:
-            raise
-        raise cause from error
+    except RayTaskError as error:
+        if isinstance(error.cause, ObjembError):
+            raise error.cause from error
+        raise

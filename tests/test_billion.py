@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import re
@@ -14,8 +15,7 @@ import pytest
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT / "benchmarks"))
 
-import billion  # noqa: E402
-from query import exponent  # noqa: E402
+billion, query = map(importlib.import_module, ("billion", "query"))
 
 
 def tables() -> list[list[list[str]]]:
@@ -76,8 +76,8 @@ def test_a_gpu_that_was_measured_gets_a_line(tmp_path):
     known = {"machine": {"device": "cuda", "architecture": "x86_64"}, "table": [row]}
     (tmp_path / "student_gpu.json").write_text(json.dumps(known))
     assert billion.speeds(tmp_path) == [("GPU (x86_64)", 900.0)]
-    codes, query = billion.read("billion"), billion.read("query")
-    with_gpu = billion.generated(codes, query, billion.speeds(tmp_path))
+    read = billion.read("billion"), billion.read("query")
+    with_gpu = billion.generated(*read, billion.speeds(tmp_path))
     assert "| GPU (x86_64) | 900 |" in with_gpu and "No GPU" not in with_gpu
 
 
@@ -99,5 +99,5 @@ def test_codes_cost_what_they_say():
 
 
 def test_an_exponent_is_the_slope_of_the_logarithms():
-    assert exponent([10, 20, 80], [7, 7, 7]) == 0
-    assert exponent([1, 2, 4], [3, 6 * 2**0.5, 24]) == 1.5
+    assert query.exponent([10, 20, 80], [7, 7, 7]) == 0
+    assert query.exponent([1, 2, 4], [3, 6 * 2**0.5, 24]) == 1.5
