@@ -76,6 +76,9 @@ def of_code(
     """What one code takes, on one thread and with one query at a time."""
     # By distance: the order is the cosine's, and PCA's centring keeps it, as it does no product's.
     index = faiss.index_factory(vectors.shape[1], f"{before}IVF{LISTS},{code}")
+    lists = faiss.downcast_index(faiss.extract_index_ivf(index))
+    if hasattr(lists, "pq"):
+        lists.pq.cp.niter = 10  # as many as the lists' own k-means; 25 find little more
     index.train(vectors)
     empty = len(faiss.serialize_index(index))  # what does not grow with the vectors
     index.add(vectors)

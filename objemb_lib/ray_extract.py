@@ -84,7 +84,7 @@ def ray_extract(
     key = {"data": dataset.fingerprint, "stage": pair[0], "pooling": pair[1],
            "size": str(size), "part": str(part)}  # fmt: skip
     if done:
-        earlier = _key(pyarrow.parquet.read_schema(done[min(done)]))
+        earlier = _key(_read(done[min(done)], pyarrow.parquet.read_schema))
         _agree(folder, earlier, key)
         key = earlier
     todo = [start for start in range(0, len(dataset), part) if start not in done]
@@ -229,17 +229,11 @@ def read_parts(folder: str | Path) -> Extracted:
         DataError: no files, one that is damaged, or files of different settings.
     """
     with needs("scale"):
-        import pyarrow as pa
         import pyarrow.parquet as pq
-    folder, tables = Path(folder), []
-    for _, path in sorted(_parts(folder).items()):
-        try:
-            tables.append(pq.read_table(path))
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(
-                f"{path} is damaged ({error})", "Delete it and run again: only it is made anew."
-            ) from error
-        _agree(folder, _key(tables[0].schema), _key(tables[-1].schema))
+    folder = Path(folder)
+    tables = [_read(path, pq.read_table) for _, path in sorted(_parts(folder).items())]
+    for table in tables:
+        _agree(folder, _key(tables[0].schema), _key(table.schema))
     if not tables:
         raise DataError(f"{folder} has no part-*.parquet", "Run ray_extract with this folder.")
     return _extracted(tables)
@@ -288,6 +282,17 @@ def _flat(column: pyarrow.ChunkedArray) -> np.ndarray:
 def _parts(folder: Path) -> dict[int, Path]:
     """First image -> file. Names are zero-padded, so that every tool lists them in order."""
     return {int(path.stem.partition("-")[2]): path for path in folder.glob("part-*.parquet")}
+
+
+def _read(path: Path, how: Callable[[Path], Any]) -> Any:
+    import pyarrow as pa
+
+    try:
+        return how(path)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"{path} is damaged ({error})", "Delete it and run again: only it is made anew."
+        ) from error
 
 
 def _said_by(schema: pyarrow.Schema) -> dict[str, Any]:

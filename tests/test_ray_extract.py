@@ -216,6 +216,9 @@ def test_damaged_and_foreign_files_are_named(data, tmp_path) -> None:
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(DataError, match=f"{path.name} is damaged.*\n.*Delete it"):
         read_parts(tmp_path)
+    (tmp_path / "part-000000000000.parquet").unlink()
+    with pytest.raises(DataError, match=f"{path.name} is damaged"):
+        ray_extract(data, load_true, PAIR, tmp_path, part=PART)
     import pyarrow as pa
     import pyarrow.parquet as pq
 
