@@ -196,6 +196,11 @@ class ObjectIndex:
         self.boxes = np.concatenate([self.boxes, objects.boxes])
         self.files += files
 
+    def of_image(self, image: int) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes ``(K, 4)`` and L2-normalised vectors ``(K, D)`` of an image's objects."""
+        mine = self.image == image
+        return self.boxes[mine], self.index._vectors()[mine]
+
     def search(self, vector: np.ndarray, k: int, without: Collection[str] = ()) -> list[Match]:
         """The ``k`` images with the object most like a ``(D,)`` vector, best first.
 

@@ -1,0 +1,9 @@
+"""Widgets: thin shells over tested functions; each has a static twin in ``plots``.
+
+None asks any host for anything. A callback that fails says so in its widget.
+"""
+
+from objemb_lib.widgets.retrieval import Retrieval
+from objemb_lib.widgets.search import ObjectSearch
+
+__all__ = ["ObjectSearch", "Retrieval"]
