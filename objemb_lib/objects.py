@@ -136,6 +136,38 @@ def object_label(dataset: ImageDataset, i: int, box: np.ndarray, overlap: float 
     return int(dataset.box_labels[i][int(meets.argmax())]) if meets.max() >= overlap else -1
 
 
+def object_truth(
+    dataset: ImageDataset, image: np.ndarray, boxes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Label and category of each of some objects, both ``(M,)``; -1 where nobody knows.
+
+    Args:
+        image: ``(M,)``. boxes: ``(M, 4)``; see :func:`object_label`.
+    """
+    labels = np.array([object_label(dataset, i, b) for i, b in zip(image.tolist(), boxes)], int)
+    known = dict(zip(dataset.labels.tolist(), dataset.categories.tolist()))
+    return labels, np.array([known.get(label, -1) for label in labels.tolist()], int)
+
+
+def first_right(vectors: np.ndarray, image: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """``(M,)``: 1 where an object's nearest one in another image is the same, 0 where not.
+
+    -1 where nobody knows: its own label is -1, or no other image shows it.
+
+    Args:
+        vectors: ``(M, D)``, L2-normalised. image, labels: ``(M,)``.
+    """
+    found = np.full(len(labels), -1)
+    for start in range(0, len(labels), 1024):
+        some = slice(start, start + 1024)
+        elsewhere = image[some, None] != image
+        scores = np.where(elsewhere, vectors[some] @ vectors.T, -np.inf)
+        same = labels[some, None] == labels
+        knows = (labels[some] >= 0) & (same & elsewhere).any(axis=1)
+        found[some] = np.where(knows, labels[scores.argmax(axis=1)] == labels[some], -1)
+    return found
+
+
 # --- an index of objects ------------------------------------------------------------------
 
 
@@ -172,6 +204,11 @@ class ObjectIndex:
     def n_bytes(self) -> int:
         """What vectors and boxes take."""
         return len(self) * (4 * self.index.dim + self.boxes.itemsize * 4)
+
+    @property
+    def vectors(self) -> np.ndarray:
+        """``(M, D)``, L2-normalised; a copy, since faiss's own memory goes with the index."""
+        return self.index._vectors().copy()
 
     def add(self, objects: Objects, pair: tuple[str, str], files: Sequence[str]) -> None:
         """Add the objects of further images; vectors are L2-normalised.

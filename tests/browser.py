@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,6 +74,8 @@ def _wait_for(address: str, process: subprocess.Popen, log: Path) -> None:
         try:
             with urllib.request.urlopen(address, timeout=5):
                 return
+        except urllib.error.HTTPError:  # it answers
+            return
         except OSError:
             time.sleep(0.2)
     pytest.fail(f"no server at {address}:\n{log.read_text()[-2000:]}")
@@ -81,13 +84,17 @@ def _wait_for(address: str, process: subprocess.Popen, log: Path) -> None:
 @contextmanager
 def lab(folder: Path) -> Iterator[str]:
     """JupyterLab over a folder."""
-    settings = folder / "jupyterlab_settings_dir" / "@jupyterlab" / "notebook-extension"
-    settings.mkdir(parents=True)
-    (settings / "tracker.jupyterlab-settings").write_text(json.dumps({"windowingMode": "none"}))
-    options = ["--no-browser", "--ServerApp.ip=127.0.0.1", "--ServerApp.port={port}", "--allow-root",
-               "--IdentityProvider.token=", "--LabApp.expose_app_in_browser=True",
-               "--LabApp.news_url=None", "--LabApp.check_for_updates_class="
-               "jupyterlab.NeverCheckForUpdate"]  # fmt: skip
+    wanted = {
+        "notebook-extension/tracker": {"windowingMode": "none"},
+        "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    }
+    for name, values in wanted.items():
+        file = folder / "jupyterlab_settings_dir" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        file.parent.mkdir(parents=True)
+        file.write_text(json.dumps(values))
+    options = ["--no-browser", "--ServerApp.ip=127.0.0.1", "--ServerApp.port={port}",
+               "--allow-root", "--IdentityProvider.token=",
+               "--LabApp.expose_app_in_browser=True"]  # fmt: skip
     with server(folder, [sys.executable, "-m", "jupyter", "lab", *options], "/api/status") as base:
         yield base
 

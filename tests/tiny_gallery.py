@@ -22,7 +22,8 @@ def scenes(count: int = 15) -> ImageDataset:
     if not entry.built():
         pytest.skip("mini-battles is not built: make data")
     battle = entry.load("battle")
-    three = [np.flatnonzero(battle.labels == k)[: count // 3] for k in range(3)]
+    labels = np.unique(battle.labels)[:3]
+    three = [np.flatnonzero(battle.labels == k)[: count // 3] for k in labels]
     return battle.subset(np.concatenate(three))
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import anywidget
+import ipywidgets
 import numpy as np
 import traitlets
 from PIL import Image
@@ -42,6 +43,21 @@ class Pictures(anywidget.AnyWidget):
         super().__init__(**traits)
         if act:
             self.on_msg(lambda _, what, buffers: act(what, buffers))
+
+
+def said(method: Callable) -> Callable:
+    """A callback whose error is said in the widget (its ``pictures``): else it would vanish."""
+
+    @functools.wraps(method)
+    def call(self: ipywidgets.Widget, *given: object) -> object:
+        try:
+            self.pictures.error = ""
+            return method(self, *given)
+        except Exception as error:
+            self.pictures.error = f"{type(error).__name__}: {error}"
+            return None
+
+    return call
 
 
 def row(cards: Sequence[dict], title: str = "", linked: bool = False) -> dict:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import ipywidgets
@@ -15,24 +14,9 @@ from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.errors import DataError
 from objemb_lib.objects import Answer, photograph
 from objemb_lib.retriever import Query, Retriever
-from objemb_lib.widgets.pictures import MARKS, Pictures, box, card, row
+from objemb_lib.widgets.pictures import MARKS, Pictures, box, card, row, said
 
 QUERY_SIDE = 320  # pixels on the screen
-
-
-def said(method: Callable) -> Callable:
-    """A callback whose error is said in the widget (its ``pictures``): else it would vanish."""
-
-    @functools.wraps(method)
-    def call(self: ipywidgets.Widget, *given: object) -> object:
-        try:
-            self.pictures.error = ""
-            return method(self, *given)
-        except Exception as error:
-            self.pictures.error = f"{type(error).__name__}: {error}"
-            return None
-
-    return call
 
 
 class ObjectSearch(ipywidgets.VBox):
@@ -72,7 +56,7 @@ class ObjectSearch(ipywidgets.VBox):
         self.network = ipywidgets.Dropdown(options=networks, description="network")
         self.boxes = ipywidgets.Dropdown(options=boxes, description="boxes")
         self.k = ipywidgets.IntSlider(k, 1, 24, description="images, k")
-        self.threshold = ipywidgets.FloatSlider(0, min=0, max=1, step=0.05, description="score ≥")
+        self.threshold = ipywidgets.FloatSlider(-1, min=-1, max=1, step=0.05, description="score ≥")
         self.image = ipywidgets.BoundedIntText(query, min=0, max=last, description="image",
                                                tooltip=f"0 to {last}")  # fmt: skip
         self.random = ipywidgets.Button(description="another image")
@@ -174,12 +158,13 @@ class ObjectSearch(ipywidgets.VBox):
 
     def _show_answer(self, answer: Answer) -> None:
         names, gallery = self.retriever.dataset.label_names, self.retriever.dataset
-        name = names[answer.label] if 0 <= answer.label < len(names) else f"box {answer.chosen}"
+        name = f" ({names[answer.label]})" if 0 <= answer.label < len(names) else ""
+        asked = f"box {answer.chosen} of image {answer.query}{name}"
         boxes = [
             box(ends, plots.QUERY, str(k), f"box {k}: search for it", k == answer.chosen)
             for k, ends in enumerate(answer.boxes)
         ]
-        asking = card(answer.dataset, answer.query, plots.QUERY, [f"query: {name}"], boxes,
+        asking = card(answer.dataset, answer.query, plots.QUERY, [f"query: {asked}"], boxes,
                       QUERY_SIDE, "boxes", draw=True)  # fmt: skip
         found, right = [], 0
         for match in answer.matches:
@@ -189,6 +174,7 @@ class ObjectSearch(ipywidgets.VBox):
             found.append(card(gallery, match.image, ink, caption, [box(match.box, ink)],
                               press="card"))  # fmt: skip
         count = f"{right} of {len(found)} right" if answer.label >= 0 else f"{len(found)} images"
-        self.pictures.rows = [row([asking], "Click a box, or draw one"),
-                              row(found, "Click an image to ask with it")]  # fmt: skip
-        self.pictures.says = f"{name} of image {answer.query}: {count}"
+        with self.pictures.hold_sync():  # one message: never the one without the other
+            self.pictures.says = f"{asked}: {count}"
+            self.pictures.rows = [row([asking], "Click a box, or draw one"),
+                                  row(found, "Click an image to ask with it")]  # fmt: skip
