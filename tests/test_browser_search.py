@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from browser import chromium, lab, needs_chromium, notebook
 from tiny_gallery import retriever, scenes
+
+from objemb_lib.objects import photograph
 
 pytestmark = needs_chromium
 MAKE = """
@@ -15,6 +19,15 @@ from tiny_gallery import retriever, scenes
 from objemb_lib.widgets import ObjectSearch
 data = scenes()
 ObjectSearch([retriever(data), retriever(data, main_only=True), retriever(data, 2)], k=5)
+"""
+PASTE = """
+encoded => {
+  const bytes = Uint8Array.from(atob(encoded), letter => letter.charCodeAt(0));
+  const files = new DataTransfer();
+  files.items.add(new File([bytes], "pasted.jpg", { type: "image/jpeg" }));
+  document.querySelector(".objemb-own").dispatchEvent(
+    new ClipboardEvent("paste", { clipboardData: files, bubbles: true }));
+}
 """
 QUERY = "section:nth-of-type(1)"
 FOUND = "section:nth-of-type(2)"
@@ -51,6 +64,9 @@ class Shown:
         self.page.wait_for_function(
             f"() => document.querySelectorAll('{FOUND} button').length === {number}"
         )
+
+    def until_first(self, image: int) -> None:
+        self.page.locator(f"{FOUND} figcaption").first.filter(has_text=f"image {image}").wait_for()
 
     def drag(self, ends: np.ndarray, width: int) -> None:
         """Draw a box by mouse, given in pixels of the picture."""
@@ -120,12 +136,15 @@ def test_clicks_drags_keys_and_photographs_find_what_the_function_finds(page) ->
     shown.until_found(8)
     assert shown.found() == answer(way, query, number, 8)
     threshold = see.locator(".noUi-handle").nth(1)
-    threshold.focus()
-    for _ in range(26):  # in steps of 0.05 from -1 to 0.3
-        see.keyboard.press("ArrowRight")
-    wanted = answer(way, query, number, 8, 0.3)
+    second = answer(way, query, number)[1][1]
+    steps = int((1 - second) / 0.05) + 1  # from 1 down to just below the second score
+    threshold.press("End")
+    shown.until_found(0)
+    for _ in range(steps):
+        threshold.press("ArrowLeft")
+    wanted = answer(way, query, number, 8, 1 - 0.05 * steps)
     shown.until_found(len(wanted))
-    assert shown.found() == wanted and len(wanted) < 8
+    assert shown.found() == wanted and 2 <= len(wanted) < 8
     threshold.press("Home")
     shown.until_found(8)
 
@@ -140,3 +159,16 @@ def test_clicks_drags_keys_and_photographs_find_what_the_function_finds(page) ->
     see.get_by_role("alert").filter(has_text="no index").wait_for(state="detached")
     shown.until_found(8)
     assert shown.found() == answer(main, *main.aim(main.query(match.image), match.box), 8)
+
+    def best(file: Path) -> int:
+        return main.search(main.look(photograph(file)), 0, 1).matches[0].image
+
+    files = [data.root / file for file in data.files]
+    own, pasted = files[7], next(file for file in files if best(file) != best(files[7]))
+    see.get_by_label("Your own photograph:").set_input_files(own)
+    shown.until_first(best(own))
+    see.get_by_label("Your own photograph:").set_input_files(__file__)
+    see.get_by_role("alert").filter(has_text="no image").wait_for()
+    see.evaluate(PASTE, base64.b64encode(pasted.read_bytes()).decode())
+    shown.until_first(best(pasted))
+    page.screenshot("search-own-photograph", ".jp-OutputArea")

@@ -1,8 +1,7 @@
-"""Compare, Map and Attention in JupyterLab: clicked, drawn on and keyed, they show what is right."""
+"""Compare, Map and Attention in JupyterLab, clicked, drawn on and keyed: they are right."""
 
 from __future__ import annotations
 
-import numpy as np
 from browser import chromium, lab, needs_chromium, notebook
 from tiny_gallery import retriever, scenes
 
@@ -90,16 +89,18 @@ def map_chooses_by_mouse_and_keys(page) -> None:
     for x, y in corners[1:]:
         see.mouse.move(place["x"] + x, place["y"] + y)
     see.mouse.up()
-    widget.get_by_text(f"{objects} objects").last.wait_for()
-    assert widget.locator(".objemb-card").count() == min(objects, 24)
+    cards = widget.locator(".objemb-card")
+    cards.nth(min(objects, 24) - 1).wait_for()
+    assert cards.count() == min(objects, 24)
 
+    see.mouse.move(0, 0)  # or the pointer would go on pointing
     canvas.focus()
     see.keyboard.press("ArrowRight")  # the first object right of the middle
     widget.locator(".objemb-plane figure img").wait_for()
     caption = widget.locator(".objemb-plane figcaption").inner_text()
-    page.screenshot("map", ".t-map")
     see.keyboard.press("Enter")
-    widget.get_by_text("1 objects").wait_for()
+    widget.get_by_text("1 objects", exact=True).wait_for()
+    page.screenshot("map", ".t-map")
     image = int(caption.split("image ")[1])
     see.locator(".t-search").get_by_role("status").filter(has_text=f"of image {image}").wait_for()
 
