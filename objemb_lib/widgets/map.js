@@ -32,7 +32,7 @@ function render({ model, el }) {
   const pen = canvas.getContext("2d");
   let [held, lasso] = [-1, null];
 
-  const places = () => model.get("points").map(([x, y]) => [15 + x * (side - 30), 15 + y * (side - 30)]); // prettier-ignore
+  const places = () => model.get("points").map(([x, y]) => [15 + x * (side - 30), side - 15 - y * (side - 30)]); // prettier-ignore
   const at = ({ clientX, clientY }) => {
     const edge = canvas.getBoundingClientRect();
     return [((clientX - edge.left) * side) / edge.width, ((clientY - edge.top) * side) / edge.height];

@@ -73,7 +73,7 @@ class Map(ipywidgets.VBox):
         self._project = functools.cache(lambda how: project(self.vectors, how))
         self.how = ipywidgets.Dropdown(options=PROJECTIONS, description="map")
         self.colour = ipywidgets.Dropdown(options=COLOURS, description="colour by")
-        self.plane = self.pictures = Plane(self._act)
+        self.plane = self.pictures = Plane(self._act)  # where errors are said
         self.chosen = Pictures(self._ask, label="objects that are chosen")
         beside = ipywidgets.HBox([self.plane, self.chosen], layout={"flex_flow": "row wrap"})
         super().__init__([ipywidgets.HBox([self.how, self.colour]), beside])
@@ -84,6 +84,7 @@ class Map(ipywidgets.VBox):
     @said
     def draw(self) -> None:
         """Draw with the present settings."""
+        self.plane.says = f"computing {self.how.value} ..."
         numbers, names = self.groups()
         glyphs = [plots.glyph(k) for k in range(len(names))] + [plots.glyph(-1)]
         with self.plane.hold_sync():

@@ -175,7 +175,8 @@ function render({ model, el }) {
     rows.replaceChildren();
     model.get("rows").forEach((row, r, every) => {
       const section = make("section", { class: row.linked ? "objemb-linked" : "" });
-      if (r && row.linked && row.cards.length) section.append(links(every[r - 1], row));
+      const joined = r && row.linked && row.cards.length ? links(every[r - 1], row) : null;
+      if (joined?.childElementCount) section.append(joined);
       if (row.title) section.append(make("h4", {}, row.title));
       const cards = row.cards.map((card, c) => cardOf(card, `${r}.${c}`, model));
       section.append(make("div", { class: "objemb-row" }, ...cards));
