@@ -27,7 +27,7 @@ CHROMIUM = next(
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
          "--disable-background-networking", "--disable-component-update",
          "--disable-dev-shm-usage")  # fmt: skip
-PATIENCE = 60  # seconds: a kernel on a busy machine imports slowly
+PATIENCE = 120  # seconds: a kernel on a busy machine imports slowly
 
 needs_chromium = pytest.mark.skipif(
     not CHROMIUM, reason="no Chromium here: apt install chromium (or your system's like)"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_colours import BOXES, by_colour, coloured
+from tiny_scenes import lively
 
 from objemb_lib import retriever
 from objemb_lib.attention import overlays
@@ -17,13 +18,6 @@ from objemb_lib.extract import extract_objects
 from objemb_lib.objects import ObjectIndex, first_right, object_truth, photograph
 from objemb_lib.postprocess import join, l2
 from objemb_lib.retriever import Retriever, side_by_side
-from objemb_lib.trunks import load_trunk
-
-
-@pytest.fixture(scope="module")
-def small_trunk():
-    """Random weights will do: what is compared is one way with another."""
-    return load_trunk("efficientnet_lite0", pretrained=False)
 
 
 @pytest.fixture
@@ -91,10 +85,11 @@ def test_what_cannot_be_asked_is_refused(data) -> None:
         Retriever(data.subset([1, 0, 2]), way.index)
 
 
-def test_a_built_gallery_embeds_queries_as_it_embeds_itself(data, small_trunk) -> None:
+def test_a_built_gallery_embeds_queries_as_it_embeds_itself(data) -> None:
+    trunk = lively("efficientnet_lite0")
     pairs, region = [("stage4", "spoc"), ("head", "gem")], ObjectRegion(true_boxes(data), 0.1)
-    way = retriever.build(data, small_trunk, pairs, region, 64, progress=False)
-    (some,) = extract_objects(data, small_trunk, pairs, [region], 64, cache=False).values()
+    way = retriever.build(data, trunk, pairs, region, 64, progress=False)
+    (some,) = extract_objects(data, trunk, pairs, [region], 64, cache=False).values()
     wanted = join([some.vectors[pair] for pair in pairs])
     assert np.allclose(way.index.vectors, wanted, atol=1e-5)
     again = way.embed(data.subset([1]), true_boxes(data.subset([1])))
@@ -146,20 +141,21 @@ def test_a_first_answer_is_right_in_another_image_only() -> None:
     assert first_right(vectors[[0, 3, 4]], np.arange(3), np.array([5, 5, 6])).tolist() == [0, 0, -1]
 
 
-def test_overlays_are_bright_where_something_is_pooled(data, small_trunk) -> None:
+def test_overlays_are_bright_where_something_is_pooled(data) -> None:
+    trunk = lively("efficientnet_lite0")
     region = ObjectRegion(true_boxes(data))
-    vector = np.ones(small_trunk.stages["stage4"].channels, np.float32)
-    found = overlays(data, 0, small_trunk, "stage4", region, vector, 64)
+    vector = np.ones(trunk.stages["stage4"].channels, np.float32)
+    found = overlays(data, 0, trunk, "stage4", region, vector, 64)
     inside = np.zeros((30, 40))
     for x0, y0, x1, y1 in BOXES["a.png"]:
         inside[y0:y1, x0:x1] = 1
     assert np.array_equal(found["boxes"], inside) and "masks" not in found
     pixels = torch.from_numpy(np.array(data.image(0).resize((64, 64), 3, reducing_gap=2.0)))
     with torch.inference_mode():
-        seen = small_trunk(small_trunk.normalise(pixels.permute(2, 0, 1)[None]))["stage4"][0]
+        seen = trunk(trunk.normalise(pixels.permute(2, 0, 1)[None]))["stage4"][0]
     total = seen.clamp(min=0).sum(dim=0).sqrt()
     assert np.allclose(found["CroW"], total / total.max(), atol=1e-3)
     alike = torch.nn.functional.cosine_similarity(seen, torch.ones_like(seen), dim=0)
     assert np.allclose(found["similarity"], alike.clamp(min=0), atol=1e-4)
     with pytest.raises(DataError, match="same stage"):
-        overlays(data, 0, small_trunk, "stage4", region, vector[:5], 64)
+        overlays(data, 0, trunk, "stage4", region, vector[:5], 64)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tiny_colours import BOXES, by_colour, coloured
+from tiny_scenes import lively
 
 from objemb_lib import plots
 from objemb_lib.analysis import project
@@ -15,14 +16,7 @@ from objemb_lib.boxes import ObjectRegion, true_boxes
 from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.errors import DataError
 from objemb_lib.retriever import Retriever
-from objemb_lib.trunks import load_trunk
 from objemb_lib.widgets import Attention, Compare, Map, ObjectSearch
-
-
-@pytest.fixture(scope="module")
-def small_trunk():
-    """Random weights will do: what is compared is one way with another."""
-    return load_trunk("efficientnet_lite0", pretrained=False)
 
 
 @pytest.fixture
@@ -73,6 +67,7 @@ def test_a_photograph_of_ones_own_asks(data) -> None:
     data.image(1).crop(BOXES["b.png"][0]).save(file, "JPEG")  # red alone
     widget._act({"kind": "photograph"}, [memoryview(file.getvalue())])
     assert {i for i, _ in found(widget)[:2]} == {0, 1}
+    assert widget.pictures.says == "box 0 of your photograph: 3 images"
     assert {caption[0] for _, caption in found(widget)} <= set("01-"), "nobody knows its label"
     widget._act({"kind": "photograph"}, [memoryview(b"no image")])
     assert "ImageError" in widget.pictures.error and len(found(widget)) == 3
@@ -164,8 +159,9 @@ def test_near_vectors_are_near_on_the_map(how) -> None:
         project(x, "UMAP")
 
 
-def test_attention_follows_box_and_stage(data, small_trunk) -> None:
-    widget = Attention(data, small_trunk, ObjectRegion(true_boxes(data)), ["stage4", "head"],
+def test_attention_follows_box_and_stage(data) -> None:
+    trunk = lively("efficientnet_lite0")
+    widget = Attention(data, trunk, ObjectRegion(true_boxes(data)), ["stage4", "head"],
                        size=64)  # fmt: skip
     before = widget.found["similarity"]
     widget._act({"kind": "box", "key": 0, "box": 1}, [])

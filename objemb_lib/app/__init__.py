@@ -27,7 +27,7 @@ from objemb_lib.trunks import Trunk, load_trunk
 
 HERE = Path(__file__).parent
 PHOTOS = "OBJEMB_PHOTOS"  # names the folder for the kernels
-TOP = 10  # boxes of an image
+TOP = 5  # boxes of an image; notebook 04 chose ten, but here somebody has to tell them apart
 SIZE = 256
 # Notebook 04 chose these on training objects: (stage, pooling), and context.
 STUDENT = [("student", "spoc")], -0.2

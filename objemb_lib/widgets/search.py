@@ -159,7 +159,8 @@ class ObjectSearch(ipywidgets.VBox):
     def _show_answer(self, answer: Answer) -> None:
         names, gallery = self.retriever.dataset.label_names, self.retriever.dataset
         name = f" ({names[answer.label]})" if 0 <= answer.label < len(names) else ""
-        asked = f"box {answer.chosen} of image {answer.query}{name}"
+        image = f"image {answer.query}" if answer.dataset is gallery else "your photograph"
+        asked = f"box {answer.chosen} of {image}{name}"
         boxes = [
             box(ends, plots.QUERY, str(k), f"box {k}: search for it", k == answer.chosen)
             for k, ends in enumerate(answer.boxes)
