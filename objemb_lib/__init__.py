@@ -4,7 +4,7 @@ Data flows one way: images -> :mod:`datasets` -> :mod:`trunks` (feature maps) ->
 (where to look) -> :mod:`pooling` (map x region -> vector) -> :mod:`boxes`, :mod:`attention` (where
 objects are, whoever says so) -> :mod:`postprocess` -> :mod:`index` -> :mod:`evaluate` ->
 :mod:`objects` (images as sets of objects) -> :mod:`retriever` (one query, from photograph to
-answer) -> :mod:`plots`, :mod:`widgets`. Training
+answer) -> :mod:`plots`, :mod:`widgets` -> :mod:`app` (the search, without code). Training
 (``detectors``, ``student``) stands beside the flow and produces trunks.
 A module imports only from rooms before it.
 """

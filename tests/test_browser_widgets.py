@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import io
+
+import numpy as np
 from browser import chromium, lab, needs_chromium, notebook
+from PIL import Image
 from tiny_gallery import retriever, scenes
 
-from objemb_lib.retriever import side_by_side
+from objemb_lib.attention import overlays
+from objemb_lib.boxes import ObjectBoxes, ObjectRegion, true_boxes
+from objemb_lib.retriever import embedder, side_by_side
+from objemb_lib.trunks import load_trunk
+from objemb_lib.widgets.pictures import heat_source
 
 pytestmark = needs_chromium
 MAKE = """
@@ -127,4 +136,17 @@ def attention_follows_the_box(page) -> None:
         ".querySelectorAll('image')[1].getAttribute('href') !== old",
         arg=before,
     )
+    data, trunk = scenes(), load_trunk("efficientnet_lite0")
+    region = ObjectRegion(true_boxes(data), masked=True)
+    asking = ObjectBoxes("asking", [region.boxes.boxes[0][1:2]])
+    (vector,) = embedder(trunk, [("head", "spoc")])(data.subset([0]), asking)
+    alike = overlays(data, 1, trunk.eval(), "head", region, vector)["similarity"]
+    assert np.allclose(pixels(heat.get_attribute("href")), pixels(heat_source(alike)), atol=9)
+    assert not np.allclose(pixels(before), pixels(heat_source(alike)), atol=9)
     page.screenshot("attention", ".t-attention")
+
+
+def pixels(address: str) -> np.ndarray:
+    """The picture in a data address."""
+    file = io.BytesIO(base64.b64decode(address.partition(",")[2]))
+    return np.asarray(Image.open(file), int)

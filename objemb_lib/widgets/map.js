@@ -146,7 +146,12 @@ function render({ model, el }) {
     event.stopPropagation();
   };
 
-  const anew = () => (legend(), draw());
+  const anew = () => {
+    figure.hidden = true; // its point may have gone elsewhere
+    held = -1;
+    legend();
+    draw();
+  };
   anew();
   model.on("change:points change:groups change:names", anew);
   model.on("change:selected change:says change:error", draw);

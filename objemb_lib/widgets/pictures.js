@@ -95,7 +95,10 @@ function cardOf(card, at, model) {
   const layer = (href, opacity) => make("image", { href, opacity, width: card.width,
     height: card.height, preserveAspectRatio: "none" }); // prettier-ignore
   svg.append(layer(card.src, 1));
-  if (card.heat) svg.append(layer(card.heat, 0.6));
+  if (card.heat) {
+    svg.firstChild.style.filter = "grayscale(1)"; // so that all colour is the map's
+    svg.append(layer(card.heat, 0.6));
+  }
   const area = ({ box: [x0, y0, x1, y1] }) => (x1 - x0) * (y1 - y0);
   const order = card.boxes.map((one, number) => [one, number]);
   order.sort(([a], [b]) => area(b) - area(a)); // a small box lies above a large one

@@ -12,6 +12,7 @@ import anywidget
 import ipywidgets
 import numpy as np
 import traitlets
+from matplotlib import colormaps
 from PIL import Image
 
 from objemb_lib.datasets.base import ImageDataset
@@ -89,7 +90,7 @@ def card(
         "key": i, "src": source, "width": width, "height": height, "side": side, "ink": ink,
         "caption": list(caption), "alt": f"image {i}, " + ", ".join(filter(None, caption)),
         "boxes": list(boxes), "press": press, "draw": draw,
-        "heat": "" if heat is None else _heat_source(heat),
+        "heat": "" if heat is None else heat_source(heat),
     }  # fmt: skip
 
 
@@ -117,8 +118,7 @@ def source(image: Image.Image, kind: str) -> str:
     return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def _heat_source(heat: np.ndarray) -> str:
-    from matplotlib import colormaps
-
+def heat_source(heat: np.ndarray) -> str:
+    """An ``(h, w)`` map in 0..1 as a data address, in the colours of :func:`plots.heat`."""
     colours = colormaps["inferno"](np.clip(heat, 0, 1), bytes=True)[..., :3]
     return source(Image.fromarray(colours).resize((128, 128), Image.Resampling.BILINEAR), "PNG")
