@@ -3,6 +3,7 @@
 PYTHON    ?= python3
 VENV      ?= .venv
 PROFILE   ?= workshop
+DATA      ?=
 NOTEBOOKS ?=
 PIP_ARGS  ?=
 LAB_ARGS  ?=
@@ -100,7 +101,7 @@ data: install
 	@$(PY) data/download.py build mini-battles
 
 reproduce: install
-	@$(PY) -m objemb_lib.reproduce --profile $(PROFILE) --notebooks $(NOTEBOOKS)
+	@$(PY) -m objemb_lib.reproduce --profile $(PROFILE) $(if $(DATA),--data "$(DATA)") --notebooks $(NOTEBOOKS)
 
 train: install data
 	@$(PY) -m objemb_lib.train $(DETECTORS)

@@ -155,6 +155,35 @@ def spread(x: np.ndarray, labels: np.ndarray) -> Spread:
     return Spread(max(float(within), 0.0), max(float(between), 0.0))  # rounding may leave -1e-17
 
 
+def backgrounds(dataset: ImageDataset) -> np.ndarray | None:
+    """``(N,)``: a number for each image's background, where a data set recorded all; else None."""
+    names = [known.get("background") for known in dataset.extra]
+    if not names or None in names:
+        return None
+    return np.unique(names, return_inverse=True)[1]
+
+
+def stranger(dataset: ImageDataset, i: int) -> tuple[int, bool]:
+    """An image of another label than ``i``'s, and whether it has the same background.
+
+    One in front of the same background, where such are known; else the first in the data set.
+    Raises DataError if all images show one label.
+    """
+    strange = dataset.labels != dataset.labels[i]
+    if not strange.any():
+        raise DataError(f"{dataset}: all images have one label", "Use data of two labels or more.")
+    ground = backgrounds(dataset)
+    beside = strange & (ground == ground[i]) if ground is not None else np.zeros_like(strange)
+    return int(np.argmax(beside if beside.any() else strange)), bool(beside.any())
+
+
+def has_kinds(dataset: ImageDataset) -> bool:
+    """Whether categories gather labels: some category is known to have two of them."""
+    known = (dataset.labels >= 0) & (dataset.categories >= 0)
+    pairs = np.unique(np.stack([dataset.categories, dataset.labels])[:, known], axis=1)
+    return len(np.unique(pairs[0])) < pairs.shape[1]
+
+
 def nearest(
     vectors: np.ndarray, dataset: ImageDataset, gallery_vectors: np.ndarray | None = None
 ) -> np.ndarray:

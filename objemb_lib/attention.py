@@ -103,6 +103,14 @@ def proposed(
     return rooms.or_whole(f"proposals, top {top}", dataset, some, scores, None, detector.kind)
 
 
+def possible(*datasets: ImageDataset, names: Sequence[str] = SOURCES) -> list[str]:
+    """The sources that all images of some data sets have: truth is not known everywhere."""
+    boxed = all(len(boxes) for data in datasets for boxes in data.boxes)
+    needs = {"true boxes": boxed, "random boxes": boxed}
+    needs["true masks"] = boxed and all(data.masks is not None for data in datasets)
+    return [name for name in names if needs.get(name, True)]
+
+
 def sources(
     dataset: ImageDataset,
     names: Sequence[str] = SOURCES,

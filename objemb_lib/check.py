@@ -169,14 +169,14 @@ def check_memory() -> Row:
 
 def check_disk() -> Row:
     """Free space where data and cached vectors go."""
-    free = min(_free(settings.data_root()), _free(settings.cache_root())) / GIB
+    free = min(free_bytes(settings.data_root()), free_bytes(settings.cache_root())) / GIB
     if free < DISK:
         remedy = f"Free some: {DISK} GiB are needed, or set OBJEMB_DATA and OBJEMB_CACHE."
         return Row("free disk", f"{free:.1f} GiB", "problem", remedy)
     return Row("free disk", f"{free:.0f} GiB")
 
 
-def _free(folder: Path) -> int:
+def free_bytes(folder: Path) -> int:
     """Bytes free on the disk that ``folder`` is on, or would be."""
     folder = folder.absolute()
     while not folder.exists():

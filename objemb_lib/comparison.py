@@ -7,8 +7,14 @@ stage and pooling, found on training objects, so that no network loses by a poor
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
+import numpy as np
+
+from objemb_lib.analysis import backgrounds
+from objemb_lib.datasets import Roles
 from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.detectors.build import Detector
 from objemb_lib.errors import DataError
@@ -77,10 +83,78 @@ def check_same_trunk(trunk: str, detectors: Mapping[str, Detector]) -> None:
 
 def few_scenes(dataset: ImageDataset, scenes: int) -> ImageDataset:
     """The first ``scenes`` images of each label: every object, in less time."""
-    seen: dict[int, int] = {}
+    return dataset.subset(first_of_each(dataset.labels, scenes))
+
+
+def first_of_each(labels: np.ndarray, count: int) -> np.ndarray:
+    """Where each label stands for the first ``count`` times, in order.
+
+    >>> first_of_each([3, 1, 3, 3, 1], 2).tolist()
+    [0, 1, 2, 4]
+    """
+    seen: Counter[int] = Counter()
     keep = []
-    for i, label in enumerate(dataset.labels.tolist()):
-        seen[label] = seen.get(label, 0) + 1
-        if seen[label] <= scenes:
-            keep.append(i)
-    return dataset.subset(keep)
+    for i, label in enumerate(np.asarray(labels).tolist()):
+        seen[label] += 1
+        keep += [i] if seen[label] <= count else []
+    return np.array(keep, np.int64)
+
+
+EACH = 4  # images a label that a limit keeps, where there are so many
+
+
+def few(roles: Roles, scenes: Mapping[str, int] | None = None, limit: int = 0) -> Roles:
+    """The same data set with fewer images, to keep a notebook short.
+
+    Args:
+        scenes: split ("train" or the name of a test) -> images a label; of others all.
+        limit: images a split at most, see :func:`limited`; 0 for no limit.
+    """
+    all_splits = {"train": roles.train} | roles.tests
+    splits = {split: limited(data, limit) for split, data in all_splits.items()}
+    for split, each in (scenes or {}).items():
+        if split in splits:
+            splits[split] = few_scenes(splits[split], each)
+    return Roles(splits.pop("train"), splits)
+
+
+def limited(dataset: ImageDataset, images: int) -> ImageDataset:
+    """At most ``images`` images: whole labels left out, evenly, until at least four of each fit.
+
+    Only labels of two images or more are kept (the others could not be found again), two labels
+    at least. Who asks and who is searched stays as it was. 0 images: no limit.
+    """
+    if not images or len(dataset) <= images:
+        return dataset
+    labels, counts = np.unique(dataset.labels[dataset.labels >= 0], return_counts=True)
+    labels = labels[counts > 1]
+    kept = min(max(2, images // EACH), len(labels))
+    chosen = labels[np.linspace(0, len(labels) - 1, kept).astype(int)]
+    there = np.flatnonzero(np.isin(dataset.labels, chosen))
+    index = there[first_of_each(dataset.labels[there], max(2, images // max(kept, 1)))]
+    asks, searched = (np.isin(index, part) for part in (dataset.queries, dataset.gallery))
+    few = dataset.subset(index)
+    return replace(few, queries=np.flatnonzero(asks), gallery=np.flatnonzero(searched))
+
+
+def half_of_labels(dataset: ImageDataset) -> ImageDataset:
+    """Only the labels of even number; all of them where that would leave fewer than two."""
+    even = dataset.labels % 2 == 0
+    return dataset.subset(even) if len(np.unique(dataset.labels[even])) > 1 else dataset
+
+
+def halves(train: ImageDataset) -> tuple[np.ndarray, np.ndarray]:
+    """Training images to fit something on, and others to judge it by: ``(F,)`` and ``(J,)``.
+
+    Every other object fits, the others judge. Where backgrounds are known, every other
+    background too: were they shared, what is fitted would know those of its judges.
+    """
+    some_objects = np.isin(train.labels, np.unique(train.labels)[::2])
+    grounds = backgrounds(train)
+    if grounds is not None:
+        some_grounds = np.isin(grounds, np.unique(grounds)[::2])
+        fit, judge = some_objects & some_grounds, ~some_objects & ~some_grounds
+        found_again = len(np.unique(train.labels[judge])) < judge.sum()
+        if found_again and fit.sum() > 1:
+            return np.flatnonzero(fit), np.flatnonzero(judge)
+    return np.flatnonzero(some_objects), np.flatnonzero(~some_objects)

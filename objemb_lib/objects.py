@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torchvision.ops import box_iou
 
+from objemb_lib.boxes import ObjectBoxes
 from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.errors import DataError
 from objemb_lib.evaluate import evaluate_scores
@@ -166,6 +167,33 @@ def first_right(vectors: np.ndarray, image: np.ndarray, labels: np.ndarray) -> n
         knows = (labels[some] >= 0) & (same & elsewhere).any(axis=1)
         found[some] = np.where(knows, labels[scores.argmax(axis=1)] == labels[some], -1)
     return found
+
+
+def meets_main(dataset: ImageDataset, where: ObjectBoxes) -> np.ndarray:
+    """``(N,)`` boolean: whether one of the boxes lies on the main object (IoU 0.5)."""
+    labels = [[object_label(dataset, i, box) for box in many] for i, many in enumerate(where.boxes)]
+    return np.array([own in some for own, some in zip(dataset.labels.tolist(), labels)])
+
+
+def suspects(dataset: ImageDataset, found: np.ndarray) -> dict[str, np.ndarray]:
+    """Kinds of query that may be hard, each ``(Q,)`` boolean; none where true boxes are unknown.
+
+    Args:
+        found: ``(N,)`` whether the main object was found, see :func:`meets_main`.
+    """
+    queries = dataset.queries.tolist()
+    if not all(len(dataset.boxes[i]) for i in queries):
+        return {}
+    found = found[queries]
+    kinds = {"found": found, "missed": ~found}
+    if all("layers" in extra for extra in dataset.extra) and len(dataset.extra):
+        visible = np.array([dataset.extra[i]["layers"][0]["visible"] for i in queries])
+        kinds |= {"wholly visible": visible > 0.98, "partly covered": visible < 0.9}
+    main = np.stack([dataset.boxes[i][0] for i in queries])
+    side = np.sqrt(np.prod(main[:, 2:] - main[:, :2], axis=1))
+    third = np.digitize(side, np.quantile(side, [1 / 3, 2 / 3]), right=True)
+    kinds |= {name: third == k for k, name in enumerate(("small", "middle", "large"))}
+    return {name: which for name, which in kinds.items() if which.any()}
 
 
 # --- an index of objects ------------------------------------------------------------------

@@ -114,6 +114,12 @@ CROP = Region("crop", TRUTH)
 ROI = Region("RoI", TRUTH, on="map")
 
 
+def usable(regions: Sequence[Region], *datasets: ImageDataset) -> list[Region]:
+    """The regions that can be looked at in every image: true boxes only where all have one."""
+    boxed = all(len(boxes) for dataset in datasets for boxes in dataset.boxes)
+    return [region for region in regions if boxed or region.boxes != TRUTH]
+
+
 def cut(
     trunk: Trunk, maps: dict[str, Tensor], stage: str, boxes: Sequence[Tensor], cells: int = CELLS
 ) -> Tensor:

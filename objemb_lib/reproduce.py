@@ -3,9 +3,14 @@
     python -m objemb_lib.reproduce                          every notebook
     python -m objemb_lib.reproduce --notebooks 01           one of them (several: 00 01)
     python -m objemb_lib.reproduce --update                 make this run the committed one
+    python -m objemb_lib.reproduce --profile smoke          other settings, see profiles/
+    python -m objemb_lib.reproduce --profile folder --data folder:PATH
+                                                            your own photographs
 
-Executed copies, results.json and results.md go to runs/<profile>/. Exit status: 0 all ran and
-every number is within its tolerance; 1 a notebook failed, or a number strayed (it is named).
+Executed copies, results.json and results.md go to runs/<profile>/, or, where a profile has several
+data sets or --data names one, to runs/<profile>/<data>/. Exit status: 0 all ran and every number
+is within its tolerance; 1 a notebook failed, or a number strayed (it is named); 130 stopped by
+Ctrl-C: what was computed is kept, and the same command goes on from there.
 """
 
 from __future__ import annotations
@@ -17,61 +22,30 @@ import platform
 import re
 import sys
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 import nbformat
 import papermill
-import yaml
 from papermill.exceptions import PapermillExecutionError
 
-from objemb_lib import claims, datasets, results, settings
+from objemb_lib import claims, datasets, plan, results, settings
 from objemb_lib.atomic import atomic_write_bytes, atomic_write_text
+from objemb_lib.datasets import Roles
 from objemb_lib.errors import ObjembError, ReproduceError
 
-NOTEBOOKS = settings.PROJECT / "notebooks"
-PROFILES = Path(__file__).parent / "profiles"
+USUAL = "workshop"  # its run is the one that the README and the committed notebooks show
 PACKAGES = ("torch", "torchvision", "timm", "faiss-cpu", "numpy", "scipy", "pillow")
 MARKS = "<!-- results:start -->", "<!-- results:end -->"
-
-
-def profile(name: str) -> dict:
-    """Settings of a profile: its data sets, and the parameters its notebooks get.
-
-    Raises:
-        ReproduceError: there is no such profile.
-    """
-    path = PROFILES / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
-        raise ReproduceError(f"no profile called {name!r}", f"There are: {known}.")
-    return yaml.safe_load(path.read_text())
-
-
-def choose(numbers: list[str]) -> list[Path]:
-    """Notebooks whose names start with the given numbers, in order; all if none is given."""
-    every = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
-    chosen = [nb for nb in every if not numbers or any(nb.name.startswith(n) for n in numbers)]
-    unknown = [n for n in numbers if not any(nb.name.startswith(n) for nb in every)]
-    if unknown or not chosen:
-        names = ", ".join(nb.name for nb in every)
-        raise ReproduceError(f"no notebook {' '.join(unknown)}", f"There are: {names or 'none'}.")
-    return chosen
 
 
 def run_notebook(notebook: Path, parameters: dict, run_dir: Path) -> float:
     """Execute one notebook into ``run_dir``; returns the seconds it took.
 
     Raises:
-        ReproduceError: a cell failed (with its source and error), or the notebook does not
-            take one of the parameters.
+        ReproduceError: a cell failed, with its source and error.
     """
-    unknown = parameters.keys() - papermill.inspect_notebook(str(notebook)).keys()
-    if unknown:
-        raise ReproduceError(
-            f"{notebook.name} takes no parameter {', '.join(sorted(unknown))}",
-            "Give it one in its `parameters` cell, or take it out of the profile.",
-        )
     output, start = run_dir / notebook.name, time.monotonic()
     try:
         papermill.execute_notebook(
@@ -84,6 +58,8 @@ def run_notebook(notebook: Path, parameters: dict, run_dir: Path) -> float:
             progress_bar=sys.stderr.isatty(),
         )
     except PapermillExecutionError as error:
+        if error.ename == "KeyboardInterrupt":  # Ctrl-C reached the notebook first
+            raise KeyboardInterrupt from error
         raise ReproduceError(
             f"{notebook.name}, cell {error.exec_count}:\n\n{error.source}\n\n"
             f"{error.ename}: {error.evalue}",
@@ -107,43 +83,97 @@ def environment(seed: int) -> dict:
     }
 
 
-def reproduce(name: str, numbers: list[str], update: bool = False) -> list[str]:
-    """Run the notebooks of a profile; returns the numbers that strayed.
+def reproduce(
+    name: str, numbers: Sequence[str] = (), update: bool = False, data: str = ""
+) -> list[str]:
+    """Run the notebooks of a profile on each of its data sets; returns the numbers that strayed.
 
+    Args:
+        numbers: of the notebooks; default those of the profile.
+        update: make the run the committed one.
+        data: run on these instead, as for :func:`datasets.roles`.
     Raises:
-        ReproduceError: a notebook failed. DataError, DownloadError: no data.
+        ReproduceError: a notebook failed, or there is no such profile. DataError,
+        DownloadError: no data.
     """
-    chosen, stated = choose(numbers), profile(name)
-    run_dir = settings.PROJECT / "runs" / name
+    stated = plan.profile(name)
+    notebooks, problems = stated.choose(numbers), []
+    for run, one in runs(stated, absolute(data)).items():
+        problems += run_on(one, run, stated, notebooks, update)
+    return problems
+
+
+def runs(stated: plan.Profile, data: str = "") -> dict[str, str]:
+    """Name of each run of a profile, its folder below runs/ -> its data; "" asks for none.
+
+    >>> one = plan.Profile("p", ["cub"], 0)
+    >>> runs(one), runs(one, "folder:/home/Zoë/my cats")
+    ({'p': 'cub'}, {'p/folder-my_cats': 'folder:/home/Zoë/my cats'})
+    """
+    if not data and len(stated.data) < 2:
+        return {stated.name: "".join(stated.data)}
+    return {f"{stated.name}/{folder_name(one)}": one for one in ([data] if data else stated.data)}
+
+
+def folder_name(data: str) -> str:
+    """A data set's name as that of a folder."""
+    name, _, path = data.partition(":")
+    return re.sub(r"[^\w.-]+", "_", f"{name}-{Path(path).name}" if path else name)
+
+
+def absolute(data: str) -> str:
+    """The same data by a path that does not depend on where we stand: notebooks run elsewhere."""
+    name, colon, path = data.partition(":")
+    return f"{name}:{Path(path).expanduser().absolute()}" if colon and path else data
+
+
+def run_on(
+    data: str, run: str, stated: plan.Profile, notebooks: Sequence[Path], update: bool
+) -> list[str]:
+    """Run notebooks on one data set into ``runs/<run>/``; returns the numbers that strayed."""
+    run_dir = settings.PROJECT / "runs" / run
     run_dir.mkdir(parents=True, exist_ok=True)
-    for data in stated["data"]:
-        entry = datasets.entry(data)
-        if entry.built():
-            print(f"data: {data} is built already", flush=True)
-        else:
-            entry.build(mirror=settings.mirror())
-    seconds = {}
-    for notebook in chosen:
-        print(f"{notebook.name} ...", flush=True)
-        parameters = stated.get("notebooks", {}).get(notebook.stem, {})
-        before = cached_files()
-        for part in ("results", "claims"):  # an earlier run's must not stand in for this one's
-            written(run_dir, notebook, part).unlink(missing_ok=True)
-        where = {"RUN_DIR": str(run_dir), "SEED": stated["seed"]}
-        seconds[notebook.stem] = run_notebook(notebook, {**where, **parameters}, run_dir)
-        new = len(cached_files() - before)
-        cache = counted(new, "new table of vectors", "new tables of vectors")
-        print(f"{notebook.name}: {seconds[notebook.stem]:.0f} s, {cache}", flush=True)
-    fresh = gather(chosen, run_dir)
-    report = {**about(stated), "seconds": {k: round(s) for k, s in seconds.items()}, **plain(fresh)}
+    about = {"environment": environment(stated.seed), "data": {}}
+    if data:
+        roles = ready(data)
+        print(f"{run}: {plan.forecast(stated, notebooks, data, roles)}", flush=True)
+        about["data"][data] = manifest(data, roles)
+    seconds = {nb.stem: timed(nb, stated.given(nb, data), stated.seed, run_dir) for nb in notebooks}
+    fresh = gather(notebooks, run_dir)
+    report = {**about, "seconds": {k: round(s) for k, s in seconds.items()}, **plain(fresh)}
     atomic_write_text(run_dir / "results.json", json.dumps(report, indent=1))
     atomic_write_text(run_dir / "results.md", as_text(report, every=True))
     if rows_of(report, "measurements"):
         print("\n" + as_text(report))
     if update:
-        commit_results(name, report, chosen, run_dir)
+        commit_results(run, report, notebooks, run_dir)
         return []
-    return against_committed(name, fresh, report["data"])
+    return against_committed(run, fresh, report["data"])
+
+
+def ready(data: str) -> Roles:
+    """A data set, built if that was not done yet."""
+    if data in datasets.DATASETS:
+        entry = datasets.entry(data)
+        if entry.built():
+            print(f"data: {data} is built already", flush=True)
+        else:
+            entry.build(mirror=settings.mirror())
+    return datasets.roles(data)
+
+
+def timed(notebook: Path, parameters: dict, seed: int, run_dir: Path) -> float:
+    """Run a notebook and say how long it took and what it left in the cache; its seconds."""
+    print(f"{notebook.name} ...", flush=True)
+    before = cached_files()
+    for part in ("results", "claims"):  # an earlier run's must not stand in for this one's
+        written(run_dir, notebook, part).unlink(missing_ok=True)
+    where = {"RUN_DIR": str(run_dir), "SEED": seed}
+    seconds = run_notebook(notebook, {**where, **parameters}, run_dir)
+    new = len(cached_files() - before)
+    cache = counted(new, "new table of vectors", "new tables of vectors")
+    print(f"{notebook.name}: {seconds:.0f} s, {cache}", flush=True)
+    return seconds
 
 
 def cached_files() -> set[tuple[Path, int]]:
@@ -169,7 +199,7 @@ def written(run_dir: Path, notebook: Path, part: str) -> Path:
 Fresh = dict[str, dict[str, list]]  # "measurements" and "claims": notebook -> what it wrote
 
 
-def gather(chosen: list[Path], run_dir: Path) -> Fresh:
+def gather(chosen: Sequence[Path], run_dir: Path) -> Fresh:
     """What the notebooks of a run wrote."""
     found: Fresh = {"measurements": {}, "claims": {}}
     for notebook in chosen:
@@ -190,13 +220,16 @@ def plain(fresh: Fresh) -> dict:
     }
 
 
-def about(stated: dict) -> dict:
-    """Where a run's numbers come from: versions, device, seed, data."""
-    folders = {data: datasets.entry(data).folder() for data in stated["data"]}
-    return {
-        "environment": environment(stated["seed"]),
-        "data": {d: json.loads((f / "manifest.json").read_text()) for d, f in folders.items()},
+def manifest(data: str, roles: Roles) -> dict:
+    """What the data of a run were: what its build wrote down, or what can be seen."""
+    if data in datasets.DATASETS:
+        return json.loads((datasets.entry(data).folder() / "manifest.json").read_text())
+    splits = {"train": roles.train} | roles.tests
+    seen = {
+        split: {"images": len(images), "fingerprint": images.fingerprint}
+        for split, images in splits.items()
     }
+    return {"splits": seen}
 
 
 def rows_of(report: dict, part: str) -> list:
@@ -215,12 +248,16 @@ def as_text(report: dict, every: bool = False) -> str:
 
 
 def against_committed(name: str, fresh: Fresh, data: dict) -> list[str]:
-    """What differs from ``results/<profile>.json``, for the notebooks that ran; says how many
+    """What differs from ``results/<run>.json``, for the notebooks that ran; says how many
     numbers were compared.
     """
     path = settings.PROJECT / "results" / f"{name}.json"
     if not path.exists():
-        return [f"{path.name}: no committed results; --update makes them"]
+        said = f"{name}: no committed results; --update makes them"
+        if name == USUAL:
+            return [said]
+        print(said)  # other runs are compared where somebody chose to keep them
+        return []
     stated = json.loads(path.read_text())
     for key, manifest in data.items():
         if manifest["splits"] != stated["data"].get(key, {}).get("splits"):
@@ -243,13 +280,18 @@ def against_committed(name: str, fresh: Fresh, data: dict) -> list[str]:
 # --- making a run the committed one ------------------------------------------------------
 
 
-def commit_results(name: str, report: dict, chosen: list[Path], run_dir: Path) -> None:
-    """Write results/<profile>.json, the README's table and picture, the notebooks' outputs."""
+def commit_results(name: str, report: dict, chosen: Sequence[Path], run_dir: Path) -> None:
+    """Write results/<run>.json; of the workshop also the README's table, outputs and pictures."""
     path = settings.PROJECT / "results" / f"{name}.json"
     if path.exists():  # notebooks that did not run keep their numbers
         earlier = json.loads(path.read_text())
         for part in ("seconds", "measurements", "claims"):
             report[part] = dict(sorted((earlier.get(part, {}) | report[part]).items()))
+    if name != USUAL:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write_text(path, json.dumps(report, indent=1) + "\n")
+        print(f"committed: results/{name}.json")
+        return
     readme = settings.PROJECT / "README.md"
     text = with_table(readme.read_text(encoding="utf-8"), report)  # may fail: before any write
     atomic_write_text(path, json.dumps(report, indent=1) + "\n")
@@ -257,7 +299,7 @@ def commit_results(name: str, report: dict, chosen: list[Path], run_dir: Path) -
     for notebook in chosen:
         atomic_write_text(notebook, clean_copy(run_dir / notebook.name))
     for picture in run_dir.glob("*.png"):  # the README shows them
-        atomic_write_bytes(NOTEBOOKS / "images" / picture.name, picture.read_bytes())
+        atomic_write_bytes(plan.NOTEBOOKS / "images" / picture.name, picture.read_bytes())
     print(f"committed: {path.name}, README.md and {len(chosen)} notebooks")
 
 
@@ -304,14 +346,18 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--profile", default="workshop", help="default: workshop")
     parser.add_argument("--notebooks", nargs="*", default=[], help="numbers, e.g. 00 01")
+    parser.add_argument("--data", default="", help="another data set, or folder:PATH")
     parser.add_argument("--update", action="store_true", help="make this run the committed one")
     asked = parser.parse_args(arguments)
     numbers = [n for part in asked.notebooks for n in part.replace(",", " ").split()]
     try:
-        problems = reproduce(asked.profile, numbers, asked.update)
+        problems = reproduce(asked.profile, numbers, asked.update, asked.data)
     except ObjembError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("\nstopped; what was computed is kept: the same command goes on", file=sys.stderr)
+        return 130
     for problem in problems:
         print(f"strayed: {problem}", file=sys.stderr)
     if not problems:

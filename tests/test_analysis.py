@@ -1,6 +1,7 @@
 """Analysis: by hand, by slow second implementations, and what must not change a result."""
 
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,15 @@ from numpy.testing import assert_allclose
 from objemb_lib.analysis import (
     Confusions,
     Spread,
+    backgrounds,
     confusion_kinds,
     effective_rank,
+    has_kinds,
     linear_cka,
     nearest,
     spectrum,
     spread,
+    stranger,
 )
 from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.errors import DataError
@@ -394,3 +398,32 @@ def test_confusions_refuse_what_does_not_fit():
         confusion_kinds([0, 1], [0, 0], [1, 0])
     with pytest.raises(DataError, match="none of 0 queries"):
         confusion_kinds([], [], [])
+
+
+def test_backgrounds_are_numbers_where_all_are_recorded():
+    root, files = Path(__file__).parent, ["conftest.py", "test_analysis.py", "test_rooms.py"]
+    data = ImageDataset("toy", "test", root, files, [0, 0, 1])
+    assert backgrounds(data) is None
+    known = [{"background": name} for name in ("wall", "lawn", "wall")]
+    assert backgrounds(replace(data, extra=known)).tolist() == [1, 0, 1]
+    assert backgrounds(replace(data, extra=[*known[:2], {}])) is None
+
+
+def test_a_stranger_stands_before_the_same_background_if_any_does():
+    root, files = Path(__file__).parent, ["conftest.py", "test_analysis.py", "test_rooms.py"]
+    data = ImageDataset("toy", "test", root, files, [0, 1, 2])
+    assert stranger(data, 0) == (1, False)
+    known = [{"background": name} for name in ("wall", "lawn", "wall")]
+    assert stranger(replace(data, extra=known), 0) == (2, True)
+    assert stranger(replace(data, extra=known), 1) == (0, False)
+    with pytest.raises(DataError, match="one label"):
+        stranger(data.subset([1]), 0)
+
+
+def test_categories_are_kinds_where_one_has_two_labels():
+    root, files = Path(__file__).parent, ["conftest.py", "test_analysis.py", "test_rooms.py"]
+    data = ImageDataset("toy", "test", root, files, [0, 1, 1])
+    assert not has_kinds(data)  # no category is known
+    assert not has_kinds(replace(data, categories=[0, 1, 1], box_categories=()))
+    assert has_kinds(replace(data, categories=[1, 1, 1], box_categories=()))
+    assert not has_kinds(replace(data, labels=[-1, 0, 0], categories=[1, 1, 1], box_categories=()))

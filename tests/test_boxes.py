@@ -308,6 +308,17 @@ def test_every_source_by_its_name(data: ImageDataset) -> None:
     assert all(np.isfinite(one.vectors[PAIR]).all() for one in made.values())
 
 
+def test_sources_that_need_truth_are_left_out_where_it_is_not_known(data: ImageDataset) -> None:
+    rest = [name for name in attention.SOURCES if name not in ("true boxes", "random boxes")]
+    assert attention.possible(data) == list(attention.SOURCES)
+    unmasked = replace(data, masks=None)
+    assert set(attention.SOURCES) - set(attention.possible(data, unmasked)) == {"true masks"}
+    nobody = (np.zeros((0, 4), np.float32),)
+    one_less = replace(data, boxes=nobody + tuple(data.boxes[1:]), box_labels=(),
+                       box_categories=(), masks=None)  # fmt: skip
+    assert attention.possible(one_less) == [name for name in rest if name != "true masks"]
+
+
 def test_unknown_sources_and_detectors_that_are_not_there(data: ImageDataset) -> None:
     with pytest.raises(DataError, match="no boxes called 'oracle'") as caught:
         attention.sources(data, ["whole image", "oracle"])

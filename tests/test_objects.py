@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +22,13 @@ from objemb_lib.objects import (
     clicked,
     fuse,
     image_scores,
+    meets_main,
     object_label,
     photograph,
     retrieval_scores,
     search_object,
     surest,
+    suspects,
 )
 from objemb_lib.postprocess import l2
 
@@ -226,3 +229,39 @@ def test_a_file_can_ask(tmp_path: Path) -> None:
     index = filled()
     answer = search_object(one, 0, made([[[0, 1, 0]]]), PAIR, 0, index, k=1)
     assert answer.matches[0].file == "b.png" and answer.label == -1
+
+
+# --- what may be hard ---------------------------------------------------------------------
+
+
+def with_boxes(boxes: list, labels: list[int], root: Path) -> ImageDataset:
+    """Images, one a label and list of boxes; their files are empty, for nobody opens them."""
+    files = [f"{i}.png" for i in range(len(labels))]
+    for file in files:
+        (root / file).touch()
+    many = [np.float32(b).reshape(-1, 4) for b in boxes]
+    return ImageDataset("made", "test", root, files, np.array(labels), boxes=many,
+                        box_labels=[np.where(np.arange(len(b)) == 0, lab, -1)
+                                    for b, lab in zip(many, labels)])  # fmt: skip
+
+
+def test_the_main_object_is_met_by_half_an_overlap_and_no_other_object(tmp_path: Path) -> None:
+    data = with_boxes([[[0, 0, 10, 10], [20, 20, 30, 30]]] * 3, [4, 4, 4], tmp_path)
+    looked = [[[0, 0, 10, 6]], [[0, 0, 10, 4]], [[20, 20, 30, 30]]]
+    assert meets_main(data, ObjectBoxes("ours", looked)).tolist() == [True, False, False]
+
+
+def test_suspects_are_told_by_what_the_data_set_knows(tmp_path: Path) -> None:
+    boxes = [[[0, 0, s, s], [0, 0, 5, 5]] for s in (10, 20, 30, 40, 50, 60)]
+    data = with_boxes(boxes, list(range(6)), tmp_path)
+    found = np.array([True, True, False, True, True, True])
+    kinds = {name: np.flatnonzero(which).tolist() for name, which in suspects(data, found).items()}
+    assert kinds == {"found": [0, 1, 3, 4, 5], "missed": [2], "small": [0, 1], "middle": [2, 3],
+                     "large": [4, 5]}  # fmt: skip
+    some = replace(data, queries=np.array([2, 5]))
+    assert suspects(some, found)["missed"].tolist() == [True, False], "a row for each query"
+    covered = [{"layers": [{"visible": v}]} for v in (1, 1, 0.5, 1, 0.95, 1)]
+    kinds = suspects(replace(data, extra=covered), found)
+    assert np.flatnonzero(kinds["partly covered"]).tolist() == [2]
+    assert kinds["wholly visible"].sum() == 4
+    assert suspects(with_boxes([[]] * 6, list(range(6)), tmp_path), found) == {}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from objemb_lib import reproduce, settings
+from objemb_lib import plan, reproduce, settings
 from objemb_lib.errors import ReproduceError
 from objemb_lib.evaluate import Evaluation
 from objemb_lib.results import Measurement, Results, compare, read, table
@@ -90,8 +90,8 @@ def project(tmp_path, monkeypatch):
     measure += 'to = pathlib.Path(RUN_DIR) / "results" / "01_second.json"\n'
     measure += "to.parent.mkdir(exist_ok=True)\n_ = to.write_text(json.dumps(rows))"
     _write(tmp_path, "01_second", measure)
-    monkeypatch.setattr(reproduce, "NOTEBOOKS", tmp_path / "notebooks")
-    monkeypatch.setattr(reproduce, "PROFILES", tmp_path / "profiles")
+    monkeypatch.setattr(plan, "NOTEBOOKS", tmp_path / "notebooks")
+    monkeypatch.setattr(plan, "PROFILES", tmp_path / "profiles")
     monkeypatch.setattr(settings, "PROJECT", tmp_path)
     monkeypatch.setenv("OBJEMB_CACHE", str(tmp_path / "cache"))
     return tmp_path

@@ -41,6 +41,7 @@ from objemb_lib.student import (
 )
 from objemb_lib.train import FEW, METRICS, score_student
 from objemb_lib.training import Schedule, read_log
+from objemb_lib.trunks import load_trunk
 
 pytest_plugins = ("tiny_battles",)
 
@@ -531,8 +532,16 @@ def test_a_student_is_saved_with_all_that_loads_it_again(tmp_path: Path) -> None
 def test_the_shipped_student_knows_objects_as_its_card_says(mini_battles_built: Path) -> None:
     card = read_card("student")
     assert (weights_root() / "student.safetensors").stat().st_size <= LIMIT
-    found = score_student(load_student(), few_scenes(mini_battles("battle"), 2))
-    assert found == {name: pytest.approx(value, abs=0.01) for name, value in card[FEW].items()}
+    teacher = Teacher(load_trunk())
+    assert repr(teacher) == card["teacher"]
+    found = score_student(load_student(), few_scenes(mini_battles("battle"), 2), teacher)
+    assert found == {name: pytest.approx(value, abs=0.015) for name, value in card[FEW].items()}
+
+
+def test_the_shipped_student_comes_near_its_teacher_with_boxes_as_they_are() -> None:
+    """The goals were 0.90 and 0.85; notebook 04 chooses a context, too, and comes farther."""
+    card = read_card("student")[METRICS]
+    assert card["true boxes, share"] >= 0.9 and card["own boxes, share"] >= 0.85
 
 
 def test_the_shipped_student_still_detects() -> None:

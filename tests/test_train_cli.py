@@ -112,9 +112,13 @@ def test_the_student_begins_as_the_shipped_detector_and_is_scored(
     card = read_card("student-steps-1", made)
     assert card["command"].endswith("student --steps 1") and card["schedule"]["steps"] == 1
     assert card["recipe"]["regions"] == "objects" and "head, rmac" in card["teacher"]
-    scored = {"recall of main objects, IoU 0.5", "true boxes, mAP", "true boxes, R@1"}
+    scored = {"recall of main objects, IoU 0.5", "true boxes, mAP", "own boxes, R@1"}
     assert scored <= card[train.METRICS].keys()
-    assert 0 <= card[train.FEW]["true boxes, mAP"] <= 1
+    few = card[train.FEW]
+    assert 0 <= few["true boxes, mAP"] <= 1
+    assert few["own boxes, share"] * few["crop teacher, mAP"] == pytest.approx(
+        few["own boxes, mAP"], abs=1e-3
+    )
     assert load_student("student-steps-1", made).detector.categories == tuple(card["categories"])
     assert train.main(["student", "--steps", "1"]) == 0, "done already: scored again at once"
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from objemb_lib import settings
 from objemb_lib.datasets import mini_battles
 from objemb_lib.datasets.base import ImageDataset
+from objemb_lib.datasets.own import folder_roles
 from objemb_lib.errors import DataError
 
 
@@ -89,11 +90,14 @@ def roles(data: str) -> Roles:
 
     Args:
         data: a name of ``data/download.py list``, which must be built; or ``name:PATH``, for
-            a copy of it that lies elsewhere.
+            a copy of it that lies elsewhere; or ``folder:PATH``, for photographs of one's own.
     Raises:
         DataError: no such data set, or it is not built.
     """
     name, _, path = data.partition(":")
+    if name == "folder":
+        train, test = folder_roles(path)
+        return Roles(train, {"test": test})
     chosen = entry(name)
     where = {"root": Path(path).expanduser()} if path else {}
     tests = {split: chosen.load(split, **where) for split in chosen.tests}

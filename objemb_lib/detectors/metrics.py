@@ -34,7 +34,7 @@ def detect(
     all images at once would take gigabytes. ``masks=False`` leaves them out.
     """
     device = settings.device()
-    detector = detector.to(device).eval()
+    detector = detector.for_inference(device)
     found: list[Target] = []
     batches = range(0, len(dataset), batch_size)
     for start in bars.bar(batches, "detecting", unit="batch", disable=not progress):
