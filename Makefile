@@ -7,6 +7,8 @@ DATA      ?=
 NOTEBOOKS ?=
 PIP_ARGS  ?=
 LAB_ARGS  ?=
+APP_ARGS  ?=
+PHOTOS    ?=
 LOCK_ARGS ?=
 DETECTORS ?=
 
@@ -38,7 +40,7 @@ comma := ,
 export GOMP_SPINCOUNT ?= 4000
 
 .DEFAULT_GOAL := help
-.PHONY: help install extras data reproduce train test lab lock clean
+.PHONY: help install extras data reproduce train test lab app lock clean
 
 help:
 	@echo 'An analysis of object embeddings, as a course. Two commands:'
@@ -49,6 +51,7 @@ help:
 	@echo
 	@echo 'Both set up what is missing: the first time some minutes and 6 GB, see README.md.'
 	@echo
+	@echo '  make app         the search alone, without code (PHOTOS=FOLDER searches your photographs)'
 	@echo '  make install     only the environment, in .venv (PYTHON=python3.12 chooses the Python,'
 	@echo '                   VENV= takes the active environment, PIP_ARGS="..." goes to pip)'
 	@echo '  make extras      the optional packages too: Ray, Milvus Lite, the site, other search libraries'
@@ -114,6 +117,10 @@ test: install extras data
 lab: install data
 	@$(PY) -m jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_ARGS) \
 	  notebooks/00_welcome_and_data.ipynb
+
+# No code to see: Voilà shows the search alone. Its indexes are made first, and cached.
+app: install data
+	@$(PY) -m objemb_lib.app $(if $(PHOTOS),--photos "$(PHOTOS)") $(APP_ARGS)
 
 # For every system and Python at once. torch's own CUDA parts are left out: torch's metadata pins
 # them where it needs them, and a CPU build of torch, which has none, satisfies the same lock.

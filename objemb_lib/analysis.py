@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from objemb_lib import settings
 from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.errors import DataError
 
@@ -311,6 +312,37 @@ def confusion_kinds(
     chance = float(shares[~right].mean()) if not right.all() else np.nan
     across = float((~right & ~inside).mean())
     return Confusions(float(right.mean()), float(inside.mean()), across, chance, len(asked))
+
+
+PROJECTIONS = ("PCA", "t-SNE")
+
+
+def project(x: np.ndarray, how: str = "PCA", seed: int = settings.SEED) -> np.ndarray:
+    """Vectors as points of a plane, so that near ones stay near: ``(N, 2)`` in 0..1.
+
+    Args:
+        x: ``(N, D)``, N at least 3. how: ``PCA``, the two axes of largest variance, or ``t-SNE``
+            on the first fifty of them, by cosine.
+    Raises:
+        DataError: unknown ``how``, fewer than three vectors, NaN or infinite values.
+    Source: van der Maaten and Hinton, Visualizing Data using t-SNE, 2008.
+    """
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    x = _finite(x)
+    if how not in PROJECTIONS or len(x) < 3:
+        raise DataError(
+            f"no {how} of {len(x)} vectors", f"Use {', '.join(PROJECTIONS)}, three vectors or more."
+        )
+    points = PCA(min(50, *x.shape), random_state=seed).fit_transform(x)
+    if how == "t-SNE":
+        near = min(30.0, (len(x) - 1) / 3)
+        points = TSNE(
+            perplexity=near, metric="cosine", init="pca", random_state=seed
+        ).fit_transform(points)
+    points = points[:, :2] - points[:, :2].min(axis=0)
+    return points / np.maximum(points.max(axis=0), 1e-12)
 
 
 def _check_indices(

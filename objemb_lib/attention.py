@@ -202,6 +202,47 @@ def similarity(features: Tensor, vector: Tensor) -> Tensor:
     return torch.einsum("chw,c->hw", cells, F.normalize(vector.float(), dim=0))
 
 
+@torch.inference_mode()
+def overlays(
+    dataset: ImageDataset,
+    i: int,
+    trunk: Trunk,
+    stage: str,
+    region: ObjectRegion,
+    vector: np.ndarray | None = None,
+    size: int = 256,
+) -> dict[str, np.ndarray]:
+    """What is pooled of an image, as maps in 0..1 of any resolution.
+
+    ``boxes`` (RoIAlign) and, where the region has any, ``masks``: 1 inside. ``CroW``:
+    :func:`activity` by its largest value. ``similarity``: that of each cell to a vector, where
+    negative 0.
+
+    Args:
+        stage: of the trunk; not one per box. vector: ``(C,)`` of the same stage.
+    Raises:
+        DataError: a stage per box, or a vector of another one.
+    """
+    if trunk.stages[stage].per_box:
+        raise DataError(f"{stage} has no map", "Choose a stage of the whole image.")
+    pixels = torch.from_numpy(WHOLE.pixels(dataset, i, size).copy()).permute(2, 0, 1)[None]
+    features = trunk(trunk.normalise(pixels.to(trunk.mean.device)))[stage].float().cpu()
+    found = {"boxes": rooms.inside(dataset, i, region.boxes, region.margin)}
+    if region.boxes.masks is not None:
+        found["masks"] = rooms.inside(dataset, i, region.boxes, region.margin, masked=True)
+    weights = activity(features)[0].numpy()
+    found["CroW"] = weights / max(float(weights.max()), 1e-12)
+    if vector is not None:
+        if len(vector) != features.shape[1]:
+            raise DataError(
+                f"a vector of {len(vector)} numbers for {stage}, which has {features.shape[1]}",
+                "Pool the query at the same stage.",
+            )
+        alike = similarity(features[0], torch.from_numpy(np.asarray(vector, np.float32)))
+        found["similarity"] = alike.clamp(min=0).numpy()
+    return found
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class ClassActivation:
     """The whole image, its cells weighted by :func:`class_activation`: a soft region.

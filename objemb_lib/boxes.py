@@ -333,6 +333,19 @@ class ObjectRegion:
         return torch.stack(found)
 
 
+def inside(
+    dataset: ImageDataset, i: int, boxes: ObjectBoxes, margin: float = 0.0, masked: bool = False
+) -> np.ndarray:
+    """``(H, W)`` in 0..1: 1 where image ``i`` lies in one of its boxes (and in its mask)."""
+    width, height = image_sizes(dataset)[i]
+    seen = np.zeros((height, width), bool)
+    for k, (x0, y0, x1, y1) in enumerate(widen(boxes.boxes[i], margin, image_sizes(dataset)[i])):
+        here = np.zeros_like(seen)
+        here[int(y0) : int(np.ceil(y1)), int(x0) : int(np.ceil(x1))] = True
+        seen |= here & boxes.mask(i, k) if masked else here
+    return seen.astype(np.float32)
+
+
 def widen(boxes: np.ndarray, margin: float, size: np.ndarray) -> np.ndarray:
     """Boxes with context on all sides, inside the image, at least a pixel wide and high.
 

@@ -167,6 +167,38 @@ def object_label(dataset: ImageDataset, i: int, box: np.ndarray, overlap: float 
     return int(dataset.box_labels[i][int(meets.argmax())]) if meets.max() >= overlap else -1
 
 
+def object_truth(
+    dataset: ImageDataset, image: np.ndarray, boxes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Label and category of each of some objects, both ``(M,)``; -1 where nobody knows.
+
+    Args:
+        image: ``(M,)``. boxes: ``(M, 4)``; see :func:`object_label`.
+    """
+    labels = np.array([object_label(dataset, i, b) for i, b in zip(image.tolist(), boxes)], int)
+    known = dict(zip(dataset.labels.tolist(), dataset.categories.tolist()))
+    return labels, np.array([known.get(label, -1) for label in labels.tolist()], int)
+
+
+def first_right(vectors: np.ndarray, image: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """``(M,)``: 1 where an object's nearest one in another image is the same, 0 where not.
+
+    -1 where nobody knows: its own label is -1, or no other image shows it.
+
+    Args:
+        vectors: ``(M, D)``, L2-normalised. image, labels: ``(M,)``.
+    """
+    found = np.full(len(labels), -1)
+    for start in range(0, len(labels), 1024):
+        some = slice(start, start + 1024)
+        elsewhere = image[some, None] != image
+        scores = np.where(elsewhere, vectors[some] @ vectors.T, -np.inf)
+        same = labels[some, None] == labels
+        knows = (labels[some] >= 0) & (same & elsewhere).any(axis=1)
+        found[some] = np.where(knows, labels[scores.argmax(axis=1)] == labels[some], -1)
+    return found
+
+
 def meets_main(dataset: ImageDataset, where: ObjectBoxes) -> np.ndarray:
     """``(N,)`` boolean: whether one of the boxes lies on the main object (IoU 0.5)."""
     labels = [[object_label(dataset, i, box) for box in many] for i, many in enumerate(where.boxes)]
@@ -236,6 +268,11 @@ class ObjectIndex:
         """What vectors (or codes), ids and boxes take."""
         return self.index.n_bytes + self.boxes.nbytes
 
+    @property
+    def vectors(self) -> np.ndarray:
+        """``(M, D)``, L2-normalised, as the index keeps them."""
+        return self.index.vectors(np.arange(len(self.image)))
+
     def add(self, objects: Objects, pair: tuple[str, str], files: Sequence[str]) -> None:
         """Add the objects of further images; vectors are L2-normalised.
 
@@ -272,6 +309,11 @@ class ObjectIndex:
         self.index.remove(np.flatnonzero(np.isin(self.image, gone)))
         for n in gone:
             self.files[n] = ""
+
+    def of_image(self, image: int) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes ``(K, 4)`` and L2-normalised vectors ``(K, D)`` of an image's objects."""
+        mine = np.flatnonzero(self.image == image)
+        return self.boxes[mine], self.index.vectors(mine)
 
     def search(self, vector: np.ndarray, k: int, without: Collection[str] = ()) -> list[Match]:
         """The ``k`` images with the object most like a ``(D,)`` vector, best first.

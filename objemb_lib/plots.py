@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -9,17 +10,20 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
-from matplotlib.patches import Rectangle
+from matplotlib.patches import ConnectionPatch, Rectangle
 from PIL import Image
 from torch import Tensor
 
-from objemb_lib.boxes import ObjectRegion, widen
+from objemb_lib.boxes import ObjectRegion, inside, widen
 from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.evaluate import Interval, Neighbours
 from objemb_lib.objects import Answer, Match, object_label
+from objemb_lib.retriever import Side
 
 # Colour-blind safe (Okabe and Ito): right, wrong, and the query itself; grey where nobody knows.
 RIGHT, WRONG, QUERY, UNKNOWN = "#009E73", "#D55E00", "#0072B2", "#777777"
+PALETTE = (RIGHT, WRONG, QUERY, "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+MARKERS = {"circle": "o", "square": "s", "triangle": "^", "diamond": "D"}
 
 
 def grid(
@@ -146,14 +150,10 @@ def pooled(dataset: ImageDataset, i: int, region: ObjectRegion, ax: Axes | None 
     An image in which the source found nothing is said to be whole.
     """
     ax, image = ax or plt.gca(), dataset.image(i)
-    boxes = widen(region.boxes.boxes[i], region.margin, np.array(image.size))
-    seen = np.zeros((image.height, image.width), bool)
-    for k, (x0, y0, x1, y1) in enumerate(boxes):
-        inside = np.zeros_like(seen)
-        inside[int(y0) : int(np.ceil(y1)), int(x0) : int(np.ceil(x1))] = True
-        seen |= inside & region.boxes.mask(i, k) if region.masked else inside
+    for x0, y0, x1, y1 in widen(region.boxes.boxes[i], region.margin, np.array(image.size)):
         ax.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, lw=1.2, ec=QUERY))
-    ax.imshow((np.asarray(image) * np.where(seen, 1, 0.25)[..., None]).astype(np.uint8))
+    seen = inside(dataset, i, region.boxes, region.margin, region.masked)
+    ax.imshow((np.asarray(image) * np.where(seen > 0, 1, 0.25)[..., None]).astype(np.uint8))
     back = " (found nothing: whole)" if region.boxes.fell_back[i] else ""
     ax.set_title(region.name + back, fontsize=8)
     ax.axis("off")
@@ -275,6 +275,68 @@ def neighbours(
             ax.axis("off")
     figure.tight_layout(pad=0.4, h_pad=0.8, w_pad=0.8)
     return figure
+
+
+def side_by_side(dataset: ImageDataset, sides: Mapping[str, Side], metric: str = "mAP") -> Figure:
+    """A line per embedding: what it finds for the same query; lines join the same images."""
+    titles = [f"{name}\n{metric} {one.of_query:.2f}, all {one.overall:.2f}"
+              for name, one in sides.items()]  # fmt: skip
+    found = [one.found for one in sides.values()]
+    figure = neighbours(dataset, found, titles)
+    figure.set_figheight(figure.get_figheight() + 0.4 * len(found))
+    figure.tight_layout(pad=0.4, h_pad=2.5, w_pad=0.8)  # room for the lines
+    rows = np.array(figure.axes).reshape(len(found), -1)[:, 1:]
+    for (upper, above), (lower, below) in itertools.pairwise(zip(rows, found)):
+        place = {int(i): ax for i, ax in zip(above.images, upper)}
+        for ax, i, right in zip(lower, below.images, below.relevant):
+            if int(i) in place:
+                ink = judged(dataset, below.query, int(i), right)[1]
+                ends = ((0.5, -0.04), (0.5, 1.22), "axes fraction")
+                line = ConnectionPatch(*ends, axesA=place[int(i)], axesB=ax, color=ink, lw=1.5)
+                figure.add_artist(line)
+    return figure
+
+
+def overlays(image: Image.Image, found: Mapping[str, np.ndarray], size: float = 2.2) -> Figure:
+    """An image under each of its maps of :func:`attention.overlays`, side by side."""
+    figure, axes = plt.subplots(1, len(found), figsize=(len(found) * size, size + 0.3),
+                                squeeze=False)  # fmt: skip
+    for ax, (name, weights) in zip(axes[0], found.items()):
+        heat(image, weights, name, ax)
+    figure.tight_layout(pad=0.4)
+    return figure
+
+
+def object_map(
+    points: np.ndarray, groups: np.ndarray, names: Sequence[str], ax: Axes | None = None
+) -> Axes:
+    """Objects as ``(N, 2)`` points, a colour and a shape for each group, in the order of the names.
+
+    Args:
+        groups: ``(N,)`` which name; -1: unknown.
+    """
+    ax = ax or plt.gca()
+    for group in np.unique(groups):
+        mine = points[groups == group]
+        ink, shape = glyph(int(group))
+        name = names[group] if group >= 0 else "unknown"
+        ax.scatter(*mine.T, s=18, c=ink, marker=MARKERS[shape], label=name, lw=0)
+    if len(names) <= 12:
+        ax.legend(fontsize=7)
+    ax.axis("off")
+    return ax
+
+
+def glyph(group: int) -> tuple[str, str]:
+    """Colour and shape of a group: 32 pairs, so that no group needs its colour alone.
+
+    >>> glyph(0), glyph(1), glyph(-1)
+    (('#009E73', 'circle'), ('#D55E00', 'square'), ('#777777', 'circle'))
+    """
+    shapes = list(MARKERS)
+    if group < 0:
+        return UNKNOWN, shapes[0]
+    return PALETTE[group % 8], shapes[(group + group // 8) % 4]
 
 
 def _framed(ax: Axes, image: Image.Image, colour: str, title: str) -> None:

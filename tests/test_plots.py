@@ -12,7 +12,9 @@ import pytest
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
+from matplotlib.patches import ConnectionPatch
 from PIL import Image
+from tiny_colours import coloured
 
 from objemb_lib import plots
 from objemb_lib.boxes import ObjectBoxes, ObjectRegion
@@ -21,7 +23,8 @@ from objemb_lib.datasets.folder import folder
 from objemb_lib.evaluate import Interval, ranking
 from objemb_lib.extract import Objects
 from objemb_lib.objects import ObjectIndex, search_object
-from objemb_lib.widgets import ObjectSearch, Retrieval
+from objemb_lib.retriever import side_by_side
+from objemb_lib.widgets import Retrieval
 
 VECTORS = np.eye(3, dtype=np.float32)
 
@@ -169,20 +172,6 @@ def test_matches_of_unknown_objects_are_not_judged(pair_of_scenes: tuple) -> Non
     assert plots.judged_match(answer, bare, answer.matches[0]) == ("", plots.UNKNOWN)
 
 
-def test_a_press_searches_for_that_box(pair_of_scenes: tuple) -> None:
-    data, objects = pair_of_scenes
-    widget = ObjectSearch(data, objects, ("s", "p"), searched(data, objects))
-    assert [b.description for b in widget.buttons.children] == ["box 0", "box 1"]
-    assert widget.answer.chosen == 0 and "<img" in widget.view.value
-    before = widget.view.value
-    widget.buttons.children[1].click()
-    assert widget.answer.chosen == 1 and widget.view.value != before
-    widget.query.value = 1
-    assert (widget.answer.query, widget.answer.chosen) == (1, 0)
-    assert widget.choose(7) is None and "DataError" in widget.view.value
-    assert not plt.get_fignums()
-
-
 def test_what_is_pooled_is_bright_and_the_rest_dark(pair_of_scenes: tuple) -> None:
     data, objects = pair_of_scenes
     region = ObjectRegion(replace(objects.where, name="guess"))
@@ -191,6 +180,34 @@ def test_what_is_pooled_is_bright_and_the_rest_dark(pair_of_scenes: tuple) -> No
     assert (shown[5, 5] == 255).all() and (shown[19, 1] < 100).all() and len(ax.patches) == 2
     assert ax.get_title() == "guess"
     assert "found nothing" in plots.pooled(data, 1, region).get_title()
+
+
+def test_lines_join_the_same_images_of_two_embeddings(tmp_path: Path) -> None:
+    data = coloured(tmp_path)
+    near = np.array([[1, 0], [0.8, 0.6], [0, 1]], np.float32)
+    far = np.array([[1, 0], [0.6, 0.8], [0.8, 0.6]], np.float32)  # finds 2 first, then 1
+    sides = side_by_side({"near": near, "far": far}, data, 0, 2)
+    figure = plots.side_by_side(data, sides)
+    lines = [one for one in figure.artists if isinstance(one, ConnectionPatch)]
+    ends = {(figure.axes.index(one.axesA), figure.axes.index(one.axesB)) for one in lines}
+    assert ends == {(1, 5), (2, 4)}, "a cell of the query, then two results a line"
+
+
+def test_a_group_is_told_by_its_shape_where_its_colour_comes_again() -> None:
+    assert len({plots.glyph(k) for k in range(32)}) == 32
+    points = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    ax = plots.object_map(points, np.array([1, -1, 0]), ["right", "wrong"], plt.figure().gca())
+    drawn = {part.get_label(): part.get_offsets().tolist() for part in ax.collections}
+    assert drawn == {"wrong": [[0, 0]], "unknown": [[1, 0]], "right": [[0, 1]]}
+
+
+def test_each_map_lies_over_the_image() -> None:
+    found = {"boxes": np.ones((20, 30)), "similarity": np.zeros((2, 3))}
+    figure = plots.overlays(Image.new("RGB", (30, 20)), found)
+    assert [ax.get_title() for ax in figure.axes] == ["boxes", "similarity"]
+    assert {tuple(image.get_extent()) for ax in figure.axes for image in ax.images} == {
+        (0, 30, 20, 0)
+    }
 
 
 def test_what_nothing_beats_is_on_the_front() -> None:

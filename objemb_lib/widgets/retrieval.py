@@ -1,4 +1,4 @@
-"""Widgets: thin shells over :func:`evaluate.ranking`; each has a static twin in ``plots``."""
+"""Retrieval: whole images find whole images, by stage and pooling."""
 
 from __future__ import annotations
 
@@ -8,15 +8,11 @@ import io
 from collections.abc import Mapping
 
 import ipywidgets
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.figure import Figure
 
 from objemb_lib import plots
 from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.evaluate import Neighbours, ranking
-from objemb_lib.extract import Objects
-from objemb_lib.objects import Answer, ObjectIndex, search_object
 
 
 class Retrieval(ipywidgets.VBox):
@@ -73,68 +69,6 @@ class Retrieval(ipywidgets.VBox):
             self.found = None
             self.view.value = f"<b>{type(error).__name__}</b>: {html.escape(str(error))}"
         return self.found
-
-
-class ObjectSearch(ipywidgets.VBox):
-    """A button for each box of an image; a press searches for that object.
-
-    The plain function is :func:`objects.search_object`, the static twin
-    :func:`plots.object_search`.
-
-    Args:
-        dataset: holds the query; it is what ``index`` was made of, too. objects: of ``dataset``.
-        index: what is searched. pair: stage and pooling. query: image index. k: images found.
-    """
-
-    def __init__(
-        self,
-        dataset: ImageDataset,
-        objects: Objects,
-        pair: tuple[str, str],
-        index: ObjectIndex,
-        query: int = 0,
-        k: int = 7,
-    ) -> None:
-        self.dataset, self.objects, self.pair, self.index, self.k = dataset, objects, pair, index, k
-        last = len(dataset) - 1
-        self.query = ipywidgets.BoundedIntText(
-            query, min=0, max=last, description="query", tooltip=f"image 0 to {last}"
-        )
-        self.buttons, self.view = ipywidgets.HBox(), ipywidgets.HTML()
-        self.answer: Answer | None = None
-        super().__init__([self.query, self.buttons, self.view])
-        self.query.observe(lambda _: self._offer(), "value")
-        self._offer()
-
-    def _offer(self) -> None:
-        """A button for each box of the query; the first one is pressed."""
-        count = int((self.objects.image == self.query.value).sum())
-        buttons = [ipywidgets.Button(description=f"box {k}") for k in range(count)]
-        for k, button in enumerate(buttons):
-            button.on_click(lambda _, k=k: self.choose(k))
-        self.buttons.children = buttons
-        self.choose(0)
-
-    def choose(self, box: int) -> Answer | None:
-        """Search for a box of the query and show what is found, or the error in its place."""
-        try:
-            self.answer = search_object(
-                self.dataset, self.query.value, self.objects, self.pair, box, self.index, self.k
-            )
-            self.view.value = figure_html(plots.object_search(self.answer, self.dataset))
-        except Exception as error:  # a callback's error would otherwise vanish
-            self.answer = None
-            self.view.value = f"<b>{type(error).__name__}</b>: {html.escape(str(error))}"
-        return self.answer
-
-
-def figure_html(figure: Figure) -> str:
-    """A figure as HTML, closed, so that no cell shows it once more."""
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=90)
-    plt.close(figure)
-    source = base64.b64encode(file.getvalue()).decode()
-    return f'<img alt="query and what was found" src="data:image/png;base64,{source}">'
 
 
 def gallery_html(dataset: ImageDataset, found: Neighbours, side: int = 112) -> str:

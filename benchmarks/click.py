@@ -1,0 +1,81 @@
+"""How long does a click take, from the message to the answer in the widget?
+
+    python benchmarks/click.py [--images 812] [--clicks 50]
+
+A gallery of real objects: fourteen boxes (R-MAC's grid) of each battle scene, 11,368 in all, by
+the best map of notebook 03. Times of a click on a known box, of a box drawn by hand (one forward
+pass), and of a photograph of one's own (detection and a forward pass), each with the pictures
+that the widget sends. Needs mini-battles. Writes benchmarks/results/click.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from objemb_lib import app
+from objemb_lib.atomic import atomic_write_text
+from objemb_lib.boxes import ObjectRegion, grid
+from objemb_lib.datasets import roles
+from objemb_lib.detectors import load_detector
+from objemb_lib.retriever import build
+from objemb_lib.trunks import load_trunk
+from objemb_lib.widgets import ObjectSearch
+
+RESULT = Path(__file__).parent / "results" / "click.json"
+
+
+def milliseconds(act: Callable, given: Sequence) -> dict[str, float]:
+    """Median and 95th percentile of ``act`` on each of ``given``; the first one warms up."""
+    spent = []
+    for one in given:
+        start = time.perf_counter()
+        act(one)
+        spent.append(1000 * (time.perf_counter() - start))
+    return {"median": statistics.median(spent[1:]), "p95": float(np.percentile(spent[1:], 95))}
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=812)
+    parser.add_argument("--clicks", type=int, default=50)
+    asked = parser.parse_args()
+    data = roles("mini-battles").tests["battle"]
+    data = data.subset(range(min(asked.images, len(data))))
+    pairs, context = app.TEACHER
+    detector = load_detector("faster_rcnn")
+    way = build(data, load_trunk("efficientnet_lite0"), pairs, ObjectRegion(grid(data), context),
+                find=lambda photograph: app.own_boxes(photograph, detector))  # fmt: skip
+    widget, rng = ObjectSearch(way), np.random.default_rng(0)
+    images = rng.integers(len(data), size=asked.clicks + 1).tolist()
+    drawn = [np.array([x, y, x + 80, y + 80]) for x, y in rng.integers(0, 170, (len(images), 2))]
+    files = [(data.root / data.files[i]).read_bytes() for i in images[:11]]
+    times = {
+        "click": milliseconds(widget.show, images),
+        "drawn box": milliseconds(widget.draw, drawn),
+        "photograph": milliseconds(widget.photograph, files),
+    }
+    found = {
+        "objects": len(way.index), "images": len(data), "dimensions": way.index.index.dim,
+        "k": widget.k.value, "milliseconds": times, "torch": torch.__version__,
+        "threads": torch.get_num_threads(), "cores": os.cpu_count(),
+        "machine": platform.machine(),
+    }  # fmt: skip
+    atomic_write_text(RESULT, json.dumps(found, indent=1) + "\n")
+    for name, one in times.items():
+        print(f"{name:12} median {one['median']:.0f} ms, 95 % below {one['p95']:.0f} ms")
+    print(f"{len(way.index)} objects of {len(data)} images")
+
+
+if __name__ == "__main__":
+    main()

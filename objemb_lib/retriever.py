@@ -1,0 +1,217 @@
+"""Retriever: one query, from a photograph to an answer grouped by image.
+
+A gallery of objects that anybody can ask: with a box that is known, with one that was drawn by
+hand, or with a photograph of one's own. No notebook and no widget is needed for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from objemb_lib.boxes import ObjectBoxes, ObjectRegion, whole
+from objemb_lib.datasets.base import ImageDataset
+from objemb_lib.errors import DataError
+from objemb_lib.evaluate import Evaluation, Neighbours, evaluate, ranking
+from objemb_lib.extract import extract_objects
+from objemb_lib.objects import Answer, ObjectIndex
+from objemb_lib.postprocess import join, l2
+from objemb_lib.settings import device
+from objemb_lib.trunks import Trunk
+
+Pairs = Sequence[tuple[str, str]]
+Embed = Callable[[ImageDataset, ObjectBoxes], np.ndarray]
+Find = Callable[[ImageDataset], ObjectBoxes]
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """An image that can ask with any of its boxes.
+
+    Args:
+        dataset: holds the image. image: its number there.
+        boxes: ``(K, 4)`` in pixels of it. vectors: ``(K, D)``, one a box.
+    """
+
+    dataset: ImageDataset
+    image: int
+    boxes: np.ndarray
+    vectors: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Retriever:
+    """A gallery of objects, and how whatever asks becomes a vector.
+
+    Args:
+        dataset: the gallery. index: of its objects, of all of its images in order.
+        network, boxes: what gave vectors and boxes, for menus.
+        embed: ``(M, D)`` vectors of boxes of any images; None: only known boxes can ask.
+        find: boxes of a photograph that is not in the gallery; default its whole.
+    Raises:
+        DataError: an index of other images.
+    """
+
+    dataset: ImageDataset
+    index: ObjectIndex
+    network: str = "network"
+    boxes: str = "boxes"
+    embed: Embed | None = None
+    find: Find = whole
+
+    def __post_init__(self) -> None:
+        if self.index.files != list(self.dataset.files):
+            raise DataError(
+                f"{self.index} is not of {self.dataset}", "Add the images of the data set in order."
+            )
+
+    def query(self, image: int) -> Query:
+        """An image of the gallery, with the boxes that the index has of it."""
+        if not 0 <= image < len(self.dataset):
+            raise DataError(
+                f"no image {image} in {self.dataset}", f"Use 0 to {len(self.dataset) - 1}."
+            )
+        return Query(self.dataset, image, *self.index.of_image(image))
+
+    def look(self, photograph: ImageDataset) -> Query:
+        """A photograph that is not in the gallery (:func:`objects.photograph`): boxes, vectors."""
+        found = self.find(photograph)
+        return Query(photograph, 0, found.boxes[0], self._embed(photograph, found))
+
+    def aim(self, query: Query, box: Sequence[float]) -> tuple[Query, int]:
+        """The query with a box, and the box's number; one drawn by hand is embedded and added.
+
+        Args:
+            box: x0, y0, x1, y1; is clipped to the image.
+        Raises:
+            DataError: less than two pixels of the box lie in the image.
+        """
+        size = np.array(query.dataset.image(query.image).size)
+        aimed = np.clip(np.asarray(box, np.float32), 0, np.tile(size, 2))
+        if (aimed[2:] - aimed[:2] < 2).any():
+            raise DataError(f"a box of {aimed.tolist()} holds nothing", "Draw a larger one.")
+        same = np.abs(query.boxes - aimed).max(axis=1) < 0.5
+        if same.any():
+            return query, int(np.argmax(same))
+        one = query.dataset.subset([query.image])
+        vector = self._embed(one, ObjectBoxes("drawn", [aimed], source="by hand"))
+        boxes = np.concatenate([query.boxes, aimed[None]])
+        more = replace(query, boxes=boxes, vectors=np.concatenate([query.vectors, vector]))
+        return more, len(boxes) - 1
+
+    def search(self, query: Query, chosen: int, k: int = 8, threshold: float = -np.inf) -> Answer:
+        """The ``k`` best images for a box of a query, each with the box that was meant.
+
+        Args:
+            chosen: number of the box. threshold: matches of a lower score are left out.
+        Raises:
+            DataError: no such box.
+        """
+        if not 0 <= chosen < len(query.boxes):
+            raise DataError(
+                f"no box {chosen} among {len(query.boxes)}", f"Use 0 to {len(query.boxes) - 1}."
+            )
+        own = {query.dataset.files[query.image]} if query.dataset is self.dataset else set()
+        found = self.index.search(query.vectors[chosen], k, without=own)
+        matches = [match for match in found if match.score >= threshold]
+        return Answer(query.dataset, query.image, query.boxes, chosen, matches)
+
+    def _embed(self, dataset: ImageDataset, where: ObjectBoxes) -> np.ndarray:
+        if self.embed is None:
+            raise DataError(
+                "this index has no network to embed a new box with",
+                "Choose one of the boxes, or make the retriever with retriever.build.",
+            )
+        return l2(self.embed(dataset, where))
+
+
+def embedder(trunk: Trunk, pairs: Pairs, size: int = 256, margin: float = 0.0) -> Embed:
+    """What embeds boxes as :func:`build` embeds the gallery's; see there."""
+    trunk = trunk.for_inference(device())
+
+    def embed(dataset: ImageDataset, where: ObjectBoxes) -> np.ndarray:
+        region = ObjectRegion(where, margin)
+        options = {"size": size, "cache": False, "progress": False}
+        (some,) = extract_objects(dataset, trunk, pairs, [region], **options).values()
+        return join([some.vectors[pair] for pair in pairs])
+
+    return embed
+
+
+def build(
+    dataset: ImageDataset,
+    trunk: Trunk,
+    pairs: Pairs,
+    region: ObjectRegion,
+    size: int = 256,
+    find: Find = whole,
+    progress: bool = True,
+) -> Retriever:
+    """Embed every object of a gallery, and make it searchable.
+
+    Args:
+        pairs: (stage, pooling); the vectors of several are joined (:func:`postprocess.join`).
+        region: boxes of ``dataset``; a query's box gets the same context, but no mask.
+        find: boxes of a photograph that is not in the gallery.
+    """
+    (some,) = extract_objects(dataset, trunk, pairs, [region], size, progress=progress).values()
+    joined = join([some.vectors[pair] for pair in pairs])
+    index = ObjectIndex(joined.shape[1], meta={"trunk": trunk.name, "boxes": region.name})
+    index.add(replace(some, vectors={pairs[0]: joined}), pairs[0], dataset.files)
+    embed = embedder(trunk, pairs, size, region.margin)
+    return Retriever(dataset, index, trunk.name, region.name, embed, find)
+
+
+# --- the same query, asked of several embeddings --------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """What one embedding answers to a query that others answer, too.
+
+    Args:
+        found: its best images. before: ``(k,)`` the place of each of them in the first
+            embedding's ranking, from 1.
+        of_query, overall: the metric, for this query (nan if nothing is relevant) and as the mean
+            over all queries.
+    """
+
+    found: Neighbours
+    before: np.ndarray
+    of_query: float
+    overall: float
+
+
+def side_by_side(
+    vectors: Mapping[str, np.ndarray],
+    dataset: ImageDataset,
+    query: int,
+    k: int = 8,
+    metric: str = "mAP",
+    scores: Mapping[str, Evaluation] | None = None,
+) -> dict[str, Side]:
+    """The same query, asked of two or three embeddings.
+
+    Args:
+        vectors: ``{name: (N, D)}`` of ``dataset``, L2-normalised; the first is compared with.
+        query: image that asks, one of ``dataset.queries``.
+        scores: of :func:`evaluate.evaluate`, by name, for who asks many times.
+    Raises:
+        DataError: ``query`` is not among the queries; vectors of other images.
+    """
+    (asking,) = np.nonzero(np.asarray(dataset.queries) == query)
+    if not len(asking):
+        raise DataError(f"image {query} is no query of {dataset}", "Use one of dataset.queries.")
+    scores = scores or {n: evaluate(x, dataset, metrics=[metric]) for n, x in vectors.items()}
+    every = {name: ranking(x, dataset, query, len(dataset)) for name, x in vectors.items()}
+    first = next(iter(every.values())).images
+    place = dict(zip(first.tolist(), range(1, len(first) + 1)))
+    sides = {}
+    for name, one in every.items():
+        best = Neighbours(query, one.images[:k], one.scores[:k], one.relevant[:k])
+        before = np.array([place[i] for i in best.images.tolist()])
+        of_query = float(scores[name].values[metric][asking[0]])
+        sides[name] = Side(best, before, of_query, scores[name].mean(metric))
+    return sides

@@ -1,0 +1,12 @@
+"""Widgets: thin shells over tested functions; each has a static twin in ``plots``.
+
+None asks any host for anything. A callback that fails says so in its widget.
+"""
+
+from objemb_lib.widgets.attention import Attention
+from objemb_lib.widgets.compare import Compare
+from objemb_lib.widgets.map import Map
+from objemb_lib.widgets.retrieval import Retrieval
+from objemb_lib.widgets.search import ObjectSearch
+
+__all__ = ["Attention", "Compare", "Map", "ObjectSearch", "Retrieval"]

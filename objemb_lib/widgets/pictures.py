@@ -1,0 +1,124 @@
+"""Pictures in the browser: images with boxes that can be clicked, drawn and reached by key."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import anywidget
+import ipywidgets
+import numpy as np
+import traitlets
+from matplotlib import colormaps
+from PIL import Image
+
+from objemb_lib.datasets.base import ImageDataset
+
+HERE = Path(__file__).parent
+MARKS = {"right": "✓ right", "wrong": "✗ wrong", "": ""}  # colour alone says too little
+
+
+class Pictures(anywidget.AnyWidget):
+    """Rows of cards; what is done to them calls ``act(what, buffers)``.
+
+    ``what`` has ``kind`` (``card``, ``box``, ``drawn`` or ``photograph``), the card's ``key``, and
+    ``box``: the number of the one that was pressed, or the four ends of the one that was drawn.
+
+    Args:
+        rows: of ``{title, linked, cards}``, see :func:`row`. label: for screen readers.
+        accepts: photographs, by file, paste or drop.
+    """
+
+    _esm = HERE / "pictures.js"
+    _css = HERE / "pictures.css"
+    rows = traitlets.List().tag(sync=True)
+    label = traitlets.Unicode().tag(sync=True)
+    says = traitlets.Unicode().tag(sync=True)
+    error = traitlets.Unicode().tag(sync=True)
+    accepts = traitlets.Bool(False).tag(sync=True)
+
+    def __init__(self, act: Callable[[dict, list], None] | None = None, **traits: object) -> None:
+        super().__init__(**traits)
+        if act:
+            self.on_msg(lambda _, what, buffers: act(what, buffers))
+
+
+def said(method: Callable) -> Callable:
+    """A callback whose error is said in the widget (its ``pictures``): else it would vanish."""
+
+    @functools.wraps(method)
+    def call(self: ipywidgets.Widget, *given: object) -> object:
+        try:
+            self.pictures.error = ""
+            return method(self, *given)
+        except Exception as error:
+            self.pictures.error = f"{type(error).__name__}: {error}"
+            return None
+
+    return call
+
+
+def row(cards: Sequence[dict], title: str = "", linked: bool = False) -> dict:
+    """Cards side by side; ``linked`` draws lines from the same keys of the row above."""
+    return {"title": title, "linked": linked, "cards": list(cards)}
+
+
+def card(
+    dataset: ImageDataset,
+    i: int,
+    ink: str,
+    caption: Sequence[str],
+    boxes: Sequence[dict] = (),
+    side: int = 120,
+    press: str = "",
+    draw: bool = False,
+    heat: np.ndarray | None = None,
+) -> dict:
+    """An image as :class:`Pictures` shows it.
+
+    Args:
+        ink: colour of the frame. caption: lines. boxes: of :func:`box`.
+        side: width on the screen, in pixels.
+        press: what is a button: ``card``, ``boxes``, or nothing. draw: boxes by mouse or keys.
+        heat: ``(h, w)`` in 0..1, laid over the image.
+    """
+    source, (width, height) = thumbnail(dataset, i, side)
+    return {
+        "key": i, "src": source, "width": width, "height": height, "side": side, "ink": ink,
+        "caption": list(caption), "alt": f"image {i}, " + ", ".join(filter(None, caption)),
+        "boxes": list(boxes), "press": press, "draw": draw,
+        "heat": "" if heat is None else heat_source(heat),
+    }  # fmt: skip
+
+
+def box(
+    ends: Sequence[float], ink: str, word: str = "", label: str = "", chosen: bool = False
+) -> dict:
+    """A box on a card. word: written in it. label: for screen readers."""
+    ends = [float(end) for end in ends]
+    return {"box": ends, "ink": ink, "word": word, "label": label or word, "chosen": chosen}
+
+
+@functools.lru_cache(maxsize=4096)
+def thumbnail(dataset: ImageDataset, i: int, side: int) -> tuple[str, tuple[int, int]]:
+    """Image ``i`` as a data address, sharp at ``side`` pixels across, and its own size."""
+    image = dataset.image(i)
+    size = image.size
+    image.thumbnail((2 * side, 8 * side))
+    return source(image, "JPEG"), size
+
+
+def source(image: Image.Image, kind: str) -> str:
+    """An image as a data address. kind: ``JPEG`` or ``PNG``."""
+    file = io.BytesIO()
+    image.save(file, kind, quality=85)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def heat_source(heat: np.ndarray) -> str:
+    """An ``(h, w)`` map in 0..1 as a data address, in the colours of :func:`plots.heat`."""
+    colours = colormaps["inferno"](np.clip(heat, 0, 1), bytes=True)[..., :3]
+    return source(Image.fromarray(colours).resize((128, 128), Image.Resampling.BILINEAR), "PNG")
