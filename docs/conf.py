@@ -16,7 +16,9 @@ from sphinx.application import Sphinx
 from sphinx.writers.html5 import HTML5Translator
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from objemb_lib import __version__ as release  # noqa: E402
+import objemb_lib
+
+release = objemb_lib.__version__
 
 project = "objemb"
 author = "the objemb authors"
@@ -26,8 +28,8 @@ language = "en-GB"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon"]
 root_doc = "docs/index"
 include_patterns = ["README.md", "data/README.md", "docs/**", "notebooks/**"]
-exclude_patterns = [".*", "docs/templates", "benchmarks", "data/[!R]*", "results", "runs", "tests", "weights",
-                    "**/.ipynb_checkpoints"]  # fmt: skip
+exclude_patterns = [".*", "docs/templates", "benchmarks", "data/[!R]*", "results", "runs", "tests",
+                    "weights", "**/.ipynb_checkpoints"]  # fmt: skip
 templates_path = ["templates"]
 
 # The notebooks are shown as they were run. A live widget would ask a CDN for its scripts; each has
@@ -43,7 +45,6 @@ suppress_warnings = ["myst.header"]
 html_copy_source = False
 
 autosummary_generate = True
-autosummary_ignore_module_all = False
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "show-inheritance": True}
