@@ -6,6 +6,7 @@ and pages are the same here as in a checkout. The pages ask no other host for an
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -30,14 +31,13 @@ root_doc = "docs/index"
 include_patterns = ["README.md", "data/README.md", "docs/**", "notebooks/**"]
 exclude_patterns = [".*", "docs/templates", "benchmarks", "data/[!R]*", "results", "runs", "tests",
                     "weights", "**/.ipynb_checkpoints"]  # fmt: skip
-templates_path = ["templates"]
+templates_path = [str(Path(__file__).with_name("templates"))]
 
-# The notebooks are shown as they were run. A live widget would ask a CDN for its scripts; each has
-# a static figure beside it.
+# The notebooks are shown as they were run.
 nb_execution_mode = "off"
-nb_ipywidgets_js = {}
-nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json", None)]
+nb_render_markdown_format = "myst"
 nb_merge_streams = True
+nb_ipywidgets_js = {}  # from a CDN; see _without_widgets
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
 # README and notebooks may link to files that are no pages: LICENSE, a script.
@@ -54,7 +54,7 @@ napoleon_numpy_docstring = False
 html_theme = "furo"
 html_title = "objemb: find the same thing again"
 html_static_path = ["static"]
-html_extra_path = ["static/index.html"]  # the way from the site's root to its first page
+html_extra_path = ["extra"]  # the way from the site's root to its first page
 html_css_files = ["site.css"]
 html_math_renderer = "mathml"
 
@@ -70,6 +70,9 @@ if repository := os.environ.get("GITHUB_REPOSITORY"):
     html_theme_options = {"announcement": f"Open the course in {links}"}
 
 
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
 def _inline_math(writer: HTML5Translator, node: math) -> None:
     writer.body.append(tex2mathml(node.astext()))
     raise SkipNode
@@ -80,6 +83,18 @@ def _block_math(writer: HTML5Translator, node: math_block) -> None:
     raise SkipNode
 
 
+def _without_widgets(app: Sphinx, page: str, text: list[str]) -> None:
+    """Leave out what only a kernel can show: progress bars, widgets (with figures beside them)."""
+    if not str(app.env.doc2path(page)).endswith(".ipynb"):
+        return
+    notebook = json.loads(text[0])
+    for cell in notebook["cells"]:
+        if "outputs" in cell:
+            cell["outputs"] = [o for o in cell["outputs"] if WIDGET not in o.get("data", ())]
+    text[0] = json.dumps(notebook)
+
+
 def setup(app: Sphinx) -> None:
     """MathML is drawn by the browser itself; Sphinx's own way asks a CDN for MathJax."""
+    app.connect("source-read", _without_widgets)
     app.add_html_math_renderer("mathml", (_inline_math, None), (_block_math, None))
