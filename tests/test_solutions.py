@@ -11,6 +11,7 @@ import pytest
 from objemb_lib.comparison import few_scenes
 from objemb_lib.datasets import mini_battles
 
+pytest_plugins = ("tiny_battles",)
 PROJECT = Path(__file__).resolve().parents[1]
 SOLUTIONS = sorted((PROJECT / "notebooks" / "solutions").glob("*.md"))
 
@@ -32,7 +33,7 @@ def test_its_code_runs(path: Path, solutions, mini_battles_built, monkeypatch, t
     whole = mini_battles.mini_battles
 
     def few(split: str):
-        """Two scenes of each of three objects: enough to run every line."""
+        """Two scenes of each of five objects: enough to run every line."""
         some = whole(split)
         return few_scenes(some.subset(some.labels <= sorted({*some.labels})[4]), 2)
 
