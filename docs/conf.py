@@ -40,8 +40,6 @@ nb_merge_streams = True
 nb_ipywidgets_js = {}  # from a CDN; see _without_widgets
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
-# README and notebooks may link to files that are no pages: LICENSE, a script.
-suppress_warnings = ["myst.header"]
 html_copy_source = False
 
 autosummary_generate = True

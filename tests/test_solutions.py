@@ -24,8 +24,9 @@ def solutions():
     return module
 
 
-def test_every_notebook_of_the_core_has_solutions():
-    assert [path.stem for path in SOLUTIONS][:5] == ["00", "01", "02", "03", "04"]
+def test_every_notebook_of_the_core_has_solutions_that_run(solutions):
+    core = [path.stem for path in SOLUTIONS if solutions.blocks(path.read_text(encoding="utf-8"))]
+    assert core[:5] == ["00", "01", "02", "03", "04"]
 
 
 @pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.stem)
@@ -41,7 +42,8 @@ def test_its_code_runs(path: Path, solutions, mini_battles_built, monkeypatch, t
     monkeypatch.setenv("OBJEMB_CACHE", str(tmp_path))
     blocks = solutions.blocks(path.read_text(encoding="utf-8"))
     codes = [re.sub(r"^STEPS = \d+", "STEPS = 2", block["code"], flags=re.M) for block in blocks]
-    assert codes
+    if not codes:
+        pytest.skip("words only")
     for block, said in zip(blocks, solutions.printed(codes, path.stem), strict=True):
         shown = (block["printed"] or "").splitlines()
         assert len(shown) == len(said.splitlines()), "run benchmarks/solutions.py"
