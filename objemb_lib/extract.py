@@ -186,8 +186,8 @@ def extract_objects(
         on: ``map``: every object of an image, of every source, is cut out of the map of one
             forward pass; ``pixels``: one forward pass for each object (crop and embed).
     Raises:
-        DataError: boxes of another number of images, or two regions of one name; masks on pixels.
-        Else as for :func:`extract`.
+        DataError: boxes of another number of images, or two regions of one name; masks on pixels;
+            else as for :func:`extract`.
     """
     many = [ObjectRegion(r) if isinstance(r, ObjectBoxes) else r for r in regions]
     if len({r.name for r in many}) < len(many):
