@@ -30,12 +30,14 @@ from filelock import FileLock
 from urllib3.exceptions import HTTPError, MaxRetryError
 from urllib3.util import Retry
 
+from objemb_lib import __version__
 from objemb_lib import progress as bars
 from objemb_lib.errors import DownloadError, ObjembError
 
 CHUNK = 1 << 16  # bytes; what a cut connection loses at most
 TIMEOUT = (10, 30)  # seconds: to connect, between two packets
 BUSY = {429, 500, 502, 503, 504}  # HTTP answers that may pass
+AGENT = f"objemb/{__version__} (a course on object embeddings)"  # some hosts refuse the nameless
 TRIES = 4  # requests in a row that bring no new byte before a source is given up
 BACKOFF = 1.0  # seconds before the second try; doubles
 RETRY_AFTER_CAP = 30.0  # seconds: the longest wait a server can ask of us
@@ -207,7 +209,8 @@ class Transfer:
 
     def _request(self, url: str) -> None:
         """One request. Raises _TryAgain, GiveUp, or ValueError for a wrong length."""
-        headers = {"Accept-Encoding": "identity"}  # else offsets count compressed bytes
+        headers = {"User-Agent": AGENT}
+        headers["Accept-Encoding"] = "identity"  # else offsets count compressed bytes
         if self.have:
             headers["Range"] = f"bytes={self.have}-"
         try:

@@ -148,11 +148,12 @@ def photographs(city: str, *numbers: int) -> Files:
     return {f"{city}/deep/{city}_{i}.jpg": picture(i) for i in numbers}
 
 
+DAMAGED = {"louvre/deep/louvre_7.jpg": b"no image, and not listed"}
 OXFORD = {"gnd_roxford5k.pkl": truth("keble"),
           "oxbuild_images-v1.tgz": packed("x.tgz", photographs("keble", 0, 1, 2, 9))}  # fmt: skip
 PARIS = {"gnd_rparis6k.pkl": truth("louvre"),
          "paris_1-v1.tgz": packed("x.tgz", photographs("louvre", 0, 1)),
-         "paris_2-v1.tgz": packed("x.tgz", photographs("louvre", 2, 9))}  # fmt: skip
+         "paris_2-v1.tgz": packed("x.tgz", photographs("louvre", 2, 9) | DAMAGED)}  # fmt: skip
 PAIR = {"train": 1, "test": 1}
 BUILDS = {  # the real recipe, an archive of a few images for each of its, and their number
     "cub": (benchmarks.CUB, CUB, PAIR),
@@ -346,6 +347,7 @@ def test_building_again_replaces_what_was_built(server: Server, tmp_path: Path) 
     (folder / "CUB_200_2011" / "images" / "001.bird_1" / "a.jpg").write_bytes(b"damaged")
     with pytest.raises(DataError, match=r"3 of 4 images can be read.*a\.jpg"):
         archives.verify("cub", tmp_path, progress=False)
+    (tmp_path / ".cub-killed" / "cub").mkdir(parents=True)  # what a kill leaves behind
     recipe.build(tmp_path, progress=False)
     assert archives.verify("cub", tmp_path, progress=False) == [] and left(tmp_path) == ["cub"]
     (folder / "CUB_200_2011" / "images" / "001.bird_1" / "a.jpg").unlink()

@@ -67,6 +67,7 @@ class Recipe:
             has a file, else the first of all.
         count: images of a split that lie in a folder. counts: how many there must be.
         gone: said where the archives have no public address any more.
+        tidy: takes away what an archive holds beyond the benchmark.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Recipe:
     count: Callable[[str, Path], int]
     counts: dict[str, int]
     gone: str = ""
+    tidy: Callable[[Path], None] = lambda folder: None
 
     def build(
         self,
@@ -110,11 +112,14 @@ class Recipe:
             release = self._release(source, mirror)
             downloads = root / f".downloads-{self.name}"
             _require_space(root, release, downloads, source)
+            for stale in root.glob(f".{self.name}-*"):  # a killed build's
+                shutil.rmtree(stale)
             files = [obtain(a, downloads, source, mirror, progress, self.gone) for a in release]
             with TemporaryDirectory(prefix=f".{self.name}-", dir=root) as work:
                 made = Path(work) / self.name
                 for archive, file in zip(release, files):
                     _put(archive, file, made)
+                self.tidy(made)
                 found = {split: self.count(split, made) for split in self.counts}
                 if found != self.counts:
                     raise DataError(

@@ -13,7 +13,7 @@ from objemb_lib.datasets.archives import Archive, Recipe
 from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.datasets.coco import TOTAL, YEARS, read_instances
 from objemb_lib.datasets.landmarks import TOTAL as LANDMARKS
-from objemb_lib.datasets.landmarks import read_truth, roxford5k, rparis6k
+from objemb_lib.datasets.landmarks import drop_unlisted, read_truth, roxford5k, rparis6k
 from objemb_lib.datasets.metric_learning import cars, cub, sop
 
 CALTECH = "https://data.caltech.edu/records"
@@ -181,6 +181,7 @@ OXFORD = Recipe(
     ),
     partial(_count, roxford5k),
     {"medium": sum(LANDMARKS["roxford5k"])},
+    tidy=partial(drop_unlisted, "roxford5k"),
 )
 PARIS = Recipe(
     "rparis6k",
@@ -204,4 +205,5 @@ PARIS = Recipe(
     ),
     partial(_count, rparis6k),
     {"medium": sum(LANDMARKS["rparis6k"])},
+    tidy=partial(drop_unlisted, "rparis6k"),
 )

@@ -105,6 +105,15 @@ def landmarks(name: str, split: str, root: Path | None = None) -> ImageDataset:
     )
 
 
+def drop_unlisted(name: str, root: Path) -> None:
+    """Delete images that the truth does not list: twenty of Paris are known to be damaged."""
+    truth = read_truth(root / f"gnd_{name}.pkl")
+    listed = {f"{one}.jpg" for one in (*truth.images, *truth.queries)}
+    for file in (root / "jpg").iterdir():
+        if file.name not in listed:
+            file.unlink()
+
+
 def _judgement(
     judged: dict[str, np.ndarray], split: str, here: np.ndarray, new: np.ndarray
 ) -> tuple[np.ndarray, ...]:
