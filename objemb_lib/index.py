@@ -128,7 +128,7 @@ class Index:
                     "Search with vectors of its own model, or build the index again.",
                 )
 
-    def train(self, vectors: np.ndarray, at_most: int = 65_536, seed: int = 0) -> None:
+    def train(self, vectors: np.ndarray, at_most: int = 100_000, seed: int = 0) -> None:
         """Learn lists and codes from ``(n, dim)`` vectors, of which ``at_most`` are drawn.
 
         Does nothing where the family has nothing to learn.
