@@ -2,9 +2,10 @@
 
 Data flows one way: images -> :mod:`datasets` -> :mod:`trunks` (feature maps) -> :mod:`regions`
 (where to look) -> :mod:`pooling` (map x region -> vector) -> :mod:`boxes`, :mod:`attention` (where
-objects are, whoever says so) -> :mod:`postprocess` -> :mod:`index` -> :mod:`evaluate` ->
-:mod:`objects` (images as sets of objects) -> :mod:`plots`, :mod:`widgets`. Training
-(``detectors``, ``student``) stands beside the flow and produces trunks. Beyond one machine:
+objects are, whoever says so) -> :mod:`postprocess` -> :mod:`exact`, :mod:`families`, :mod:`index`
+(search) -> :mod:`evaluate` -> :mod:`objects` (images as sets of objects) -> :mod:`plots`,
+:mod:`widgets`. Training (``detectors``, ``student``) stands beside the flow and produces trunks;
+so does ``grow``, which makes large collections to try an index on. Beyond one machine:
 ``ray_extract`` (from images to vectors) and ``milvus`` (search), on ``optional`` packages.
 A module imports only from rooms before it.
 """

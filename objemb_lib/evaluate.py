@@ -276,7 +276,8 @@ def evaluate_scores(
 
     Args:
         scores: ``(Q, G)``, one line for each of ``dataset.queries``, one column for each of
-            ``dataset.gallery``; higher is better.
+            ``dataset.gallery``; higher is better. Further columns are distractors: images
+            outside the data set, relevant to none of its queries.
     Raises:
         DataError: another shape, a NaN or infinity, else as for :func:`evaluate`.
     """
@@ -285,7 +286,8 @@ def evaluate_scores(
 
 def _checked_scores(scores: np.ndarray, dataset: ImageDataset) -> np.ndarray:
     scores, expected = np.asarray(scores), (len(dataset.queries), len(dataset.gallery))
-    if scores.shape != expected or not np.isfinite(scores).all():
+    fits = scores.ndim == 2 and len(scores) == expected[0] and scores.shape[1] >= expected[1]
+    if not fits or not np.isfinite(scores).all():
         raise DataError(
             f"scores of shape {scores.shape} for {expected[0]} queries and {expected[1]} images, "
             "or NaN or infinite ones",
@@ -304,7 +306,8 @@ def _evaluate(
     queries, found = np.asarray(dataset.queries), []
     for part in parts:
         for order in np.argsort(-part, axis=1, kind="stable"):
-            relevant, junk = dataset.truth(queries[len(found)])
+            truth = np.array(dataset.truth(queries[len(found)]))
+            relevant, junk = np.pad(truth, ((0, 0), (0, len(order) - truth.shape[1])))
             ranked = relevant[order[~junk[order]]]
             found.append([function(ranked) for function in functions.values()])
     values = dict(zip(functions, np.array(found).reshape(len(queries), len(functions)).T))

@@ -18,7 +18,10 @@ def new_store(dim: int, factory: str) -> faiss.Index:
         store = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
         if not isinstance(core_of(store), faiss.IndexIVF):
             store = faiss.index_factory(dim, f"IDMap,{factory}", faiss.METRIC_INNER_PRODUCT)
-        if "IDMap" not in factory and isinstance(core_of(store), SUPPORTED):
+        core = core_of(store)
+        if hasattr(core, "do_polysemous_training"):  # a minute for a search nobody asks for here
+            core.do_polysemous_training = False
+        if "IDMap" not in factory and isinstance(core, SUPPORTED):
             return store
         why = "it cannot keep ids and remove vectors"
     except RuntimeError as error:

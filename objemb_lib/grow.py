@@ -58,6 +58,6 @@ def spectrum(vectors: np.ndarray) -> np.ndarray:
 
 
 def neighbour_distances(vectors: np.ndarray) -> np.ndarray:
-    """``(N,)``: Euclidean distance of each L2-normalised vector to its nearest other one, sorted."""
+    """``(N,)``: Euclidean distance of each L2-normalised vector to its nearest other, sorted."""
     cosines, _ = faiss.knn(vectors, vectors, 2, metric=faiss.METRIC_INNER_PRODUCT)
     return np.sort(np.sqrt((2 - 2 * cosines[:, 1]).clip(min=0)))

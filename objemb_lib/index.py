@@ -26,7 +26,7 @@ from objemb_lib.exact import BACKENDS, Found, exact_search, fastest_backend, in_
 from objemb_lib.families import LIVING, REMOVED, core_of, ids_of, new_store, reason
 from objemb_lib.trunks import Trunk
 
-__all__ = ["Index", "fastest_backend", "made_by", "rerank"]
+__all__ = ["Index", "fastest_backend", "made_by", "recall", "rerank"]
 
 TAIL = struct.Struct("<Q8s")  # length of the JSON, magic; ends every saved file
 MAGIC = b"objemb-1"
@@ -345,6 +345,15 @@ class Index:
                 "Leave them out; find the image, box or mask that they come from.",
             )
         return vectors
+
+
+def recall(ids: np.ndarray, true_ids: np.ndarray) -> float:
+    """Share of the true ``(Q, k)`` neighbours that are among the ``(Q, k)`` found: recall@k.
+
+    >>> recall(np.array([[4, 2]]), np.array([[2, 3]]))
+    0.5
+    """
+    return float(np.mean([np.isin(true, found).mean() for found, true in zip(ids, true_ids)]))
 
 
 def rerank(queries: np.ndarray, ids: np.ndarray, exact: Index, k: int) -> Found:

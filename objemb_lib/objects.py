@@ -61,6 +61,35 @@ def image_scores(
     return (np.maximum if how == "best" else np.add).reduceat(every, starts, axis=1)
 
 
+def listed_scores(
+    scores: np.ndarray, ids: np.ndarray, image: np.ndarray, dataset: ImageDataset
+) -> np.ndarray:
+    """Scores of images from an index's short lists, for :func:`evaluate.evaluate_scores`.
+
+    An image counts by its best object in the list. Images that are not in it come right after it.
+
+    Args:
+        scores, ids: ``(Q, R)`` as of :meth:`index.Index.search`, a line for each query of
+            ``dataset``. Ids below ``M`` are its objects; others are distractors, each an image of
+            its own; -1 is nothing.
+        image: ``(M,)`` image of each object.
+    Returns:
+        ``(Q, G + R)``: the gallery, then the distractors of each list.
+
+    >>> from objemb_lib.datasets.base import ImageDataset
+    >>> three = ImageDataset("toy", "test", Path(), list("abc"), np.arange(3), fingerprint="x")
+    >>> scores = np.array([[0.9, 0.8, 0.7]] * 3)
+    >>> listed_scores(scores, np.array([[7, 1, 0]] * 3), np.array([0, 0, 1, 2]), three)[0].tolist()
+    [0.8, -2.0, -2.0, 0.9, -3.0, -3.0]
+    """
+    n, found = len(dataset), np.full((len(ids), len(dataset) + ids.shape[1]), -2.0)
+    inside = (ids >= 0) & (ids < len(image))
+    query, place = np.nonzero(inside)
+    np.maximum.at(found, (query, image[ids[inside]]), scores[query, place])
+    found[:, n:] = np.where(ids >= len(image), scores, -3.0)
+    return found[:, [*dataset.gallery, *range(n, found.shape[1])]]
+
+
 def surest(objects: Objects) -> np.ndarray:
     """``(N,)``: of each image the row of the object of the highest score, the first of equals.
 
@@ -220,7 +249,7 @@ class ObjectIndex:
         """The ``k`` images with the object most like a ``(D,)`` vector, best first.
 
         Each image counts once, by its best object; so does a photograph that is there twice
-        under two names (the same box with the same vector).
+        under two names (the same box with the same vector, or with the same code).
 
         Args:
             without: files that are not to be found, such as the query's own.
