@@ -274,7 +274,7 @@ def plot(rows: list[Asked], path: Path) -> None:
         ]  # fmt: skip
         left.barh(ways, last, left=before, label=step)
     left.set(xlabel=f"ms a query, {most:,} objects")
-    left.legend(fontsize=8)
+    left.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     for way in ways:
         mine = [r for r in rows if r.way == way]
         right.loglog([r.objects for r in mine], [sum(r.ms.values()) for r in mine], "o-", label=way)
