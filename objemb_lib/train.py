@@ -17,8 +17,9 @@ a batch:
     torchrun --nproc-per-node 4 -m objemb_lib.train student --detector ...
 
 The device is the best there is (OBJEMB_DEVICE chooses another). On a GPU, helpers read the
-photographs (OBJEMB_WORKERS says how many), and losses are computed in bfloat16. A batch that does
-not fit into memory is worked through in parts, with a warning; their gradients add up.
+photographs (OBJEMB_WORKERS says how many; 0 where a container has little shared memory), and losses
+are computed in bfloat16 if it multiplies that. A batch that does not fit into memory is worked
+through in parts, with a warning; their gradients add up.
 
 Each run writes a log and checkpoints to runs/train/<name>/; started again after a kill it goes
 on where it stopped. Finished weights go to weights/, those of other students to runs/weights/, with

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -147,10 +147,9 @@ def _lessons(
     batch: Callable[[torch.Generator, int], tuple], schedule: Schedule, start: int
 ) -> DataLoader:
     """The batches that are left, read ahead by helpers where an accelerator computes."""
-    can_fork = "fork" in multiprocessing.get_all_start_methods()
-    how = {"num_workers": settings.workers(), "multiprocessing_context": "fork"} if can_fork else {}
-    if not how.get("num_workers"):
-        how = {}
+    how, workers = {}, settings.workers()
+    if workers and sys.platform == "linux":  # ``batch`` is a closure: elsewhere nobody can send it
+        how = {"num_workers": workers, "multiprocessing_context": "fork"}
     rest = range(start, schedule.steps)
     return DataLoader(_Lessons(batch, schedule), None, sampler=rest, collate_fn=_as_is, **how)
 

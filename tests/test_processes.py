@@ -55,6 +55,13 @@ def test_the_first_process_alone_writes(told: list[dict]) -> None:
     assert [line["step"] for line in read_log(told[0]["folder"])] == [10, 12]
 
 
+def test_a_student_learns_the_same_in_both(told: list[dict]) -> None:
+    """Each saw other photographs, and sampled other anchors."""
+    first, second = (one["student"] for one in told)
+    assert first == second
+    assert [line["step"] for line in read_log(told[0]["folder"] / "student")] == [2]
+
+
 def test_a_batch_that_cannot_be_shared_is_refused(
     told: list[dict], monkeypatch: pytest.MonkeyPatch
 ) -> None:
