@@ -97,9 +97,19 @@ def reproduce(
         DownloadError: no data.
     """
     stated = plan.profile(name)
-    notebooks, problems = stated.choose(numbers), []
-    for run, one in runs(stated, absolute(data)).items():
-        problems += run_on(one, run, stated, notebooks, update)
+    notebooks, planned, problems = stated.choose(numbers), runs(stated, absolute(data)), []
+    known = {run: ready(one) for run, one in planned.items() if one}  # all, before any starts
+    for run, roles in known.items():
+        print(f"{run}: {plan.forecast(stated, notebooks, planned[run], roles)}", flush=True)
+    for run, one in planned.items():
+        try:
+            about = {one: manifest(one, known[run])} if one else {}
+            problems += run_on(one, run, stated, notebooks, about, update)
+        except ReproduceError as error:
+            if len(planned) == 1:
+                raise
+            print(f"error: {error}", file=sys.stderr)  # a night's other data sets still run
+            problems.append(f"{run} failed")
     return problems
 
 
@@ -128,19 +138,20 @@ def absolute(data: str) -> str:
 
 
 def run_on(
-    data: str, run: str, stated: plan.Profile, notebooks: Sequence[Path], update: bool
+    data: str,
+    run: str,
+    stated: plan.Profile,
+    notebooks: Sequence[Path],
+    about: dict,
+    update: bool,
 ) -> list[str]:
     """Run notebooks on one data set into ``runs/<run>/``; returns the numbers that strayed."""
     run_dir = settings.PROJECT / "runs" / run
     run_dir.mkdir(parents=True, exist_ok=True)
-    about = {"environment": environment(stated.seed), "data": {}}
-    if data:
-        roles = ready(data)
-        print(f"{run}: {plan.forecast(stated, notebooks, data, roles)}", flush=True)
-        about["data"][data] = manifest(data, roles)
     seconds = {nb.stem: timed(nb, stated.given(nb, data), stated.seed, run_dir) for nb in notebooks}
     fresh = gather(notebooks, run_dir)
-    report = {**about, "seconds": {k: round(s) for k, s in seconds.items()}, **plain(fresh)}
+    report = {"environment": environment(stated.seed), "data": about}
+    report |= {"seconds": {k: round(s) for k, s in seconds.items()}, **plain(fresh)}
     atomic_write_text(run_dir / "results.json", json.dumps(report, indent=1))
     atomic_write_text(run_dir / "results.md", as_text(report, every=True))
     if rows_of(report, "measurements"):
@@ -148,12 +159,12 @@ def run_on(
     if update:
         commit_results(run, report, notebooks, run_dir)
         return []
-    return against_committed(run, fresh, report["data"])
+    return against_committed(run, fresh, about)
 
 
 def ready(data: str) -> Roles:
-    """A data set, built if that was not done yet."""
-    if data in datasets.DATASETS:
+    """A data set that is there; the course's own is built if need be, others have terms to read."""
+    if data == plan.USUAL:
         entry = datasets.entry(data)
         if entry.built():
             print(f"data: {data} is built already", flush=True)

@@ -20,7 +20,7 @@ from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.detectors import DetectorTrunk
 from objemb_lib.errors import DataError, ImageError
 from objemb_lib.extract import extract_objects, extract_regions
-from objemb_lib.regions import CROP, ROI, WHOLE, roi_align
+from objemb_lib.regions import CROP, ROI, WHOLE, roi_align, usable
 
 SIZE = (100, 48)  # of the pictures, while the trunk sees 64 x 64
 PAIR = ("head", "spoc")
@@ -437,3 +437,10 @@ def test_soft_attention_goes_through_extraction(tmp_path: Path) -> None:
         objects_of(data, soft, trunk=trunk, on="pixels")
     with pytest.raises(DataError, match="comes without its ImageNet classifier"):
         attention.class_activation_of(trunk, data)
+
+
+def test_true_boxes_are_a_place_to_look_only_where_every_image_has_one(data: ImageDataset) -> None:
+    assert usable([WHOLE, ROI, CROP], data, data) == [WHOLE, ROI, CROP]
+    some = replace(data, boxes=[np.zeros((0, 4)), *data.boxes[1:]], box_labels=(),
+                   box_categories=(), masks=None)  # fmt: skip
+    assert usable([WHOLE, ROI, CROP], data, some) == [WHOLE]

@@ -17,7 +17,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 from test_evaluate import dataset
 
-from objemb_lib import plan, reproduce, settings
+from objemb_lib import datasets, plan, reproduce, settings
 from objemb_lib.datasets import Roles
 from objemb_lib.errors import ReproduceError
 from objemb_lib.evaluate import Evaluation
@@ -237,7 +237,7 @@ def test_ctrl_c_stops_the_notebook_too_and_the_same_command_goes_on(project):
     code += "again = begun.exists()\n_ = begun.write_text(str(os.getpid()))\n"
     code += "time.sleep(0 if again else 600)"
     _write(project, "00_first", code)
-    start = "import sys, pathlib\nfrom objemb_lib import plan, reproduce, settings\n"
+    start = "import sys, pathlib\nfrom objemb_lib import datasets, plan, reproduce, settings\n"
     start += f"root = pathlib.Path({str(project)!r})\nsettings.PROJECT = root\n"
     start += "plan.NOTEBOOKS, plan.PROFILES = root / 'notebooks', root / 'profiles'\n"
     start += "sys.exit(reproduce.main(['--notebooks', '00', '--profile', 'other']))"
@@ -266,6 +266,21 @@ def test_every_data_set_of_a_profile_gets_a_run_of_its_own(project, monkeypatch)
     assert reproduce.runs(stated, "three") == {"many/three": "three"}
     assert reproduce.absolute("folder:photos") == f"folder:{Path.cwd() / 'photos'}"
     assert reproduce.absolute("cub") == "cub"
+
+
+def test_one_data_set_that_fails_does_not_stop_the_others(project, monkeypatch, capsys):
+    (project / "profiles" / "many.yaml").write_text("data: [one, two]\nseed: 0\n")
+    data = dataset([0, 0, 1, 1])
+    monkeypatch.setattr(datasets, "roles", lambda name: Roles(data, {"test": data}))
+    cell = new_code_cell('DATA = ""\nRUN_DIR = ""\nSEED = 0', metadata={"tags": ["parameters"]})
+    notebook = nbformat.read(project / "notebooks" / "00_first.ipynb", 4)
+    notebook.cells = [cell, new_code_cell('assert DATA == "two", "not here"')]
+    nbformat.write(notebook, project / "notebooks" / "00_first.ipynb")
+    assert reproduce.main(["--profile", "many", "--notebooks", "00"]) == 1
+    said = capsys.readouterr()
+    assert "not here" in said.err and "many/one failed" in said.err
+    report = json.loads((project / "runs" / "many" / "two" / "results.json").read_text())
+    assert report["data"]["two"]["splits"]["test"]["images"] == 4
 
 
 def test_shared_parameters_go_where_they_are_taken_and_data_must_be(project):
