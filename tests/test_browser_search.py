@@ -130,7 +130,7 @@ def test_clicks_drags_keys_and_photographs_find_what_the_function_finds(page) ->
     whole, last = way.aim(moved, (0, 0, *data.image(0).size))
     assert last == number + 1 and shown.found() == answer(way, whole, last)
     for beneath in (1, last, 1, last):  # box 1 lies upon the whole image: press again and again
-        x0, _, _, y1 = query.boxes[1]
+        x0, _, _, y1 = query.boxes[1].tolist()
         shown.click((x0 + 4, y1 - 4), data.image(0).width)
         shown.until(f"box {beneath} of image 0")
 
