@@ -40,7 +40,7 @@ comma := ,
 export GOMP_SPINCOUNT ?= 4000
 
 .DEFAULT_GOAL := help
-.PHONY: help install extras data reproduce train test lab app lock clean
+.PHONY: help install extras data reproduce train test site lab app lock clean
 
 help:
 	@echo 'An analysis of object embeddings, as a course. Two commands:'
@@ -59,6 +59,7 @@ help:
 	@echo '                   (DETECTORS="fcos" trains only that one)'
 	@echo '  make data        only the workshop data, in data/mini-battles'
 	@echo '  make test        style, unit tests, and the notebooks as committed'
+	@echo '  make site        the readable pages, in runs/site: notebooks as run, solutions, the library'
 	@echo '  make lock        resolve requirements.lock anew (LOCK_ARGS=--upgrade raises versions)'
 	@echo '  make clean       remove what these commands made'
 
@@ -107,11 +108,16 @@ train: install data
 	@$(PY) -m objemb_lib.train $(DETECTORS)
 
 # Two workers with one torch thread each: with more threads than cores, all of them wait.
-test: install extras data
+test: install extras data site
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
 	$(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks
+
+# Sphinx reads the project where it lies, so that links are the same as in a checkout.
+site: install extras
+	@$(PY) -m sphinx -q -W --keep-going -b html -c docs . runs/site
+	@echo 'The pages: runs/site/index.html'
 
 # JupyterLab refuses to serve root unless told that it is meant, as it is in a container.
 lab: install data
@@ -140,7 +146,7 @@ lock: install
 # In data, only what a build makes, or leaves when it is killed: see mini_battles.build.
 clean:
 	@echo 'removing .cache, runs, data/mini-battles, unfinished downloads and the tools own caches'
-	@rm -rf .cache runs data/mini-battles data/.mini-battles-* data/.mini-battles.lock \
+	@rm -rf .cache runs docs/generated data/mini-battles data/.mini-battles-* data/.mini-battles.lock \
 	  data/.downloads-mini-battles data/__pycache__ \
 	  .pytest_cache .ruff_cache .hypothesis objemb.egg-info
 	@find objemb_lib tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Get, check and share the course's data sets.
+"""Get, check and share the course's data sets and the field's benchmarks.
 
     python data/download.py list                       what there is, how big, which licence
     python data/download.py build mini-battles         make it (a minute; fetches 223 MB once)
@@ -11,13 +11,23 @@ With photographs that you have already in DIR, unpacked; and again, though it is
     python data/download.py build mini-battles --source DIR
     python data/download.py build mini-battles --force
 
+Benchmarks (cub, cars, sop, ps-battles, roxford5k, rparis6k, coco, open-images) have terms, which
+`build` shows; a cut download resumes; an archive that you have is checked and used:
+
+    python data/download.py build cub --accept-licence
+    python data/download.py build cars --accept-licence --source DIR
+    python data/download.py build ps-battles --accept-licence --retry-dead
+
+A copy that lies unpacked on your disk needs no build: name it where a data set is asked for, as
+in cars:/path/to/stanford_cars.
+
 A classroom on bad Wi-Fi: build once, `pack` into a folder, share the folder (a USB stick, a
 network drive, or `python -m http.server` in it), and let everyone run
 
     python data/download.py build mini-battles --mirror DIR_OR_URL
 
-or set OBJEMB_MIRROR=DIR_OR_URL, which `make` passes on. Data sets go to data/ beside this
-file; OBJEMB_DATA names another folder.
+or set OBJEMB_MIRROR=DIR_OR_URL, which `make` passes on. A mirror may hold the benchmarks' archives
+too. Data sets go to data/ beside this file; OBJEMB_DATA names another folder.
 """
 
 from __future__ import annotations
@@ -30,7 +40,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from objemb_lib import datasets, settings
 from objemb_lib.datasets import packed
-from objemb_lib.errors import ObjembError
+from objemb_lib.errors import DataError, ObjembError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,9 +51,19 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("list", help="every data set with size, licence and state")
     build = commands.add_parser("build", help="make a data set, unless it is there")
-    build.add_argument("--source", type=Path, help="a folder that has the photographs already")
+    build.add_argument(
+        "--source",
+        type=Path,
+        help="a folder that has the photographs, or the benchmark's archives, already",
+    )
     build.add_argument("--mirror", help="a classroom's copy, folder or URL, tried first")
     build.add_argument("--force", action="store_true", help="build again even if it is there")
+    build.add_argument("--accept-licence", action="store_true", help="you accept its terms")
+    build.add_argument(
+        "--retry-dead",
+        action="store_true",
+        help="ask again the links that were dead in an earlier run",
+    )
     verify = commands.add_parser(
         "verify",
         help="decode every image and compare with the manifest",
@@ -62,28 +82,59 @@ def list_all() -> int:
     print(f"{'name':14} {'state':10} {'size':24} licence")
     for entry in datasets.DATASETS.values():
         state = "built" if entry.built() else "not built"
-        print(f"{entry.name:14} {state:10} {entry.size:24} {entry.licence}\n{'':14} {entry.about}")
+        print(f"{entry.name:14} {state:10} {entry.size:24} {entry.licence}")
+        print(f"{'':14} {entry.about}\n{'':14} tried here: {entry.tried}")
     print(f"\nin {settings.data_root()}; licences in full: data/README.md")
     return 0
 
 
 def build(entry: datasets.Entry, arguments: argparse.Namespace) -> int:
     """Build unless it is there."""
-    if entry.built() and not arguments.force:
-        print(f"{entry.name} is already in {entry.folder()}: nothing to do (--force rebuilds)")
+    if entry.built() and not (arguments.force or arguments.retry_dead):
+        again = (
+            "--force asks those again that did not answer" if entry.links else "--force rebuilds"
+        )
+        print(f"{entry.name} is already in {entry.folder()}: nothing to do ({again})")
         return 0
+    if entry.build is None:
+        raise DataError(f"{entry.name} is not fetched from here", f"Use {entry.name}:PATH.")
+    if entry.terms and not arguments.accept_licence:
+        raise DataError(
+            f"{entry.name} has terms: {entry.terms}",
+            "Read them, and add --accept-licence if you accept them.",
+        )
+    if arguments.retry_dead and not entry.links:
+        raise DataError(f"{entry.name} has no links of its own", "Leave --retry-dead out.")
+    options = {"retry_dead": arguments.retry_dead} if entry.links else {}
     mirror = arguments.mirror or settings.mirror()
-    print(f"{entry.name} is in {entry.build(source=arguments.source, mirror=mirror)}")
+    print(f"{entry.name} is in {entry.build(source=arguments.source, mirror=mirror, **options)}")
     return 0
 
 
 def verify(entry: datasets.Entry) -> int:
     """Check every image; see the epilog for the exit status."""
+    if entry.verify is None:
+        raise DataError(f"{entry.name} is not built here", f"Use {entry.name}:PATH.")
     others = entry.verify()
     if others:
         print(f"{entry.name}: intact, but {', '.join(others)} differ from the reference build")
         return 2
-    print(f"{entry.name}: every image and annotation is as in the reference build")
+    if entry.name == datasets.COURSE:
+        print(f"{entry.name}: every image and annotation is as in the reference build")
+    else:
+        print(f"{entry.name}: every image is there and can be read")
+    return 0
+
+
+def pack(entry: datasets.Entry, dest: Path) -> int:
+    """Write a copy for a mirror, of what may be passed on."""
+    if entry.name != datasets.COURSE:
+        raise DataError(
+            f"{entry.name} is not ours to pass on",
+            "Put its archives, as they were published, into the mirror's folder.",
+        )
+    entry.verify(progress=False)
+    print(f"wrote {packed.pack(entry.folder(), dest)}")
     return 0
 
 
@@ -98,9 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
             return build(entry, asked)
         if asked.command == "verify":
             return verify(entry)
-        entry.verify(progress=False)
-        print(f"wrote {packed.pack(entry.folder(), asked.dest)}")
-        return 0
+        return pack(entry, asked.dest)
     except (ObjembError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

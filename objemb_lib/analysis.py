@@ -163,6 +163,20 @@ def backgrounds(dataset: ImageDataset) -> np.ndarray | None:
     return np.unique(names, return_inverse=True)[1]
 
 
+def covered(dataset: ImageDataset, i: int) -> float:
+    """Share of image ``i`` that its main object covers: its mask, or its box without masks.
+
+    Raises DataError if it has no box.
+    """
+    if not len(dataset.boxes[i]):
+        raise DataError(f"{dataset.files[i]} has no box", "Ask only about images with one.")
+    if dataset.masks is not None:
+        return float(dataset.mask(i).mean())
+    x0, y0, x1, y1 = map(float, dataset.boxes[i][0])
+    width, height = dataset.image(i).size
+    return (x1 - x0) * (y1 - y0) / (width * height)
+
+
 def stranger(dataset: ImageDataset, i: int) -> tuple[int, bool]:
     """An image of another label than ``i``'s, and whether it has the same background.
 

@@ -144,7 +144,13 @@ def image_sizes(dataset: ImageDataset) -> np.ndarray:
         for one in found:
             if isinstance(one, ImageError):
                 raise one
-        known = np.array([fit_within(size) for size in found])
+        parts = dataset.crops or [None] * len(paths)
+        known = np.array(
+            [
+                (part[2] - part[0], part[3] - part[1]) if part else fit_within(size)
+                for part, size in zip(parts, found)
+            ]
+        )
         object.__setattr__(dataset, "_sizes", known)
     return known
 

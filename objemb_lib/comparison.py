@@ -83,7 +83,16 @@ def check_same_trunk(trunk: str, detectors: Mapping[str, Detector]) -> None:
 
 def few_scenes(dataset: ImageDataset, scenes: int) -> ImageDataset:
     """The first ``scenes`` images of each label: every object, in less time."""
-    return dataset.subset(first_of_each(dataset.labels, scenes))
+    return part_of(dataset, first_of_each(dataset.labels, scenes))
+
+
+def part_of(dataset: ImageDataset, images: np.ndarray) -> ImageDataset:
+    """Only ``images``, indices or an ``(N,)`` boolean; who asks and who is searched stays."""
+    chosen = np.arange(len(dataset))[images]
+    asks, searched = (np.isin(chosen, part) for part in (dataset.queries, dataset.gallery))
+    return replace(
+        dataset.subset(chosen), queries=np.flatnonzero(asks), gallery=np.flatnonzero(searched)
+    )
 
 
 def first_of_each(labels: np.ndarray, count: int) -> np.ndarray:
@@ -122,39 +131,45 @@ def limited(dataset: ImageDataset, images: int) -> ImageDataset:
     """At most ``images`` images: whole labels left out, evenly, until at least four of each fit.
 
     Only labels of two images or more are kept (the others could not be found again), two labels
-    at least. Who asks and who is searched stays as it was. 0 images: no limit.
+    at least. Data with images of unknown label, which only distract, stay whole. 0: no limit.
     """
-    if not images or len(dataset) <= images:
+    if not images or len(dataset) <= images or (dataset.labels < 0).any():
         return dataset
-    labels, counts = np.unique(dataset.labels[dataset.labels >= 0], return_counts=True)
+    labels, counts = np.unique(dataset.labels, return_counts=True)
     labels = labels[counts > 1]
     kept = min(max(2, images // EACH), len(labels))
     chosen = labels[np.linspace(0, len(labels) - 1, kept).astype(int)]
     there = np.flatnonzero(np.isin(dataset.labels, chosen))
-    index = there[first_of_each(dataset.labels[there], max(2, images // max(kept, 1)))]
-    asks, searched = (np.isin(index, part) for part in (dataset.queries, dataset.gallery))
-    few = dataset.subset(index)
-    return replace(few, queries=np.flatnonzero(asks), gallery=np.flatnonzero(searched))
+    first = first_of_each(dataset.labels[there], max(2, images // max(kept, 1)))
+    return part_of(dataset, there[first])
 
 
 def half_of_labels(dataset: ImageDataset) -> ImageDataset:
-    """Only the labels of even number; all of them where that would leave fewer than two."""
+    """Only the labels of even number; all where that leaves fewer than two, or some are unknown."""
     even = dataset.labels % 2 == 0
-    return dataset.subset(even) if len(np.unique(dataset.labels[even])) > 1 else dataset
+    scarce = len(np.unique(dataset.labels[even])) < 2 or (dataset.labels < 0).any()
+    return dataset if scarce else part_of(dataset, even)
 
 
 def halves(train: ImageDataset) -> tuple[np.ndarray, np.ndarray]:
     """Training images to fit something on, and others to judge it by: ``(F,)`` and ``(J,)``.
 
     Every other object fits, the others judge. Where backgrounds are known, every other
-    background too: were they shared, what is fitted would know those of its judges.
+    background too: were they shared, what is fitted would know those of its judges. Where too
+    few images would be left to judge, backgrounds are not split; and if objects neither, because
+    labels are unknown, all images do both.
     """
-    some_objects = np.isin(train.labels, np.unique(train.labels)[::2])
-    grounds = backgrounds(train)
+    some = np.isin(train.labels, np.unique(train.labels)[::2])
+    ways, grounds = [(some, ~some)], backgrounds(train)
     if grounds is not None:
-        some_grounds = np.isin(grounds, np.unique(grounds)[::2])
-        fit, judge = some_objects & some_grounds, ~some_objects & ~some_grounds
-        found_again = len(np.unique(train.labels[judge])) < judge.sum()
-        if found_again and fit.sum() > 1:
+        there = np.isin(grounds, np.unique(grounds)[::2])
+        ways.insert(0, (some & there, ~some & ~there))
+    for fit, judge in ways:
+        if fit.sum() > 1 and judge.any() and answerable(part_of(train, judge)):
             return np.flatnonzero(fit), np.flatnonzero(judge)
-    return np.flatnonzero(some_objects), np.flatnonzero(~some_objects)
+    return np.arange(len(train)), np.arange(len(train))
+
+
+def answerable(dataset: ImageDataset) -> bool:
+    """Whether some query has a relevant image."""
+    return any(dataset.relevant(query).any() for query in dataset.queries)

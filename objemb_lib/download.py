@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -29,12 +30,14 @@ from filelock import FileLock
 from urllib3.exceptions import HTTPError, MaxRetryError
 from urllib3.util import Retry
 
+from objemb_lib import __version__
 from objemb_lib import progress as bars
-from objemb_lib.errors import DownloadError
+from objemb_lib.errors import DownloadError, ObjembError
 
 CHUNK = 1 << 16  # bytes; what a cut connection loses at most
 TIMEOUT = (10, 30)  # seconds: to connect, between two packets
 BUSY = {429, 500, 502, 503, 504}  # HTTP answers that may pass
+AGENT = f"objemb/{__version__} (a course on object embeddings)"  # some hosts refuse the nameless
 TRIES = 4  # requests in a row that bring no new byte before a source is given up
 BACKOFF = 1.0  # seconds before the second try; doubles
 RETRY_AFTER_CAP = 30.0  # seconds: the longest wait a server can ask of us
@@ -52,10 +55,11 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
 def fetch(
     urls: Sequence[str],
     dest: Path,
-    sha256: str,
+    sha256: str | None,
     size: int | None = None,
     mirror: str | None = None,
     progress: bool = True,
+    check: Callable[[Path], object] | None = None,
 ) -> Path:
     """Fetch one file unless ``dest`` already holds it; safe for several processes at once.
 
@@ -64,27 +68,33 @@ def fetch(
     Args:
         urls: http(s) addresses of the same bytes, tried in order.
         dest: where the file goes.
-        sha256: hex digest that the bytes must have.
-        size: length in bytes, where known: disk space is then checked first.
+        sha256: hex digest that the bytes must have, or ``md5:`` and that one, where only it was
+            ever published; None where no digest was: ``check`` then decides.
+        size: length in bytes, where known: disk space is then checked first. Where the server
+            states a length, it is checked against that.
         mirror: folder or URL tried before ``urls``, as ``<mirror>/<dest.name>``; pass
             ``settings.mirror()`` to honour ``OBJEMB_MIRROR``.
         progress: show a bar.
+        check: reads the file before it gets its name; raises an ObjembError if it is not right.
     Returns:
         ``dest``.
     Raises:
+        ValueError: neither a digest nor a check.
         DownloadError: no source gave the right bytes (each is listed with its reason), or the
             disk is full.
     """
+    if sha256 is None and check is None:
+        raise ValueError(f"{dest}: bytes that nothing can check")
     dest = Path(dest)
     sources = ([f"{mirror.rstrip('/')}/{dest.name}"] if mirror else []) + list(urls)
     try:
-        if _holds(dest, sha256):
+        if holds(dest, sha256):
             return dest
         dest.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(dest.with_name(f".{dest.name}.lock")):
-            if not _holds(dest, sha256):  # another process may have fetched it meanwhile
-                transfer = _Transfer(dest.with_name(f"{dest.name}.part"), size, progress)
-                _check_space(dest, transfer)
+            if not holds(dest, sha256):  # another process may have fetched it meanwhile
+                transfer = Transfer(dest.with_name(f"{dest.name}.part"), size, progress, check)
+                require_space(dest, max((size or 0) - transfer.have, 0))
                 _try_each(sources, dest, sha256, transfer)
     except OSError as error:
         remedy = "Free some space or set OBJEMB_DATA to another folder, then run again."
@@ -92,22 +102,27 @@ def fetch(
     return dest
 
 
-def _holds(dest: Path, sha256: str) -> bool:
-    return dest.exists() and sha256_file(dest) == sha256.lower()
+def holds(file: Path, digest: str | None) -> bool:
+    """Whether ``file`` has the ``digest`` of :func:`fetch`, or is there if that is None."""
+    if digest is None or not file.exists():
+        return file.exists()
+    kind, _, value = digest.rpartition(":")
+    return pooch.file_hash(os.fspath(file), alg=kind or "sha256") == value.lower()
 
 
-def _check_space(dest: Path, transfer: _Transfer) -> None:
-    missing = max((transfer.size or 0) - transfer.have, 0)
+def require_space(dest: Path, missing: int) -> None:
+    """Raise DownloadError unless the disk of ``dest`` has room for ``missing`` more bytes."""
     needed = missing * 1.1 + SPACE_MARGIN
-    free = shutil.disk_usage(dest.parent).free
+    place = next(folder for folder in (dest, *dest.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(place).free
     if missing and free < needed:
         problem = f"{dest}: needs {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free"
         raise DownloadError(problem, "Free some space, or set OBJEMB_DATA to another disk.")
 
 
-def _try_each(sources: Sequence[str], dest: Path, sha256: str, transfer: _Transfer) -> None:
+def _try_each(sources: Sequence[str], dest: Path, sha256: str | None, transfer: Transfer) -> None:
     pooch.get_logger().setLevel("WARNING")  # the bar says it already
-    known = {"known_hash": f"sha256:{sha256}", "fname": dest.name, "path": dest.parent}
+    known = {"known_hash": sha256, "fname": dest.name, "path": dest.parent}
     put = partial(pooch.retrieve, downloader=transfer, **known)
     tried = []
     for source in sources:
@@ -119,7 +134,7 @@ def _try_each(sources: Sequence[str], dest: Path, sha256: str, transfer: _Transf
                     raise
                 put(source)  # the old half was another file's: once more from the start
             return
-        except (_GiveUp, ValueError) as error:
+        except (GiveUp, ValueError) as error:
             tried.append(f"\n  - {source}: {error}")
     raise DownloadError(
         f"{dest.name} could not be fetched. Tried:{''.join(tried) or ' nothing, no address given'}",
@@ -129,8 +144,12 @@ def _try_each(sources: Sequence[str], dest: Path, sha256: str, transfer: _Transf
     )
 
 
-class _GiveUp(Exception):
+class GiveUp(Exception):
     """This source will not give the file, for the reason in the message."""
+
+
+class Gone(GiveUp):
+    """The server answered that it has no such file, or will not show it."""
 
 
 class _TryAgain(Exception):
@@ -138,13 +157,15 @@ class _TryAgain(Exception):
 
 
 @dataclass
-class _Transfer:
+class Transfer:
     """A pooch downloader: fills ``part``, from where it ends if the server can."""
 
     part: Path
     size: int | None
     progress: bool
+    check: Callable[[Path], object] | None = None
     resumed: bool = False  # bytes of an earlier request were built upon
+    tag: str | None = None  # the server's name for the content, where it looks like an MD5
 
     @property
     def have(self) -> int:
@@ -154,18 +175,24 @@ class _Transfer:
     def __call__(self, source: str, output_file: str, _pooch: object) -> None:
         """Put ``source`` (a URL or a path) into ``output_file``, whose hash pooch then checks."""
         if source.startswith(("http://", "https://")):
-            self._download(source)
+            self.download(source)
         else:
             self._copy(Path(source).expanduser())
+        if self.check:
+            try:
+                self.check(self.part)
+            except ObjembError as error:
+                self.part.unlink()
+                raise ValueError(error.problem) from error
         os.replace(self.part, output_file)
 
     def _copy(self, source: Path) -> None:
         if not (source.is_file() and os.access(source, os.R_OK)):
-            raise _GiveUp("no such file, or not readable")
+            raise GiveUp("no such file, or not readable")
         with open(source, "rb") as file:
             self._save(iter(partial(file.read, CHUNK), b""), "wb")
 
-    def _download(self, url: str) -> None:
+    def download(self, url: str) -> None:
         most, failures = self.have, 0
         self.resumed = most == self.size  # whole, but killed before it got its name?
         while self.have != self.size:
@@ -177,17 +204,20 @@ class _Transfer:
                 most = max(most, self.have)
                 reason, wait = error.args
                 if failures >= TRIES:
-                    raise _GiveUp(f"{reason}, {TRIES} times; {self.have} bytes kept") from error
+                    raise GiveUp(f"{reason}, {TRIES} times; {self.have} bytes kept") from error
                 _sleep(BACKOFF * 2 ** max(failures - 1, 0) if wait is None else wait)
 
     def _request(self, url: str) -> None:
-        """One request. Raises _TryAgain, _GiveUp, or ValueError for a wrong length."""
-        headers = {"Accept-Encoding": "identity"}  # else offsets count compressed bytes
+        """One request. Raises _TryAgain, GiveUp, or ValueError for a wrong length."""
+        headers = {"User-Agent": AGENT}
+        headers["Accept-Encoding"] = "identity"  # else offsets count compressed bytes
         if self.have:
             headers["Range"] = f"bytes={self.have}-"
         try:
             with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
                 self._judge(response)
+                if self.size is None:
+                    require_space(self.part, int(response.headers.get("Content-Length") or 0))
                 partly = response.status_code == 206
                 self.resumed |= partly
                 chunks = response.raw.stream(CHUNK, decode_content=False)
@@ -195,9 +225,9 @@ class _Transfer:
         except (requests.RequestException, HTTPError) as error:
             cause = error.args[0] if error.args else error
             if isinstance(cause, MaxRetryError):  # no such host, refused, no route, bad certificate
-                raise _GiveUp(str(cause.reason or cause)) from error
+                raise GiveUp(str(cause.reason or cause)) from error
             if isinstance(error, ValueError):  # not a URL
-                raise _GiveUp(str(error)) from error
+                raise GiveUp(str(error)) from error
             raise _TryAgain(f"connection cut ({cause})", None) from error
 
     def _judge(self, response: requests.Response) -> None:
@@ -212,7 +242,9 @@ class _Transfer:
                 wait = min(asked, RETRY_AFTER_CAP)
             raise _TryAgain(answer, wait)
         if response.status_code not in (200, 206):
-            raise _GiveUp(answer)
+            raise Gone(answer)
+        tag = response.headers.get("ETag", "").strip('"')
+        self.tag = tag if re.fullmatch("[0-9a-f]{32}", tag) else None
 
     def _save(self, chunks: Iterable[bytes], mode: str) -> None:
         start = self.have if mode == "ab" else 0

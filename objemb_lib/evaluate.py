@@ -1,4 +1,4 @@
-"""Evaluate: metrics on rankings, a whole data set's protocol, intervals by query object.
+"""Evaluate: metrics on rankings, each data set's protocol, intervals by query object.
 
 A metric here is a pure function of a *ranked relevance list*: 1-D booleans over the gallery,
 best first, True where relevant, junk already taken out. A query without any relevant image
@@ -50,16 +50,49 @@ def average_precision(ranked: np.ndarray) -> float:
     """Mean over the relevant images of the precision at their rank; nan without any.
 
     ``AP = 1/R sum_r P(rank of the r-th relevant image)``.
-    Convention: not interpolated (as scikit-learn and trec_eval). Oxford and Paris take the
-    area under the precision-recall curve by trapezoids, which averages P at the rank and P
-    just before it, so that theirs is lower: here, (1/1 + 2/3) / 2 = 0.833; there,
-    ((1 + 1) / 2 + (1/2 + 2/3) / 2) / 2 = 0.792.
+    Convention: not interpolated (as scikit-learn and trec_eval); Oxford and Paris take
+    :func:`trapezoidal_ap`, which is lower: here, (1/1 + 2/3) / 2 = 0.833.
 
     >>> round(average_precision([True, False, True]), 3)
     0.833
     """
     ranks = np.flatnonzero(ranked) + 1
     return float((np.arange(1, len(ranks) + 1) / ranks).mean()) if len(ranks) else np.nan
+
+
+def trapezoidal_ap(ranked: np.ndarray) -> float:
+    """Area under the precision-recall curve by trapezoids; nan without relevant images.
+
+    ``1/R sum_r (P just before the r-th relevant image + P at it) / 2``, where P before the
+    first rank is 1.
+    Source: Philbin et al., Object Retrieval with Large Vocabularies, 2007; kept by Radenović et
+    al., Revisiting Oxford and Paris, 2018.
+
+    >>> round(trapezoidal_ap([True, False, True]), 3)  # ((1 + 1) / 2 + (1/2 + 2/3) / 2) / 2
+    0.792
+    """
+    before = np.flatnonzero(ranked)  # images ranked before each relevant one
+    if not len(before):
+        return np.nan
+    found = np.arange(len(before))
+    just_before = np.where(before == 0, 1.0, found / np.maximum(before, 1))
+    return float(((just_before + (found + 1) / (before + 1)) / 2).mean())
+
+
+def precision_until_found(ranked: np.ndarray, k: int) -> float:
+    """Precision among the first k, or among those up to the last relevant image if that is
+    sooner; nan without relevant images.
+
+    Convention: mP@k of revisited Oxford and Paris: with two relevant images, both at the top,
+    it is 1 for every k. Source: Radenović et al. 2018, the code published with it.
+
+    >>> precision_until_found([True, True, False], k=3), precision_at_k([True, True, False], k=4)
+    (1.0, 0.5)
+    """
+    ranked = np.asarray(ranked, bool)
+    if not ranked.any():
+        return np.nan
+    return float(ranked[: min(k, np.flatnonzero(ranked)[-1] + 1)].mean())
 
 
 def r_precision(ranked: np.ndarray) -> float:
@@ -90,20 +123,102 @@ def map_at_r(ranked: np.ndarray) -> float:
     return float((first.cumsum() / np.arange(1, total + 1) * first).sum() / total)
 
 
-def metric_function(name: str) -> Callable[[np.ndarray], float]:
+@dataclass(frozen=True)
+class Protocol:
+    """How a benchmark is scored, by its own rules.
+
+    Args:
+        name: in :data:`PROTOCOLS`.
+        convention: who asks, what is searched, what counts: one line, for under a table.
+        metrics: those that the benchmark reports.
+        ap, precision: what its "mAP" and "P@<k>" mean.
+    """
+
+    name: str
+    convention: str
+    metrics: tuple[str, ...] = METRICS
+    ap: Callable[[np.ndarray], float] = average_precision
+    precision: Callable[[np.ndarray, int], float] = precision_at_k
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.convention}"
+
+
+PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol(
+            "objects",
+            "every image asks all others; relevant: the same object; junk: images that show it "
+            "only beside another; mAP not interpolated",
+        ),
+        Protocol(
+            "categories",
+            "every object's window asks all others; relevant: the same category; junk: windows "
+            "that show it only beside their own object; mAP not interpolated",
+        ),
+        Protocol(
+            "metric learning",
+            "every test image asks all others; relevant: the same class, none of them trained on; "
+            "R@K is 1 if one of the first K is relevant (Oh Song et al. 2016)",
+            ("R@1", "R@2", "R@4", "R@8", "R-precision", "MAP@R"),
+        ),
+        Protocol(
+            "metric learning, products",
+            "every test image asks all others; relevant: the same product, none of them trained "
+            "on; R@K is 1 if one of the first K is relevant (Oh Song et al. 2016)",
+            ("R@1", "R@10", "R@100", "R@1000", "R-precision", "MAP@R"),
+        ),
+        Protocol(
+            "photoshop to original",
+            "every photoshop asks all originals; relevant: the one it was made from; mAP is then "
+            "the mean reciprocal rank",
+            ("R@1", "R@5", "R@10", "mAP"),
+        ),
+        Protocol(
+            "iconic",
+            "every photograph asks all iconic pictures; relevant: the one of its product; mAP is "
+            "then the mean reciprocal rank",
+            ("R@1", "R@5", "mAP"),
+        ),
+        Protocol(
+            "revisited",
+            "the query's box asks all images; junk is taken out of the ranking; queries without "
+            "relevant images are left out; trapezoidal mAP; mP@k up to the last relevant image "
+            "(Radenović et al. 2018)",
+            ("mAP", "P@1", "P@5", "P@10"),
+            trapezoidal_ap,
+            precision_until_found,
+        ),
+    )
+}
+OBJECTS = PROTOCOLS["objects"]
+
+
+def metric_function(name: str, protocol: Protocol = OBJECTS) -> Callable[[np.ndarray], float]:
     """The function of a metric's name: "mAP", "R-precision", "MAP@R", "R@<k>" or "P@<k>".
 
     >>> metric_function("R@2")([False, True])
     1.0
     """
-    whole = {"mAP": average_precision, "R-precision": r_precision, "MAP@R": map_at_r}
+    whole = {"mAP": protocol.ap, "R-precision": r_precision, "MAP@R": map_at_r}
     if name in whole:
         return whole[name]
     head, _, k = name.partition("@")
-    at_k = {"R": recall_at_k, "P": precision_at_k}.get(head)
+    at_k = {"R": recall_at_k, "P": protocol.precision}.get(head)
     if at_k is None or not k.isdecimal() or int(k) < 1:
         raise DataError(f"no metric {name!r}", f"Use {', '.join(whole)}, R@<k> or P@<k>.")
     return lambda ranked: at_k(ranked, int(k))
+
+
+def protocol_of(dataset: ImageDataset) -> Protocol:
+    """The protocol that a data set names. Raises DataError if there is none of that name."""
+    if dataset.protocol not in PROTOCOLS:
+        raise DataError(
+            f"{dataset.name} asks for the protocol {dataset.protocol!r}",
+            f"There are: {', '.join(PROTOCOLS)}.",
+        )
+    return PROTOCOLS[dataset.protocol]
 
 
 @dataclass(frozen=True)
@@ -136,12 +251,14 @@ class Evaluation:
         groups: ``(Q,)`` label (object) of each query.
         queries: ``(Q,)`` image index of each query.
         dataset: name and content hash of what was evaluated.
+        protocol: how.
     """
 
     values: dict[str, np.ndarray]
     groups: np.ndarray
     queries: np.ndarray
     dataset: str = ""
+    protocol: Protocol = OBJECTS
 
     @property
     def n_queries(self) -> int:
@@ -229,10 +346,11 @@ def paired_difference(
     two intervals side by side suggest.
 
     Raises:
-        DataError: when the two did not answer the same queries of the same data set.
+        DataError: when the two did not answer the same queries of the same data set, or were not
+            scored by the same protocol.
     """
-    same = a.dataset == b.dataset and np.array_equal(a.queries, b.queries)
-    if not (same and np.array_equal(a.groups, b.groups)):
+    same = (a.dataset, a.protocol) == (b.dataset, b.protocol)
+    if not (same and np.array_equal(a.queries, b.queries) and np.array_equal(a.groups, b.groups)):
         raise DataError(
             f"cannot compare query by query: {a.n_queries} queries of {a.dataset or '?'}, "
             f"{b.n_queries} of {b.dataset or '?'}",
@@ -245,19 +363,21 @@ def evaluate(
     vectors: np.ndarray,
     dataset: ImageDataset,
     gallery_vectors: np.ndarray | None = None,
-    metrics: Sequence[str] = METRICS,
+    metrics: Sequence[str] | None = None,
     chunk: int = 1024,
 ) -> Evaluation:
     """Rank the whole gallery for each query by inner product, and score the rankings.
 
-    Protocol: junk is taken out of each ranking; equal scores keep the gallery's order.
+    By the data set's protocol (:func:`protocol_of`); in all of them junk is taken out of each
+    ranking, and equal scores keep the gallery's order.
 
     Args:
         vectors: ``(N, D)``, one per image of ``dataset`` in its order, L2-normalised.
         dataset: says who asks, what is searched, what is relevant and what is junk.
         gallery_vectors: ``(N, D)``, in the same order, where gallery images are embedded in
             another way than queries (e.g. the query cropped to its box); default ``vectors``.
-        metrics: names as in :func:`metric_function`.
+        metrics: names as in :func:`metric_function`; default those that the protocol reports,
+            and the course's :data:`METRICS`.
         chunk: queries ranked at a time, each taking about 16 bytes per gallery image.
     Raises:
         DataError: not one finite vector per image, unknown metric, no metric, or no query that
@@ -270,13 +390,14 @@ def evaluate(
 
 
 def evaluate_scores(
-    scores: np.ndarray, dataset: ImageDataset, metrics: Sequence[str] = METRICS
+    scores: np.ndarray, dataset: ImageDataset, metrics: Sequence[str] | None = None
 ) -> Evaluation:
     """:func:`evaluate` for scores that are no inner product of two vectors.
 
     Args:
         scores: ``(Q, G)``, one line for each of ``dataset.queries``, one column for each of
-            ``dataset.gallery``; higher is better.
+            ``dataset.gallery``; higher is better. Further columns are distractors: images
+            outside the data set, relevant to none of its queries.
     Raises:
         DataError: another shape, a NaN or infinity, else as for :func:`evaluate`.
     """
@@ -285,7 +406,8 @@ def evaluate_scores(
 
 def _checked_scores(scores: np.ndarray, dataset: ImageDataset) -> np.ndarray:
     scores, expected = np.asarray(scores), (len(dataset.queries), len(dataset.gallery))
-    if scores.shape != expected or not np.isfinite(scores).all():
+    fits = scores.ndim == 2 and len(scores) == expected[0] and scores.shape[1] >= expected[1]
+    if not fits or not np.isfinite(scores).all():
         raise DataError(
             f"scores of shape {scores.shape} for {expected[0]} queries and {expected[1]} images, "
             "or NaN or infinite ones",
@@ -295,16 +417,19 @@ def _checked_scores(scores: np.ndarray, dataset: ImageDataset) -> np.ndarray:
 
 
 def _evaluate(
-    parts: Iterable[np.ndarray], dataset: ImageDataset, metrics: Sequence[str]
+    parts: Iterable[np.ndarray], dataset: ImageDataset, metrics: Sequence[str] | None
 ) -> Evaluation:
     """Rank and score, some queries at a time: each part has a line a query, in their order."""
-    functions = {name: metric_function(name) for name in metrics}
+    protocol = protocol_of(dataset)
+    names = (*protocol.metrics, *METRICS) if metrics is None else metrics
+    functions = {name: metric_function(name, protocol) for name in names}
     if not functions:
         raise DataError("no metric to evaluate", f"Choose among {', '.join(METRICS)}.")
     queries, found = np.asarray(dataset.queries), []
     for part in parts:
         for order in np.argsort(-part, axis=1, kind="stable"):
-            relevant, junk = dataset.truth(queries[len(found)])
+            truth = np.array(dataset.truth(queries[len(found)]))
+            relevant, junk = np.pad(truth, ((0, 0), (0, len(order) - truth.shape[1])))
             ranked = relevant[order[~junk[order]]]
             found.append([function(ranked) for function in functions.values()])
     values = dict(zip(functions, np.array(found).reshape(len(queries), len(functions)).T))
@@ -315,7 +440,7 @@ def _evaluate(
             "can be seen without (ranking, plots.neighbours).",
         )
     which = f"{dataset.name}/{dataset.split} {dataset.fingerprint}"
-    return Evaluation(values, dataset.labels[queries], queries, which)
+    return Evaluation(values, dataset.labels[queries], queries, which, protocol)
 
 
 @dataclass(frozen=True)

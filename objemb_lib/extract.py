@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -35,6 +36,8 @@ from objemb_lib.atomic import atomic_path
 from objemb_lib.boxes import ObjectBoxes, ObjectRegion
 from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.errors import CacheError, DataError, ObjembError
+from objemb_lib.memory import until_it_fits
+from objemb_lib.postprocess import mean_of
 from objemb_lib.regions import CROP, WHOLE, Looked, Region, view
 from objemb_lib.trunks import Trunk
 
@@ -76,7 +79,7 @@ def extract(
         wanted: pairs of a stage of the trunk and a key of :data:`pooling.POOLINGS`.
         region: where to look. size: side in pixels of what the trunk sees.
         batch_size: images a forward pass; default 4 on a CPU, whose caches a larger batch
-            overflows (32 is half as fast), else 64.
+            overflows (32 is half as fast), else 64. Halved, with a warning, where memory runs out.
         precision: ``fp32`` or ``bf16``; default :func:`default_precision`.
         cache: False neither reads nor writes the cache.
     Returns:
@@ -84,7 +87,7 @@ def extract(
     Raises:
         KeyError: unknown stage or pooling. DataError: unknown precision. ImageError, DataError:
         an image cannot be used; what was computed before it stays cached. CacheError: the cache
-        cannot be written.
+        cannot be written. ObjembError: not even one image fits into memory.
     """
     options = (size, batch_size, precision, cache, progress)
     return extract_regions(dataset, trunk, wanted, [region], *options)[region.name]
@@ -120,6 +123,26 @@ def extract_regions(
         job = Job(dataset, trunk, tuple(many), *options)
         found |= _from_cache(job, wanted) if cache else _computed(job, wanted)
     return {region.name: found[once[repr(region)].name] for region in regions}
+
+
+def extract_scales(
+    dataset: ImageDataset,
+    trunk: Trunk,
+    wanted: Wanted,
+    sizes: Sequence[int],
+    region: Region = WHOLE,
+    **options: object,
+) -> Vectors:
+    """:func:`extract` at several sizes, one vector an image of all of them.
+
+    Args:
+        sizes: sides in pixels, e.g. 181, 256 and 362: a factor of the square root of 2 apart.
+        options: further ones of :func:`extract`.
+    Returns:
+        ``{(stage, pooling): (N, C) float32}``, L2-normalised, see :func:`postprocess.mean_of`.
+    """
+    each = [extract(dataset, trunk, wanted, region, size, **options) for size in sizes]
+    return {pair: mean_of([vectors[pair] for vectors in each]) for pair in wanted}
 
 
 @dataclass(frozen=True)
@@ -163,8 +186,8 @@ def extract_objects(
         on: ``map``: every object of an image, of every source, is cut out of the map of one
             forward pass; ``pixels``: one forward pass for each object (crop and embed).
     Raises:
-        DataError: boxes of another number of images, or two regions of one name; masks on pixels.
-        Else as for :func:`extract`.
+        DataError: boxes of another number of images, or two regions of one name; masks on pixels;
+            else as for :func:`extract`.
     """
     many = [ObjectRegion(r) if isinstance(r, ObjectBoxes) else r for r in regions]
     if len({r.name for r in many}) < len(many):
@@ -204,6 +227,7 @@ def _one_each(dataset: ImageDataset, region: ObjectRegion) -> ImageDataset:
     return ImageDataset(
         dataset.name, dataset.split, dataset.root, [dataset.files[i] for i in owners],
         dataset.labels[owners], boxes=boxes, fingerprint=content,
+        crops=[dataset.crops[i] for i in owners] if dataset.crops else (),
     )  # fmt: skip
 
 
@@ -333,9 +357,12 @@ class Job:
         ]
         views = self._read([images for _, images in batches])
         found: list[dict[Asked, np.ndarray]] = []
+        fits = self.batch_size
         with bars.bar(None, what, sum(map(len, todo)), "image", not self.progress) as bar:
             for (part, images), (pixels, boxes) in zip(batches, views):
-                found.append(self._step(trunk, images, pixels, boxes, todo[part]))
+                step = partial(self._pieces, trunk, images, pixels, boxes, todo[part])
+                some, fits = until_it_fits(step, fits)
+                found += some
                 bar.update(len(images))
                 if images[-1] == part[-1]:
                     yield part, {a: np.concatenate([f[a] for f in found]) for a in todo[part]}
@@ -350,6 +377,19 @@ class Job:
         """
         decode = (self._decode(images) for images in batches)
         return decode if self.device.type == "cpu" else self._read_ahead(batches)
+
+    def _pieces(
+        self,
+        trunk: Trunk,
+        images: range,
+        pixels: torch.Tensor,
+        boxes: Boxes,
+        every: list[Asked],
+        size: int,
+    ) -> list[dict[Asked, np.ndarray]]:
+        """A batch in steps of at most ``size`` images."""
+        parts = [slice(i, i + size) for i in range(0, len(images), size)]
+        return [self._step(trunk, images[p], pixels[p], boxes[p], every) for p in parts]
 
     def _step(
         self,
@@ -380,7 +420,7 @@ class Job:
         return pixels.permute(0, 3, 1, 2), boxes  # a view
 
     def _read_ahead(self, batches: list[range], ahead: int = 4) -> Iterator[View]:
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        with ThreadPoolExecutor(max(1, settings.workers())) as threads:
             queue: deque[Future] = deque()
             try:
                 for images in batches:

@@ -73,6 +73,27 @@ def fit_within(size: tuple[int, int], max_side: int = MAX_SIDE) -> tuple[int, in
     return max(1, round(size[0] * shrink)), max(1, round(size[1] * shrink))
 
 
+def image_size(path: str | os.PathLike[str]) -> tuple[tuple[int, int], bool]:
+    """The upright (width, height), and whether it is stored so; reads the header only.
+
+    Raises:
+        ImageError: as :func:`load_image`, as far as the header shows it.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            image = _open(path, file)
+            orientation = _orientation(image)
+            turned = _UPRIGHT.get(orientation) in _ON_ITS_SIDE
+            return image.size[::-1] if turned else image.size, orientation not in _UPRIGHT
+    except ImageError:
+        raise
+    except OSError as error:
+        raise _cannot_open(path, error) from error
+    except Exception as error:  # on damaged bytes Pillow raises almost anything
+        raise ImageError(f"{path}: damaged or cut off ({error})", _COPY_AGAIN) from error
+
+
 def measure_images(
     paths: Sequence[str | os.PathLike[str]], progress: bool = True
 ) -> list[tuple[int, int] | ImageError]:

@@ -1,86 +1,69 @@
-"""Index: exact search for the gallery vectors with the largest inner product.
+"""Index: search for the gallery vectors with the largest inner product, exact or approximate.
 
-On L2-normalised vectors the inner product is the cosine similarity. One ``search``, two
-ways behind it: torch (a matrix product and top-k) and faiss. Which is faster depends on the
-BLAS that each was built with; see ``benchmarks/search.py``.
+On L2-normalised vectors the inner product is the cosine similarity. One class stands before all
+families of faiss, chosen by faiss's own *factory strings*:
+
+- ``"Flat"``: exact, every vector in full; see :mod:`exact`;
+- ``"SQ8"``: exhaustive, a byte a dimension;
+- ``"IVF256,Flat"``: 256 lists, of which a search reads ``nprobe``;
+- ``"OPQ16,IVF256,PQ16"``: lists of product-quantised codes of 16 bytes, after a rotation;
+- ``"HNSW32"``: a graph of near neighbours.
 """
 
 from __future__ import annotations
 
 import json
-import statistics
 import struct
-import time
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Mapping
 from pathlib import Path
 
 import faiss
 import numpy as np
-import torch
 
 from objemb_lib.atomic import atomic_path
 from objemb_lib.errors import DataError
+from objemb_lib.exact import BACKENDS, Found, exact_search, fastest_backend, in_order
+from objemb_lib.families import LIVING, REMOVED, core_of, ids_of, new_store, reason
+from objemb_lib.trunks import Trunk
 
-BACKENDS = ("auto", "torch", "faiss")
-CHUNK_BYTES = 64 << 20  # of scores held at a time
-WORTH_MEASURING = 1 << 33  # multiply-adds, some 0.5 s: below it measuring costs what it gains
-MANY = 256  # queries: fewer than that are faster in torch wherever we looked
+__all__ = ["Index", "fastest_backend", "made_by", "recall", "rerank"]
+
 TAIL = struct.Struct("<Q8s")  # length of the JSON, magic; ends every saved file
 MAGIC = b"objemb-1"
-
-Found = tuple[np.ndarray, np.ndarray]
-
-
-def _search_torch(vectors: np.ndarray, queries: np.ndarray, k: int) -> Found:
-    """Scores and rows of the top k by matrix product, a chunk of queries at a time."""
-    gallery, asked = torch.from_numpy(vectors).T, torch.from_numpy(queries)
-    chunk = max(1, CHUNK_BYTES // (4 * len(vectors)))
-    found = [torch.topk(part @ gallery, k) for part in asked.split(chunk)]
-    scores, rows = (torch.cat(parts).numpy() for parts in zip(*found))
-    return scores, rows
+FACTORY = "factory"  # its key in that JSON
+MMAP, MMAP_LISTS = faiss.IO_FLAG_MMAP_IFC, faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY
 
 
-def _search_faiss(vectors: np.ndarray, queries: np.ndarray, k: int) -> Found:
-    """The same by faiss."""
-    return faiss.knn(queries, vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
+def made_by(trunk: Trunk, size: int, pair: tuple[str, str], region: str = "") -> dict[str, str]:
+    """What an index must know of its vectors, to refuse those of another model.
 
-
-WAYS: dict[str, Callable[[np.ndarray, np.ndarray, int], Found]] = {
-    "torch": _search_torch,
-    "faiss": _search_faiss,
-}
-
-
-@cache
-def fastest_backend() -> str:
-    """Backend that searches many queries faster here, "torch" or "faiss"; measured once a process.
-
-    In 0.1 to 0.3 s, with the threads and under the load that the search itself will meet.
+    Args:
+        trunk: the network. size: side in pixels of what it saw. pair: (stage, pooling).
+        region: how objects were cut out, if that matters.
     """
-    vectors = np.random.default_rng(0).standard_normal((2048, 512), np.float32)
-    seconds: dict[str, list[float]] = {name: [] for name in WAYS}
-    for turn in range(4):
-        for name, way in WAYS.items():
-            start = time.perf_counter()
-            way(vectors, vectors[:MANY], 10)
-            if turn:  # the first turn warms up threads and buffers
-                seconds[name].append(time.perf_counter() - start)
-    return min(seconds, key=lambda name: statistics.median(seconds[name]))
+    return {
+        "trunk": trunk.name,
+        "weights": trunk.fingerprint(),
+        "size": str(size),
+        "stage": pair[0],
+        "pooling": pair[1],
+        "region": region,
+    }
 
 
 class Index:
-    """Exact inner-product search over ``(N, dim)`` float32 vectors with int64 ids.
+    """Inner-product search over ``(N, dim)`` float32 vectors with int64 ids of 0 or more.
 
-    Both backends give the same neighbours, and the same scores up to rounding. Equal scores
-    are ordered by id, also where k cuts through them.
+    An exact index has two backends with the same neighbours, and the same scores up to rounding.
+    Equal scores are ordered by id.
 
     Args:
         dim: dimension of the vectors.
-        backend: "torch", "faiss" or "auto": the faster one on this machine.
-        meta: strings to keep with the vectors, e.g. the model's name and fingerprint.
+        backend: of exact search, "torch", "faiss" or "auto": the faster one on this machine.
+        meta: strings to keep with the vectors, e.g. :func:`made_by`.
+        factory: the family, a factory string of faiss.
     Raises:
-        DataError: for an unknown backend.
+        DataError: for an unknown backend or family.
 
     >>> index = Index(dim=2, meta={"trunk": "toy"})
     >>> index.add([[1, 0], [0, 1], [0.6, 0.8]], ids=[10, 11, 12])
@@ -89,43 +72,141 @@ class Index:
     (array([[10, 12]]), array([[1. , 0.6]], dtype=float32))
     """
 
-    def __init__(self, dim: int, backend: str = "auto", meta: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        dim: int,
+        backend: str = "auto",
+        meta: Mapping[str, str] | None = None,
+        factory: str = "Flat",
+    ) -> None:
         if backend not in BACKENDS:
             raise DataError(f"no search backend {backend!r}", f"Use one of {', '.join(BACKENDS)}.")
-        self.dim, self.backend, self.meta = dim, backend, dict(meta or {})
-        self._store = faiss.IndexIDMap(faiss.IndexFlatIP(dim))
-        self._ids = np.zeros(0, np.int64)
+        self.dim, self.backend, self.meta, self.factory = dim, backend, dict(meta or {}), factory
+        self.read_only = False
+        self._take(new_store(dim, factory))
+
+    def _take(self, store: faiss.Index) -> None:
+        """Look at what the store holds, after any change of it."""
+        self._store = store
+        self._ids = ids_of(store)  # (rows,), REMOVED where a graph keeps what is gone
+        self._by_id: tuple[np.ndarray, np.ndarray] | None = None  # made when asked for
+        self._n = int(np.count_nonzero(self._ids != REMOVED))
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return self._n
 
     def __repr__(self) -> str:
-        return f"Index({len(self)} vectors of {self.dim} dimensions, backend={self.backend!r})"
+        how = f"backend={self.backend!r}" if self.exact else f"factory={self.factory!r}"
+        return f"Index({len(self)} vectors of {self.dim} dimensions, {how})"
 
-    def add(self, vectors: np.ndarray, ids: np.ndarray | None = None) -> None:
-        """Add ``(n, dim)`` vectors under ``(n,)`` ids; by default the next numbers from len(self).
+    @property
+    def exact(self) -> bool:
+        """Whether every vector is kept in full and looked at."""
+        kept = self._store.index if isinstance(self._store, faiss.IndexIDMap) else self._store
+        return isinstance(faiss.downcast_index(kept), faiss.IndexFlat)
+
+    @property
+    def trained(self) -> bool:
+        """Whether it can take vectors; lists and codes must be trained first."""
+        return self._store.is_trained
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of vectors or codes, ids, lists and graph, in memory and as saved."""
+        sizes: list[int] = []
+        faiss.write_index(
+            self._store, faiss.PyCallbackIOWriter(lambda part: sizes.append(len(part)))
+        )
+        return sum(sizes)
+
+    def require(self, meta: Mapping[str, str]) -> None:
+        """Raise DataError unless the index says the same of its vectors, see :func:`made_by`."""
+        for key, value in meta.items():
+            if (own := self.meta.get(key)) != value:
+                raise DataError(
+                    f"the index is of another model: its {key} is {own!r}, not {value!r}",
+                    "Search with vectors of its own model, or build the index again.",
+                )
+
+    def train(self, vectors: np.ndarray, at_most: int = 65_536, seed: int = 0) -> None:
+        """Learn lists and codes from ``(n, dim)`` vectors, of which ``at_most`` are drawn.
+
+        Does nothing where the family has nothing to learn.
 
         Raises:
-            DataError: wrong shape, a NaN or infinity, or an id that is there already. Then
-                nothing is added.
+            DataError: too few vectors, or as for :meth:`add`; or there are vectors already.
+        """
+        vectors = self._checked(vectors, "training vectors")
+        self._check_writable()
+        if len(self):
+            raise DataError(f"{self} holds vectors already", "Train a new Index, then add them.")
+        rows = np.random.default_rng(seed).permutation(len(vectors))[:at_most]
+        try:
+            self._store.train(vectors[np.sort(rows)])
+        except RuntimeError as error:
+            raise DataError(
+                f"{len(rows)} vectors cannot train {self.factory!r} ({reason(error)})",
+                "Pass more vectors: some 40 a list, 10,000 for codes; or use fewer lists.",
+            ) from error
+
+    def tune(self, settings: str) -> Index:
+        """Say how hard a search looks, in faiss's words: ``"nprobe=16"`` of the lists,
+        ``"efSearch=64"`` of a graph. Is saved with the index, which is returned.
+
+        Raises:
+            DataError: the family has no such setting.
+        """
+        try:
+            faiss.ParameterSpace().set_index_parameters(self._store, settings)
+        except RuntimeError as error:
+            raise DataError(
+                f"{self.factory!r} has no setting {settings!r}",
+                "Use nprobe= for IVF, efSearch= for HNSW; the others have none.",
+            ) from error
+        return self
+
+    def add(self, vectors: np.ndarray, ids: np.ndarray | None = None) -> None:
+        """Add ``(n, dim)`` vectors under ``(n,)`` ids; by default those after the highest.
+
+        Raises:
+            DataError: not trained, read only, wrong shape, a NaN or infinity, a vector of zeros,
+                or an id that is there already. Then nothing is added.
         """
         vectors = self._checked(vectors, "vectors")
-        start = len(self)
-        new = np.arange(start, start + len(vectors)) if ids is None else np.asarray(ids)
-        if new.shape != (len(vectors),) or not (new.size == 0 or np.can_cast(new.dtype, np.int64)):
+        self._check_writable()
+        if not self.trained:
+            raise DataError(f"{self.factory!r} is not trained", "Call train(sample) first.")
+        start = int(self._ids.max(initial=-1)) + 1
+        new = _checked_ids(np.arange(start, start + len(vectors)) if ids is None else ids)
+        if len(new) != len(vectors):
             raise DataError(
-                f"{len(vectors)} vectors but ids of shape {new.shape}, type {new.dtype}",
-                "Pass one integer id per vector.",
+                f"{len(vectors)} vectors but {len(new)} ids", "Pass one integer id per vector."
             )
-        every = np.concatenate([self._ids, new.astype(np.int64)])
-        values, counts = np.unique(every, return_counts=True)
-        if (counts > 1).any():
-            raise DataError(
-                f"ids given twice, e.g. {values[counts > 1][:3].tolist()}",
-                "Use an id once; make a new Index to replace vectors.",
-            )
-        self._store.add_with_ids(vectors, every[start:])
-        self._ids = every
+        if again := sorted(set(new[np.isin(new, self._ids)].tolist()))[:3]:
+            raise DataError(f"ids given twice, e.g. {again}", "Remove the old vectors first.")
+        self._store.add_with_ids(vectors, new)
+        self._take(self._store)
+
+    def remove(self, ids: np.ndarray) -> None:
+        """Take vectors out by their ids; the others keep theirs.
+
+        A graph cannot lose a node: it goes on leading searches, and is never found.
+
+        Raises:
+            DataError: read only, or an id that is not there. Then nothing is removed.
+        """
+        gone = _checked_ids(ids)
+        self._check_writable()
+        rows = self._rows(gone)
+        core = core_of(self._store)
+        if isinstance(core, faiss.IndexHNSW):
+            self._ids[rows] = REMOVED
+            faiss.copy_array_to_vector(self._ids, self._store.id_map)
+        else:
+            if isinstance(core, faiss.IndexIVF):
+                core.set_direct_map_type(faiss.DirectMap.NoMap)  # made again when asked for
+            self._store.remove_ids(faiss.IDSelectorBatch(gone))
+        self._take(self._store)
 
     def search(self, queries: np.ndarray, k: int) -> Found:
         """The k best vectors for each query, best first.
@@ -134,9 +215,10 @@ class Index:
             queries: ``(Q, dim)``.
             k: neighbours per query, >= 1; with fewer than k vectors there are len(self) columns.
         Returns:
-            scores ``(Q, min(k, N))`` float32 and ids of the same shape, int64.
+            scores ``(Q, min(k, N))`` float32 and ids of the same shape, int64. Where an
+            approximate search saw fewer than that: score -inf, id -1.
         Raises:
-            DataError: empty index, wrong shape, a NaN or infinity, or k < 1.
+            DataError: empty index, wrong shape, a NaN or infinity, zeros, or k < 1.
         """
         queries = self._checked(queries, "queries")
         if not len(self) or k < 1:
@@ -144,18 +226,35 @@ class Index:
         k = min(k, len(self))
         if not len(queries):
             return np.zeros((0, k), np.float32), np.zeros((0, k), np.int64)
-        vectors = self._vectors()
-        # One more than asked shows whether k cuts through equal scores.
-        scores, rows = WAYS[self._way(len(queries))](vectors, queries, min(k + 1, len(self)))
-        ids = self._ids[rows]
-        order = np.lexsort((ids, -scores))
-        scores, ids = (np.take_along_axis(part, order, axis=1) for part in (scores, ids))
-        if k < len(self):
-            for cut in np.flatnonzero(scores[:, k - 1] == scores[:, k]):
-                every = vectors @ queries[cut]
-                best = np.lexsort((self._ids, -every))[:k]
-                scores[cut, :k], ids[cut, :k] = every[best], self._ids[best]
-        return scores[:, :k], ids[:, :k]
+        if self.exact:
+            return exact_search(self._flat(), self._ids, queries, k, self.backend)
+        scores, ids = self._store.search(queries, k, params=self._without_removed())
+        return in_order(np.where(ids < 0, -np.inf, scores).astype(np.float32), ids)
+
+    def vectors(self, ids: np.ndarray) -> np.ndarray:
+        """``(n, dim)`` vectors of ids as the index knows them: exact, or decoded from codes.
+
+        Raises:
+            DataError: an id that is not there.
+        """
+        asked = _checked_ids(ids)
+        rows = self._rows(asked)
+        if not isinstance(core := core_of(self._store), faiss.IndexIVF):
+            return self._store.index.reconstruct_batch(rows)
+        if core.direct_map.no():  # from id to place, made once
+            core.set_direct_map_type(faiss.DirectMap.Hashtable)
+        return self._store.reconstruct_batch(asked)
+
+    def _rows(self, ids: np.ndarray) -> np.ndarray:
+        """Where ids stand in ``_ids``. Raises DataError for one that is not there."""
+        if self._by_id is None:
+            order = np.argsort(self._ids, kind="stable")
+            self._by_id = order, np.append(self._ids[order], REMOVED)  # so that a place past
+        order, known = self._by_id  # the end holds no id either
+        places = np.searchsorted(known[:-1], ids)
+        if len(absent := ids[known[places] != ids]):
+            raise DataError(f"no vectors of the ids {absent[:3].tolist()}", "Name ids it holds.")
+        return order[places]
 
     def save(self, path: str | Path) -> None:
         """Write one file, atomically: faiss's own format, followed by ``meta`` as JSON.
@@ -163,9 +262,10 @@ class Index:
         ``faiss.read_index`` reads it too: it ignores what follows its part.
 
         Raises:
-            DataError: when the file cannot be written; an older one stays as it was.
+            DataError: read only, or the file cannot be written; an older one stays as it was.
         """
-        meta = json.dumps(self.meta).encode()
+        self._check_writable()
+        meta = json.dumps(self.meta | {FACTORY: self.factory}).encode()
         try:
             with atomic_path(path) as part:
                 faiss.write_index(self._store, str(part))
@@ -177,34 +277,56 @@ class Index:
             ) from error
 
     @classmethod
-    def load(cls, path: str | Path, backend: str = "auto") -> Index:
-        """Read what ``save`` wrote. Raises DataError, naming the file, if absent or damaged."""
+    def load(
+        cls,
+        path: str | Path,
+        backend: str = "auto",
+        meta: Mapping[str, str] | None = None,
+        mmap: bool = False,
+    ) -> Index:
+        """Read what ``save`` wrote.
+
+        Args:
+            meta: what the vectors to come are made by, see :meth:`require`.
+            mmap: leave vectors and lists on the disk, where the system reads what a search needs
+                and shares it between processes. Such an index can only be searched.
+        Raises:
+            DataError: absent, damaged, or of another model; names the file.
+        """
         try:
-            meta = _read_meta(Path(path))
-            store = faiss.read_index(str(path))
-            flat = faiss.downcast_index(store.index) if hasattr(store, "id_map") else None
-            if not isinstance(flat, faiss.IndexFlatIP):
-                raise ValueError("not an exact inner-product index with ids")
-        except (OSError, RuntimeError, MemoryError, ValueError) as error:
+            known = _read_meta(Path(path))
+            factory = known.pop(FACTORY, "Flat")
+            store = faiss.read_index(str(path), (MMAP_LISTS if "IVF" in factory else MMAP) * mmap)
+            if store.metric_type != faiss.METRIC_INNER_PRODUCT:
+                raise ValueError("its scores are distances, not inner products")
+            index = cls(store.d, backend, known, factory)
+            index._take(store)
+            index.read_only = mmap
+        except (OSError, RuntimeError, MemoryError, ValueError, DataError) as error:
             raise DataError(
                 f"{path} is not a saved index, or it is damaged ({error})",
                 "Delete it and build the index again.",
             ) from error
-        index = cls(store.d, backend, meta)
-        index._store, index._ids = store, faiss.vector_to_array(store.id_map)
+        index.require(meta or {})
         return index
 
-    def _vectors(self) -> np.ndarray:
+    def _flat(self) -> np.ndarray:
         """``(N, dim)`` view of faiss's own memory, so that torch needs no second copy."""
         flat = faiss.downcast_index(self._store.index)
         return faiss.rev_swig_ptr(flat.get_xb(), len(self) * self.dim).reshape(len(self), self.dim)
 
-    def _way(self, n_queries: int) -> str:
-        """The backend for this many queries."""
-        if self.backend != "auto":
-            return self.backend
-        worth = n_queries >= MANY and n_queries * len(self) * self.dim >= WORTH_MEASURING
-        return fastest_backend() if worth else "torch"
+    def _without_removed(self) -> faiss.SearchParameters | None:
+        """What hides a graph's removed nodes, if it has any."""
+        core = core_of(self._store)
+        if core.ntotal == len(self) or not isinstance(core, faiss.IndexHNSW):
+            return None
+        return faiss.SearchParametersHNSW(sel=LIVING, efSearch=core.hnsw.efSearch)
+
+    def _check_writable(self) -> None:
+        if self.read_only:
+            raise DataError(
+                f"{self} lies on the disk and can only be searched", "Load it without mmap."
+            )
 
     def _checked(self, vectors: np.ndarray, what: str) -> np.ndarray:
         vectors = np.require(vectors, np.float32, ["C", "W"])  # torch wants both
@@ -217,7 +339,55 @@ class Index:
             raise DataError(
                 f"{what} hold NaN or infinite values", "Find the image that they come from."
             )
+        if len(zero := np.flatnonzero(~vectors.any(axis=1))):
+            raise DataError(
+                f"{what} of zeros, e.g. row {zero[0]}: they are like nothing",
+                "Leave them out; find the image, box or mask that they come from.",
+            )
         return vectors
+
+
+def recall(ids: np.ndarray, true_ids: np.ndarray) -> float:
+    """Share of the true ``(Q, k)`` neighbours that are among the ``(Q, k)`` found: recall@k.
+
+    >>> recall(np.array([[4, 2]]), np.array([[2, 3]]))
+    0.5
+    """
+    return float(np.mean([np.isin(true, found).mean() for found, true in zip(ids, true_ids)]))
+
+
+def rerank(queries: np.ndarray, ids: np.ndarray, exact: Index, k: int) -> Found:
+    """The k best of a short list, by the exact vectors.
+
+    Args:
+        queries: ``(Q, dim)``. ids: ``(Q, R)`` of a search for R > k by codes; -1 is nothing.
+        exact: an exact index of the same ids, on the disk perhaps (``load(..., mmap=True)``).
+    Returns:
+        scores and ids, ``(Q, min(k, R))``, as of :meth:`Index.search`.
+    Source: Jegou et al., Searching in One Billion Vectors: Re-rank with Source Coding, 2011.
+    """
+    known = np.unique(ids[ids >= 0])
+    vectors, places = exact.vectors(known), np.searchsorted(known, ids)
+    scores = np.full(ids.shape, -np.inf, np.float32)
+    for line, query, there, place in zip(scores, np.asarray(queries), ids >= 0, places):
+        line[there] = vectors[place[there]] @ query
+    scores, ids = in_order(scores, ids)
+    return scores[:, :k], ids[:, :k]
+
+
+def _checked_ids(ids: np.ndarray) -> np.ndarray:
+    """``(n,)`` int64. Raises DataError unless they are whole numbers of 0 or more, each once."""
+    ids = np.asarray(ids)
+    if ids.ndim != 1 or not (ids.size == 0 or np.can_cast(ids.dtype, np.int64)):
+        raise DataError(
+            f"ids of shape {ids.shape}, type {ids.dtype}", "Pass one integer id per vector."
+        )
+    ids = ids.astype(np.int64)
+    values, counts = np.unique(ids, return_counts=True)
+    if (counts > 1).any() or (values < 0).any():
+        wrong = values[(counts > 1) | (values < 0)][:3].tolist()
+        raise DataError(f"ids given twice, or negative, e.g. {wrong}", "Use ids >= 0, each once.")
+    return ids
 
 
 def _read_meta(path: Path) -> dict[str, str]:

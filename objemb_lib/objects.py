@@ -8,7 +8,7 @@ answer names the images, and in each the box that was meant.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from objemb_lib.index import Index
 from objemb_lib.postprocess import l2
 
 HOW = ("best", "sum")
+SAME = 1e-5  # how far two tables of one photograph's vectors may round
 
 
 def image_scores(
@@ -59,6 +60,35 @@ def image_scores(
         raise DataError(f"no way to score called {how!r}", f"Use one of {', '.join(HOW)}.")
     every = np.asarray(queries) @ np.asarray(vectors).T
     return (np.maximum if how == "best" else np.add).reduceat(every, starts, axis=1)
+
+
+def listed_scores(
+    scores: np.ndarray, ids: np.ndarray, image: np.ndarray, dataset: ImageDataset
+) -> np.ndarray:
+    """Scores of images from an index's short lists, for :func:`evaluate.evaluate_scores`.
+
+    An image counts by its best object in the list. Images that are not in it come right after it.
+
+    Args:
+        scores, ids: ``(Q, R)`` as of :meth:`index.Index.search`, a line for each query of
+            ``dataset``. Ids below ``M`` are its objects; others are distractors, each an image of
+            its own; -1 is nothing.
+        image: ``(M,)`` image of each object.
+    Returns:
+        ``(Q, G + R)``: the gallery, then the distractors of each list.
+
+    >>> from objemb_lib.datasets.base import ImageDataset
+    >>> three = ImageDataset("toy", "test", Path(), list("abc"), np.arange(3), fingerprint="x")
+    >>> scores = np.array([[0.9, 0.8, 0.7]] * 3)
+    >>> listed_scores(scores, np.array([[7, 1, 0]] * 3), np.array([0, 0, 1, 2]), three)[0].tolist()
+    [0.8, -2.0, -2.0, 0.9, -3.0, -3.0]
+    """
+    n, found = len(dataset), np.full((len(ids), len(dataset) + ids.shape[1]), -2.0)
+    inside = (ids >= 0) & (ids < len(image))
+    query, place = np.nonzero(inside)
+    np.maximum.at(found, (query, image[ids[inside]]), scores[query, place])
+    found[:, n:] = np.where(ids >= len(image), scores, -3.0)
+    return found[:, [*dataset.gallery, *range(n, found.shape[1])]]
 
 
 def surest(objects: Objects) -> np.ndarray:
@@ -213,30 +243,35 @@ class ObjectIndex:
     """An :class:`index.Index` of objects that knows their images and boxes, and answers by image.
 
     Args:
-        dim: of the vectors. meta: strings to keep, e.g. trunk, stage and pooling.
+        dim: of the vectors. meta: strings to keep, see :func:`index.made_by`.
+        factory: the family of the index, see :mod:`index`; all but "Flat", "SQ8" and graphs want
+            ``index.train(l2(vectors))`` first.
     """
 
-    def __init__(self, dim: int, meta: dict[str, str] | None = None) -> None:
-        self.index = Index(dim, meta=meta)
-        self.files: list[str] = []
-        self.image = np.zeros(0, np.int64)  # (M,)
+    def __init__(
+        self, dim: int, meta: Mapping[str, str] | None = None, factory: str = "Flat"
+    ) -> None:
+        self.index = Index(dim, meta=meta, factory=factory)
+        self.files: list[str] = []  # "" where an image was removed
+        self.image = np.zeros(0, np.int64)  # (M,) of every object that ever was
         self.boxes = np.zeros((0, 4), np.float32)  # (M, 4)
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __repr__(self) -> str:
-        return f"ObjectIndex({len(self)} objects of {len(self.files)} images)"
+        images = sum(map(bool, self.files))
+        return f"ObjectIndex({len(self)} objects of {images} images)"
 
     @property
     def n_bytes(self) -> int:
-        """What vectors and boxes take."""
-        return len(self) * (4 * self.index.dim + self.boxes.itemsize * 4)
+        """What vectors (or codes), ids and boxes take."""
+        return self.index.n_bytes + self.boxes.nbytes
 
     @property
     def vectors(self) -> np.ndarray:
-        """``(M, D)``, L2-normalised; a copy, since faiss's own memory goes with the index."""
-        return self.index._vectors().copy()
+        """``(M, D)``, L2-normalised, as the index keeps them."""
+        return self.index.vectors(np.arange(len(self.image)))
 
     def add(self, objects: Objects, pair: tuple[str, str], files: Sequence[str]) -> None:
         """Add the objects of further images; vectors are L2-normalised.
@@ -244,11 +279,11 @@ class ObjectIndex:
         Args:
             files: one an image, in their order.
         Raises:
-            DataError: a file that is there already; vectors of another dimension, or not finite.
-                Then nothing is added.
+            DataError: a file that is there already; else as :meth:`index.Index.add`. Then nothing
+                is added.
         """
         files = list(files)
-        if len(files) != len(objects.where) or len(set(files)) != len(files):
+        if len(files) != len(objects.where) or len(set(files)) != len(files) or "" in files:
             raise DataError(
                 f"{len(files)} files for {len(objects.where)} images", "Name each image once."
             )
@@ -256,21 +291,35 @@ class ObjectIndex:
             raise DataError(
                 f"{sorted(again)[0]} is in the index already", "Add an image once only."
             )
-        self.index.add(l2(objects.vectors[pair]))
+        ids = len(self.image) + np.arange(len(objects))
+        self.index.add(l2(objects.vectors[pair]), ids)
         self.image = np.concatenate([self.image, objects.image + len(self.files)])
         self.boxes = np.concatenate([self.boxes, objects.boxes])
         self.files += files
 
+    def remove(self, files: Collection[str]) -> None:
+        """Take images out, with all of their objects; the others keep their numbers.
+
+        Raises:
+            DataError: a file that is not there. Then nothing is removed.
+        """
+        if absent := set(files) - set(self.files) | set(files) & {""}:
+            raise DataError(f"{min(absent)!r} is not in the index", "Name files it holds.")
+        gone = [n for n, file in enumerate(self.files) if file in set(files)]
+        self.index.remove(np.flatnonzero(np.isin(self.image, gone)))
+        for n in gone:
+            self.files[n] = ""
+
     def of_image(self, image: int) -> tuple[np.ndarray, np.ndarray]:
         """Boxes ``(K, 4)`` and L2-normalised vectors ``(K, D)`` of an image's objects."""
-        mine = self.image == image
-        return self.boxes[mine], self.index._vectors()[mine]
+        mine = np.flatnonzero(self.image == image)
+        return self.boxes[mine], self.index.vectors(mine)
 
     def search(self, vector: np.ndarray, k: int, without: Collection[str] = ()) -> list[Match]:
         """The ``k`` images with the object most like a ``(D,)`` vector, best first.
 
         Each image counts once, by its best object; so does a photograph that is there twice
-        under two names (the same box with the same vector).
+        under two names (the same box with the same vector, or with the same code).
 
         Args:
             without: files that are not to be found, such as the query's own.
@@ -278,26 +327,32 @@ class ObjectIndex:
         asked, found = l2(np.asarray(vector)[None]), []
         for wanted in _doubling(4 * (k + len(without)), len(self)):
             scores, rows = self.index.search(asked, wanted)
-            found = self._grouped(scores[0], rows[0], without)
-            if len(found) >= k:
+            there = rows[0] >= 0
+            found = self._grouped(scores[0, there], rows[0, there], without)
+            if len(found) >= k or not there.all():
                 break
         return found[:k]
 
     def _grouped(
         self, scores: np.ndarray, rows: np.ndarray, without: Collection[str]
     ) -> list[Match]:
-        vectors, best = self.index._vectors(), {}
+        best: dict[int, int] = {}
         copies: set[int] = set()
+        score_of = dict(zip(rows.tolist(), scores.tolist()))
         for row in rows.tolist():
             image = int(self.image[row])
             if image in best or image in copies or self.files[image] in without:
                 continue
-            same_box = [r for r in best.values() if np.array_equal(self.boxes[r], self.boxes[row])]
-            if any(np.allclose(vectors[r], vectors[row], atol=1e-5) for r in same_box):
+            alike = [
+                other
+                for other in best.values()
+                if abs(score_of[other] - score_of[row]) < SAME
+                and np.array_equal(self.boxes[other], self.boxes[row])
+            ]
+            if alike and _any_equal(self.index.vectors(np.array([row, *alike]))):
                 copies.add(image)
                 continue
             best[image] = row
-        score_of = dict(zip(rows.tolist(), scores.tolist()))
         return [
             Match(image, self.files[image], score_of[row], tuple(self.boxes[row].tolist()))
             for image, row in best.items()
@@ -318,22 +373,33 @@ class ObjectIndex:
             self.index.meta = kept
 
     @classmethod
-    def load(cls, path: str | Path) -> ObjectIndex:
-        """Read what ``save`` wrote. Raises DataError if absent, damaged or no index of objects."""
-        index = Index.load(path)
+    def load(
+        cls, path: str | Path, meta: Mapping[str, str] | None = None, mmap: bool = False
+    ) -> ObjectIndex:
+        """Read what ``save`` wrote; arguments as for :meth:`index.Index.load`.
+
+        Raises:
+            DataError: absent, damaged, of another model, or no index of objects.
+        """
+        index = Index.load(path, meta=meta, mmap=mmap)
         try:
             objects = json.loads(index.meta.pop("objects"))
             found = cls(index.dim, index.meta)
             found.index, found.files = index, objects["files"]
             found.image = np.array(objects["image"], np.int64)
             found.boxes = np.array(objects["boxes"], np.float32).reshape(-1, 4)
-            if not len(found.image) == len(found.boxes) == len(index):
+            if not len(found.image) == len(found.boxes) >= len(index):
                 raise ValueError(f"{len(index)} vectors, {len(found.boxes)} boxes")
         except (KeyError, ValueError) as error:
             raise DataError(
                 f"{path} is no index of objects ({error})", "Build it again."
             ) from error
         return found
+
+
+def _any_equal(vectors: np.ndarray) -> bool:
+    """Whether the first vector is any of the others, to rounding."""
+    return bool(np.isclose(vectors[1:], vectors[0], atol=SAME).all(axis=1).any())
 
 
 def _doubling(first: int, most: int) -> list[int]:
@@ -396,7 +462,7 @@ def search_object(
             f"Choose 0 to {len(mine) - 1}." if len(mine) else f"Use {dataset}'s own objects.",
         )
     vector = objects.vectors[pair][mine[chosen]]
-    matches = index.search(vector, k, without={dataset.files[query]})
+    matches = index.search(vector, k, without={dataset.names[query]})
     return Answer(dataset, query, objects.boxes[mine], chosen, matches)
 
 

@@ -135,12 +135,13 @@ class Forecast:
 
 
 def forecast(stated: Profile, notebooks: Sequence[Path], data: str, roles: Roles) -> Forecast:
-    """Measures the speed of this machine for a moment, for the largest input of each notebook.
+    """What notebooks cost, from what this machine does in a moment with each trunk and size.
 
     Raises:
         ReproduceError: the disk of the cache has no room for it.
     """
     images, seconds, kept = 0, 0.0, 0
+    spent: dict[tuple[str, int], float] = {}  # (trunk, size) -> seconds for a thousand images
     for notebook in notebooks:
         if not (work := WORK.get(notebook.name[:2])):
             continue
@@ -149,8 +150,10 @@ def forecast(stated: Profile, notebooks: Sequence[Path], data: str, roles: Roles
         here = len(small.train) + sum(map(len, small.tests.values()))
         networks = 1 + len(with_all.get("DETECTORS", ()))
         passes = here * work.passes * networks + work.fixed
-        trunk = load_trunk(with_all["TRUNK"])
-        seconds += estimate(round(passes), trunk, with_all["SIZE"], probe=0.5)
+        key = with_all["TRUNK"], with_all["SIZE"]
+        if key not in spent:
+            spent[key] = estimate(1000, load_trunk(key[0]), key[1], probe=1.0)
+        seconds += spent[key] * passes / 1000
         images, kept = max(images, here), kept + here * work.kept * networks
     found = Forecast(images, seconds, kept)
     if kept > free_bytes(settings.cache_root()):

@@ -54,7 +54,7 @@ def run_notebook(notebook: Path, parameters: dict, run_dir: Path) -> float:
             parameters=parameters,
             cwd=str(notebook.parent),
             kernel_name="python3",
-            extra_arguments=["--log-level=ERROR"],  # no note on TCP for every notebook
+            extra_arguments=["--log-level=CRITICAL"],  # no note on TCP, nor a trace on Ctrl-C
             progress_bar=sys.stderr.isatty(),
         )
     except PapermillExecutionError as error:

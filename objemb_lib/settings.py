@@ -7,6 +7,8 @@ Environment variables (all optional):
 ``OBJEMB_MIRROR``     folder or URL that serves downloads to a whole classroom
 ``OBJEMB_DEVICE``     ``cpu``, ``cuda``, ``cuda:1``, ``mps`` (default: the best there is)
 ``OBJEMB_PRECISION``  ``fp32`` or ``bf16`` (default: the fastest that keeps the numbers)
+``OBJEMB_WORKERS``    helpers that read images while an accelerator computes (default: a core each,
+                      at most 8; none beside a computing CPU)
 """
 
 from __future__ import annotations
@@ -41,14 +43,30 @@ def mirror() -> str | None:
 
 
 def device() -> torch.device:
-    """The device that computes: ``OBJEMB_DEVICE``, else CUDA, else Apple's MPS, else the CPU."""
+    """The device that computes: ``OBJEMB_DEVICE``, else CUDA, else Apple's MPS, else the CPU.
+
+    Of several GPUs each process of ``torchrun`` gets its own.
+    """
     import torch  # here, so that `data/download.py --help` need not wait for it
 
     if chosen := os.environ.get("OBJEMB_DEVICE"):
         return torch.device(chosen)
     if torch.cuda.is_available():
-        return torch.device("cuda")
+        own = os.environ.get("LOCAL_RANK")
+        return torch.device("cuda", int(own)) if own else torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def workers() -> int:
+    """``OBJEMB_WORKERS``, else one a core that this process may call its own; 0 on a CPU.
+
+    Beside a CPU that computes they would only make it wait.
+    """
+    if (chosen := os.environ.get("OBJEMB_WORKERS")) is not None:
+        return int(chosen)
+    if device().type == "cpu":
+        return 0
+    return min(8, max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 def seed_everything(seed: int = SEED) -> int:

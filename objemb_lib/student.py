@@ -27,9 +27,9 @@ from torchvision.ops import box_iou, roi_align
 from objemb_lib import settings
 from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.detectors import weights
-from objemb_lib.detectors.build import Detector, Losses, Target
+from objemb_lib.detectors.build import KINDS, Detector, Losses, Target
 from objemb_lib.detectors.features import DetectorTrunk
-from objemb_lib.detectors.targets import augmentation, example, usable
+from objemb_lib.detectors.targets import augmentation, drawn, in_categories, usable
 from objemb_lib.errors import DataError
 from objemb_lib.pooling import POOLINGS
 from objemb_lib.postprocess import PCAWhitening
@@ -84,14 +84,15 @@ class Teacher(nn.Module):
         return digest.hexdigest()
 
     @torch.no_grad()
-    def forward(self, images: Tensor, boxes: Boxes, batch_size: int = 4) -> Tensor:
+    def forward(self, images: Tensor, boxes: Boxes, batch_size: int | None = None) -> Tensor:
         """``(M, dim)`` L2-normalised vectors of regions, in the order of the boxes.
 
         Args:
             images: ``(N, 3, H, W)`` float pixels in 0..1.
             boxes: ``N`` tensors ``(K_i, 4)``, x0, y0, x1, y1 in pixels; M is the sum of K_i.
-            batch_size: crops a forward pass.
+            batch_size: crops a forward pass; default 4 on a CPU, else 64.
         """
+        batch_size = batch_size or (4 if images.device.type == "cpu" else 64)
         if not sum(map(len, boxes)):
             return images.new_zeros(0, self.dim)
         if self.from_map:
@@ -198,7 +199,7 @@ class Student(nn.Module):
     """A two-stage detector with an :class:`EmbeddingHead`: boxes and embeddings in one pass.
 
     Args:
-        detector: Faster or Mask R-CNN; is copied.
+        detector: Faster or Mask R-CNN, ours or torchvision's; is copied.
         top: boxes of an image that get an embedding, those of the highest scores.
         branch: options of :class:`EmbeddingHead`.
     Raises:
@@ -275,13 +276,15 @@ class StudentTrunk(DetectorTrunk):
 # --- shipped files ------------------------------------------------------------------------
 
 
-def save_student(student: Student, card: dict, name: str, root: Path | None = None) -> Path:
-    """Write a student and its card, see :func:`detectors.weights.save_weights`."""
+def save_student(
+    student: Student, card: dict, name: str, root: Path | None = None, limit: int | None = None
+) -> Path:
+    """Write a student and its card, see :func:`detectors.weights.save_state`."""
     branch = student.embedding
     shape = {"stage": branch.stage.name, "cells": branch.cells, "leave_out": branch.leave_out}
     shape["dim"] = None if isinstance(branch.project, nn.Identity) else branch.dim
     card = card | weights.about(student.detector) | {"student": shape}
-    return weights.save_state(student, card, name, root)
+    return weights.save_state(student, card, name, root, limit)
 
 
 def load_student(name: str = "student", root: Path | None = None) -> Student:
@@ -505,24 +508,29 @@ def train_student(
     schedule: Schedule = SCHEDULE,
     projected: bool = False,
     leave_out: Sequence[int] = LEFT_OUT,
+    cells: int = 6,
     progress: bool = True,
     watch: Callable[[Student, int, dict[str, float]], None] | None = None,
 ) -> Student:
     """A student taught on the images of a data set, or the rest of such a training.
 
     Args:
-        detector: what it begins as; is not changed. dataset: with boxes and their categories.
+        detector: what it begins as; is not changed. dataset: with boxes and their categories, of
+            which the detector knows some, unless the recipe has no detection losses.
         folder: of the run, see :mod:`training`.
         projected: into a space of the teacher's own, see :class:`EmbeddingHead`.
-        leave_out: of the branch, see there.
+        leave_out, cells: of the branch, see there.
         watch: called with the student, the step and its losses whenever they are logged.
     Raises:
         DataError: nothing to learn from, a one-stage detector, or a teacher of another dimension
             without ``projected``. TrainingError: see :func:`training.train`.
     """
+    if recipe.detection and not recipe.frozen:
+        dataset = in_categories(dataset, detector.categories)
     images, coded = usable(dataset), _with_objects(dataset)
     torch.manual_seed(schedule.seed)  # of the new layers
-    student = Student(detector, dim=teacher.dim if projected else None, leave_out=leave_out)
+    branch = {"dim": teacher.dim if projected else None, "leave_out": leave_out, "cells": cells}
+    student = Student(detector, **branch)
     student = student.to(memory_format=torch.channels_last)
     if student.embedding.dim != teacher.dim:
         raise DataError(
@@ -530,14 +538,13 @@ def train_student(
             f"{student.embedding.dim}",
             "Pass projected=True.",
         )
-    augment, device = augmentation(detector.size), settings.device()
+    # torchvision's detectors see photographs in their own shape, ours a square.
+    augment = augmentation(detector.size, keep_shape=detector.kind not in KINDS)
+    kinds = len(dataset.category_names)
 
     def batch(generator: torch.Generator, step: int) -> tuple[list[Tensor], list[Target]]:
-        chosen = torch.randint(len(images), (schedule.batch_size,), generator=generator)
-        pairs = [augment(*example(coded, images[k])) for k in chosen]
-        targets = [_decoded(target, len(dataset.category_names)) for _, target in pairs]
-        there = [{key: value.to(device) for key, value in t.items()} for t in targets]
-        return [image.to(device) for image, _ in pairs], there
+        pixels, targets = drawn(coded, images, schedule.batch_size, generator, augment)
+        return pixels, [_decoded(target, kinds) for target in targets]
 
     begins = DetectorTrunk(detector).fingerprint(), teacher.fingerprint(), projected
     about = f"{dataset.fingerprint} {dataset.category_names} {begins} {recipe!r}"

@@ -5,8 +5,24 @@
     python -m objemb_lib.train student            the student, which begins as the Faster R-CNN
     python -m objemb_lib.train fcos --steps 20    a try; goes to runs/, not to weights/
 
+Another student begins as another detector, imitates another teacher, or sees other photographs:
+
+    python -m objemb_lib.train student --detector torchvision/fasterrcnn_resnet50_fpn \\
+        --teacher torchvision/resnet50:IMAGENET1K_V1 --data coco:PATH --steps 20000 --batch 16
+
+PATH holds annotations/instances_train2017.json, train2017/, and the same of val2017, on which it is
+scored. On several GPUs of one machine, `torchrun` in place of `python`; each takes its share of
+a batch:
+
+    torchrun --nproc-per-node 4 -m objemb_lib.train student --detector ...
+
+The device is the best there is (OBJEMB_DEVICE chooses another). On a GPU, helpers read the
+photographs (OBJEMB_WORKERS says how many), and losses are computed in bfloat16. A batch that does
+not fit into memory is worked through in parts, with a warning; their gradients add up.
+
 Each run writes a log and checkpoints to runs/train/<name>/; started again after a kill it goes
-on where it stopped. Finished weights go to weights/, with a card of their metrics.
+on where it stopped. Finished weights go to weights/, those of other students to runs/weights/, with
+a card of their metrics.
 """
 
 from __future__ import annotations
@@ -14,7 +30,9 @@ from __future__ import annotations
 import argparse
 import copy
 import platform
+import re
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -23,15 +41,24 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from objemb_lib import attention, settings, student
+from objemb_lib import attention, processes, settings, student
 from objemb_lib.boxes import ObjectRegion, true_boxes
 from objemb_lib.comparison import few_scenes
+from objemb_lib.datasets import folder as folders
+from objemb_lib.datasets import roles
 from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.datasets.mini_battles import mini_battles
 from objemb_lib.detectors.build import KINDS, Detector, build_detector
 from objemb_lib.detectors.features import DetectorTrunk
 from objemb_lib.detectors.metrics import coco_ap, detect, main_recall
-from objemb_lib.detectors.targets import GRANULARITIES, augmentation, example, relabel, usable
+from objemb_lib.detectors.targets import (
+    GRANULARITIES,
+    augmentation,
+    drawn,
+    in_categories,
+    relabel,
+    usable,
+)
 from objemb_lib.detectors.weights import load_detector, load_state, read_card, save_weights
 from objemb_lib.errors import ObjembError
 from objemb_lib.evaluate import evaluate, evaluate_scores
@@ -44,6 +71,10 @@ from objemb_lib.trunks import Trunk, load_trunk
 
 SCHEDULE = Schedule(steps=1000, snapshots=(0, 50, 150, 400))
 STUDENT = "student"
+# Of other students: longer, and slower where a detector has learned all that COCO can teach it.
+LONGER = Schedule(steps=20_000, batch_size=16, rate=2e-4, warmup=500)
+SCORED = 500  # unseen photographs that another student is scored on, evenly spread
+C4 = {"cells": 14, "leave_out": ()}  # the branch on a ResNet, as in Faster R-CNN
 NAMES = (*KINDS, STUDENT)  # in the order of their training: the student begins as a detector
 METRICS = "metrics on mini-battles/battle"
 FEW = "metrics on the first two battle scenes of each object"  # what a test can afford
@@ -71,15 +102,10 @@ def train_detector(
     torch.manual_seed(schedule.seed)  # of the new layers
     detector = build_detector(kind, trunk, dataset.category_names, size)
     detector = detector.to(memory_format=torch.channels_last)
-    augment, device = augmentation(size), settings.device()
+    augment, masks = augmentation(size), kind == "mask_rcnn"
 
     def batch(generator: torch.Generator, step: int) -> tuple[list, list]:
-        chosen = torch.randint(len(images), (schedule.batch_size,), generator=generator)
-        pairs = [augment(*example(dataset, images[k], kind == "mask_rcnn")) for k in chosen]
-        return (
-            [image.to(device) for image, _ in pairs],
-            [{key: value.to(device) for key, value in target.items()} for _, target in pairs],
-        )
+        return drawn(dataset, images, schedule.batch_size, generator, augment, masks)
 
     about = f"{dataset.fingerprint} {dataset.category_names} {kind} {size} {trunk.fingerprint()}"
     return train(
@@ -137,6 +163,8 @@ def ship(
     tries += f" --labels {labels}" if labels != "category" else ""
     name, folder = named(kind, tries)
     detector = train_detector(kind, relabel(data, labels), trunk, folder, schedule)
+    if not processes.first():
+        return {}
     card = {
         **history(f"{kind}{tries}", schedule, folder),
         "curve": curve(detector, folder, schedule, battle),
@@ -160,6 +188,8 @@ def ship_student(schedule: Schedule = student.SCHEDULE, root: Path | None = None
     learnt = student.train_student(
         load_detector("faster_rcnn"), data, teacher, folder, recipe, schedule
     )
+    if not processes.first():
+        return {}
     card = history(f"{STUDENT}{tries}", schedule, folder)
     card |= {"teacher": repr(teacher), "recipe": asdict(recipe)}
     student.save_student(learnt, card, name, root)
@@ -169,6 +199,62 @@ def ship_student(schedule: Schedule = student.SCHEDULE, root: Path | None = None
     card[FEW] = score_student(shipped, few_scenes(battle, 2), teacher)
     student.save_student(learnt, card, name, root)
     return read_card(name, root)
+
+
+def teach(
+    detector: str, teacher: str, data: str, schedule: Schedule, size: int | None = None
+) -> tuple[str, dict]:
+    """Train a student of any detector with a RoI head; its name and card, in ``runs/weights/``.
+
+    Args:
+        detector: name for :func:`load_detector`. teacher: for :func:`load_trunk`.
+        data: see :func:`photographs`. size: shorter side of what torchvision's detectors see.
+    Returns:
+        an empty card in every process of ``torchrun`` but the first.
+    """
+    train_on, unseen = photographs(data)
+    begins, master = load_detector(detector, size=size), student.Teacher(load_trunk(teacher))
+    options = f" --detector {detector} --teacher {teacher} --data {data} --steps {schedule.steps}"
+    options += f" --batch {schedule.batch_size}" + (f" --size {size}" if size else "")
+    name, folder = named(STUDENT, re.sub(r"[^\w .-]+", "_", options))
+    branch = {} if begins.kind in KINDS else C4
+    projected = begins.trunk.stages["head"].channels != master.dim
+    learnt = student.train_student(
+        begins, train_on, master, folder, schedule=schedule, projected=projected, **branch
+    )
+    if not processes.first():
+        return name, {}
+    card = history(f"{STUDENT}{options}", schedule, folder, (train_on, unseen))
+    card |= {"teacher": repr(master), "recipe": asdict(student.Recipe())}
+    few = np.unique(np.linspace(0, len(unseen) - 1, SCORED).astype(int))
+    unseen, metrics = in_categories(unseen.subset(few), begins.categories), f"metrics on {data}"
+    root = settings.PROJECT / "runs" / "weights"
+    student.save_student(learnt, card, name, root, limit=0)
+    learnt = student.load_student(name, root)
+    card |= {"scored on": len(unseen), "before": score_detector(begins, unseen)}
+    card[metrics] = score_detector(learnt.detector, unseen) | score_student(learnt, unseen, master)
+    student.save_student(learnt, card, name, root, limit=0)
+    return name, read_card(name, root)
+
+
+def photographs(data: str) -> tuple[ImageDataset, ImageDataset]:
+    """Photographs with boxes to learn from, and unseen ones.
+
+    Args:
+        data: ``coco`` or ``coco:PATH`` in COCO's official layout; any other data set's name, of
+            which the hardest test counts.
+    """
+    name, _, path = data.partition(":")
+    if name != "coco":
+        train_on, tests = roles(data)
+        return train_on, next(iter(tests.values()))
+    root = Path(path).expanduser() if path else settings.data_root() / name
+    parts = ("train2017", "val2017")
+    train_on, unseen = (
+        folders.folder(root, root / "annotations" / f"instances_{part}.json", part)
+        for part in parts
+    )
+    return train_on, unseen
 
 
 def score_student(learnt: student.Student, dataset: ImageDataset, teacher: student.Teacher) -> dict:
@@ -203,15 +289,21 @@ def named(kind: str, tries: str) -> tuple[str, Path]:
     return name, settings.PROJECT / "runs" / "train" / name
 
 
-def history(command: str, schedule: Schedule, folder: Path) -> dict:
-    """What a card says of how the weights came to be."""
+def history(
+    command: str, schedule: Schedule, folder: Path, data: Sequence[ImageDataset] = ()
+) -> dict:
+    """What a card says of how the weights came to be.
+
+    Args:
+        data: that it was trained and scored on; default mini-battles.
+    """
     log = read_log(folder)
-    data = {split: mini_battles(split).fingerprint for split in ("train", "battle")}
+    data = data or [mini_battles(split) for split in ("train", "battle")]
     return {
         "command": f"python -m objemb_lib.train {command}",
         "schedule": asdict(schedule),
-        "augmentation": "mirror, colours, zoom in (scale 0.4 to 1) or out (to 1.6)",
-        "data": data,
+        "augmentation": "mirror, colours, zoom in and out: detectors.targets.augmentation",
+        "data": {one.split: one.fingerprint for one in data},
         "environment": {name: version(name) for name in ("torch", "torchvision", "timm")}
         | {"machine": platform.machine(), "device": str(settings.device())},
         "minutes": round(log[-1]["seconds"] / 60, 1),
@@ -222,7 +314,8 @@ def history(command: str, schedule: Schedule, folder: Path) -> dict:
 def summary(name: str, card: dict) -> str:
     """What a card says, in a few lines: the detector, and what training did to retrieval."""
     lines = [f"{name}: {card['minutes']} minutes"]
-    for metric, value in card[METRICS].items():
+    metrics = next(key for key in card if key.startswith("metrics on"))
+    for metric, value in card[metrics].items():
         lines.append(f"  {metric:32} {value:.3f}")
     stage, pooling = CURVE[0]
     rows = [r for r in card.get("curve", ()) if (r["stage"], r["pooling"]) == (stage, pooling)]
@@ -239,7 +332,7 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: {', '.join(NAMES)}")
-    parser.add_argument("--steps", type=int, help="a shorter try, kept out of weights/")
+    parser.add_argument("--steps", type=int, help="fewer than usual: a try, kept out of weights/")
     parser.add_argument(
         "--labels",
         choices=GRANULARITIES,
@@ -247,31 +340,62 @@ def main(arguments: list[str] | None = None) -> int:
         help="what a box is called: one class for all, the coarse category (default), or the "
         "object itself; others than the default are kept out of weights/",
     )
+    other = parser.add_argument_group("another student")
+    begins = "faster_rcnn (default), mask_rcnn, torchvision/fasterrcnn_resnet50_fpn, ..."
+    options = {
+        "--detector": {"metavar": "NAME", "help": f"what it begins as: {begins}"},
+        "--teacher": {"metavar": "NAME", "help": "efficientnet_lite0 (default), any other trunk"},
+        "--data": {"help": "mini-battles (default), coco:PATH, or another data set"},
+        "--batch": {"metavar": "N", "type": int, "help": "images an update, of all GPUs (16)"},
+        "--size": {"metavar": "PX", "type": int, "help": "shorter side of what torchvision's "
+                   "detectors see (800)"},
+    }  # fmt: skip
+    for name, about in options.items():
+        other.add_argument(name, **about)
     asked = parser.parse_args(arguments)
     if unknown := set(asked.names) - set(NAMES):
         parser.error(f"no detector called {', '.join(sorted(unknown))}; use {', '.join(NAMES)}")
-    if asked.steps is not None and asked.steps < 1:
-        parser.error("--steps must be at least 1")
+    for option in ("steps", "batch", "size"):
+        if getattr(asked, option) is not None and getattr(asked, option) < 1:
+            parser.error(f"--{option} must be at least 1")
+    another = [o for o in ("detector", "teacher", "data", "batch", "size") if getattr(asked, o)]
+    if another and asked.names != [STUDENT]:
+        parser.error(f"--{another[0]} is for the student alone: python -m objemb_lib.train student")
     if STUDENT in asked.names and asked.labels != "category":
         parser.error("the student learns no labels: leave --labels away")
-    root = None
-    if asked.steps or asked.labels != "category":
-        root = settings.PROJECT / "runs" / "weights"
-    shorter = {"steps": asked.steps, "snapshots": (0,)} if asked.steps else {}
     try:
-        for name in asked.names or (NAMES if asked.labels == "category" else KINDS):
-            if name == STUDENT:
-                card = ship_student(replace(student.SCHEDULE, **shorter), root)
-            else:
-                card = ship(name, replace(SCHEDULE, **shorter), asked.labels, root)
-            print(summary(name, card))
+        for name, card in _cards(asked, bool(another)):
+            if card:  # the first process alone has one
+                print(summary(name, card))
     except ObjembError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         return 130
+    finally:
+        processes.leave()
     return 0
+
+
+def _cards(asked: argparse.Namespace, another: bool) -> Iterator[tuple[str, dict]]:
+    """Train what was asked for; name and card of each."""
+    steps = {"steps": asked.steps} if asked.steps else {}
+    if another:
+        batch = {"batch_size": asked.batch} if asked.batch else {}
+        yield teach(
+            asked.detector or "faster_rcnn", asked.teacher or "efficientnet_lite0",
+            asked.data or "mini-battles", replace(LONGER, **steps, **batch), asked.size,
+        )  # fmt: skip
+        return
+    shorter = steps and {**steps, "snapshots": (0,)}
+    plain = asked.labels == "category"
+    root = None if plain and not steps else settings.PROJECT / "runs" / "weights"
+    for name in asked.names or (NAMES if plain else KINDS):
+        if name == STUDENT:
+            yield name, ship_student(replace(student.SCHEDULE, **shorter), root)
+        else:
+            yield name, ship(name, replace(SCHEDULE, **shorter), asked.labels, root)
 
 
 if __name__ == "__main__":

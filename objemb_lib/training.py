@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
+from objemb_lib import processes, settings
 from objemb_lib import progress as bars
-from objemb_lib import settings
 from objemb_lib.atomic import atomic_path
 from objemb_lib.errors import TrainingError
+from objemb_lib.memory import until_it_fits
 
 LOG_EVERY = 10
 
@@ -31,7 +35,8 @@ class Schedule:
     """AdamW with a linear warm-up and a cosine to zero.
 
     Args:
-        steps: updates. batch_size: images an update. rate: learning rate of new layers.
+        steps: updates. batch_size: images an update, of all processes together.
+        rate: learning rate of new layers.
         trunk_rate: of the pretrained ones, as a part of ``rate``.
         warmup: steps. clip: largest norm of the gradient. seed: of everything random.
         snapshots: steps whose weights are kept, beside the last.
@@ -59,43 +64,57 @@ class Schedule:
 def train(
     model: nn.Module,
     pretrained: nn.Module,
-    batch: Callable[[torch.Generator, int], object],
-    losses: Callable[[nn.Module, object], dict[str, Tensor]],
+    batch: Callable[[torch.Generator, int], tuple],
+    losses: Callable[[nn.Module, tuple], dict[str, Tensor]],
     schedule: Schedule,
     folder: Path,
     progress: bool = True,
-    checkpoint_every: int = 50,
+    checkpoint_every: int | None = None,
     watch: Callable[[int, dict[str, float]], None] | None = None,
     about: str = "",
 ) -> nn.Module:
     """Train ``model`` in place, or go on where an earlier call in ``folder`` stopped.
 
+    A batch that does not fit into memory is worked through in smaller parts whose gradients add
+    up. Losses are then means of the parts' means: what compares a batch's images with each other
+    sees fewer pairs. Under ``torchrun`` several processes share each batch, see :mod:`processes`.
+
     Args:
         pretrained: the part of ``model`` that learns at ``trunk_rate``.
-        batch: ``(generator, step)`` to whatever ``losses`` takes. The generator is seeded by
-            the step, so that a resumed run sees the batches that an unbroken one would.
+        batch: ``(generator, step)`` to a tuple of lists as long as there are images, on the CPU:
+            this process's share. The generator is seeded by the step, so that a resumed run sees
+            the batches that an unbroken one would. Called by helpers, see ``settings.workers``.
         losses: the model and a batch to named losses; their sum is minimised.
-        folder: of the run. watch: called with the step and the losses whenever they are logged.
+        folder: of the run. checkpoint_every: steps; default 50, in long runs a hundredth of them.
+        watch: called with the step and the losses whenever they are logged.
         about: what else must be the same for the run to be continued, e.g. the data.
     Returns:
         the model, in evaluation mode.
     Raises:
         TrainingError: a loss or a gradient is not finite (the last good checkpoint stays), or
-            the folder holds a damaged run, or one of another schedule, model or ``about``.
+            the folder holds a damaged run, or one of another schedule, model or ``about``; a
+            batch that processes cannot share. ObjembError: one image does not fit into memory.
     """
+    processes.share(range(schedule.batch_size))  # or say at once that it cannot be shared
     model.to(settings.device()).train()
     optimiser = _optimiser(model, pretrained, schedule)
-    about = f"{schedule!r} {about}"
-    step = _resume(folder, model, optimiser, about)
-    if step == 0:
+    about, writes = f"{schedule!r} {about}", processes.first()
+    checkpoint_every = checkpoint_every or max(50, schedule.steps // 100)
+    done = _resume(folder, model, optimiser, about)
+    processes.join(model, done)
+    if done == 0 and writes:
         _snapshot(folder, model, 0, schedule)
     before = ([line["seconds"] for line in read_log(folder)] or [0.0])[-1]
     start = time.monotonic() - before  # of the whole run, kills left out
-    with bars.bar(None, "training", schedule.steps, "step", not progress, initial=step) as bar:
-        while step < schedule.steps:
-            values = _update(model, optimiser, batch, losses, schedule, step, folder)
-            step += 1
+    fits, quiet = schedule.batch_size // processes.count(), not (progress and writes)
+    with bars.bar(None, "training", schedule.steps, "step", quiet, initial=done) as bar:
+        for step, lesson in enumerate(_lessons(batch, schedule, done), done + 1):
+            update = partial(_gradients, model, optimiser, losses, schedule, step - 1, folder)
+            values, fits = until_it_fits(partial(update, lesson), fits)
+            _update(model, optimiser, schedule, step - 1, folder)
             bar.update()
+            if not writes:
+                continue
             if step % LOG_EVERY == 0 or step == schedule.steps:
                 _log(folder, step, time.monotonic() - start, values)
                 bar.set_postfix(loss=f"{sum(values.values()):.3f}")
@@ -107,34 +126,107 @@ def train(
     return model.eval()
 
 
-def _update(
+class _Lessons(Dataset):
+    """The batches of a run by their step, each with the random state that it leaves.
+
+    Whoever makes a batch, this process or a helper, it is the same, and so is all that is drawn
+    after it.
+    """
+
+    def __init__(self, batch: Callable[[torch.Generator, int], tuple], schedule: Schedule) -> None:
+        self.batch, self.schedule = batch, schedule
+
+    def __getitem__(self, step: int) -> tuple[tuple, Tensor]:
+        seed = _seed(self.schedule, step)
+        torch.manual_seed(seed + processes.rank() * 7_919_000_003)  # augmentation: each its own
+        examples = self.batch(torch.Generator().manual_seed(seed), step)
+        return examples, torch.get_rng_state()
+
+
+def _lessons(
+    batch: Callable[[torch.Generator, int], tuple], schedule: Schedule, start: int
+) -> DataLoader:
+    """The batches that are left, read ahead by helpers where an accelerator computes."""
+    can_fork = "fork" in multiprocessing.get_all_start_methods()
+    how = {"num_workers": settings.workers(), "multiprocessing_context": "fork"} if can_fork else {}
+    if not how.get("num_workers"):
+        how = {}
+    rest = range(start, schedule.steps)
+    return DataLoader(_Lessons(batch, schedule), None, sampler=rest, collate_fn=_as_is, **how)
+
+
+def _as_is(lesson: tuple) -> tuple:
+    return lesson
+
+
+def _seed(schedule: Schedule, step: int) -> int:
+    return schedule.seed * 1_000_003 + step
+
+
+def _gradients(
     model: nn.Module,
     optimiser: torch.optim.Optimizer,
-    batch: Callable[[torch.Generator, int], object],
-    losses: Callable[[nn.Module, object], dict[str, Tensor]],
+    losses: Callable[[nn.Module, tuple], dict[str, Tensor]],
     schedule: Schedule,
     step: int,
     folder: Path,
+    lesson: tuple[tuple, Tensor],
+    size: int,
 ) -> dict[str, float]:
-    """One step; returns its losses."""
+    """Gradients of a batch, ``size`` images at once; returns the losses."""
+    examples, state = lesson
+    total, values = len(examples[0]), {}
+    torch.manual_seed(_seed(schedule, step))  # of accelerators, too: detectors sample their anchors
+    torch.set_rng_state(state)
+    optimiser.zero_grad(set_to_none=True)
+    for start in range(0, total, size):
+        part = examples
+        if size < total:
+            part = tuple(many[start : start + size] for many in examples)
+        weight = len(part[0]) / total
+        with torch.autocast(settings.device().type, torch.bfloat16, enabled=_half_precision()):
+            found = losses(model, _on(settings.device(), part))
+        loss = weight * sum(found.values())
+        if not torch.isfinite(loss):
+            raise _diverged("loss", loss, step, folder)
+        loss.backward()
+        for name, value in found.items():
+            values[name] = values.get(name, 0.0) + weight * float(value.detach())
+    return {name: round(value, 5) for name, value in values.items()}
+
+
+def _half_precision() -> bool:
+    """GPUs since 2020 multiply bfloat16; older ones would only imitate it."""
+    gpu = settings.device().type == "cuda"
+    return gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def _on(device: torch.device, value: object) -> object:
+    """A batch's tensors on a device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: _on(device, part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_on(device, part) for part in value)
+    return value
+
+
+def _update(
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    schedule: Schedule,
+    step: int,
+    folder: Path,
+) -> None:
+    """One step along the gradients, those of all processes."""
     for group in optimiser.param_groups:
         group["lr"] = group["full_rate"] * schedule.factor(step)
-    seed = schedule.seed * 1_000_003 + step
-    torch.manual_seed(seed)  # detectors sample their anchors
-    examples = batch(torch.Generator().manual_seed(seed), step)
-    kind = settings.device().type
-    with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
-        found = losses(model, examples)
-    total = sum(found.values())
-    if not torch.isfinite(total):
-        raise _diverged("loss", total, step, folder)
-    optimiser.zero_grad(set_to_none=True)
-    total.backward()
+    processes.average_gradients(model)
     norm = nn.utils.clip_grad_norm_(model.parameters(), schedule.clip)
     if not torch.isfinite(norm):  # the step would spoil the weights
         raise _diverged("gradient", norm, step, folder)
     optimiser.step()
-    return {name: round(float(loss.detach()), 5) for name, loss in found.items()}
 
 
 def _diverged(what: str, value: Tensor, step: int, folder: Path) -> TrainingError:
@@ -225,7 +317,7 @@ def read_log(folder: Path) -> list[dict[str, float]]:
 
 def _cut_log(folder: Path, step: int) -> None:
     """Forget what was logged after the checkpoint: those steps are done again."""
-    if not (folder / "log.jsonl").exists():
+    if not (folder / "log.jsonl").exists() or not processes.first():
         return
     kept = [line for line in read_log(folder) if line["step"] <= step]
     with atomic_path(folder / "log.jsonl") as path:

@@ -9,12 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
+from pycocotools import mask as coco_mask
 
 from objemb_lib.analysis import (
     Confusions,
     Spread,
     backgrounds,
     confusion_kinds,
+    covered,
     effective_rank,
     has_kinds,
     linear_cka,
@@ -427,3 +429,16 @@ def test_categories_are_kinds_where_one_has_two_labels():
     assert not has_kinds(replace(data, categories=[0, 1, 1], box_categories=()))
     assert has_kinds(replace(data, categories=[1, 1, 1], box_categories=()))
     assert not has_kinds(replace(data, labels=[-1, 0, 0], categories=[1, 1, 1], box_categories=()))
+
+
+def test_what_an_object_covers_is_its_mask_or_else_its_box(make_image, tmp_path):
+    make_image("a.png", size=(40, 30))
+    box = np.array([[10, 0, 30, 15]], np.float32)
+    data = ImageDataset("toy", "test", tmp_path, ["a.png"], [0], boxes=[box])
+    assert covered(data, 0) == 20 * 15 / (40 * 30)
+    mask = np.zeros((30, 40), np.uint8, order="F")
+    mask[:3, 10:14] = 1
+    assert covered(replace(data, masks=[[coco_mask.encode(mask)]]), 0) == 12 / (40 * 30)
+    bare = ImageDataset("toy", "test", tmp_path, ["a.png"], [0])
+    with pytest.raises(DataError, match="a.png has no box"):
+        covered(bare, 0)

@@ -8,13 +8,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from objemb_lib import settings
-from objemb_lib.datasets import DATASETS, mini_battles, packed
+from objemb_lib.datasets import COURSE, DATASETS, mini_battles, packed
 
 if TYPE_CHECKING:
     from tiny_battles import Tiny
@@ -51,11 +52,12 @@ def test_help_teaches() -> None:
     shown = subprocess.run(command, capture_output=True, text=True, cwd=SCRIPT.anchor)
     assert shown.returncode == 0
     words = ("list", "build", "verify", "pack", "--source DIR", "--force", "--mirror",
-             "OBJEMB_MIRROR", "OBJEMB_DATA")  # fmt: skip
+             "--accept-licence", "--retry-dead", "OBJEMB_MIRROR", "OBJEMB_DATA")  # fmt: skip
     for word in words:
         assert word in shown.stdout
-    for name in DATASETS:
-        assert f"python data/download.py build {name}" in shown.stdout
+    assert f"python data/download.py build {COURSE}" in shown.stdout
+    for name, entry in DATASETS.items():
+        assert entry.build is None or name in shown.stdout
 
 
 def test_help_of_verify_explains_the_exit_status(cli: Cli, capsys) -> None:
@@ -71,7 +73,45 @@ def test_list_shows_size_licence_and_state(cli: Cli, tiny: Tiny, tmp_path: Path)
     assert "not built" in row and "MB" in row and "GPL" in row and "CC-BY" in row
     cli("build", NAME, "--source", tiny.source)
     _, shown, _ = cli("list")
-    assert "not built" not in shown and "built" in shown
+    (row,) = [line for line in shown.splitlines() if line.startswith(NAME)]
+    assert "not built" not in row and "built" in row
+
+
+def test_list_says_what_was_tried(cli: Cli) -> None:
+    """A benchmark whose download nobody could try here must say so."""
+    _, shown, _ = cli("list")
+    blocks = shown.split("\n\n")[0].splitlines()[1:]
+    names = [line.split()[0] for line in blocks[::3]]
+    assert names == list(DATASETS)
+    tried = dict(zip(names, blocks[2::3]))
+    assert all("tried here:" in line for line in tried.values())
+    assert "built and verified" in tried[COURSE]
+    for name, entry in DATASETS.items():
+        assert name == COURSE or entry.build is None or "not tried" in tried[name]
+
+
+def test_terms_are_accepted_first(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def build(**options: object) -> Path:
+        asked.append(options)
+        return tmp_path / "there"
+
+    for name in ("cub", "ps-battles"):
+        changed = replace(DATASETS[name], build=build)
+        monkeypatch.setitem(DATASETS, name, changed)
+    status, _, errors = cli("build", "cub")
+    assert status == 1 and "non-commercial research" in errors and "--accept-licence" in errors
+    assert asked == []
+    status, shown, _ = cli("build", "cub", "--accept-licence", "--source", tmp_path)
+    assert status == 0 and str(tmp_path / "there") in shown
+    assert asked == [{"source": tmp_path, "mirror": None}]
+    assert cli("build", "ps-battles", "--accept-licence", "--retry-dead")[0] == 0
+    assert asked[1] == {"source": None, "mirror": None, "retry_dead": True}
+    status, _, errors = cli("build", "cub", "--accept-licence", "--retry-dead")
+    assert status == 1 and "no links" in errors and len(asked) == 2
 
 
 def test_a_second_build_does_nothing(cli: Cli, tiny: Tiny, tmp_path: Path) -> None:
@@ -147,6 +187,11 @@ def test_pack_refuses_damaged_data(cli: Cli, tiny_root: Path, tmp_path: Path) ->
         (["pack", NAME, "copy"], f"data/download.py build {NAME}"),
         (["build", NAME, "--mirror", "no-such-folder"], "no-such-folder is not a folder"),
         (["build", NAME, "--source", "no-such-folder"], "no-such-folder is not a folder"),
+        (["build", "groceries"], "Use groceries:PATH"),
+        (["verify", "groceries"], "Use groceries:PATH"),
+        (["verify", "cub"], "data/download.py build cub"),
+        (["pack", "cub", "copy"], "into the mirror's folder"),
+        (["build", "cars", "--accept-licence", "--source", "no-such-folder"], "no-such-folder"),
         (["build", NAME], "--source"),  # no route: no package, no network
     ],
 )

@@ -74,6 +74,8 @@ def test_a_limit_leaves_out_whole_labels_evenly():
     assert limited(data, 1).labels.tolist() == [0, 0, 9, 9]  # else nothing can be found again
     lonely = dataset([0, 1, 1, 2, 3, 3])
     assert limited(lonely, 4).labels.tolist() == [1, 1, 3, 3]
+    distracted = dataset([0, 0, 1, 1, -1, -1])
+    assert limited(distracted, 4) is distracted
 
 
 def test_a_limit_keeps_who_asks_and_who_is_searched():
@@ -94,7 +96,8 @@ def test_few_images_of_the_splits_that_are_named():
 
 def test_half_of_the_labels_unless_one_would_be_left():
     assert half_of_labels(dataset([0, 1, 2, 3, 2])).labels.tolist() == [0, 2, 2]
-    assert half_of_labels(dataset([1, 2, 3])).labels.tolist() == [1, 2, 3]
+    for whole in ([1, 2, 3], [0, 1, 2, 3, -1]):
+        assert half_of_labels(dataset(whole)).labels.tolist() == whole
 
 
 def test_halves_share_no_object_and_where_known_no_background():
@@ -109,3 +112,5 @@ def test_halves_share_no_object_and_where_known_no_background():
     scarce = known.subset([0, 2, 7, 9, 8])  # no judge has a second scene on the other background
     fit, judge = halves(replace(scarce, extra=[{"background": g} for g in "aabcc"]))
     assert fit.tolist() == [0, 1] and judge.tolist() == [2, 3, 4]
+    fit, judge = halves(dataset([-1, -1, 0, 1]))  # nothing to judge by
+    assert fit.tolist() == judge.tolist() == [0, 1, 2, 3]

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from pycocotools import mask as coco_mask
 
+from objemb_lib.boxes import ObjectRegion, image_sizes, true_boxes
 from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.errors import DataError, ImageError
+from objemb_lib.extract import _one_each
 
 BOX = np.array([[0, 0, 4, 3]], np.float32)
 
@@ -131,6 +134,7 @@ def test_subset_by_true_and_false() -> None:
         {"queries": [6]},
         {"gallery": [-1]},
         {"files": []},
+        {"crops": [None]},
     ],
 )
 def test_lengths_that_do_not_agree_are_refused(changes: dict) -> None:
@@ -188,3 +192,45 @@ def test_image_is_upright_rgb_or_names_the_file(make_image, tmp_path: Path) -> N
     assert (data.image(0).mode, data.image(0).size) == ("RGB", (40, 30))
     with pytest.raises(ImageError, match=r"cut\.png"):
         data.image(1)
+
+
+def test_a_crop_is_the_image(make_image, tmp_path: Path) -> None:
+    make_image("a.png")
+    parts = {"root": tmp_path, "files": ["a.png", "a.png"], "labels": [0, 0]}
+    data = ImageDataset("one", "all", crops=[None, (5, 2, 25, 12)], **parts)
+    assert (data.image(0).size, data.image(1).size) == ((40, 30), (20, 10))
+    assert np.array_equal(data.image(1), np.asarray(data.image(0))[2:12, 5:25])
+    assert image_sizes(data).tolist() == [[40, 30], [20, 10]]
+    assert data.subset([1]).image(0).size == (20, 10)
+    assert data.names == ("a.png", "a.png#5,2,25,12")
+    others = [ImageDataset("one", "all", crops=c, **parts) for c in ((), [None, (5, 2, 25, 13)])]
+    assert len({data.fingerprint, *(other.fingerprint for other in others)}) == 3
+
+
+def test_crops_of_objects_are_cut_from_the_part(make_image, tmp_path: Path) -> None:
+    make_image("a.png")
+    box = [np.array([[1, 2, 9, 8]], np.float32)]
+    data = ImageDataset("one", "all", tmp_path, ["a.png"], [0], boxes=box, crops=[(5, 2, 25, 12)])
+    each = _one_each(data, ObjectRegion(true_boxes(data)))
+    whole = np.asarray(Image.open(tmp_path / "a.png"))
+    assert np.array_equal(each.image(0).crop((1, 2, 9, 8)), whole[4:10, 6:14])
+
+
+def test_judged_queries_go_by_their_judgement() -> None:
+    """As in revisited Oxford: per query, images that are relevant and images that are junk."""
+    judged = {0: (np.array([2, 3]), np.array([1, 4])), 5: (np.array([], int), np.array([0]))}
+    data = hand_made(judged=judged, queries=[0, 5], gallery=[1, 2, 3, 4])
+    assert data.gallery[data.relevant(0)].tolist() == [2, 3]
+    assert data.gallery[data.junk(0)].tolist() == [1, 4]
+    assert not data.relevant(5).any()
+    assert data.gallery[data.relevant(1)].tolist() == []  # not judged: by labels, 0 is not there
+    both = hand_made(judged={0: (np.array([0, 1, 2]), np.array([2]))})
+    assert where(both.relevant(0)) == [1]  # neither itself nor what is junk
+    assert where(both.junk(0)) == [0, 2]
+
+
+def test_a_subset_keeps_judgements_in_its_own_numbers() -> None:
+    judged = {0: (np.array([2, 3]), np.array([1, 4]))}
+    part = hand_made(judged=judged, protocol="revisited").subset([4, 3, 0])
+    assert where(part.relevant(2)) == [1] and where(part.junk(2)) == [0, 2]
+    assert part.protocol == "revisited" and set(part.judged) == {2}

@@ -162,6 +162,9 @@ class Finder(nn.Module):
 
     batches: list[int]
 
+    def for_inference(self, device: torch.device) -> Finder:
+        return self.eval()
+
     def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
         assert not self.training and not torch.is_grad_enabled()
         self.batches.append(len(images))
@@ -196,3 +199,25 @@ def test_detect_gives_every_image_its_own(tmp_path: Path) -> None:
     perfect = [{k: v[:1] for k, v in one.items()} for one in found]
     assert coco_ap(perfect, data, masks=True)["AP"] == 1
     assert "rles" not in detect(finder, data, progress=False, masks=False)[0]
+
+
+def test_detect_takes_fewer_images_where_memory_runs_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, finder = (
+        scenes(tmp_path, [([(k, 2 * k, 20 + k, 20 + k)], [0]) for k in range(1, 6)]),
+        Finder(),
+    )
+    finder.batches, real = [], Finder.forward
+
+    def full(self: Finder, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        if len(images) > 2:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return real(self, images)
+
+    monkeypatch.setattr(Finder, "forward", full)
+    with pytest.warns(UserWarning, match="out of memory: 2 images at once"):
+        found = detect(finder, data, batch_size=4, progress=False)
+    assert finder.batches == [2, 2, 1]
+    for one, boxes in zip(found, data.boxes):
+        assert one["boxes"][0].tolist() == boxes[0].tolist()

@@ -18,7 +18,9 @@ from objemb_lib.detectors.targets import (
     GRANULARITIES,
     MIN_SIDE,
     augmentation,
+    drawn,
     example,
+    in_categories,
     relabel,
     usable,
 )
@@ -98,11 +100,13 @@ def shown() -> Shown:
 
 
 @settings(max_examples=120, deadline=None)
-@given(seed=st.integers(0, 2**31), which=st.integers(0, 3))
-def test_masks_and_labels_follow_their_boxes(shown: Shown, seed: int, which: int) -> None:
+@given(seed=st.integers(0, 2**31), which=st.integers(0, 3), keep_shape=st.booleans())
+def test_masks_and_labels_follow_their_boxes(
+    shown: Shown, seed: int, which: int, keep_shape: bool
+) -> None:
     pixels, before = shown[which]
     torch.manual_seed(seed)
-    image, target = augmentation(64)(pixels, before)
+    image, target = augmentation(64, keep_shape)(pixels, before)
     assert image.shape == (3, 64, 64) and image.dtype == torch.float32
     assert 0 <= image.min() and image.max() <= 1
     boxes, labels, masks = (target[part] for part in ("boxes", "labels", "masks"))
@@ -128,6 +132,55 @@ def test_augmentation_mirrors_and_zooms_both_ways(shown: Shown) -> None:
             left.append((x0 + x1) / 2 < 31)
     assert min(widths) < 37 and max(widths) > 45  # 40 of 64 pixels
     assert 0.1 < np.mean(left) < 0.9
+
+
+def test_photographs_keep_their_shape_where_that_is_asked_for(shown: Shown) -> None:
+    """The box is 40 x 36 of 64 x 48 pixels: stretched to a square it would be 40 x 48."""
+    (pixels, target), scales = shown[3], []
+    for seed in range(40):
+        torch.manual_seed(seed)
+        image, found = augmentation(64, keep_shape=True)(pixels, target)
+        assert image.shape == (3, 64, 64)
+        for x0, y0, x1, y1 in found["boxes"].tolist():
+            if min(x0, y0) > 0 and max(x1, y1) < 64:  # not cut off
+                scales.append((x1 - x0) / 40)
+                assert (y1 - y0) / 36 == pytest.approx(scales[-1], abs=0.03)
+    assert min(scales) < 0.9 and max(scales) > 1.1 and all(0.79 < s < 1.26 for s in scales)
+
+
+def test_boxes_are_numbered_as_a_detector_does(tmp_path: Path) -> None:
+    data = scenes(tmp_path, names=("zebra", "cat"))
+    many = [*SCENES[0][1], -1]
+    there = ("dog", "N/A", "cat", "N/A", "zebra")
+    assert in_categories(data, data.category_names) is data
+    found = in_categories(data, there)
+    assert found.category_names == there and found.fingerprint == data.fingerprint
+    for before, after in zip(data.box_categories, found.box_categories):
+        assert after.tolist() == [{0: 4, 1: 2}[c] for c in before.tolist()]
+    some = in_categories(scenes(tmp_path, [(SCENES[0][0] + [(1, 1, 9, 9)], many)],
+                                names=("zebra", "unicorn")), there)  # fmt: skip
+    assert some.box_categories[0].tolist() == [4, -1, -1]
+    with pytest.raises(DataError, match="scenes/train has no category that the detector knows"):
+        in_categories(data, ("left", "right"))
+
+
+def test_each_process_draws_its_share_of_the_same_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, shares = scenes(tmp_path), []
+    as_it_is = lambda image, target: (image, target)  # noqa: E731
+    for rank, count in ((0, 1), (0, 2), (1, 2)):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", str(count))
+        generator = torch.Generator().manual_seed(5)
+        pixels, targets = drawn(data, usable(data), 6, generator, as_it_is, masks=True)
+        assert all(
+            type(t) is torch.Tensor for t in pixels + [v for t in targets for v in t.values()]
+        )
+        assert set(targets[0]) == {"boxes", "labels", "masks"}
+        shares.append([t["boxes"].tolist() for t in targets])
+    whole, first, second = shares
+    assert first == whole[::2] and second == whole[1::2] and first != second
 
 
 def test_a_category_without_any_box_is_harmless(tmp_path: Path) -> None:

@@ -9,18 +9,13 @@ import hashlib
 import io
 import logging
 import os
-import random
 import socket
 import stat
-import struct
 import subprocess
 import sys
 import tarfile
-import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -28,106 +23,14 @@ import pooch
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from local_server import BODY, SHA, Act, Handler, Server, serve, status, whole
 from safetensors.numpy import save_file
 
 from objemb_lib import atomic, download
 from objemb_lib.errors import DownloadError, ObjembError
 
-BODY = random.Random(0).randbytes(400_000)
-SHA = hashlib.sha256(BODY).hexdigest()
+pytestmark = pytest.mark.usefixtures("naps")
 WRONG = bytes(reversed(BODY))
-Act = Callable[["Handler"], None]
-
-
-# A server that follows a script -----------------------------------------------------------
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        self.server.seen.append((self.path, self.headers["Range"]))
-        acts = self.server.script[self.path]
-        (acts.pop(0) if len(acts) > 1 else acts[0])(self)
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-    def head(self, code: int, **headers: object) -> None:
-        self.send_response(code)
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), str(value))
-        self.end_headers()
-
-
-def serve(
-    body: bytes = BODY, cut: int | None = None, reset: bool = False, **headers: object
-) -> Act:
-    """Serve with Range; send only the first ``cut`` bytes of the answer if given."""
-
-    def act(handler: Handler) -> None:
-        asked = handler.headers["Range"]
-        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
-        if asked and start >= len(body):
-            return handler.head(416, Content_Range=f"bytes */{len(body)}")
-        rest, span = body[start:], f"bytes {start}-{len(body) - 1}/{len(body)}"
-        about = {"Content_Length": len(rest), "Content_Range": span} | headers
-        handler.head(206 if asked else 200, **about)
-        handler.wfile.write(rest[:cut])
-        if reset:  # RST instead of FIN: the Wi-Fi that went away
-            linger = struct.pack("ii", 1, 0)
-            handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-            handler.connection.close()
-
-    return act
-
-
-def whole(body: bytes = BODY, cut: int | None = None, length: int | None = None) -> Act:
-    """Serve without Range; ``length`` is what the header claims."""
-
-    def act(handler: Handler) -> None:
-        handler.head(200, Content_Length=len(body) if length is None else length)
-        handler.wfile.write(body[:cut])
-
-    return act
-
-
-def status(code: int, **headers: object) -> Act:
-    return lambda handler: handler.head(code, Content_Length=0, **headers)
-
-
-class Server(ThreadingHTTPServer):
-    script: dict[str, list[Act]]
-    seen: list[tuple[str, str | None]]
-
-    def url(self, *acts: Act, path: str = "/file.bin") -> str:
-        self.script[path] = list(acts)
-        return f"http://127.0.0.1:{self.server_port}{path}"
-
-    @property
-    def ranges(self) -> list[str | None]:
-        return [asked for _, asked in self.seen]
-
-    def handle_error(self, *args: object) -> None:
-        pass  # clients that hang up are part of the play
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with Server(("127.0.0.1", 0), Handler) as server:
-        server.script, server.seen = {}, []
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
-        yield server
-        server.shutdown()
-
-
-@pytest.fixture(autouse=True)
-def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The waits that were asked for; none is slept."""
-    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
-        monkeypatch.delenv(name)
-    waits: list[float] = []
-    monkeypatch.setattr(download, "_sleep", waits.append)
-    return waits
 
 
 def get(*urls: str, to: Path, **options: object) -> Path:
@@ -457,6 +360,46 @@ def test_free_space_is_checked_first(
     assert not server.seen and visible(tmp_path) == []
     with pytest.raises(DownloadError, match="HTTP 404"):
         get(url, to=tmp_path, size=980_000_000)
+
+
+def test_free_space_is_checked_by_what_the_server_says(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no list says how long the file is, its server does, before the first byte is kept."""
+    usage = download.shutil.disk_usage(tmp_path)._replace(free=67_000_000)
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(DownloadError, match="67 MB are free"):
+        get(server.url(serve()), to=tmp_path, size=None)
+    assert visible(tmp_path) == []
+
+
+def test_md5_where_only_that_was_published(server: Server, tmp_path: Path) -> None:
+    right = f"md5:{hashlib.md5(BODY).hexdigest().upper()}"
+    with pytest.raises(DownloadError, match="known hash"):
+        get(server.url(whole(WRONG)), to=tmp_path, sha256=right)
+    assert get(server.url(serve()), to=tmp_path, sha256=right).read_bytes() == BODY
+    get(to=tmp_path, sha256=right)  # it is there
+    with pytest.raises(DownloadError):
+        get(to=tmp_path, sha256=f"md5:{'0' * 32}")
+
+
+def test_without_a_digest_the_file_is_read_before_it_gets_its_name(
+    server: Server, tmp_path: Path
+) -> None:
+    def check(file: Path) -> None:
+        assert file.name == "file.bin.part"
+        if file.read_bytes() != BODY:
+            raise ObjembError(f"{file.name} is no list")
+
+    with pytest.raises(ValueError, match="nothing can check"):
+        get(server.url(serve()), to=tmp_path, sha256=None)
+    url = server.url(whole(b"<html>"), path="/portal")
+    with pytest.raises(DownloadError, match="is no list"):
+        get(url, to=tmp_path, sha256=None, size=None, check=check)
+    assert visible(tmp_path) == []
+    urls = url, server.url(serve(cut=100), serve())
+    file = get(*urls, to=tmp_path, sha256=None, size=None, check=check)
+    assert file.read_bytes() == BODY
 
 
 def test_waiter_needs_no_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

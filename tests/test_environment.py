@@ -199,8 +199,9 @@ def test_the_gate_and_a_forks_first_push_run_the_two_commands():
 @pytest.mark.skipif(not shutil.which("make"), reason="needs make")
 def test_clean_removes_what_a_killed_build_leaves_and_nothing_of_the_users(tmp_path):
     shutil.copy(PROJECT / "Makefile", tmp_path)
-    ours = [".cache/x", "runs/x", "data/mini-battles/x", "data/.mini-battles-k3v_9x2a/x",
-            "data/.mini-battles-old-k3v_9x2a/x", "data/.mini-battles.lock",
+    ours = [".cache/x", "runs/site/x", "docs/generated/x", "data/mini-battles/x",
+            "data/.mini-battles-k3v_9x2a/x", "data/.mini-battles-old-k3v_9x2a/x",
+            "data/.mini-battles.lock",
             "data/.downloads-mini-battles/x.part", "tests/__pycache__/x.pyc",
             "benchmarks/__pycache__/x.pyc",
             "objemb_lib/datasets/__pycache__/x.pyc", "data/__pycache__/x.pyc"]  # fmt: skip

@@ -13,6 +13,7 @@ from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.errors import DataError
 from objemb_lib.evaluate import (
     METRICS,
+    PROTOCOLS,
     Evaluation,
     Interval,
     average_precision,
@@ -22,9 +23,11 @@ from objemb_lib.evaluate import (
     metric_function,
     paired_difference,
     precision_at_k,
+    precision_until_found,
     r_precision,
     ranking,
     recall_at_k,
+    trapezoidal_ap,
 )
 from objemb_lib.postprocess import l2
 
@@ -325,3 +328,127 @@ def test_scores_of_another_shape_or_nan_are_refused():
     for bad in (good[1:], good[:, 1:], good.T, np.where(np.eye(*good.shape), np.nan, good)):
         with pytest.raises(DataError, match="scores of shape"):
             evaluate_scores(bad, data)
+
+
+# Revisited Oxford and Paris ---------------------------------------------------------------
+
+
+def slow_revisited(order: list[int], relevant: set[int], junk: set[int], ks=(1, 5, 10)):
+    """AP and P@k of one query, told as a story: walk down the ranking, junk does not count."""
+    if not relevant:
+        return np.nan, [np.nan] * len(ks)
+    area, seen, found, where = 0.0, 0, 0, []
+    for image in order:
+        if image in junk:
+            continue
+        before = found / seen if seen else 1.0
+        seen += 1
+        if image in relevant:
+            found += 1
+            where.append(seen)
+            area += (before + found / seen) / 2 / len(relevant)
+    at = []
+    for k in ks:
+        k = min(k, where[-1])
+        at.append(sum(place <= k for place in where) / k)
+    return area, at
+
+
+def judged_case(seed: int, n: int = 24, queries: int = 6):
+    """Images, and queries that are not searched, judged one by one; some without any relevant."""
+    rng = np.random.default_rng(seed)
+    kinds = rng.choice(3, (queries, n), p=[0.6, 0.2, 0.2])
+    kinds[0] = np.where(kinds[0] == 1, 0, kinds[0])  # the first has nothing to find
+    kinds[1, 0] = 1  # the second has
+    judged = {
+        n + q: (np.flatnonzero(kinds[q] == 1), np.flatnonzero(kinds[q] == 2))
+        for q in range(queries)
+    }
+    data = dataset([-1] * n + [0] * queries, queries=n + np.arange(queries),
+                   gallery=np.arange(n), judged=judged, protocol="revisited")  # fmt: skip
+    return rng.permuted(np.tile(np.arange(n), (queries, 1)), axis=1).astype(float), data
+
+
+@given(st.integers(0, 2**16))
+@settings(deadline=None, max_examples=50)
+def test_revisited_matches_the_slow_story(seed):
+    scores, data = judged_case(seed)
+    found = evaluate_scores(scores, data)
+    for q, query in enumerate(data.queries):
+        order = np.argsort(-scores[q], kind="stable").tolist()
+        relevant, junk = (set(a.tolist()) for a in data.judged[query])
+        ap, at = slow_revisited(order, relevant, junk)
+        np.testing.assert_allclose(found.values["mAP"][q], ap, atol=1e-12)
+        np.testing.assert_allclose([found.values[f"P@{k}"][q] for k in (1, 5, 10)], at)
+
+
+def test_revisited_by_hand():
+    """Ranking: junk, relevant, wrong, junk, relevant. Junk out: relevant, wrong, relevant."""
+    judged = {5: (np.array([1, 4]), np.array([0, 3]))}
+    data = dataset([0] * 6, queries=[5], gallery=range(5), judged=judged, protocol="revisited")
+    found = evaluate_scores(np.array([[5.0, 4, 3, 2, 1]]), data)
+    assert found.mean("mAP") == pytest.approx(((1 + 1) / 2 + (1 / 2 + 2 / 3) / 2) / 2)
+    assert found.mean("P@1") == 1
+    assert found.mean("P@5") == found.mean("P@10") == pytest.approx(2 / 3)  # until the last found
+    assert found.mean("R@1") == 1
+
+
+def test_revisited_leaves_out_queries_without_relevant_images():
+    scores, data = judged_case(0)
+    found = evaluate_scores(scores, data)
+    assert np.isnan(found.values["mAP"][0]) and np.isnan(found.values["P@5"][0])
+    assert found.n_skipped == np.isnan(found.values["mAP"]).sum() >= 1
+    assert found.mean("mAP") == pytest.approx(np.nanmean(found.values["mAP"]))
+
+
+@given(RANKED)
+def test_trapezoids_lie_below_and_agree_at_the_ends(ranked):
+    if not ranked.any():
+        assert np.isnan(trapezoidal_ap(ranked)) and np.isnan(precision_until_found(ranked, 5))
+        return
+    assert 0 < trapezoidal_ap(ranked) <= average_precision(ranked) + 0.5 / ranked.sum()
+    best = np.sort(ranked)[::-1]
+    assert trapezoidal_ap(best) == precision_until_found(best, 10) == 1
+    assert precision_until_found(ranked, 1) == recall_at_k(ranked, 1)
+    assert precision_until_found(ranked, 5) >= precision_at_k(ranked, 5)
+
+
+# Protocols by name ------------------------------------------------------------------------
+
+
+def test_each_protocol_says_itself_in_one_line_and_is_used_by_default():
+    for name, protocol in PROTOCOLS.items():
+        assert str(protocol) == f"{name}: {protocol.convention}" and "\n" not in str(protocol)
+        data = dataset([0, 0, 1, 1], protocol=name)
+        found = evaluate_scores(np.eye(4), data)
+        assert found.protocol is protocol
+        assert list(found.values)[: len(protocol.metrics)] == list(protocol.metrics)
+        assert set(METRICS) <= set(found.values)
+
+
+def test_metric_learning_reports_a_hit_rate():
+    """Image 0 finds its own class in third place: R@1 and R@2 miss, R@4 and R@8 hit."""
+    data = dataset([0, 1, 1, 0], queries=[0], protocol="metric learning")
+    found = evaluate_scores(np.array([[0, 3.0, 2, 1]]), data)
+    assert [found.mean(f"R@{k}") for k in (1, 2, 4, 8)] == [0, 0, 1, 1]
+
+
+def test_photoshops_find_their_original():
+    """Three originals, four photoshops; mAP is the mean of one over the original's rank."""
+    data = dataset([0, 1, 2, 0, 0, 1, 2], queries=[3, 4, 5, 6], gallery=[0, 1, 2],
+                   protocol="photoshop to original")  # fmt: skip
+    scores = np.array([[3.0, 2, 1], [2, 3, 1], [1, 3, 2], [3, 2, 1]])
+    found = evaluate_scores(scores, data)
+    assert found.mean("R@1") == 2 / 4
+    assert found.mean("mAP") == pytest.approx((1 + 1 / 2 + 1 + 1 / 3) / 4)
+
+
+def test_an_unknown_protocol_is_refused():
+    with pytest.raises(DataError, match="asks for the protocol 'oxford'"):
+        evaluate_scores(np.eye(2), dataset([0, 0], protocol="oxford"))
+
+
+def test_scores_by_two_protocols_are_not_compared():
+    a = scored([1.0, 0], [0, 1])
+    with pytest.raises(DataError, match="cannot compare"):
+        paired_difference(a, replace(a, protocol=PROTOCOLS["revisited"]), "R@1")

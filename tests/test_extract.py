@@ -23,8 +23,9 @@ from objemb_lib import extract as room
 from objemb_lib import pooling
 from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.errors import CacheError, DataError, ImageError
-from objemb_lib.extract import Job, extract, extract_regions
+from objemb_lib.extract import Job, extract, extract_regions, extract_scales
 from objemb_lib.images import load_image
+from objemb_lib.postprocess import l2
 from objemb_lib.regions import CROP, ROI, WHOLE, Region
 from objemb_lib.trunks import Stage, Trunk, load_trunk
 
@@ -239,6 +240,39 @@ def test_batch_size_does_not_matter(data: ImageDataset, batch_size: int) -> None
     other = quick(data, (SPOC, MAC), cache=False, batch_size=batch_size)
     for pair in (SPOC, MAC):
         np.testing.assert_allclose(other[pair], usual[pair], rtol=1e-5, atol=1e-6)
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_gives_the_same(
+    data: ImageDataset, seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = quick(data, (SPOC, MAC), cache=False)
+    real, sizes = Tiny.forward_intermediates, []
+
+    def full(self: Tiny, x: Tensor) -> tuple:
+        sizes.append(len(x))
+        if len(x) > 2:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return real(self, x)
+
+    monkeypatch.setattr(Tiny, "forward_intermediates", full)
+    with pytest.warns(UserWarning, match="out of memory: 2 images at once"):
+        found = quick(data, (SPOC, MAC), batch_size=4)
+    for pair in (SPOC, MAC):
+        np.testing.assert_allclose(found[pair], usual[pair], rtol=1e-5, atol=1e-6)
+    tried = [n for n in sizes if n != 1]  # bar the probes of one image
+    assert tried == [4] + [2] * 5  # parts of 4, 4 and 2 images: learnt once
+
+
+def test_several_sizes_are_one_vector(data: ImageDataset) -> None:
+    small, large = (
+        extract(data, tiny(), [SPOC, MAC], size=size, progress=False) for size in (SIZE, 48)
+    )
+    found = extract_scales(data, tiny(), [SPOC, MAC], (SIZE, 48), progress=False)
+    for pair, vectors in found.items():
+        by_hand = sum(x[pair] / np.linalg.norm(x[pair], axis=1)[:, None] for x in (small, large))
+        by_hand /= np.linalg.norm(by_hand, axis=1)[:, None]
+        np.testing.assert_allclose(vectors, by_hand, atol=1e-6)
+        assert not np.allclose(vectors, l2(small[pair]), atol=1e-3)
 
 
 def test_reading_ahead_for_an_accelerator_gives_the_same_batches(data: ImageDataset) -> None:

@@ -20,6 +20,7 @@ from objemb_lib.images import (
     IMAGE_SUFFIXES,
     check_images,
     fit_within,
+    image_size,
     load_image,
     measure_images,
 )
@@ -185,6 +186,24 @@ def test_exif_rotation(tmp_path: Path, orientation: int, suffix: str, size: tupl
     got = pixels(path, max_side=256)
     assert got.shape == expected.shape
     assert np.abs(got - expected).mean() < 4
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_the_header_knows_the_upright_size(tmp_path: Path, orientation: int, suffix: str) -> None:
+    path, exif = tmp_path / f"a{suffix}", Image.Exif()
+    exif[0x0112] = orientation
+    picture((50, 20)).save(path, exif=exif)
+    assert image_size(path) == (load_image(path).size, orientation == 1)
+
+
+def test_the_header_of_no_image_is_named(tmp_path: Path) -> None:
+    for name, raw, says in (("a.jpg", b"", "empty"), ("b.jpg", b"no picture", "not an image")):
+        (tmp_path / name).write_bytes(raw)
+        with pytest.raises(ImageError, match=rf"{name}: {says}"):
+            image_size(tmp_path / name)
+    with pytest.raises(ImageError, match="no such file"):
+        image_size(tmp_path / "gone.jpg")
 
 
 def test_damaged_exif_does_not_cost_the_picture(tmp_path: Path) -> None:

@@ -1,4 +1,12 @@
-"""Index: both backends against a slow search, ties, refusals, files."""
+"""Index: exact against a slow search, families against exact, removal, refusals, files."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import signal
+import subprocess
+import sys
 
 import faiss
 import numpy as np
@@ -6,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from objemb_lib import index as index_room
+from objemb_lib import exact
 from objemb_lib.errors import DataError, ObjembError
-from objemb_lib.index import Index
+from objemb_lib.index import Index, made_by, recall, rerank
 
 BOTH = pytest.mark.parametrize("backend", ["torch", "faiss"])
 
@@ -47,6 +55,7 @@ def test_matches_slow_search_ties_too(backend, n, q, dim, k, seed):
     """Small whole numbers: inner products are exact, and many are equal."""
     rng = np.random.default_rng(seed)
     gallery, queries = (rng.integers(-2, 3, (m, dim)).astype(np.float32) for m in (n, q))
+    gallery[~gallery.any(axis=1)] = queries[~queries.any(axis=1)] = 1  # zeros are refused
     ids = rng.permutation(1000)[:n]
     made = Index(dim, backend)
     made.add(gallery, ids)
@@ -59,7 +68,7 @@ def test_matches_slow_search_ties_too(backend, n, q, dim, k, seed):
 
 
 def test_backends_agree_across_chunks(monkeypatch):
-    monkeypatch.setattr(index_room, "CHUNK_BYTES", 4 * 500 * 7)  # seven queries at a time
+    monkeypatch.setattr(exact, "CHUNK_BYTES", 4 * 500 * 7)  # seven queries at a time
     queries = vectors(40, 64, seed=1)
     (a, a_ids), (b, b_ids) = (filled(500, 64, way).search(queries, 9) for way in ("torch", "faiss"))
     np.testing.assert_allclose(a, b, atol=1e-6)
@@ -76,17 +85,17 @@ def test_equal_photographs_come_in_order_of_id(backend):
 
 def test_auto_measures_once_and_only_for_big_problems(monkeypatch):
     asked = []
-    monkeypatch.setattr(index_room, "fastest_backend", lambda: asked.append(1) or "faiss")
+    monkeypatch.setattr(exact, "fastest_backend", lambda: asked.append(1) or "faiss")
     made = filled(backend="auto")
     made.search(vectors(3), 2)
     assert asked == []
-    monkeypatch.setattr(index_room, "WORTH_MEASURING", 50 * 50 * 8)
-    monkeypatch.setattr(index_room, "MANY", 50)
+    monkeypatch.setattr(exact, "WORTH_MEASURING", 50 * 50 * 8)
+    monkeypatch.setattr(exact, "MANY", 50)
     made.search(vectors(49), 1)
     assert asked == []
     used = []
-    real = index_room.WAYS["faiss"]
-    monkeypatch.setitem(index_room.WAYS, "faiss", lambda *a: used.append(1) or real(*a))
+    real = exact.WAYS["faiss"]
+    monkeypatch.setitem(exact.WAYS, "faiss", lambda *a: used.append(1) or real(*a))
     _, ids = made.search(vectors(50), 1)
     assert asked == [1] and used == [1]
     assert ids[:, 0].tolist() == list(range(50))
@@ -94,9 +103,9 @@ def test_auto_measures_once_and_only_for_big_problems(monkeypatch):
 
 @pytest.fixture
 def unmeasured():
-    index_room.fastest_backend.cache_clear()
+    exact.fastest_backend.cache_clear()
     yield
-    index_room.fastest_backend.cache_clear()
+    exact.fastest_backend.cache_clear()
 
 
 @pytest.mark.parametrize("slow, expected", [("faiss", "torch"), ("torch", "faiss")])
@@ -110,18 +119,19 @@ def test_the_faster_way_is_chosen_once(monkeypatch, unmeasured, slow, expected):
 
         return way
 
-    monkeypatch.setattr(index_room, "WAYS", {name: timed(name) for name in index_room.WAYS})
-    monkeypatch.setattr(index_room.time, "perf_counter", lambda: clock[0])
-    assert index_room.fastest_backend() == expected
+    monkeypatch.setattr(exact, "WAYS", {name: timed(name) for name in exact.WAYS})
+    monkeypatch.setattr(exact.time, "perf_counter", lambda: clock[0])
+    assert exact.fastest_backend() == expected
     total = clock[0]
-    assert index_room.fastest_backend() == expected and clock[0] == total
+    assert exact.fastest_backend() == expected and clock[0] == total
 
 
 def test_ids_continue_over_several_adds():
     made = filled(5)
     made.add(vectors(3, seed=1))
     made.add(vectors(1, seed=2), [70])
-    assert len(made) == 9
+    made.add(vectors(1, seed=3))
+    assert len(made) == 10 and made.search(vectors(1, seed=3), 1)[1].tolist() == [[71]]
     assert made.search(vectors(3, seed=1), 1)[1].tolist() == [[5], [6], [7]]
     assert made.search(vectors(1, seed=2), 1)[1].tolist() == [[70]]
 
@@ -138,6 +148,7 @@ def test_no_queries_give_no_rows():
         (np.zeros(8), r"shape \(8,\)"),
         (np.full((1, 8), np.nan), "NaN"),
         (np.full((1, 8), np.inf), "NaN"),
+        (np.eye(9, 8), "zeros, e.g. row 8"),
     ],
 )
 def test_bad_vectors_are_refused_and_nothing_is_added(bad, message):
@@ -150,7 +161,13 @@ def test_bad_vectors_are_refused_and_nothing_is_added(bad, message):
 
 @pytest.mark.parametrize(
     "ids, message",
-    [([7, 7], "twice"), ([3, 60], "twice"), ([1], "one integer id"), ([0.5, 1.5], "integer")],
+    [
+        ([70, 70], "twice"),
+        ([3, 60], "twice"),
+        ([-1, 60], "negative"),
+        ([1], "2 vectors but 1"),
+        ([0.5, 1.5], "integer"),
+    ],
 )
 def test_bad_ids_are_refused_and_nothing_is_added(ids, message):
     made = filled()
@@ -180,8 +197,8 @@ def test_saved_and_loaded_finds_the_same_and_can_grow(tmp_path, backend):
     assert loaded.meta == {"trunk": "toy"} and len(loaded) == 50
     with pytest.raises(DataError, match="twice"):
         loaded.add(queries[:1], [100])
-    loaded.add(queries)  # by default from len(loaded), so 50 to 54
-    assert loaded.search(queries, 1)[1].ravel().tolist() == list(range(50, 55))
+    loaded.add(queries)  # by default after the highest id, so 150 to 154
+    assert loaded.search(queries, 1)[1].ravel().tolist() == list(range(150, 155))
     assert [f.name for f in tmp_path.iterdir()] == [path.name]
 
 
@@ -211,13 +228,13 @@ def test_broken_files_are_named(tmp_path):
             Index.load(path)
 
 
-def test_another_kind_of_index_is_refused(tmp_path, monkeypatch):
+def test_an_index_of_distances_is_refused(tmp_path):
     """Its scores would be distances: smaller is better."""
     path = tmp_path / "a.index"
     made = filled()
     made._store = faiss.IndexIDMap(faiss.IndexFlatL2(8))
     made.save(path)
-    with pytest.raises(DataError, match="exact inner-product"):
+    with pytest.raises(DataError, match="distances"):
         Index.load(path)
 
 
@@ -234,3 +251,244 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert len(Index.load(path)) == 50 and len(list(tmp_path.iterdir())) == 1
+
+
+# --- families -----------------------------------------------------------------------------
+
+FAMILIES = [  # factory, setting under which it looks at everything it has
+    ("Flat", ""),
+    ("SQ8", ""),
+    ("PCA12,SQ8", ""),
+    ("IVF4,Flat", "nprobe=4"),
+    ("OPQ4,IVF4,PQ4x6", "nprobe=4"),
+    ("HNSW8", "efSearch=400"),
+]
+EVERY = pytest.mark.parametrize("factory, hard", FAMILIES, ids=[name for name, _ in FAMILIES])
+
+
+@functools.cache
+def kept(factory: str, hard: str, n: int = 400, dim: int = 16) -> Index:
+    """Training takes a second or two: once for all tests."""
+    made = Index(dim, factory=factory, meta={"trunk": "toy"})
+    made.train(vectors(n, dim))
+    made.add(vectors(n, dim), 1000 + np.arange(n))
+    return made.tune(hard) if hard else made
+
+
+def trained(factory: str, hard: str) -> Index:
+    """A copy that a test may change."""
+    made = copy.copy(kept(factory, hard))
+    made._take(faiss.deserialize_index(faiss.serialize_index(made._store)))
+    return made
+
+
+@EVERY
+def test_every_family_finds_most_of_what_exact_search_finds(factory, hard):
+    made, exact_one = trained(factory, hard), trained("Flat", "")
+    queries = vectors(40, 16, seed=7)
+    scores, ids = made.search(queries, 10)
+    true_scores, true_ids = exact_one.search(queries, 10)
+    share = recall(ids, true_ids)
+    assert share == 1 if factory in ("Flat", "IVF4,Flat") else share > 0.4
+    assert (np.diff(scores, axis=1) <= 0).all() and scores.dtype == np.float32
+    np.testing.assert_allclose(scores, true_scores, atol=0.35)  # codes are coarse, not wrong
+    first = rerank(queries, ids, exact_one, 10)[1][:, 0]
+    assert (first == true_ids[:, 0]).mean() >= max(0.8, (ids[:, 0] == true_ids[:, 0]).mean())
+
+
+@EVERY
+def test_what_is_removed_is_not_found_and_the_rest_keep_their_ids(tmp_path, factory, hard):
+    made, x = trained(factory, hard), vectors(400, 16)
+    before = made.vectors(np.array([1399, 1001]))
+    made.remove(np.arange(1010, 1060))
+    made.save(tmp_path / "a.index")
+    for index in (made, Index.load(tmp_path / "a.index")):
+        assert len(index) == 350
+        _, ids = index.search(x, 350)
+        assert not np.isin(ids, np.arange(1010, 1060)).any()
+        top = index.search(x[60:], 20)[1]
+        assert (top == np.arange(1060, 1400)[:, None]).any(axis=1).mean() > 0.95
+        np.testing.assert_array_equal(index.vectors(np.array([1399, 1001])), before)
+        with pytest.raises(DataError, match="1010"):
+            index.vectors(np.array([1010]))
+        with pytest.raises(DataError, match=r"no vectors of the ids \[1011\]"):
+            index.remove([1001, 1011])
+        assert len(index) == 350
+        index.add(x[10:11], [1010])  # an id that was taken out is free again
+        assert 1010 in index.search(x[10:11], 5)[1] and len(index) == 351
+
+
+@EVERY
+def test_from_disk_by_memory_mapping_it_finds_the_same_and_changes_nothing(tmp_path, factory, hard):
+    made, path, queries = trained(factory, hard), tmp_path / "a.index", vectors(9, 16, seed=3)
+    made.remove([1003])
+    made.save(path)
+    mapped = Index.load(path, mmap=True)
+    for a, b in zip(made.search(queries, 7), mapped.search(queries, 7)):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(mapped.vectors([1007]), made.vectors([1007]))
+    for change in (
+        lambda: mapped.add(queries),
+        lambda: mapped.remove([1007]),
+        lambda: mapped.train(queries),
+        lambda: mapped.save(path),
+    ):
+        with pytest.raises(DataError, match="without mmap"):
+            change()
+    made.save(path)  # a new file in its place does not disturb who reads the old one
+    np.testing.assert_array_equal(mapped.search(queries, 7)[1], made.search(queries, 7)[1])
+
+
+@EVERY
+def test_a_file_keeps_its_settings(tmp_path, factory, hard):
+    made = trained(factory, hard)
+    made.save(tmp_path / "a.index")
+    loaded = Index.load(tmp_path / "a.index")
+    assert repr(loaded) == repr(made) and loaded.n_bytes == made.n_bytes
+    with pytest.raises(DataError, match="no setting"):
+        loaded.tune("looks=3")
+    if hard:
+        name = hard.partition("=")[0]
+        easy = loaded.tune(f"{name}=1").search(vectors(40, 16, seed=7), 10)[0]
+        assert easy.sum() != made.search(vectors(40, 16, seed=7), 10)[0].sum()
+
+
+def test_codes_are_smaller():
+    sizes = [trained(*one).n_bytes for one in (FAMILIES[0], FAMILIES[1])]
+    assert sizes[0] - sizes[1] == pytest.approx(400 * 16 * 3, rel=0.05)
+    assert trained(*FAMILIES[-1]).n_bytes > sizes[0]  # the graph comes on top
+
+
+def test_lists_hold_too_few():
+    """One list of four is read: what is not there has no id."""
+    made = trained("IVF4,Flat", "nprobe=1")
+    scores, ids = made.search(vectors(3, 16, seed=7), 400)
+    assert ids.shape == (3, 400) and (ids[:, -1] == -1).all() and (ids[:, 0] >= 1000).all()
+    assert (scores[ids == -1] == -np.inf).all() and np.isfinite(scores[ids >= 0]).all()
+
+
+def test_a_sample_is_enough_to_train_and_the_same_seed_gives_the_same_index():
+    found = []
+    for seed in (0, 0, 1):
+        made = Index(16, factory="IVF4,PQ4x4")
+        made.train(vectors(2000, 16), at_most=300, seed=seed)
+        made.add(vectors(500, 16))
+        found.append(made.search(vectors(9, 16, seed=5), 5)[0])
+    np.testing.assert_array_equal(found[0], found[1])
+    assert not np.array_equal(found[0], found[2])
+
+
+def test_training_comes_first_and_once():
+    made = Index(16, factory="IVF4,Flat")
+    with pytest.raises(DataError, match=r"train\(sample\)"):
+        made.add(vectors(9, 16))
+    with pytest.raises(DataError, match="3 vectors cannot train"):
+        made.train(vectors(3, 16))
+    assert not made.trained
+    made.train(vectors(50, 16))
+    made.add(vectors(9, 16))
+    with pytest.raises(DataError, match="holds vectors already"):
+        made.train(vectors(50, 16))
+
+
+@pytest.mark.parametrize("factory", ["Flatt", "PQ3", "LSH", "IVF4,Flat,RFlat", "IDMap,Flat", ""])
+def test_families_that_cannot_do_everything_are_refused(factory):
+    with pytest.raises(DataError, match="Use e.g. Flat"):
+        Index(16, factory=factory)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.tuples(st.booleans(), st.sets(st.integers(0, 30), min_size=1)), max_size=12))
+def test_adding_and_removing_in_any_order_leaves_what_a_dictionary_holds(steps):
+    """All families that remove in their own way, beside a plain set."""
+    x = vectors(31, 16)
+    for factory, hard in (FAMILIES[0], FAMILIES[3], FAMILIES[5]):
+        made, held = Index(16, factory=factory), set()
+        made.train(vectors(200, 16, seed=1))
+        for adds, chosen in steps:
+            ids = np.array(sorted(chosen - held if adds else chosen & held), int)
+            (made.add(x[ids], ids) if adds else made.remove(ids))
+            held = held | chosen if adds else held - chosen
+        assert len(made) == len(held)
+        if held:
+            ids = (made.tune(hard) if hard else made).search(x, 31)[1]
+            assert set(ids[ids >= 0].tolist()) <= held
+            if factory != "HNSW8":  # a graph may miss
+                assert ids[sorted(held), 0].tolist() == sorted(held)
+
+
+# --- a short list, ranked again -----------------------------------------------------------
+
+
+def test_reranking_puts_a_short_list_in_exact_order():
+    exact_one, queries = filled(50), vectors(4, seed=9)
+    _, ids = exact_one.search(queries, 12)
+    shuffled = np.random.default_rng(0).permuted(ids, axis=1)
+    for a, b in zip(rerank(queries, shuffled, exact_one, 5), exact_one.search(queries, 5)):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    shuffled[:, :8] = -1  # nothing was found there
+    scores, found = rerank(queries, shuffled, exact_one, 6)
+    assert (found[:, 4:] == -1).all() and (scores[:, 4:] == -np.inf).all()
+    with pytest.raises(DataError, match="no vectors of the ids"):
+        rerank(queries, np.full((4, 2), 77), exact_one, 1)
+
+
+# --- whose vectors ------------------------------------------------------------------------
+
+
+class Toy:
+    """As much of a trunk as :func:`made_by` asks."""
+
+    name = "toy"
+
+    def __init__(self, weights: str) -> None:
+        self.fingerprint = lambda: weights
+
+
+def test_an_index_refuses_another_model(tmp_path):
+    own = made_by(Toy("abc"), 256, ("head", "gem"))
+    made = Index(8, meta=own)
+    made.add(vectors(3))
+    made.save(tmp_path / "a.index")
+    assert Index.load(tmp_path / "a.index", meta=own).meta == own
+    for other, words in (
+        (made_by(Toy("abd"), 256, ("head", "gem")), "weights is 'abc', not 'abd'"),
+        (made_by(Toy("abc"), 256, ("head", "spoc")), "pooling is 'gem', not 'spoc'"),
+        (own | {"margin": "0.1"}, "margin is None"),
+    ):
+        with pytest.raises(DataError, match=words):
+            Index.load(tmp_path / "a.index", meta=other)
+        with pytest.raises(DataError, match="another model"):
+            made.require(other)
+
+
+# --- killed -------------------------------------------------------------------------------
+
+KILLED = """
+import os, signal, sys
+import faiss
+import numpy as np
+from objemb_lib.index import Index
+
+whole = faiss.write_index
+
+def half(store, path):
+    whole(store, path)
+    os.truncate(path, os.path.getsize(path) // 2)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+index = Index(8)
+index.add(np.eye(8), np.arange(8))
+index.save(sys.argv[1])
+faiss.write_index = half
+index.remove([3])
+index.save(sys.argv[1])
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
+def test_a_save_that_is_killed_half_way_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.index"
+    done = subprocess.run([sys.executable, "-c", KILLED, str(path)], timeout=120)
+    assert done.returncode == -signal.SIGKILL
+    assert len(Index.load(path)) == 8

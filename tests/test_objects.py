@@ -14,6 +14,7 @@ from PIL import Image
 from objemb_lib.boxes import ObjectBoxes
 from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.errors import DataError
+from objemb_lib.evaluate import evaluate_scores
 from objemb_lib.extract import Objects
 from objemb_lib.index import Index
 from objemb_lib.objects import (
@@ -22,6 +23,7 @@ from objemb_lib.objects import (
     clicked,
     fuse,
     image_scores,
+    listed_scores,
     meets_main,
     object_label,
     photograph,
@@ -191,6 +193,80 @@ def test_files_that_hold_no_objects_are_refused(tmp_path: Path) -> None:
         ObjectIndex.load(tmp_path / "objects.index")
     with pytest.raises(DataError, match="absent"):
         ObjectIndex.load(tmp_path / "absent.index")
+
+
+def test_a_removed_image_is_not_found_and_the_others_keep_their_numbers(tmp_path: Path) -> None:
+    index = filled()
+    index.remove({"a.png"})
+    assert repr(index) == "ObjectIndex(3 objects of 2 images)"
+    index.save(tmp_path / "objects.index")
+    for one in (index, ObjectIndex.load(tmp_path / "objects.index")):
+        found = one.search(np.array([1.0, 0, 0]), 3)
+        assert [(m.file, m.image) for m in found] == [("b.png", 1), ("c.png", 2)]
+        for absent in ("a.png", "", "z.png"):
+            with pytest.raises(DataError, match="not in the index"):
+                one.remove(["b.png", absent])
+        one.add(made([[[1, 0, 0]]]), PAIR, ["a.png"])  # the file may come back
+        found = one.search(np.array([1.0, 0, 0]), 3)
+        assert [(m.file, m.image) for m in found][0] == ("a.png", 3) and len(one) == 4
+
+
+@pytest.mark.parametrize("factory", ["SQ8", "HNSW8", "IVF2,Flat", "IVF2,PQ2x4"])
+def test_every_family_answers_by_image(tmp_path: Path, factory: str) -> None:
+    x = np.random.default_rng(0).standard_normal((120, 4))
+    boxes = [[[n, 9 * k, n + 5, 9 * k + 5] for k in range(3)] for n in range(40)]
+    every = made(x.reshape(40, 3, 4).tolist(), boxes)
+    index, exact = ObjectIndex(4, factory=factory), ObjectIndex(4)
+    index.index.train(l2(x))
+    for one in (index, exact):
+        one.add(every, PAIR, [f"{n}.png" for n in range(40)])
+    if "IVF" in factory:
+        index.index.tune("nprobe=2")
+    index.save(tmp_path / "objects.index")
+    mapped = ObjectIndex.load(tmp_path / "objects.index", mmap=True)
+    for query in x[::7]:
+        found = index.search(query, 10)
+        assert found == mapped.search(query, 10)
+        assert len({m.image for m in found}) == len(found) == 10
+        assert exact.search(query, 1)[0].file in [m.file for m in found]
+
+
+def test_copies_are_told_from_codes_as_well() -> None:
+    x = np.random.default_rng(0).standard_normal((40, 4))
+    index = ObjectIndex(4, factory="IVF2,PQ2x4")
+    index.index.train(l2(x))
+    index.add(made([[x[0]], [x[0]], [x[1]]], [[[0, 0, 5, 5]]] * 3), PAIR, FILES)
+    index.index.tune("nprobe=2")
+    found = [m.file for m in index.search(x[0], 3)]
+    assert sorted(found) in (["a.png", "c.png"], ["a.png"])
+
+
+def test_lists_that_hold_everything_score_as_a_table_of_all_scores_does(tmp_path: Path) -> None:
+    data = pictures(tmp_path / "p", [0, 0, 1, 1], [[[0, 0, 5, 5]]] * 4)
+    objects = made([[[1, 0, 0], [0.9, 0.1, 0]], [[0.7, 0.7, 0]], [[0, 1, 0.4]], [[0, 0.2, 1]]])
+    x, asking = l2(objects.vectors[PAIR]), np.array([0, 2, 3, 4])
+    index = Index(3)
+    index.add(x)
+    lists = listed_scores(*index.search(x[asking], len(x)), objects.image, data)
+    every = retrieval_scores(x, objects, asking, data, "best")
+    np.testing.assert_allclose(lists[:, :4], every, atol=1e-6)
+    for metric in ("mAP", "R@1"):
+        expected = evaluate_scores(every, data, [metric]).values[metric]
+        np.testing.assert_array_equal(
+            evaluate_scores(lists, data, [metric]).values[metric], expected
+        )
+
+
+def test_distractors_push_images_down(tmp_path: Path) -> None:
+    """By hand: the one right image is third, behind two distractors; or not in the list."""
+    data = pictures(tmp_path / "p", [0, 0], [[[0, 0, 5, 5]]] * 2)
+    image, scores = np.array([0, 1]), np.array([[0.9, 0.8, 0.7, 0.6]] * 2)
+    ids = np.array([[0, 5, 6, 1], [1, 5, 6, -1]])  # the query itself comes first, and is junk
+    found = evaluate_scores(listed_scores(scores, ids, image, data), data, ["mAP", "R@1"])
+    assert found.values["mAP"].tolist() == [1 / 3, 1 / 3] and found.mean("R@1") == 0
+    ids[0, 1] = -1
+    found = evaluate_scores(listed_scores(scores, ids, image, data), data, ["mAP"])
+    assert found.values["mAP"].tolist() == [1 / 2, 1 / 3]
 
 
 # --- clicks -------------------------------------------------------------------------------

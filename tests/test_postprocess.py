@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 
 from objemb_lib.errors import DataError, ObjembError
-from objemb_lib.postprocess import PCAWhitening, l2, power
+from objemb_lib.postprocess import (
+    PCAWhitening,
+    alpha_query_expansion,
+    database_augmentation,
+    l2,
+    mean_of,
+    power,
+)
 
 SEEDS = st.integers(0, 2**16)
 
@@ -150,3 +157,70 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert repr(PCAWhitening.load(path)) == repr(small)
     assert len(list(tmp_path.iterdir())) == 1
+
+
+# --- query expansion ----------------------------------------------------------------------
+
+
+def slow_expansion(queries, gallery, count, alpha, own):
+    found = []
+    for q, mine in zip(queries, own):
+        near = sorted((i for i in range(len(gallery)) if i != mine), key=lambda i: -q @ gallery[i])
+        total = q.copy()
+        for i in near[:count]:
+            if q @ gallery[i] > 0:
+                total = total + (q @ gallery[i]) ** alpha * gallery[i]
+        found.append(total / np.linalg.norm(total))
+    return np.array(found)
+
+
+@settings(deadline=None, max_examples=25)
+@given(SEEDS, st.integers(0, 70), st.sampled_from([0.0, 1.0, 3.0]), st.integers(1, 9))
+def test_expansion_is_the_plain_sum(seed, count, alpha, chunk):
+    x = l2(correlated(seed) - 3).astype(np.float64)
+    own = np.where(np.arange(8) % 2, np.arange(8), -1)
+    found = alpha_query_expansion(x[:8], x[2:], count, alpha, own, chunk)
+    np.testing.assert_allclose(found, slow_expansion(x[:8], x[2:], count, alpha, own), atol=2e-5)
+
+
+def test_expansion_by_hand():
+    """cos 60 = 1/2: weight 1/8 of the neighbour; what lies behind the query adds nothing."""
+    query, half = np.array([[1.0, 0.0]]), np.array([0.5, np.sqrt(3) / 2])
+    gallery = np.array([half, [-1.0, 0.0]])
+    expected = l2(np.array([[1 + 1 / 16, np.sqrt(3) / 16]]))
+    np.testing.assert_allclose(alpha_query_expansion(query, gallery, 2), expected, atol=1e-6)
+    np.testing.assert_allclose(alpha_query_expansion(query, gallery, 0), query)
+
+
+def test_an_image_does_not_expand_itself():
+    x = l2(correlated())
+    doubled = alpha_query_expansion(x[:1], x, 1)
+    np.testing.assert_allclose(doubled, x[:1], atol=1e-6)  # its only neighbour is itself
+    away = alpha_query_expansion(x[:1], x, 1, own=np.array([0]))
+    assert np.abs(away - x[:1]).max() > 1e-3
+    np.testing.assert_allclose(database_augmentation(x, 1)[:1], away, atol=1e-6)
+
+
+def test_a_lone_vector_stays():
+    lone = np.array([[0.6, 0.8]], np.float32)
+    np.testing.assert_allclose(database_augmentation(lone, 5), lone)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"count": -1}, {"alpha": -1.0}, {"gallery": np.ones((3, 5))}, {"own": np.zeros(3)}]
+)
+def test_expansion_that_makes_no_sense_is_refused(wrong):
+    how = {"queries": np.ones((2, 6)), "gallery": np.ones((3, 6)), "count": 1} | wrong
+    with pytest.raises(DataError, match="query expansion"):
+        alpha_query_expansion(**how)
+
+
+def test_sizes_count_alike_whatever_their_length():
+    a, b = correlated(1), 100 * correlated(2)
+    found = mean_of([a, b])
+    halfway = [
+        u / np.linalg.norm(u) + v / np.linalg.norm(v)
+        for u, v in zip(a.astype(float), b.astype(float))
+    ]
+    np.testing.assert_allclose(found, l2(np.array(halfway)), atol=1e-6)
+    np.testing.assert_allclose(mean_of([a]), l2(a), atol=1e-6)

@@ -3,14 +3,22 @@
 import json
 import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import nbformat
 import numpy as np
+import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
+from test_evaluate import dataset
 
 from objemb_lib import plan, reproduce, settings
+from objemb_lib.datasets import Roles
 from objemb_lib.errors import ReproduceError
 from objemb_lib.evaluate import Evaluation
 from objemb_lib.results import Measurement, Results, compare, read, table
@@ -220,3 +228,107 @@ def test_measurements_that_are_not_shown_are_kept_out_of_the_readme_only(project
     report = {"measurements": {"nb": [vars(ONE), vars(hidden)]}}
     assert "hidden" not in reproduce.as_text(report)
     assert "hidden" in reproduce.as_text(report, every=True)
+
+
+def test_ctrl_c_stops_the_notebook_too_and_the_same_command_goes_on(project):
+    """What a notebook finished is on disk; its kernel must not live on without us."""
+    begun = project / "begun"
+    code = f"import os, pathlib, time\nbegun = pathlib.Path({str(begun)!r})\n"
+    code += "again = begun.exists()\n_ = begun.write_text(str(os.getpid()))\n"
+    code += "time.sleep(0 if again else 600)"
+    _write(project, "00_first", code)
+    start = "import sys, pathlib\nfrom objemb_lib import plan, reproduce, settings\n"
+    start += f"root = pathlib.Path({str(project)!r})\nsettings.PROJECT = root\n"
+    start += "plan.NOTEBOOKS, plan.PROFILES = root / 'notebooks', root / 'profiles'\n"
+    start += "sys.exit(reproduce.main(['--notebooks', '00', '--profile', 'other']))"
+    (project / "profiles" / "other.yaml").write_text("data: []\nseed: 3\n")
+    command = [sys.executable, "-c", start]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
+        while not (begun.exists() and begun.read_text()):
+            assert running.poll() is None
+            time.sleep(0.1)
+        running.send_signal(signal.SIGINT)
+        said = running.communicate()[1]
+    assert running.returncode == 130 and "the same command goes on" in said
+    assert "Traceback" not in said
+    assert not psutil.pid_exists(int(begun.read_text()))
+    assert subprocess.run(command, capture_output=True).returncode == 0
+
+
+# --- several data sets, other profiles ----------------------------------------------------
+
+
+def test_every_data_set_of_a_profile_gets_a_run_of_its_own(project, monkeypatch):
+    text = "data: [one, 'two:/x/my cats']\nseed: 0\nparameters: {SIZE: 8, SEED: 5}\n"
+    (project / "profiles" / "many.yaml").write_text(text)
+    stated = plan.profile("many")
+    assert reproduce.runs(stated) == {"many/one": "one", "many/two-my_cats": "two:/x/my cats"}
+    assert reproduce.runs(stated, "three") == {"many/three": "three"}
+    assert reproduce.absolute("folder:photos") == f"folder:{Path.cwd() / 'photos'}"
+    assert reproduce.absolute("cub") == "cub"
+
+
+def test_shared_parameters_go_where_they_are_taken_and_data_must_be(project):
+    text = "data: [one]\nseed: 0\nparameters: {SIZE: 8}\nnotebooks: {00_first: {SEED: 5}}\n"
+    (project / "profiles" / "many.yaml").write_text(text)
+    stated, (first, second) = plan.profile("many"), plan.choose([])
+    assert stated.choose() == [first] and stated.choose(["01"]) == [second]
+    assert stated.given(first, plan.USUAL) == {"SEED": 5}  # it takes no SIZE
+    with pytest.raises(ReproduceError, match="00_first.ipynb takes no parameter DATA"):
+        stated.given(first, "one")  # or its numbers would be of other data
+    cell = new_code_cell('DATA = "mini-battles"\nSIZE = 256', metadata={"tags": ["parameters"]})
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(new_notebook(cells=[cell], metadata={"kernelspec": kernel}), second)
+    assert stated.given(second, "one") == {"DATA": "one", "SIZE": 8}
+    assert plan.defaults(second) == {"DATA": "mini-battles", "SIZE": 256}
+
+
+def test_other_runs_are_compared_only_where_somebody_kept_them(project, capsys):
+    (project / "profiles" / "other.yaml").write_text("data: []\nseed: 3\n")
+    other = ["--notebooks", "01", "--profile", "other"]
+    assert reproduce.main(other) == 0
+    assert "no committed results" in capsys.readouterr().out
+    before = (project / "README.md").read_text()
+    assert reproduce.main([*other, "--update"]) == 0
+    assert (project / "README.md").read_text() == before  # it shows the workshop's
+    report = json.loads((project / "results" / "other.json").read_text())
+    report["measurements"]["01_second"][0]["value"] = 0.6
+    (project / "results" / "other.json").write_text(json.dumps(report))
+    assert reproduce.main(other) == 1
+    assert "committed 0.6000" in capsys.readouterr().err
+
+
+def test_a_profile_with_an_unknown_setting_is_named(project):
+    (project / "profiles" / "odd.yaml").write_text("data: []\nseed: 0\nnotebook: {}\n")
+    with pytest.raises(ReproduceError, match="odd.yaml.*notebook"):
+        plan.profile("odd")
+
+
+PROFILES = sorted(path.stem for path in plan.PROFILES.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_notebooks_take_what_the_profiles_give_them(name):
+    stated = plan.profile(name)
+    every = {path.stem: path for path in plan.choose([])}
+    assert stated.notebooks.keys() <= every.keys()
+    adapted = [every[stem] for stem in stated.notebooks if "DATA" in plan.defaults(every[stem])]
+    assert adapted
+    for notebook in adapted:
+        given = stated.given(notebook, stated.data[0])
+        assert given["DATA"] == stated.data[0]
+
+
+def test_a_forecast_counts_the_images_that_are_left(monkeypatch):
+    data = dataset(np.repeat([0, 1], 50))
+    monkeypatch.setattr(plan, "estimate", lambda images, trunk, size, probe: images / 10)
+    monkeypatch.setattr(plan, "load_trunk", lambda name: name)
+    monkeypatch.setattr(plan, "WORK", {"01": plan.Work(2, 1000, fixed=40)})
+    stated = plan.Profile("x", ["d"], 0, {"LIMIT": 20})
+    found = plan.forecast(stated, plan.choose(["00", "01"]), "d", Roles(data, {"test": data}))
+    assert (found.images, found.kept) == (40, 40_000)
+    assert found.seconds == pytest.approx((40 * 2 + 40) / 10)
+    monkeypatch.setattr(plan, "free_bytes", lambda folder: 39_999)
+    with pytest.raises(ReproduceError, match="has no room") as error:
+        plan.forecast(stated, plan.choose(["01"]), "d", Roles(data, {"test": data}))
+    assert "OBJEMB_CACHE" in error.value.remedy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,12 +15,14 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_scenes import CATEGORIES, lively, scenes, small
+from torchvision.ops import FrozenBatchNorm2d, roi_align
 
 from objemb_lib import student as room
 from objemb_lib import training
 from objemb_lib.comparison import few_scenes
 from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.datasets.mini_battles import mini_battles
+from objemb_lib.detectors.coco import load_coco_detector
 from objemb_lib.detectors.features import DetectorTrunk
 from objemb_lib.detectors.weights import LIMIT, read_card, save_weights, weights_root
 from objemb_lib.errors import DataError, TrainingError
@@ -524,6 +527,77 @@ def test_a_student_is_saved_with_all_that_loads_it_again(tmp_path: Path) -> None
     (tmp_path / "pupil.json").write_text(json.dumps(card))
     with pytest.raises(DataError, match="another network"):
         load_student("pupil", tmp_path)
+
+
+# --- torchvision's detectors --------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def of_coco() -> Student:
+    """A student of a COCO detector with random weights, its branch as in Faster R-CNN."""
+    torch.manual_seed(0)
+    detector = load_coco_detector("torchvision/fasterrcnn_resnet50_fpn", False, 64)
+    detector.network.rpn._post_nms_top_n = {"training": 20, "testing": 20}
+    detector.network.roi_heads.score_thresh = 0.0
+    return Student(detector, top=3, cells=14, leave_out=()).eval()
+
+
+def test_a_coco_detector_embeds_what_it_detects_in_any_shape(of_coco: Student) -> None:
+    images = [torch.rand(3, 64, 96), torch.rand(3, 80, 64)]
+    with torch.no_grad():
+        found, plain = of_coco(images), of_coco.detector(images)
+        network = of_coco.detector.network
+        batch, _ = network.transform(images)
+        maps = network.backbone.body(batch.tensors)
+        scale = batch.image_sizes[0][1] / 96  # boxes are told in pixels of the photograph
+        cut = roi_align(maps["stage4"], [found[0]["boxes"][:3] * scale, torch.zeros(0, 4)],
+                        14, 1 / 16, sampling_ratio=1, aligned=True)  # fmt: skip
+        by_hand = network.backbone.body.network.parts[-1](cut).mean(dim=(2, 3))  # layer4
+    for one, other in zip(found, plain):
+        assert torch.equal(one["boxes"], other["boxes"]) and len(one["boxes"]) > 3
+        assert one["embeddings"].shape == (3, 2048)
+    assert torch.allclose(found[0]["embeddings"], F.normalize(by_hand, dim=1), atol=1e-4)
+
+
+def test_a_coco_detector_learns_to_detect_and_to_embed(of_coco: Student) -> None:
+    torch.manual_seed(0)
+    pupil = Pupil(
+        copy.deepcopy(of_coco), Teacher(lively(), size=64), replace(GUIDED, losses=("squared",)), 9
+    )
+    pupil.student.embedding = room.EmbeddingHead(of_coco.detector.trunk, leave_out=(1, 2), dim=176)
+    one = {"boxes": BOXES[0], "labels": torch.tensor([18, 1]), "objects": torch.tensor([5, -1])}
+    found = pupil.train().losses((list(noise(1)), [one]))
+    assert found.keys() > {"squared", "loss_classifier", "loss_rpn_box_reg"}
+    sum(found.values()).backward()
+    body = pupil.student.detector.trunk.network.parts
+    assert body[-1][0].conv1.weight.grad.abs().sum() > 0  # layer4, of detector and branch
+
+
+def test_a_student_of_a_coco_detector_is_loaded_again(tmp_path: Path) -> None:
+    """As the weights of a trained one: frozen batch norm, whose numbers count."""
+    detector = load_coco_detector("torchvision/fasterrcnn_resnet50_fpn", False, 64)
+    norms = [m for m in detector.trunk.modules() if isinstance(m, FrozenBatchNorm2d)]
+    assert len(norms) == 53 and all(norm.eps == 0 for norm in norms)
+    for norm in norms:
+        norm.running_mean.uniform_(-0.1, 0.1), norm.running_var.uniform_(0.5, 2)
+    ours = Student(detector, cells=7, leave_out=(2,))
+    with pytest.raises(DataError, match="would hold"):  # not for the course's own folder
+        save_student(ours, {}, "large", tmp_path)
+    save_student(ours, {}, "large", tmp_path, limit=0)
+    loaded, before = load_student("large", tmp_path), ours.state_dict()
+    for key, value in loaded.state_dict().items():
+        assert torch.allclose(value, before[key], rtol=2e-3, atol=1e-4), key
+    assert (loaded.detector.size, loaded.embedding.leave_out) == (64, (2,))
+
+
+def test_photographs_without_any_known_category_are_refused(data, tmp_path: Path) -> None:
+    strange = replace(data, category_names=("left", "right"))
+    how = {"schedule": SHORT, "progress": False, "leave_out": ()}
+    teacher = Teacher(lively(), size=64)
+    with pytest.raises(DataError, match="no category that the detector knows"):
+        train_student(small("faster_rcnn"), strange, teacher, tmp_path / "run", **how)
+    recipe = Recipe(detection=False)
+    train_student(small("faster_rcnn"), strange, teacher, tmp_path / "run", recipe, **how)
 
 
 # --- the file that comes with the course --------------------------------------------------

@@ -10,13 +10,15 @@ import pytest
 import torch
 from tiny_scenes import lively, small
 
-from objemb_lib import settings, train
+from objemb_lib import settings, train, training
 from objemb_lib.datasets.mini_battles import mini_battles
-from objemb_lib.detectors.build import KINDS
+from objemb_lib.detectors.build import KINDS, Detector
+from objemb_lib.detectors.coco import load_coco_detector
 from objemb_lib.detectors.weights import load_detector, read_card
 from objemb_lib.errors import DataError
 from objemb_lib.student import load_student
 from objemb_lib.training import Schedule, read_log, snapshot_path
+from objemb_lib.trunks import load_trunk
 
 pytest_plugins = ("tiny_battles",)
 
@@ -31,7 +33,14 @@ def root(tiny_root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pa
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["nope"], "nope"), (["fcos", "--steps", "0"], "at least 1"), (["--steps", "many"], "many")],
+    [
+        (["nope"], "nope"),
+        (["fcos", "--steps", "0"], "at least 1"),
+        (["--steps", "many"], "many"),
+        (["student", "--batch", "0"], "at least 1"),
+        (["fcos", "--data", "coco"], "--data is for the student alone"),
+        (["--teacher", "resnet50"], "--teacher is for the student alone"),
+    ],
 )
 def test_wrong_arguments_are_told(arguments: list, said: str, capsys, root: Path) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -147,3 +156,80 @@ def test_training_works_in_half_precision(
     assert all(value.isfinite().all() for value in made.state_dict().values())
     (line,) = read_log(tmp_path / "run")
     assert all(value >= 0 for value in line.values())
+
+
+# --- other students -----------------------------------------------------------------------
+
+FASTER = "torchvision/fasterrcnn_resnet50_fpn"
+
+
+@pytest.fixture
+def random_resnets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The paper's networks with random weights in place of downloads; few boxes, few images."""
+
+    def detector(name: str, root: Path | None = None, size: int | None = None) -> Detector:
+        torch.manual_seed(0)
+        made = load_coco_detector(name, pretrained=False, size=size or 800)
+        made.network.rpn._post_nms_top_n = {"training": 20, "testing": 20}
+        made.network.roi_heads.detections_per_img = 5
+        return made
+
+    monkeypatch.setattr(train, "load_detector", detector)
+    monkeypatch.setattr(train, "load_trunk", lambda name: load_trunk(name, pretrained=False))
+    monkeypatch.setattr(train, "SCORED", 6)
+    for part in ("_checkpoint", "_snapshot"):  # half a gigabyte, and tested with small networks
+        monkeypatch.setattr(training, part, lambda *given: None)
+
+
+def test_a_student_of_a_coco_detector_learns_on_coco(
+    random_resnets: None, root: Path, real_photographs: Path, capsys
+) -> None:
+    given = ["student", "--detector", FASTER, "--teacher", "torchvision/resnet18"]
+    given += ["--data", f"coco:{real_photographs / 'coco'}", "--size", "96", "--steps", "2"]
+    assert train.main([*given, "--batch", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "true boxes, mAP" in said and "box AP50" in said
+    made = settings.PROJECT / "runs" / "weights"
+    (file,) = made.glob("student*.json")
+    card = read_card(file.stem, made)
+    assert (card["kind"], card["size"]) == ("fasterrcnn_resnet50_fpn", 96)
+    assert card["schedule"]["batch_size"] == 2 and card["schedule"]["steps"] == 2
+    assert len(card["data"]) == 2 and card["scored on"] == 6 and "box AP" in card["before"]
+    assert {"cosine", "relational", "loss_classifier"} <= card["log"][-1].keys()
+    student = load_student(file.stem, made)
+    assert student.embedding.cells == 14 and student.embedding.dim == 512  # as the teacher's
+    assert len(student.detector.categories) == 90
+
+
+def test_other_data_is_called_by_its_name(root: Path) -> None:
+    seen, unseen = train.photographs("mini-battles")
+    assert (seen.split, unseen.split) == ("train", "battle")
+
+
+def test_photographs_of_coco_are_its_two_parts(real_photographs: Path) -> None:
+    seen, unseen = train.photographs(f"coco:{real_photographs / 'coco'}")
+    assert (len(seen), len(unseen)) == (80, 79) and len(seen.category_names) == 80
+    with pytest.raises(DataError, match="no-such"):
+        train.photographs("coco:/no-such")
+
+
+def test_the_help_teaches(capsys) -> None:
+    with pytest.raises(SystemExit):
+        train.main(["--help"])
+    said = capsys.readouterr().out
+    for word in ("torchrun --nproc-per-node", "coco:PATH", "--teacher", "OBJEMB_DEVICE"):
+        assert word in said
+
+
+def test_processes_other_than_the_first_ship_nothing(
+    root: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(train.student, "train_student", lambda *given, **how: None)
+    monkeypatch.setattr(train, "train_detector", lambda *given, **how: None)
+    monkeypatch.setattr(train, "load_trunk", lambda *given: lively())
+    monkeypatch.setattr(train, "load_detector", lambda *given, **how: small("faster_rcnn"))
+    for given in (["student", "--batch", "2"], ["student"], ["fcos"]):
+        assert train.main(given) == 0
+    assert capsys.readouterr().out == "" and not (settings.PROJECT / "weights").exists()
+    assert not (settings.PROJECT / "runs" / "weights").exists()

@@ -195,6 +195,56 @@ def test_whoever_watches_is_told_what_is_logged(tmp_path: Path) -> None:
     assert told == losses_of(tmp_path) and len(told) == 3
 
 
+@pytest.mark.parametrize("kill", [None, 12])
+def test_helpers_that_read_ahead_change_nothing(
+    kill: int | None, unbroken: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OBJEMB_WORKERS", "2")
+    asked = []
+
+    def by_helpers(generator: torch.Generator, step: int) -> tuple[Tensor, int]:
+        asked.append(step)  # in the helper's memory
+        return batch(generator, step)
+
+    if kill:
+        with pytest.raises(Killed):
+            run(tmp_path, what=dies_at(kill))
+    model = Model()
+    how = {"progress": False, "checkpoint_every": EVERY}
+    train(model, model.trunk, by_helpers, losses, SCHEDULE, tmp_path, **how)
+    assert same(model.state_dict(), unbroken[0]) and left(tmp_path) == unbroken[1]
+    assert asked == []
+
+
+@pytest.mark.parametrize("room", [1, 2, 3])
+def test_a_batch_that_does_not_fit_is_learnt_from_in_parts(
+    room: int, unbroken: tuple, tmp_path: Path
+) -> None:
+    sizes = []
+
+    def full(model: nn.Module, given: tuple[Tensor, list]) -> dict[str, Tensor]:
+        x, steps = given
+        sizes.append(len(x))
+        found = losses(model, (x, steps[0]))
+        if len(x) > room:  # in the middle: some gradients are there already
+            found["square"].backward()
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return found
+
+    def lists(generator: torch.Generator, step: int) -> tuple[Tensor, list]:
+        return batch(generator, step)[0], [step] * 4
+
+    model = Model()
+    with pytest.warns(UserWarning, match="out of memory"):
+        train(model, model.trunk, lists, full, SCHEDULE, tmp_path, progress=False)
+    for key, value in unbroken[0].items():
+        assert torch.allclose(model.state_dict()[key], value, atol=1e-4), key
+    for line, whole in zip(losses_of(tmp_path), unbroken[1][0], strict=True):
+        assert line == {key: pytest.approx(value, abs=1e-4) for key, value in whole.items()}
+    fits = {1: 1, 2: 2, 3: 2}[room]
+    assert sizes.count(4) == 1 and sizes[-4 // fits :] == [fits] * (4 // fits)
+
+
 # --- runs that cannot go on ---------------------------------------------------------------
 
 

@@ -8,11 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from objemb_lib import settings
-from objemb_lib.datasets import mini_battles
+from objemb_lib.datasets import (
+    archives,
+    benchmarks,
+    coco,
+    groceries,
+    landmarks,
+    metric_learning,
+    mini_battles,
+    open_images,
+    ps_battles,
+)
 from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.datasets.own import folder_roles
 from objemb_lib.errors import DataError
@@ -37,9 +48,13 @@ class Entry:
 
     Args:
         name, about, size, licence: for the list.
-        build: makes it: ``build(root, source=..., mirror=...)``.
-        verify: checks it, returning the splits that differ from the reference build.
+        tried: what of it was tried where this was written, and what not.
         load: ``load(split, root=...)`` gives one split; ``root`` defaults to :meth:`folder`.
+        build: makes it: ``build(root, source=..., mirror=...)``; None where a copy must be named.
+        verify: checks it, returning the splits that differ from the reference build.
+        terms: what a user must accept before it is fetched, if anything.
+        links: its images lie at addresses of their own, many dead: ``build`` takes
+            ``retry_dead`` and goes on where an earlier one ended.
         train, tests: names of the splits that take these roles.
     """
 
@@ -47,11 +62,14 @@ class Entry:
     about: str
     size: str
     licence: str
-    build: Callable[..., Path]
-    verify: Callable[..., list[str]]
+    tried: str
     load: Callable[..., ImageDataset]
-    train: str
-    tests: tuple[str, ...]
+    build: Callable[..., Path] | None = None
+    verify: Callable[..., list[str]] | None = None
+    terms: str = ""
+    links: bool = False
+    train: str = "train"
+    tests: tuple[str, ...] = ("test",)
 
     def folder(self) -> Path:
         return settings.data_root() / self.name
@@ -60,22 +78,124 @@ class Entry:
         return (self.folder() / "manifest.json").is_file()
 
 
+COURSE = mini_battles.NAME  # what the notebooks run on unless told otherwise
+RESEARCH = "research only, images belong to their authors"
+LOADER = "loader tried on"
+NOT_TRIED = "addresses from public code, not tried"
+
 DATASETS = {
     entry.name: entry
     for entry in (
         Entry(
-            mini_battles.NAME,
+            COURSE,
             "objects cut out and pasted into photographs, 3,042 scenes of 256 px",
             "47 MB (fetches 223 MB)",
             "GPL, CC-BY(-SA), CC0",
+            "built and verified",
+            mini_battles.mini_battles,
             mini_battles.build,
             mini_battles.verify,
-            mini_battles.mini_battles,
-            "train",
-            ("battle", "clean"),
+            tests=("battle", "clean"),
+        ),
+        Entry(
+            "cub",
+            "CUB-200-2011: 200 species of birds, boxes and masks; 5,864 / 5,924 images",
+            "1.2 GB",
+            RESEARCH,
+            f"{LOADER} the official lists and on 2,969 photographs; {NOT_TRIED}",
+            metric_learning.cub,
+            benchmarks.CUB.build,
+            benchmarks.CUB.verify,
+            "https://www.vision.caltech.edu/datasets/cub_200_2011: non-commercial research and "
+            "education only",
+        ),
+        Entry(
+            "cars",
+            "Cars-196: 196 models of cars, boxes; 8,054 / 8,131 images",
+            "1.9 GB",
+            RESEARCH,
+            f"{LOADER} 784 images and the official annotations; the official servers are gone, a "
+            "third party's copy is asked, not tried",
+            metric_learning.cars,
+            benchmarks.CARS.build,
+            benchmarks.CARS.verify,
+            "non-commercial research and education only",
+        ),
+        Entry(
+            "sop",
+            "Stanford Online Products: 22,634 products of 12 categories; 59,551 / 60,502 images",
+            "3.1 GB",
+            RESEARCH,
+            f"{LOADER} a made-up copy; {NOT_TRIED}",
+            metric_learning.sop,
+            benchmarks.SOP.build,
+            benchmarks.SOP.verify,
+            "research only: the photographs are those of eBay's sellers",
+        ),
+        Entry(
+            "ps-battles",
+            "PS-Battles: photoshops ask for their original; 102,028 images listed in 2018",
+            "23 GB (an estimate)",
+            RESEARCH,
+            f"the first 500 rows of its list read; {NOT_TRIED}",
+            ps_battles.ps_battles,
+            ps_battles.build,
+            partial(archives.verify, "ps-battles"),
+            "the pictures are those of Reddit's users, fetched from where they put them",
+            links=True,
+        ),
+        *(
+            Entry(
+                name,
+                f"{city}: {searched:,} images of landmarks, 70 queries with their boxes",
+                size,
+                "Flickr's users; research",
+                f"{LOADER} a made-up copy; {NOT_TRIED}; no digest published",
+                load,
+                recipe.build,
+                recipe.verify,
+                "https://www.robots.ox.ac.uk/~vgg/data: research only",
+                tests=("hard", "medium", "easy"),
+            )
+            for name, city, searched, size, load, recipe in (
+                ("roxford5k", "Revisited Oxford", 4_993, "1.9 GB", landmarks.roxford5k,
+                 benchmarks.OXFORD),
+                ("rparis6k", "Revisited Paris", 6_322, "2.5 GB", landmarks.rparis6k,
+                 benchmarks.PARIS),
+            )
+        ),
+        Entry(
+            "coco",
+            "COCO 2017: objects of 40 categories train, of 40 others test; boxes and masks",
+            "20 GB",
+            "annotations CC-BY-4.0, images of Flickr's users",
+            f"{LOADER} 159 photographs in the official layout; {NOT_TRIED}",
+            coco.coco,
+            benchmarks.COCO_2017.build,
+            benchmarks.COCO_2017.verify,
+            "https://cocodataset.org/#termsofuse",
+        ),
+        Entry(
+            "open-images",
+            "Open Images: objects of 20 classes train, of 20 others test; boxes",
+            "up to 4,000 images",
+            "annotations CC-BY-4.0, images CC-BY-2.0",
+            f"{LOADER} a made-up copy; {NOT_TRIED}",
+            open_images.open_images,
+            open_images.build,
+            partial(archives.verify, "open-images"),
+            links=True,
+        ),
+        Entry(
+            "groceries",
+            "photographs from shops ask for the iconic picture of their product",
+            "a copy of yours",
+            "MIT",
+            f"{LOADER} 405 photographs and 81 iconic pictures",
+            groceries.groceries,
         ),
     )
-}
+}  # fmt: skip
 
 
 def entry(name: str) -> Entry:

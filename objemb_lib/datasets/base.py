@@ -14,7 +14,7 @@ Conventions, the same everywhere:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,8 +50,13 @@ class ImageDataset:
         masks: ``N`` lists of ``K_i`` COCO run-length encodings, or None.
         queries: indices of the images that ask; default all.
         gallery: indices of the images that are searched; default all.
+        crops: ``N`` times None or ``(x0, y0, x1, y1)``, whole pixels: the part of the file
+            that is the image. Boxes and masks are those of the part.
+        judged: query -> (relevant images, junk images), as indices, where a benchmark lists
+            them one by one; other queries go by their labels.
+        protocol: how it is scored, a key of :data:`objemb_lib.evaluate.PROTOCOLS`.
         fingerprint: hash of the content, the key of every cache; default a hash of the
-            files' names, sizes and times.
+            files' names, sizes and times, and of the boxes and crops.
     Raises:
         DataError: when the lengths do not agree or an index is out of range.
     """
@@ -70,6 +75,9 @@ class ImageDataset:
     masks: Sequence[Sequence[dict]] | None = None
     queries: np.ndarray | None = None
     gallery: np.ndarray | None = None
+    crops: Sequence[tuple[int, int, int, int] | None] = ()
+    judged: Mapping[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    protocol: str = "objects"
     fingerprint: str = ""
     extra: Sequence[dict] = field(default=())
 
@@ -104,7 +112,7 @@ class ImageDataset:
         for part in ("labels", "categories", "boxes", "box_labels", "box_categories"):
             if len(getattr(self, part)) != n:
                 raise DataError(f"{self.name}: {n} images but {len(getattr(self, part))} {part}")
-        for part in ("masks", "extra"):
+        for part in ("masks", "extra", "crops"):
             if getattr(self, part) and len(getattr(self, part)) != n:
                 raise DataError(f"{self.name}: {n} images but {len(getattr(self, part))} {part}")
         for part in ("box_labels", "box_categories", "masks"):
@@ -127,6 +135,9 @@ class ImageDataset:
                     "Put the file back, or build the data set again.",
                 ) from error
             digest.update(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        for boxes in self.boxes:  # other boxes or parts: other embeddings of the same files
+            digest.update(np.asarray(boxes, np.float32).tobytes() + b"\n")
+        digest.update(repr(list(self.crops)).encode())
         return digest.hexdigest()
 
     def __len__(self) -> int:
@@ -139,9 +150,18 @@ class ImageDataset:
             f"{len(known)} labels, {sum(map(len, self.boxes))} boxes)"
         )
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """A name for each image that no other has: its file, and where in it, if it is a part."""
+        parts = self.crops or [None] * len(self)
+        return tuple(f if p is None else f"{f}#{','.join(map(str, p))}"
+                     for f, p in zip(self.files, parts))  # fmt: skip
+
     def image(self, i: int) -> Image.Image:
         """Image ``i`` as upright 8-bit RGB. Raises ImageError, naming the file, if unusable."""
-        return load_image(Path(self.root) / self.files[i])
+        whole = load_image(Path(self.root) / self.files[i])
+        part = self.crops[i] if self.crops else None
+        return whole if part is None else whole.crop(part)
 
     def mask(self, i: int, k: int = 0) -> np.ndarray:
         """``(H, W)`` boolean mask of object ``k`` in image ``i``."""
@@ -161,6 +181,10 @@ class ImageDataset:
 
     def truth(self, query: int) -> tuple[np.ndarray, np.ndarray]:
         """:meth:`relevant` and :meth:`junk`, both ``(G,)`` boolean."""
+        if query in self.judged:
+            relevant, junk = (np.isin(self.gallery, images) for images in self.judged[query])
+            junk |= self.gallery == query
+            return relevant & ~junk, junk
         label = self.labels[query]
         junk = self._shown_beside(label) | (self.gallery == query)
         same = (self.labels[self.gallery] == label) & (label >= 0)
@@ -184,6 +208,8 @@ class ImageDataset:
     def subset(self, images: Sequence[int]) -> ImageDataset:
         """The same data set with only ``images``, in that order; all query and are searched.
 
+        Queries that the benchmark judged keep what is left of their relevant and junk images.
+
         ``images`` are indices, or an ``(N,)`` boolean that keeps where it is true.
         """
         chosen = np.asarray(images)
@@ -196,6 +222,16 @@ class ImageDataset:
             self.name, self.split, self.root, take(self.files), self.labels[pick],
             self.label_names, self.categories[pick], self.category_names, take(self.boxes),
             take(self.box_labels), take(self.box_categories),
-            None if self.masks is None else take(self.masks),
+            None if self.masks is None else take(self.masks), crops=take(self.crops),
+            judged=self._judged_among(pick), protocol=self.protocol,
             fingerprint=part, extra=take(self.extra),
         )  # fmt: skip
+
+    def _judged_among(self, pick: list[int]) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        """``judged`` in the numbers of a subset of the images ``pick``."""
+        found = {}
+        for new, old in enumerate(pick):
+            if old in self.judged:
+                relevant, junk = (np.flatnonzero(np.isin(pick, a)) for a in self.judged[old])
+                found[new] = relevant, junk
+        return found

@@ -279,9 +279,9 @@ def compose(raw: Path, split: str, number: int, seed: int) -> tuple[bytes, dict]
     Args:
         raw: folder of gathered photographs. number: the scene's number in its split.
     Returns:
-        JPEG bytes, and ``{"background", "quality", "layers": [{"object", "edits", "mask",
-        "visible"}]}`` with the main object first; masks are ``(SIZE, SIZE)`` boolean and hold
-        only what is visible.
+        JPEG bytes, and a dictionary of ``background``, ``quality`` and ``layers``, the main object
+        first: each has ``object``, ``edits``, ``mask`` and ``visible``. Masks are
+        ``(SIZE, SIZE)`` boolean and hold only what is visible.
     """
     rng = Random(f"{NAME} {VERSION} {seed} {split} {number}")
     rule = SPLITS[split]

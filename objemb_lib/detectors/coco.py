@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torchvision
 from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
 
 from objemb_lib.detectors.build import Detector, Pyramid
 from objemb_lib.errors import DataError
@@ -29,7 +30,7 @@ def load_coco_detector(name: str, pretrained: bool = True, size: int = 800) -> D
     Args:
         name: ``torchvision/MODEL`` or ``torchvision/MODEL:WEIGHTS``, MODEL one of
             :data:`COCO_DETECTORS`.
-        pretrained: False gives random weights and asks nobody.
+        pretrained: False gives random weights and asks nobody; a trained one's state fits.
         size: shorter side in pixels that images are resized to.
     Raises:
         DataError: unknown model or weights. DownloadError: the weights cannot be fetched.
@@ -49,9 +50,26 @@ def load_coco_detector(name: str, pretrained: bool = True, size: int = 800) -> D
             model, weights=weights if pretrained else None, weights_backbone=None, min_size=size
         )
 
-    network = from_hub(name, make) if pretrained else make()
+    network = from_hub(name, make) if pretrained else _as_trained(make(), model)
     network.backbone = _adopt(network, f"COCO ({weights})" if pretrained else "random")
     return Detector(model, network, weights.meta["categories"][1:], size).eval()
+
+
+def _as_trained(network: nn.Module, model: str) -> nn.Module:
+    """Batch norm as the trained network has it: frozen, bar version 2, whose own is trained."""
+    if not model.endswith("_v2"):
+        _freeze_norms(network.backbone.body, 1e-5 if model.startswith("fcos") else 0.0)
+    return network
+
+
+def _freeze_norms(module: nn.Module, eps: float) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            frozen = FrozenBatchNorm2d(child.num_features, eps)
+            frozen.load_state_dict(child.state_dict())
+            setattr(module, name, frozen)
+        else:
+            _freeze_norms(child, eps)
 
 
 def _adopt(network: nn.Module, weights: str) -> Pyramid:

@@ -1,10 +1,10 @@
 """A detector as a trunk: everything inside it that can become an embedding, by name.
 
-``stage1`` ... ``head``  the body's maps, as detection training left them
-``fpn3`` ... ``fpn5``    the pyramid's levels, of stride 8 to 32
-``roi``                  a box, cut out of the level that fits its size (what the box head sees)
-``box_head``             a box's vector, from which its category is told: the last hidden layer
-                         of a two-stage detector, the classification tower of a one-stage one
+- ``stage1`` ... ``head``: the body's maps, as detection training left them
+- ``fpn3`` ... ``fpn5``: the pyramid's levels, of stride 8 to 32
+- ``roi``: a box, cut out of the level that fits its size (what the box head sees)
+- ``box_head``: a box's vector, from which its category is told: the last hidden layer of a
+  two-stage detector, the classification tower of a one-stage one
 """
 
 from __future__ import annotations

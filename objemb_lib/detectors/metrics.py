@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from objemb_lib import settings
 from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.detectors.build import Detector, Target
 from objemb_lib.detectors.targets import crowds
+from objemb_lib.memory import until_it_fits
 
 
 @torch.inference_mode()
@@ -31,15 +33,28 @@ def detect(
     """Detections of every image, in pixels of it, best first, on the CPU.
 
     Masks, where there are any, become COCO run-length encodings under ``"rles"``: the maps of
-    all images at once would take gigabytes. ``masks=False`` leaves them out.
+    all images at once would take gigabytes. ``masks=False`` leaves them out. ``batch_size`` is
+    halved, with a warning, where memory runs out.
     """
-    device = settings.device()
-    detector = detector.for_inference(device)
-    found: list[Target] = []
-    batches = range(0, len(dataset), batch_size)
-    for start in bars.bar(batches, "detecting", unit="batch", disable=not progress):
+    detector, found = detector.for_inference(settings.device()), []
+    for start in bars.bar(
+        range(0, len(dataset), batch_size), "detecting", unit="batch", disable=not progress
+    ):
         every = range(start, min(start + batch_size, len(dataset)))
-        pixels = [np.asarray(dataset.image(i)).copy() for i in every]
+        some, batch_size = until_it_fits(
+            partial(_detected, detector, dataset, every, masks), batch_size
+        )
+        found += some
+    return found
+
+
+def _detected(
+    detector: Detector, dataset: ImageDataset, every: range, masks: bool, size: int
+) -> list[Target]:
+    """Detections of some images, ``size`` at once."""
+    device, found = settings.device(), []
+    for start in range(0, len(every), size):
+        pixels = [np.asarray(dataset.image(i)).copy() for i in every[start : start + size]]
         images = [torch.from_numpy(p).permute(2, 0, 1).to(device).float() / 255 for p in pixels]
         for one in detector(images):
             maps = one.pop("masks", None)

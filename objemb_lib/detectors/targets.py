@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from objemb_lib import processes
 from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.detectors.build import Target
 from objemb_lib.errors import DataError
@@ -58,6 +60,29 @@ def relabel(dataset: ImageDataset, labels: str) -> ImageDataset:
     raise DataError(f"no labels called {labels!r}", f"Use one of {', '.join(GRANULARITIES)}.")
 
 
+def in_categories(dataset: ImageDataset, names: Sequence[str]) -> ImageDataset:
+    """The data set with its boxes' categories numbered as a detector does, by their names.
+
+    Boxes of other categories become unknown.
+
+    Raises:
+        DataError: none of the categories is among ``names``.
+    """
+    names = tuple(names)
+    if tuple(dataset.category_names) == names:
+        return dataset
+    known = {name: number for number, name in enumerate(names)}
+    number = np.array([known.get(name, -1) for name in dataset.category_names] + [-1])
+    if (number < 0).all():
+        raise DataError(
+            f"{dataset.name}/{dataset.split} has no category that the detector knows",
+            "Use a detector that was trained on such objects, or leave the detection losses out.",
+        )
+    boxes = tuple(number[np.asarray(c, np.int64)] for c in dataset.box_categories)
+    main = number[dataset.categories]
+    return replace(dataset, categories=main, box_categories=boxes, category_names=names)
+
+
 def _keep(dataset: ImageDataset, i: int) -> np.ndarray:
     """Indices of the boxes of an image that can be learned from."""
     boxes = np.asarray(dataset.boxes[i])
@@ -99,26 +124,57 @@ def example(dataset: ImageDataset, i: int, masks: bool = False) -> tuple[Tensor,
     return clip(tv_tensors.Image(pixels), target)
 
 
-def augmentation(size: int) -> v2.Transform:
+def drawn(
+    dataset: ImageDataset,
+    images: list[int],
+    count: int,
+    generator: torch.Generator,
+    augment: v2.Transform,
+    masks: bool = False,
+) -> tuple[list[Tensor], list[Target]]:
+    """A batch of ``count`` images and their targets, augmented: this process's share of it.
+
+    Args:
+        images: that may be drawn. generator: decides which; augmentation goes by torch's own.
+    """
+    chosen = torch.randint(len(images), (count,), generator=generator).tolist()
+    pairs = [augment(*example(dataset, images[k], masks)) for k in processes.share(chosen)]
+    plain = [{k: v.as_subclass(Tensor) for k, v in target.items()} for _, target in pairs]
+    return [image.as_subclass(Tensor) for image, _ in pairs], plain
+
+
+def augmentation(size: int, keep_shape: bool = False) -> v2.Transform:
     """Mirror, zoom in or out, colours, then ``size`` pixels: what makes few photographs many.
 
     Boxes that a zoom leaves under :data:`MIN_SIDE` pixels are dropped.
+
+    Args:
+        keep_shape: never stretch; what a photograph does not fill is grey. Source: the "standard
+            scale jittering" of Ghiasi et al., Simple Copy-Paste is a Strong Data Augmentation
+            Method for Instance Segmentation, 2021.
     """
-    grey = {tv_tensors.Image: 127, "others": 0}  # one number would fill the masks, too
+    square, grey = (size, size), {tv_tensors.Image: 127, "others": 0}  # one number: masks, too
+    stretched = v2.RandomChoice(
+        [
+            v2.RandomResizedCrop(square, scale=(0.4, 1.0), antialias=True),
+            v2.Compose([v2.RandomZoomOut(grey, side_range=(1.0, 1.6), p=1.0),
+                        v2.Resize(square, antialias=True)]),
+            v2.Resize(square, antialias=True),
+        ],
+        p=[0.5, 0.2, 0.3],
+    )  # fmt: skip
+    jittered = v2.Compose(
+        [
+            v2.ScaleJitter(square, scale_range=(0.8, 1.25), antialias=True),
+            v2.RandomCrop(square, pad_if_needed=True, fill=grey),
+        ]
+    )
     return v2.Compose(
         [
             v2.RandomHorizontalFlip(),
             v2.RandomPhotometricDistort(p=0.5),
-            v2.RandomChoice(
-                [
-                    v2.RandomResizedCrop((size, size), scale=(0.4, 1.0), antialias=True),
-                    v2.Compose([v2.RandomZoomOut(grey, side_range=(1.0, 1.6), p=1.0),
-                                v2.Resize((size, size), antialias=True)]),
-                    v2.Resize((size, size), antialias=True),
-                ],
-                p=[0.5, 0.2, 0.3],
-            ),
+            jittered if keep_shape else stretched,
             v2.SanitizeBoundingBoxes(min_size=MIN_SIDE),
             v2.ToDtype(torch.float32, scale=True),
         ]
-    )  # fmt: skip
+    )

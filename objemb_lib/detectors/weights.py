@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from objemb_lib import settings
 from objemb_lib.atomic import atomic_path, atomic_write_text
 from objemb_lib.detectors.build import Detector, build_detector
+from objemb_lib.detectors.coco import COCO_DETECTORS, load_coco_detector
 from objemb_lib.download import sha256_file
 from objemb_lib.errors import DataError
 from objemb_lib.trunks import load_trunk
@@ -56,8 +57,15 @@ def about(detector: Detector) -> dict:
     }
 
 
-def save_state(model: nn.Module, card: dict, name: str, root: Path | None = None) -> Path:
-    """Any network as :func:`save_weights` writes a detector; the card gets the file's hash."""
+def save_state(
+    model: nn.Module, card: dict, name: str, root: Path | None = None, limit: int | None = None
+) -> Path:
+    """Any network as :func:`save_weights` writes a detector; the card gets the file's hash.
+
+    Args:
+        limit: bytes that the file may hold; default :data:`LIMIT`, 0: any number.
+    """
+    limit = LIMIT if limit is None else limit
     path = (root or weights_root()) / f"{name}.safetensors"
     state = {}
     for key, tensor in model.state_dict().items():
@@ -67,7 +75,7 @@ def save_state(model: nn.Module, card: dict, name: str, root: Path | None = None
             raise DataError(f"{key} does not fit into half precision", "Train again.")
     with atomic_path(path) as temporary:
         save_file(state, temporary)
-        if temporary.stat().st_size > LIMIT:
+        if limit and temporary.stat().st_size > limit:
             raise DataError(
                 f"{path} would hold {temporary.stat().st_size:,} bytes", "Make it slim."
             )
@@ -117,21 +125,20 @@ def cards_table(names: Sequence[str], root: Path | None = None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def load_detector(name: str, root: Path | None = None) -> Detector:
+def load_detector(name: str, root: Path | None = None, size: int | None = None) -> Detector:
     """A detector by name.
 
     Args:
         name: ``faster_rcnn``, ``mask_rcnn`` or ``fcos``: shipped with the course;
             ``torchvision/MODEL`` or ``torchvision/MODEL:WEIGHTS``: trained on COCO, downloaded
             on first use, see :mod:`detectors.coco`.
+        size: shorter side of what one of torchvision's sees, default 800; ours have their own.
     Raises:
         DataError: no such detector, or a file that is damaged or of another trunk.
         DownloadError: the weights cannot be fetched.
     """
     if name.startswith("torchvision/"):
-        from objemb_lib.detectors.coco import load_coco_detector
-
-        return load_coco_detector(name)
+        return load_coco_detector(name, size=size or 800)
     card, state, path = read_weights(name, root)
     if "student" in card:
         raise DataError(f"{name} is a student", "Use student.load_student for it.")
@@ -153,6 +160,8 @@ def read_weights(name: str, root: Path | None = None) -> tuple[dict, dict[str, T
 def build_from(card: dict, path: Path) -> Detector:
     """The detector that a card describes, with random weights."""
     try:
+        if card["kind"] in COCO_DETECTORS:
+            return load_coco_detector(card["kind"], pretrained=False, size=card["size"])
         trunk = load_trunk(card["trunk"], pretrained=False)
         return build_detector(card["kind"], trunk, card["categories"], card["size"])
     except KeyError as error:

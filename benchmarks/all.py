@@ -1,0 +1,113 @@
+"""Every benchmark of speed and memory, one after the other, and one picture of what they found.
+
+    python benchmarks/all.py            half an hour on two idle cores
+    python benchmarks/all.py --quick    a few minutes, smaller: to see that they run
+    python benchmarks/all.py --plot     only the picture, from the results that there are
+
+Each script compares its variants within one run, in turns, and writes its own file in
+benchmarks/results/. Here their ratios are gathered in all.json and drawn in all.png. Exits with 1
+if a script fails, after the others have run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+from objemb_lib.atomic import atomic_path, atomic_write_text
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+SCRIPTS = {  # script: (arguments, arguments when quick)
+    "extract": ([], ["--images", "32", "--rounds", "1"]),
+    "objects": ([], ["--images", "4", "--rounds", "1"]),
+    "search": ([], ["--gallery", "10000", "--queries", "100", "--repeats", "1"]),
+    "student": ([], ["--images", "2", "--rounds", "1"]),
+    "query": ([], ["--images", "40", "--most", "10000", "--queries", "4"]),
+    "billion": (["--measure"], ["--measure", "--images", "60", "--vectors", "12000"]),
+}
+
+
+def run(quick: bool) -> dict[str, float]:
+    """Seconds of each script; raises SystemExit, naming those that failed, after the last."""
+    seconds, failed = {}, []
+    for name, arguments in SCRIPTS.items():
+        print(f"\n== {name}", flush=True)
+        start = time.perf_counter()
+        command = [sys.executable, str(HERE / f"{name}.py"), *arguments[quick]]
+        if subprocess.run(command).returncode:
+            failed.append(name)
+        seconds[name] = round(time.perf_counter() - start, 1)
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}; what they printed is above")
+    return seconds
+
+
+def ratios(results: Path = RESULTS) -> dict[str, dict[str, float]]:
+    """What is compared with what, above 1 where the first is faster, from the files there are."""
+    read = {p.stem: json.loads(p.read_text()) for p in results.glob("*.json")}
+    found: dict[str, dict[str, float]] = {}
+    if speed := read.get("extract", {}).get("images_per_second"):
+        base = speed["first loop, files to vectors"]
+        found["extraction, x the plain loop"] = {n: s / base for n, s in speed.items()
+                                                 if "cache" not in n}  # fmt: skip
+    if cost := read.get("objects", {}).get("cost_in_whole_images"):
+        found["objects, in passes of a whole image"] = cost
+    if "search" in read:
+        found["search of many, x plain faiss"] = next(
+            v for k, v in read["search"].items() if k.endswith("x_faiss") and not k.startswith("1_")
+        )
+    for way, known in read.get("query", {}).get("ways", {}).items():
+        found[f"ms of a query by {way}"] = known["rows"][-1]["ms"]
+    return {
+        title: {name: round(value, 3) for name, value in bars.items()}
+        for title, bars in found.items()
+    }
+
+
+def plot(found: dict[str, dict[str, float]], path: Path) -> None:
+    """A panel of bars for each table."""
+    columns = 2
+    rows = -(-len(found) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(11, 2.8 * rows), layout="constrained", squeeze=False
+    )
+    for ax in axes.flat[len(found) :]:
+        ax.set_axis_off()
+    for ax, (title, bars) in zip(axes.flat, found.items()):
+        drawn = ax.barh(list(bars), list(bars.values()), color="tab:blue")
+        ax.bar_label(drawn, fmt="%.2f", padding=2, fontsize=8)
+        ax.invert_yaxis()
+        ax.margins(x=0.15)
+        ax.set_title(title, fontsize=10)
+        ax.tick_params(labelsize=8)
+    with atomic_path(path) as part:
+        figure.savefig(part, format="png", dpi=120)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Run, gather, draw."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--plot", action="store_true")
+    asked = parser.parse_args()
+    try:
+        if not asked.plot:
+            print("\nseconds:", run(asked.quick))
+    finally:
+        found = ratios()
+        atomic_write_text(RESULTS / "all.json", json.dumps(found, indent=1) + "\n")
+        plot(found, RESULTS / "all.png")
+
+
+if __name__ == "__main__":
+    main()

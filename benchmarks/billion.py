@@ -1,0 +1,248 @@
+"""A plan to a billion objects, computed from what was measured: docs/billion_objects.md.
+
+    python benchmarks/billion.py             the page again, from the results that there are
+    python benchmarks/billion.py --measure   first how fast this machine scans codes, and their size
+                                             [--vectors 50000] [--images 400]
+
+Reads benchmarks/results/query.json (objects an image, the student's time) and student*.json (its
+speed in batches; one file a device), measures into billion.json, and rewrites what stands between
+the page's markers. What nobody measures, such as the memory of a node, is in ASSUMED, and on the
+page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import statistics
+import time
+from pathlib import Path
+
+import faiss
+import numpy as np
+
+from objemb_lib.atomic import atomic_write_text
+
+HERE = Path(__file__).parent
+RESULTS, PAGE = HERE / "results", HERE.parent / "docs" / "billion_objects.md"
+START, END = "<!-- billion:start -->", "<!-- billion:end -->"
+LISTS, KEPT = 256, 0.95  # inverted lists; the share of a full scan's recall@10 that is kept
+CODES = {  # name: (what comes before the lists, what is kept of a vector in a list)
+    "float32": ("", "Flat"),
+    "float16": ("", "SQfp16"),
+    "8 bits a number": ("", "SQ8"),
+    "256 principal axes, 8 bits each": ("PCAR256,", "SQ8"),  # turned, so that all vary alike
+    "64 bytes (PQ) of these": ("PCAR256,", "PQ64"),
+    "32 bytes (PQ) of these": ("PCAR256,", "PQ32"),
+}
+ASSUMED = {
+    "objects": 1_000_000_000,
+    "node_gb": 64,  # memory of a search node
+    "usable": 0.75,  # of it for codes; the rest is the system, queries, and room to grow
+    "node_cores": 16,
+    "replicas": 2,  # of each shard, so that one node may fail
+    "days": 30,  # in which everything is to be extracted
+}
+
+
+def measured(images: int, n: int) -> dict:
+    """Bytes a vector, codes a second and core, and the share of lists to look at, for each code."""
+    from query import by_student, paths_of_battle, real_answers
+
+    from objemb_lib.grow import grow
+    from objemb_lib.postprocess import l2
+
+    real = l2(
+        np.concatenate([v for _, v in real_answers(by_student(), paths_of_battle()[:images])])
+    )
+    grown = grow(real, n + 200)
+    vectors, queries = grown[:n], grown[n:]
+    _, truth = faiss.knn(queries, vectors, 10)
+    rows = {name: of_code(*code, vectors, queries, truth) for name, code in CODES.items()}
+    return {
+        "data": "mini-battles/battle, objects of the student, grown", "real": len(real),
+        "vectors": n, "dim": int(vectors.shape[1]), "lists": LISTS, "cores": os.cpu_count(),
+        "machine": platform.machine(), "faiss": faiss.__version__,
+        "other_load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None, "codes": rows,
+    }  # fmt: skip
+
+
+def of_code(
+    before: str, code: str, vectors: np.ndarray, queries: np.ndarray, truth: np.ndarray
+) -> dict[str, float]:
+    """What one code takes, on one thread and with one query at a time."""
+    # By distance: the order is the cosine's, and PCA's centring keeps it, as it does no product's.
+    index = faiss.index_factory(vectors.shape[1], f"{before}IVF{LISTS},{code}")
+    lists = faiss.downcast_index(faiss.extract_index_ivf(index))
+    if hasattr(lists, "pq"):
+        lists.pq.cp.niter = 10  # as many as the lists' own k-means; 25 find little more
+    index.train(vectors)
+    empty = len(faiss.serialize_index(index))  # what does not grow with the vectors
+    index.add(vectors)
+    size = (len(faiss.serialize_index(index)) - empty) / len(vectors)
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        full, seconds = recall(index, queries, truth, LISTS)
+        probes = next(
+            p for p in range(1, LISTS + 1) if recall(index, queries, truth, p)[0] >= KEPT * full
+        )
+    finally:
+        faiss.omp_set_num_threads(threads)
+    found = recall(index, queries, truth, probes)[0]
+    print(f"{before + code:16} {size:7.1f} bytes, {len(vectors) / seconds / 1e6:6.1f} M codes/s, "
+          f"recall@10 {found:.3f} with {probes} of {LISTS} lists", flush=True)  # fmt: skip
+    return {
+        "bytes": round(size, 1),
+        "codes_a_second_and_core": round(len(vectors) / seconds),
+        "share_of_lists": round(probes / LISTS, 4),
+        "recall_at_10": round(found, 3),
+    }
+
+
+def recall(index: faiss.Index, queries: np.ndarray, truth: np.ndarray, probes: int) -> tuple:
+    """Recall@10 of some queries, one at a time, and the median seconds of one."""
+    faiss.extract_index_ivf(index).nprobe = probes
+    seconds, right = [], 0
+    for query, best in zip(queries, truth):
+        start = time.perf_counter()
+        _, found = index.search(query[None], 10)
+        seconds.append(time.perf_counter() - start)
+        right += len(np.intersect1d(found[0], best))
+    return right / truth.size, statistics.median(seconds)
+
+
+# --- the arithmetic -----------------------------------------------------------------------
+
+
+def search_plan(code: dict[str, float], assumed: dict = ASSUMED) -> dict[str, float]:
+    """Memory, shards and queries a second of one code."""
+    objects = assumed["objects"]
+    gigabytes = objects * code["bytes"] / 1e9
+    shards = math.ceil(gigabytes / (assumed["node_gb"] * assumed["usable"]))
+    scanned = objects / shards * code["share_of_lists"]  # codes that a query meets on a node
+    a_core = code["codes_a_second_and_core"] / scanned
+    return {
+        "gigabytes": gigabytes,
+        "shards": shards,
+        "nodes": shards * assumed["replicas"],
+        "scanned": scanned,
+        "queries": a_core * assumed["node_cores"] * assumed["replicas"],  # every shard answers each
+        "ms": 1000 / a_core,
+    }
+
+
+def extraction_plan(images_per_second: float, per_image: float, assumed: dict = ASSUMED) -> dict:
+    """Hours of one machine for all objects, and how many machines do it in time."""
+    images = assumed["objects"] / per_image
+    hours = images / images_per_second / 3600
+    return {"images": images, "hours": hours, "machines": math.ceil(hours / (24 * assumed["days"]))}
+
+
+def speeds(results: Path = RESULTS) -> list[tuple[str, float]]:
+    """(machine, images a second) of the student in batches, one for each student*.json."""
+    found = []
+    for path in sorted(results.glob("student*.json")):
+        known = json.loads(path.read_text())
+        rows = [r for r in known.get("table", []) if r["way"] == "student" and r["objects"] == 10]
+        if rows:
+            machine = known["machine"]
+            where = "GPU" if machine["device"] != "cpu" else f"{machine['cores']} CPU cores"
+            name = machine.get("name", machine["architecture"])
+            found.append((f"{where} ({name})", max(r["images_per_second"] for r in rows)))
+    return found
+
+
+def short(value: float) -> str:
+    """Three digits, with thousands set apart.
+
+    >>> short(0.01234), short(3.14159), short(12345.6)
+    ('0.0123', '3.14', '12,300')
+    """
+    if value == 0:
+        return "0"
+    digits = 2 - math.floor(math.log10(abs(value)))
+    return f"{round(value, digits):,.{max(0, digits)}f}"
+
+
+def generated(codes: dict, query: dict, machines: list[tuple[str, float]]) -> str:
+    """The part of the page between its markers."""
+    per_image = query["ways"]["student"]["objects_an_image"]
+    lines = [
+        f"*From {codes['vectors']:,} vectors of {codes['dim']:,} numbers, grown from "
+        f"{codes['real']:,} real ones ({codes['data']}); {codes['lists']} lists, one thread of "
+        f"{codes['cores']} cores ({codes['machine']}), one query at a time, faiss "
+        f"{codes['faiss']}. Assumed, not measured: nodes of {ASSUMED['node_gb']} GB, "
+        f"{ASSUMED['usable']:.0%} of it for codes, and {ASSUMED['node_cores']} cores; "
+        f"{ASSUMED['replicas']} copies of each shard.*",
+        "",
+        "| a vector is kept as | bytes, with its id | codes a second and core | lists looked at | "
+        "recall@10 |",
+        "|---|---|---|---|---|",
+    ]
+    for name, code in codes["codes"].items():
+        lines.append(
+            f"| {name} | {code['bytes']:,.0f} | {short(code['codes_a_second_and_core'])} | "
+            f"{code['share_of_lists']:.1%} | {code['recall_at_10']:.2f} |"
+        )
+    lines += [
+        "",
+        f"For {ASSUMED['objects']:,} objects:",
+        "",
+        "| a vector is kept as | memory | shards | nodes | codes a query meets on a node | "
+        "ms on one core | queries a second, all nodes |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, code in codes["codes"].items():
+        plan = search_plan(code)
+        lines.append(
+            f"| {name} | {short(plan['gigabytes'])} GB | {plan['shards']:,} | {plan['nodes']:,} | "
+            f"{short(plan['scanned'])} | {short(plan['ms'])} | {short(plan['queries'])} |"
+        )
+    lines += ["", f"Extraction, at {per_image:.2f} objects an image "
+              f"({query['data']}, {query['images']} images, at most 10 boxes of the student each):",
+              "", "| one machine | images a second | images | hours | "
+              f"machines for {ASSUMED['days']} days |", "|---|---|---|---|---|"]  # fmt: skip
+    for name, speed in machines:
+        plan = extraction_plan(speed, per_image)
+        lines.append(
+            f"| {name} | {short(speed)} | {short(plan['images'])} | {short(plan['hours'])} | "
+            f"{plan['machines']:,} |"
+        )
+    if not any(name.startswith("GPU") for name, _ in machines):
+        lines += ["", "No GPU has been measured yet: `python benchmarks/student.py` on one, its "
+                  "result kept as `student_gpu.json`, adds its hours to the table."]  # fmt: skip
+    return "\n".join(lines)
+
+
+def rewritten(page: str, part: str) -> str:
+    """The page with another generated part. ValueError without its markers."""
+    before, rest = page.split(START)
+    return f"{before}{START}\n{part}\n{END}{rest.split(END)[1]}"
+
+
+def read(name: str) -> dict:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--measure", action="store_true")
+    parser.add_argument("--vectors", type=int, default=50_000)
+    parser.add_argument("--images", type=int, default=400)
+    asked = parser.parse_args()
+    if asked.measure:
+        found = measured(asked.images, asked.vectors)
+        atomic_write_text(RESULTS / "billion.json", json.dumps(found, indent=1) + "\n")
+    part = generated(read("billion"), read("query"), speeds())
+    atomic_write_text(PAGE, rewritten(PAGE.read_text(encoding="utf-8"), part))
+    print(part)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""What do the steps after extraction gain? Paired differences against plain vectors.
+
+    python benchmarks/postprocess.py                   mini-battles, whole images and crops
+    python benchmarks/postprocess.py --scenes 2        a try on two scenes of each object
+
+Multi-scale extraction, query expansion, database-side augmentation, k-reciprocal re-ranking and
+diffusion, each alone, on L2-normalised vectors of Lite0 at 256 px. Every query image is in the
+gallery, too, and junk for its own query. Each step's parameters are those of the highest mAP on
+train's objects, out of the grid below; the tests are only measured. Writes
+benchmarks/results/postprocess.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from objemb_lib.atomic import atomic_write_text
+from objemb_lib.comparison import few_scenes
+from objemb_lib.datasets import roles
+from objemb_lib.datasets.base import ImageDataset
+from objemb_lib.evaluate import Evaluation, evaluate, evaluate_scores, paired_difference
+from objemb_lib.extract import extract, extract_scales
+from objemb_lib.postprocess import alpha_query_expansion, database_augmentation, l2
+from objemb_lib.regions import CROP, WHOLE, Region
+from objemb_lib.rerank import diffusion, k_reciprocal
+from objemb_lib.trunks import Trunk, load_trunk
+
+RESULT = Path(__file__).parent / "results" / "postprocess.json"
+SIZE, DATA = 256, "mini-battles"
+BASES = {"whole image": (WHOLE, ("head", "crow")), "crop": (CROP, ("head", "rmac"))}
+METRICS = ("mAP", "R@1")
+
+Step = Callable[..., Evaluation]
+
+
+def rows(x: np.ndarray, data: ImageDataset) -> np.ndarray:
+    """``(N,)``: where each image is in the gallery, -1 elsewhere."""
+    found = np.full(len(data), -1)
+    found[data.gallery] = np.arange(len(data.gallery))
+    return found
+
+
+def expanded(x: np.ndarray, data: ImageDataset, count: int, alpha: float) -> Evaluation:
+    asked = alpha_query_expansion(x, x[data.gallery], count, alpha, rows(x, data))
+    return evaluate(asked, data, x, METRICS)
+
+
+def augmented(x: np.ndarray, data: ImageDataset, count: int, alpha: float) -> Evaluation:
+    searched = x.copy()
+    searched[data.gallery] = database_augmentation(x[data.gallery], count, alpha)
+    return evaluate(x, data, searched, METRICS)
+
+
+def scored(step: Callable[..., np.ndarray]) -> Step:
+    return lambda x, data, **how: evaluate_scores(
+        step(x, data.queries, data.gallery, **how), data, METRICS
+    )
+
+
+# name: (the step, what is tried of each parameter)
+STEPS: dict[str, tuple[Step, dict[str, Sequence]]] = {
+    "query expansion": (expanded, {"count": (1, 2, 4, 8), "alpha": (0.0, 1.0, 3.0)}),
+    "database augmentation": (augmented, {"count": (1, 2, 4, 8), "alpha": (0.0, 1.0, 3.0)}),
+    "k-reciprocal": (scored(k_reciprocal), {"k1": (5, 10, 20), "k2": (1, 3, 6),
+                                            "weight": (0.1, 0.3, 0.6)}),
+    "diffusion": (scored(diffusion), {"k": (5, 10, 20), "start": (1, 3), "alpha": (0.8, 0.99),
+                                      "gamma": (1.0, 3.0)}),
+}  # fmt: skip
+SCALES = ((SIZE, 362), (181, SIZE), (181, SIZE, 362))  # a factor of the square root of 2 apart
+
+
+def choose(step: Step, grid: dict[str, Sequence], x: np.ndarray, train: ImageDataset) -> dict:
+    """The parameters of the highest mAP on training images; of equals the first."""
+    every = [dict(zip(grid, values)) for values in product(*grid.values())]
+    return max(every, key=lambda how: step(x, train, **how).mean("mAP"))
+
+
+def line(name: str, how: dict, found: Evaluation, plain: Evaluation, seconds: float) -> dict:
+    """One row of the result: values, and differences to plain vectors query by query."""
+    row = {"step": name, "chosen on train": how, "queries": found.n_queries}
+    for metric in METRICS:
+        gain = paired_difference(found, plain, metric)
+        row[metric] = round(found.mean(metric), 4)
+        row[f"{metric} gained"] = [round(v, 4) for v in asdict(gain).values()]
+        row[f"{metric} verdict"] = gain.verdict
+    return row | {"milliseconds a query": round(1000 * seconds / found.n_queries, 2)}
+
+
+def compared(
+    trunk: Trunk, region: Region, pair: tuple[str, str], train: ImageDataset, tests: dict
+) -> list[dict]:
+    """All steps on one kind of vectors."""
+    vectors = {d: l2(extract(d, trunk, [pair], region)[pair]) for d in (train, *tests.values())}
+
+    def scales(x: np.ndarray, data: ImageDataset, sizes: tuple[int, ...]) -> Evaluation:
+        return evaluate(
+            extract_scales(data, trunk, [pair], sizes, region)[pair], data, None, METRICS
+        )
+
+    table = []
+    steps = {"several sizes": (scales, {"sizes": SCALES}), **STEPS}
+    plain = {test: evaluate(vectors[d], d, None, METRICS) for test, d in tests.items()}
+    for name, (step, grid) in steps.items():
+        how = choose(step, grid, vectors[train], train)
+        for test, data in tests.items():
+            start = time.perf_counter()
+            found = step(vectors[data], data, **how)
+            row = line(name, how, found, plain[test], time.perf_counter() - start)
+            about = {"data": f"{data.name}/{data.split}", "trunk": trunk.name, "size": SIZE,
+                     "stage": pair[0], "pooling": pair[1], "region": region.name}  # fmt: skip
+            values = {f"plain {m}": round(plain[test].mean(m), 4) for m in METRICS}
+            table.append(about | values | row)
+            print(table[-1])
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--scenes", type=int, help="only so many of each object; nothing is kept")
+    asked = parser.parse_args()
+    train, tests = roles(DATA)
+    if asked.scenes:
+        train = few_scenes(train, asked.scenes)
+        tests = {name: few_scenes(data, asked.scenes) for name, data in tests.items()}
+    trunk, table = load_trunk(), []
+    for region, pair in BASES.values():
+        table += compared(trunk, region, pair, train, tests)
+    machine = {"cores": os.cpu_count(), "architecture": platform.machine(),
+               "torch": torch.__version__}  # fmt: skip
+    fingerprints = {d.split: d.fingerprint for d in (train, *tests.values())}
+    grids = {name: grid for name, (_, grid) in STEPS.items()} | {"several sizes": SCALES}
+    report = {"machine": machine, "data": fingerprints, "grids": grids, "table": table}
+    if not asked.scenes:
+        atomic_write_text(RESULT, json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

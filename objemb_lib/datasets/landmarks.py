@@ -1,0 +1,191 @@
+"""Revisited Oxford and Paris (Radenović et al. 2018): landmarks, searched by a box in a query.
+
+Its truth names images one by one: per query those that are easy, hard and junk. Three protocols:
+
+========  ============  ==================
+split     relevant      junk
+========  ============  ==================
+easy      easy          junk, hard
+medium    easy, hard    junk
+hard      hard          junk, easy
+========  ============  ==================
+"""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from objemb_lib import settings
+from objemb_lib.datasets.base import ImageDataset
+from objemb_lib.datasets.listing import folder_with, note_part
+from objemb_lib.errors import DataError
+
+OTHER = {"roxford5k": "rparis6k", "rparis6k": "roxford5k"}
+TOTAL = {"roxford5k": (4_993, 70), "rparis6k": (6_322, 70)}  # images searched, queries
+PROTOCOLS = {  # split -> (relevant, junk)
+    "easy": (("easy",), ("junk", "hard")),
+    "medium": (("easy", "hard"), ("junk",)),
+    "hard": (("hard",), ("junk", "easy")),
+}
+MAX_PICKLE = 20 << 20  # bytes
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The revisited ground truth.
+
+    Args:
+        images: names of the images searched. queries: of those that ask, without suffix.
+        boxes: ``(Q, 4)`` ``x0, y0, x1, y1`` of the landmark in each query.
+        judged: per query, "easy", "hard" and "junk" -> indices into ``images``.
+    """
+
+    images: list[str]
+    queries: list[str]
+    boxes: np.ndarray
+    judged: list[dict[str, np.ndarray]]
+
+
+def roxford5k(split: str, root: Path | None = None) -> ImageDataset:
+    """Revisited Oxford; see :func:`landmarks`."""
+    return landmarks("roxford5k", split, root)
+
+
+def rparis6k(split: str, root: Path | None = None) -> ImageDataset:
+    """Revisited Paris; see :func:`landmarks`."""
+    return landmarks("rparis6k", split, root)
+
+
+def landmarks(name: str, split: str, root: Path | None = None) -> ImageDataset:
+    """Images searched first, then the queries, cut to their boxes; labels are landmarks.
+
+    Args:
+        name: "roxford5k" or "rparis6k".
+        split: "easy", "medium", "hard"; or "train": the other city's "medium", which lies
+            beside this one, since the field learns its whitening there.
+        root: folder with ``gnd_<name>.pkl`` and ``jpg/``.
+    Raises:
+        DataError: no such split, not that data set, or none of its queries is there.
+    """
+    root = Path(root or settings.data_root() / name)
+    if split == "train":
+        return landmarks(OTHER[name], "medium", root.absolute().parent / OTHER[name])
+    if split not in PROTOCOLS:
+        raise DataError(f"{name} has no split {split!r}", f"Use {', '.join(PROTOCOLS)} or train.")
+    place = folder_with(root, [f"gnd_{name}.pkl"], [name])
+    truth = read_truth(place / f"gnd_{name}.pkl")
+    names = [*truth.images, *truth.queries]
+    here = np.array([(place / "jpg" / f"{one}.jpg").is_file() for one in names])
+    searched = len(truth.images)
+    if not here[:searched].any() or not here[searched:].any():
+        raise DataError(f"{place}/jpg: no queries, or no images to search", "Unpack them there.")
+    new = np.cumsum(here) - 1  # old index -> new index, where here
+    asking = np.flatnonzero(here[searched:])
+    labels, label_names = _labels(truth)
+    crops = [None] * int(here[:searched].sum())
+    crops += [tuple(int(round(v)) for v in truth.boxes[q]) for q in asking]
+    return ImageDataset(
+        note_part(name, place, int(here.sum()), sum(TOTAL[name])),
+        split,
+        place,
+        tuple(f"jpg/{one}.jpg" for one, there in zip(names, here) if there),
+        labels[here],
+        label_names,
+        queries=new[searched + asking],
+        gallery=new[:searched][here[:searched]],
+        crops=crops,
+        judged={
+            int(new[searched + q]): _judgement(truth.judged[q], split, here, new) for q in asking
+        },
+        protocol="revisited",
+    )
+
+
+def drop_unlisted(name: str, root: Path) -> None:
+    """Delete images that the truth does not list: twenty of Paris are known to be damaged."""
+    truth = read_truth(root / f"gnd_{name}.pkl")
+    listed = {f"{one}.jpg" for one in (*truth.images, *truth.queries)}
+    for file in (root / "jpg").iterdir():
+        if file.name not in listed:
+            file.unlink()
+
+
+def _judgement(
+    judged: dict[str, np.ndarray], split: str, here: np.ndarray, new: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """Relevant and junk images, those that are there, in new numbers."""
+    lists = [np.concatenate([judged[kind] for kind in kinds]) for kinds in PROTOCOLS[split]]
+    return tuple(new[images[here[images]]] for images in lists)
+
+
+def _labels(truth: Truth) -> tuple[np.ndarray, list[str]]:
+    """The landmark of every image and query; -1 where no query shows it."""
+    of_query = [name.rpartition("_")[0] for name in truth.queries]
+    names = sorted(set(of_query))
+    labels = np.full(len(truth.images) + len(of_query), -1)
+    for q, landmark in enumerate(of_query):
+        labels[len(truth.images) + q] = names.index(landmark)
+        for kind in ("easy", "hard"):
+            labels[truth.judged[q][kind]] = names.index(landmark)
+    return labels, names
+
+
+def read_truth(file: Path) -> Truth:
+    """The published pickle, of which only plain containers and NumPy arrays are believed.
+
+    Raises:
+        DataError: it asks for anything else, is too large, or says something else.
+    """
+    remedy = "Get it again from http://cmp.felk.cvut.cz/revisitop."
+    try:
+        if file.stat().st_size > MAX_PICKLE:
+            raise ValueError(f"more than {MAX_PICKLE} bytes")
+        with file.open("rb") as opened:
+            content = _Unpickler(opened, encoding="latin1").load()
+        images, queries, judged = content["imlist"], content["qimlist"], content["gnd"]
+        parts = [
+            {k: np.asarray(one[k], np.int64).ravel() for k in ("easy", "hard", "junk")}
+            for one in judged
+        ]
+        boxes = np.array([np.ravel(one["bbx"]) for one in judged], np.float64).reshape(-1, 4)
+        indices = np.concatenate([a for one in parts for a in one.values()])
+        if len(boxes) != len(queries) or not np.isfinite(boxes).all():
+            raise ValueError(f"{len(boxes)} boxes for {len(queries)} queries")
+        if len(indices) and not 0 <= indices.min() <= indices.max() < len(images):
+            raise ValueError("judgements of images that are not listed")
+        for name in [*images, *queries]:
+            if not isinstance(name, str) or Path(name).name != name:
+                raise ValueError(f"an image called {name!r}")
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror})", remedy) from error
+    except Exception as error:  # a hostile or cut pickle may raise anything
+        raise DataError(f"{file}: not the revisited ground truth ({error})", remedy) from error
+    return Truth(list(images), list(queries), boxes, parts)
+
+
+class _Unpickler(pickle.Unpickler):
+    """Loads NumPy arrays and nothing else that a pickle may name: no code is ever run."""
+
+    ARRAYS = frozenset({"multiarray._reconstruct", "multiarray.scalar", "numeric._frombuffer"})
+    OTHERS = frozenset({"numpy.ndarray", "numpy.dtype", "_codecs.encode"})
+    EMPTY = frozenset({"__builtin__.bytes", "builtins.bytes"})  # how old protocols write b""
+
+    def find_class(self, module: str, name: str) -> object:
+        asked = f"{module}.{name}"
+        core, _, inner = asked.rpartition("core.")
+        if asked in self.OTHERS:
+            return super().find_class(module, name)
+        if core in ("numpy.", "numpy._") and inner in self.ARRAYS:
+            return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        if asked in self.EMPTY:
+            return _no_bytes
+        raise pickle.UnpicklingError(f"it names {asked}, which is refused")
+
+
+def _no_bytes() -> bytes:
+    """``bytes`` without arguments: with a number it would fill the memory."""
+    return b""

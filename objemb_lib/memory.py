@@ -1,0 +1,57 @@
+"""Batches that shrink until they fit into memory, instead of a run that fails."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from objemb_lib.errors import ObjembError
+
+Result = TypeVar("Result")
+# What CUDA's libraries, Apple's MPS and the CPU say where they raise a plain RuntimeError.
+SAID = ("out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED",
+        "can't allocate memory", "not enough memory")  # fmt: skip
+
+
+def until_it_fits(attempt: Callable[[int], Result], size: int) -> tuple[Result, int]:
+    """``attempt(size)``, again with half the size for as long as memory runs out.
+
+    Args:
+        attempt: does the whole work, ``size`` images at once; must be free to start anew.
+        size: images at once, at least 1.
+    Returns:
+        its result, and the size that fitted.
+    Raises:
+        ObjembError: not even one image fits. Whatever else ``attempt`` raises.
+
+    >>> def attempt(size):
+    ...     if size > 3:
+    ...         raise torch.OutOfMemoryError("CUDA out of memory")
+    ...     return "done"
+    >>> with warnings.catch_warnings(action="ignore"):
+    ...     until_it_fits(attempt, 8)
+    ('done', 2)
+    """
+    while True:
+        try:
+            return attempt(size), size
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            if size == 1:
+                raise ObjembError(
+                    f"not even one image fits into memory ({str(error).partition('.')[0]})",
+                    "Use smaller images, close other programs, or set OBJEMB_DEVICE=cpu.",
+                ) from error
+        # Not before: until the error is gone, it keeps what was computed alive.
+        size //= 2
+        warnings.warn(f"out of memory: {size} images at once from here on", stacklevel=2)
+        torch.cuda.empty_cache()
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device's memory is full."""
+    return isinstance(error, torch.OutOfMemoryError) or any(s in str(error) for s in SAID)

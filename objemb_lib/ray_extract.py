@@ -1,0 +1,359 @@
+"""Extraction on Ray Data: images in, object vectors out as Parquet and straight into an index.
+
+The images are cut into parts. A worker, which loads its networks once, makes the vectors of a part
+as :func:`extract.extract_objects` does; a keeper puts them into the index, then writes the part's
+file. So a file that is there says that its part is done: a run that was killed goes on with the
+others. Ray starts lost workers anew and repeats what they had in hand, which does no harm to an
+index that takes an object twice as once (:class:`milvus.MilvusIndex`). Finished parts that wait
+for a slow index hold the workers back, so that they do not fill the memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from objemb_lib.atomic import atomic_write_bytes
+from objemb_lib.boxes import ObjectBoxes, ObjectRegion
+from objemb_lib.datasets.base import ImageDataset
+from objemb_lib.errors import DataError, ImageError, ObjembError
+from objemb_lib.extract import Objects, extract_objects
+from objemb_lib.images import measure_images
+from objemb_lib.milvus import FAILED, MilvusIndex
+from objemb_lib.optional import needs
+from objemb_lib.trunks import Trunk
+
+if TYPE_CHECKING:
+    import pyarrow
+
+PART = 256  # images a file: what a lost worker costs
+WAITING = 64 << 20  # bytes of finished parts that may wait for the keeper
+SHARED = 256 << 20  # bytes that Ray's processes on this machine share
+TRIES = 3  # more, a second or so apart, of an index that fails
+META = b"objemb"
+
+Look = Callable[[ImageDataset], ObjectBoxes | ObjectRegion]
+Load = Callable[[], tuple[Trunk, Look]]
+
+
+def ray_extract(
+    dataset: ImageDataset,
+    load: Load,
+    pair: tuple[str, str],
+    folder: str | Path,
+    index: Callable[[], MilvusIndex] | None = None,
+    size: int = 256,
+    part: int = PART,
+    workers: int | None = None,
+    gpus: float = 0,
+    address: str | None = None,
+    waiting: int = WAITING,
+) -> list[Path]:
+    """The objects of a data set, by several processes on one machine or on many.
+
+    Args:
+        load: called once in each worker; gives the trunk, and what finds the boxes of some images.
+        pair: (stage, pooling). folder: of the Parquet files, which all machines must see.
+        index: opens the index that takes the vectors, too; called once, in the keeper's process.
+        size: as for :func:`extract.extract_objects`. part: images a file.
+        workers: default one a CPU, or as many as the GPUs allow. gpus: for each worker.
+        address: of a Ray cluster; default: this machine, or the Ray that is running already.
+        waiting: bytes of finished parts that may wait for the keeper.
+    Returns:
+        the files, in the order of the images; see :func:`read_parts`.
+    Raises:
+        DataError: Ray is not installed or cannot be reached; the folder holds vectors of other
+            settings; the index failed. What was done before stays done.
+    Warns:
+        UserWarning: images that cannot be used are left out; :func:`read_parts` names them.
+    """
+    with needs("scale"):
+        import pyarrow.parquet  # said here, not in a worker
+        import ray.data  # noqa: F401
+    folder = Path(folder).resolve()
+    done = _parts(folder)
+    key = {"data": dataset.fingerprint, "stage": pair[0], "pooling": pair[1],
+           "size": str(size), "part": str(part)}  # fmt: skip
+    if done:
+        earlier = _key(_read(done[min(done)], pyarrow.parquet.read_schema))
+        _agree(folder, earlier, key)
+        key = earlier
+    todo = [start for start in range(0, len(dataset), part) if start not in done]
+    if todo:
+        with _ray(address, workers):
+            work = _Work(dataset, load, key, folder, index)
+            broken = _run(work, todo, workers, gpus, waiting)
+        if broken:
+            warnings.warn(f"{broken} images cannot be used: see read_parts", stacklevel=2)
+    return [path for _, path in sorted(_parts(folder).items())]
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What workers and keepers must know."""
+
+    dataset: ImageDataset
+    load: Load
+    key: Mapping[str, str]
+    folder: Path
+    index: Callable[[], MilvusIndex] | None
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        return self.key["stage"], self.key["pooling"]
+
+
+def _run(work: _Work, todo: list[int], workers: int | None, gpus: float, waiting: int) -> int:
+    """Do some parts; the number of images that could not be used."""
+    import ray.data
+    from ray.data import ActorPoolStrategy, ExecutionResources
+
+    there = ray.cluster_resources()
+    many = workers or int(there.get("GPU", 0) / gpus if gpus else there["CPU"])
+    pool = ActorPoolStrategy(size=max(1, min(many, len(todo))), max_tasks_in_flight_per_actor=2)
+    one = ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=1)
+    starts = [{"start": start} for start in todo]
+    parts = ray.data.from_items(starts, override_num_blocks=len(starts))
+    parts.context.enable_progress_bars = parts.context.print_on_execution_start = False
+    parts.context.raise_original_map_exception = True
+    parts.context.retried_map_errors, parts.context.max_map_retries = [FAILED], TRIES
+    parts.context.execution_options.resource_limits = ExecutionResources(
+        object_store_memory=waiting
+    )
+    made = parts.map(_Worker, fn_constructor_args=[work], compute=pool, num_cpus=1, num_gpus=gpus)
+    kept = made.map(_Keeper, fn_constructor_args=[work], compute=one, num_cpus=0)
+    with _said():
+        return sum(row["broken"] for row in kept.iter_rows())
+
+
+class _Worker:
+    """Makes the vectors of a part: the content of its file."""
+
+    def __init__(self, work: _Work) -> None:
+        self.work = work
+        self.trunk, self.look = work.load()
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        size, part = int(self.work.key["size"]), int(self.work.key["part"])
+        images = np.arange(len(self.work.dataset))[row["start"] : row["start"] + part]
+        try:
+            objects, name = self._objects(images, size)
+            broken = {}
+        except ImageError:
+            broken = self._broken(images)
+            images = np.array([i for i in images if self.work.dataset.files[i] not in broken])
+            objects, name = self._objects(images, size)
+        key = {**self.work.key, "trunk": self.trunk.fingerprint()} | (
+            {"region": name} if name else {}
+        )
+        _agree(self.work.folder, self.work.key, key)
+        table = _table(objects, self.work.pair, list(self.work.dataset.files), images)
+        said = json.dumps({"key": key, "broken": broken})
+        sink = pa.BufferOutputStream()
+        pq.write_table(table.replace_schema_metadata({META: said}), sink)
+        return {"start": row["start"], "parquet": sink.getvalue().to_pybytes()}
+
+    def _objects(self, images: np.ndarray, size: int) -> tuple[Objects | None, str]:
+        """The objects of some images, and what their boxes are called."""
+        if not len(images):
+            return None, ""
+        some = self.work.dataset.subset(images)
+        found = extract_objects(
+            some, self.trunk, [self.work.pair], [self.look(some)], size, cache=False, progress=False
+        )
+        ((name, objects),) = found.items()
+        return objects, name
+
+    def _broken(self, images: np.ndarray) -> dict[str, str]:
+        """Which images cannot be used, and why; asked only when there is one."""
+        files = [self.work.dataset.files[i] for i in images]
+        found = measure_images([Path(self.work.dataset.root) / f for f in files], progress=False)
+        return {f: str(one) for f, one in zip(files, found) if isinstance(one, ImageError)}
+
+
+class _Keeper:
+    """Puts a part into the index, then writes its file."""
+
+    def __init__(self, work: _Work) -> None:
+        self.work = work
+        self.index = work.index() if work.index else None
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        table = pq.read_table(pa.BufferReader(row["parquet"]))
+        part = _extracted([table])
+        if self.index is not None and part.files:
+            name = f"{self.work.dataset.name}/{self.work.dataset.split}"
+            self.index.add(part.objects, self.work.pair, part.files, name, numbers=part.numbers)
+        path = self.work.folder / f"part-{row['start']:012d}.parquet"
+        atomic_write_bytes(path, row["parquet"])
+        return {"broken": len(part.broken)}
+
+
+# --- the files ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """What Parquet files hold.
+
+    Args:
+        objects: of the usable images, numbered anew, in their order. files: one an image.
+        numbers: of these images in their data set. broken: file -> why it cannot be used.
+    """
+
+    objects: Objects
+    files: list[str]
+    numbers: np.ndarray
+    broken: dict[str, str]
+
+
+def read_parts(folder: str | Path) -> Extracted:
+    """All that :func:`ray_extract` wrote into a folder, as one table in memory.
+
+    Raises:
+        DataError: no files, one that is damaged, or files of different settings.
+    """
+    with needs("scale"):
+        import pyarrow.parquet as pq
+    folder = Path(folder)
+    tables = [_read(path, pq.read_table) for _, path in sorted(_parts(folder).items())]
+    for table in tables:
+        _agree(folder, _key(tables[0].schema), _key(table.schema))
+    if not tables:
+        raise DataError(f"{folder} has no part-*.parquet", "Run ray_extract with this folder.")
+    return _extracted(tables)
+
+
+def _table(
+    objects: Objects | None, pair: tuple[str, str], files: list[str], images: np.ndarray
+) -> pyarrow.Table:
+    """A row an object."""
+    import pyarrow as pa
+
+    fields = {"image": pa.int64(), "file": pa.string(), "box": pa.list_(pa.float32(), 4),
+              "score": pa.float32(), "vector": pa.list_(pa.float32())}  # fmt: skip
+    schema = pa.schema(list(fields.items()))
+    if objects is None:
+        return schema.empty_table()
+    owners, vectors = images[objects.image], objects.vectors[pair]
+    boxes = pa.FixedSizeListArray.from_arrays(objects.boxes.astype(np.float32).ravel(), 4)
+    ends = np.arange(len(vectors) + 1, dtype=np.int32) * vectors.shape[1]
+    rows = pa.ListArray.from_arrays(ends, vectors.ravel())
+    columns = [owners, [files[i] for i in owners], boxes, objects.scores.astype(np.float32), rows]
+    return pa.Table.from_arrays([pa.array(c) for c in columns], schema=schema)
+
+
+def _extracted(tables: list[pyarrow.Table]) -> Extracted:
+    import pyarrow as pa
+
+    broken: dict[str, str] = {}
+    for table in tables:
+        broken |= _said_by(table.schema)["broken"]
+    key, table = _key(tables[0].schema), pa.concat_tables(tables).combine_chunks()
+    numbers, first, image = np.unique(table["image"], return_index=True, return_inverse=True)
+    boxes = _flat(table["box"]).reshape(-1, 4)
+    scores, cuts = table["score"].to_numpy(), first[1:]
+    where = ObjectBoxes(key.get("region", ""), np.split(boxes, cuts) if len(boxes) else [],
+                        np.split(scores, cuts) if len(boxes) else [])  # fmt: skip
+    vectors = _flat(table["vector"]).reshape(len(table), -1) if len(table) else np.zeros((0, 0))
+    objects = Objects({(key["stage"], key["pooling"]): vectors}, image, boxes, scores, where)
+    return Extracted(objects, table["file"].take(first).to_pylist(), numbers, broken)
+
+
+def _flat(column: pyarrow.ChunkedArray) -> np.ndarray:
+    return column.combine_chunks().flatten().to_numpy()
+
+
+def _parts(folder: Path) -> dict[int, Path]:
+    """First image -> file. Names are zero-padded, so that every tool lists them in order."""
+    return {int(path.stem.partition("-")[2]): path for path in folder.glob("part-*.parquet")}
+
+
+def _read(path: Path, how: Callable[[Path], Any]) -> Any:
+    import pyarrow as pa
+
+    try:
+        return how(path)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"{path} is damaged ({error})", "Delete it and run again: only it is made anew."
+        ) from error
+
+
+def _said_by(schema: pyarrow.Schema) -> dict[str, Any]:
+    said = (schema.metadata or {}).get(META)
+    if said is None:
+        raise DataError("a Parquet file that ray_extract did not write", "Take another folder.")
+    return json.loads(said)
+
+
+def _key(schema: pyarrow.Schema) -> dict[str, str]:
+    return _said_by(schema)["key"]
+
+
+def _agree(folder: Path, there: Mapping[str, str], asked: Mapping[str, str]) -> None:
+    """Raise DataError unless both are of the same settings, as far as both say."""
+    if other := sorted(k for k in there.keys() & asked.keys() if there[k] != asked[k]):
+        raise DataError(
+            f"{folder} holds vectors of another {', '.join(other)}: "
+            f"{[there[k] for k in other]}, not {[asked[k] for k in other]}",
+            "Take another folder, or the settings of this one.",
+        )
+
+
+# --- Ray ----------------------------------------------------------------------------------
+
+
+@contextmanager
+def _ray(address: str | None, workers: int | None) -> Iterator[None]:
+    """A Ray that runs: the one that is there, a cluster's, or one for this call."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing goes to outside hosts
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    quiet = {"log_to_driver": False, "logging_level": "warning"}
+    here = {"include_dashboard": False, "object_store_memory": SHARED, "num_cpus": workers}
+    try:
+        host, _, port = (address or "").rpartition("//")[2].rpartition(":")
+        if port.isdigit():  # Ray itself would knock for minutes
+            socket.create_connection((host, int(port)), timeout=10).close()
+        ray.init(address=address or "local", **quiet, **({} if address else here))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise DataError(
+            f"no Ray at {address or 'this machine'} ({error})",
+            "Check the address and that the cluster runs: `ray status`.",
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _said() -> Iterator[None]:
+    """An error of ours, as it was raised in the other process."""
+    from ray.exceptions import RayTaskError
+
+    try:
+        yield
+    except RayTaskError as error:
+        if isinstance(error.cause, ObjembError):
+            raise error.cause from error
+        raise

@@ -1,0 +1,157 @@
+"""Re-ranking by neighbours: cases by hand, and slow second implementations from the papers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from objemb_lib.errors import DataError
+from objemb_lib.postprocess import l2
+from objemb_lib.rerank import diffusion, k_reciprocal, neighbours
+
+SEEDS = st.integers(0, 2**16)
+
+
+def clusters(seed: int, n: int = 40, d: int = 5, groups: int = 6) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    centres = rng.standard_normal((groups, d))
+    return l2(centres[rng.integers(0, groups, n)] + 0.5 * rng.standard_normal((n, d)))
+
+
+def on_circle(*degrees: float) -> np.ndarray:
+    angle = np.deg2rad(degrees)
+    return np.stack([np.cos(angle), np.sin(angle)], 1)
+
+
+# --- neighbours ---------------------------------------------------------------------------
+
+
+def test_each_is_its_own_first_neighbour_even_among_copies():
+    x = on_circle(0, 0, 0, 90, 80)
+    assert neighbours(x, 1)[:, 0].tolist() == [0, 1, 2, 3, 4]
+    assert neighbours(x, 1)[:, 1].tolist() == [1, 0, 0, 4, 3]
+    assert all(len(set(row)) == 3 for row in neighbours(x, 2).tolist())
+    assert neighbours(x, 9).shape == (5, 5)
+
+
+# --- k-reciprocal -------------------------------------------------------------------------
+
+
+def slow_k_reciprocal(x, queries, gallery, k1, k2, weight):
+    """Sets and loops, as the paper writes it."""
+    d = 1 - x @ x.T
+    order = [sorted(range(len(x)), key=lambda j: (j != i, d[i, j])) for i in range(len(x))]
+    near = lambda i, k: set(order[i][: k + 1])  # noqa: E731
+    mutual = lambda i, k: {j for j in near(i, k) if i in near(j, k)}  # noqa: E731
+    soft = np.zeros((len(x), len(x)))
+    for i in range(len(x)):
+        mine = mutual(i, k1)
+        members = set(mine)
+        for j in mine:
+            theirs = mutual(j, round(k1 / 2))
+            if len(mine & theirs) >= 2 / 3 * len(theirs) - 1e-9:
+                members |= theirs
+        for j in members:
+            soft[i, j] = np.exp(-d[i, j])
+    soft = np.stack([soft[order[i][:k2]].mean(axis=0) for i in range(len(x))])
+    scores = np.empty((len(queries), len(gallery)))
+    for row, q in enumerate(queries):
+        for column, g in enumerate(gallery):
+            least = np.minimum(soft[q], soft[g]).sum()
+            most = np.maximum(soft[q], soft[g]).sum()
+            scores[row, column] = -((1 - weight) * (1 - least / most) + weight * d[q, g])
+    return scores
+
+
+@settings(deadline=None, max_examples=20)
+@given(SEEDS, st.integers(1, 12), st.integers(1, 7), st.floats(0, 1))
+def test_k_reciprocal_is_the_papers(seed, k1, k2, weight):
+    x = clusters(seed)
+    rng = np.random.default_rng(seed)
+    queries, gallery = rng.permutation(40)[:6], np.sort(rng.permutation(40)[:25])
+    found = k_reciprocal(x, queries, gallery, k1, k2, weight)
+    slow = slow_k_reciprocal(x.astype(np.float64), queries, gallery, k1, k2, weight)
+    np.testing.assert_allclose(found, slow, atol=1e-5)
+
+
+def test_k_reciprocal_by_hand():
+    """Two pairs, each other's neighbours: one set within a pair, nothing shared between them."""
+    x = on_circle(0, 10, 90, 100)
+    (scores,) = k_reciprocal(x, [0], [0, 1, 2, 3], k1=1, k2=1, weight=0)
+    e = np.exp(-(1 - np.cos(np.deg2rad(10))))  # own cell 1, the other's e: least 2e, most 2
+    np.testing.assert_allclose(scores, [0, -(1 - e), -1, -1], atol=1e-6)
+    (plain,) = k_reciprocal(x, [0], [1, 2], k1=1, k2=1, weight=1)
+    np.testing.assert_allclose(plain, [np.cos(np.deg2rad(10)) - 1, -1], atol=1e-6)
+
+
+# --- diffusion ----------------------------------------------------------------------------
+
+
+def slow_diffusion(x, queries, gallery, k, start, alpha, gamma):
+    """The system written out, and solved whole."""
+    g = x[gallery]
+    n = len(g)
+    near = [sorted((j for j in range(n) if j != i), key=lambda j: -g[i] @ g[j])[:k]
+            for i in range(n)]  # fmt: skip
+    a = np.array([[max(g[i] @ g[j], 0) ** gamma if j in near[i] and i in near[j] else 0.0
+                   for j in range(n)] for i in range(n)])  # fmt: skip
+    scale = np.array([1 / np.sqrt(row.sum()) if row.sum() else 0.0 for row in a])
+    system = np.eye(n) - alpha * scale[:, None] * a * scale
+    found = []
+    for q in queries:
+        y = np.zeros(n)
+        for i in sorted(range(n), key=lambda i: -(x[q] @ g[i]))[:start]:
+            y[i] = max(x[q] @ g[i], 0) ** gamma
+        found.append(np.linalg.solve(system, y))
+    return np.array(found)
+
+
+@settings(deadline=None, max_examples=20)
+@given(SEEDS, st.integers(1, 8), st.integers(1, 5), st.floats(0, 0.99), st.floats(1, 4))
+def test_diffusion_is_the_solved_system(seed, k, start, alpha, gamma):
+    x = clusters(seed)
+    rng = np.random.default_rng(seed)
+    queries, gallery = rng.permutation(40)[:6], rng.permutation(40)[:25]
+    found = diffusion(x, queries, gallery, k, start, alpha, gamma)
+    slow = slow_diffusion(x.astype(np.float64), queries, gallery, k, start, alpha, gamma)
+    near, never = slow > 1e-3, slow < 1e-12  # between: so far that the solver may stop before
+    np.testing.assert_allclose(found[near], slow[near], rtol=1e-2, atol=1e-4)
+    plain = x[queries] @ x[gallery].T
+    np.testing.assert_allclose(found[never], plain[never] - 2, atol=1e-5)
+    assert (found[~near] < 2e-3).all()
+
+
+def test_diffusion_by_hand():
+    """A pair of mutual neighbours has S = [[0, 1], [1, 0]]: f = y / (1 - a^2) there and back."""
+    x = on_circle(0, 20, 180)
+    (scores,) = diffusion(x, [0], [0, 1, 2], k=1, start=1, alpha=0.5, gamma=1)
+    np.testing.assert_allclose(scores[:2], [1 / 0.75, 0.5 / 0.75], rtol=1e-5)
+    assert scores[2] == pytest.approx(-3)  # nobody's neighbour: cosine - 2
+
+
+def test_a_walk_goes_along_a_chain():
+    """A long arc of images: its far end beats what is nearer but joined to nothing of it."""
+    arc = np.arange(0, 100, 10)  # 0 ... 90 degrees
+    others = [-60, -66, -72]
+    x = on_circle(*arc, *others)
+    query, gallery = [0], np.arange(1, len(x))
+    (plain,), (walked,) = x[query] @ x[gallery].T, diffusion(x, query, gallery, k=2, start=1)
+    end, near = len(arc) - 2, len(arc) - 1
+    assert plain[end] < plain[near] and walked[end] > walked[near]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"k1": 0}, {"k2": 0}, {"weight": 1.5}, {"k": 0}, {"start": 0}, {"alpha": 1.0}]
+)
+def test_wrong_parameters_are_refused(wrong):
+    step = k_reciprocal if {"k1", "k2", "weight"} & wrong.keys() else diffusion
+    with pytest.raises(DataError, match="Use k"):
+        step(clusters(0), [0], [1, 2], **wrong)
+
+
+def test_one_image_and_more_neighbours_than_images():
+    x = on_circle(0, 30, 60)
+    for step in (k_reciprocal, diffusion):
+        assert np.isfinite(step(x, [0], [1, 2])).all() and step(x, [0], [1]).shape == (1, 1)

@@ -1,0 +1,106 @@
+"""What `torchrun` runs in tests/test_processes.py: two processes train one small model.
+
+Arguments: a folder for the run, and one for what each process found.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from objemb_lib import processes, training
+from objemb_lib.errors import TrainingError
+from objemb_lib.training import Schedule, train
+
+SCHEDULE = Schedule(12, 4, rate=0.05, warmup=3, snapshots=(0, 5))
+
+
+class Model(nn.Module):
+    """With a layer that only some examples reach, and one that none does."""
+
+    def __init__(self, seed: int = 3) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.trunk, self.head = nn.Linear(3, 4), nn.Linear(4, 1)
+        self.seldom, self.never = nn.Linear(3, 1), nn.Linear(3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.head(self.trunk(x).tanh())[:, 0]
+        few = x[:, 0] > 1
+        return found if not few.any() else found + torch.where(few, self.seldom(x)[:, 0], 0)
+
+
+def losses(model: nn.Module, given: tuple[Tensor]) -> dict[str, Tensor]:
+    (x,) = given
+    return {"square": (model(x) - x.sum(dim=1)).square().mean()}
+
+
+def batch(generator: torch.Generator, step: int) -> tuple[Tensor]:
+    return (processes.share(torch.randn(4, 3, generator=generator)),)
+
+
+def gradients(model: nn.Module) -> list[Tensor | None]:
+    return [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+
+
+def equal_gradients() -> bool:
+    """Of ten batches, each shared: as if one process had seen it whole."""
+    right = []
+    for seed in range(10):
+        x = torch.randn(4, 3, generator=torch.Generator().manual_seed(seed))
+        found = []
+        for part in (x, processes.share(x)):
+            model = Model()
+            losses(model, (part,))["square"].backward()
+            if len(part) < len(x):
+                processes.average_gradients(model)
+            found.append(gradients(model))
+        right += [a is b if a is None or b is None else torch.allclose(a, b, atol=1e-6)
+                  for a, b in zip(*found)]  # fmt: skip
+    return all(right)
+
+
+def main(folder: Path, told: Path) -> None:
+    wrote: list[str] = []
+    for part in ("_log", "_checkpoint", "_snapshot", "_cut_log"):
+        real = getattr(training, part)
+
+        def write(*given: object, part: str = part, real: object = real) -> None:
+            before = {p: p.stat().st_mtime_ns for p in folder.glob("*")}
+            real(*given)
+            if before != {p: p.stat().st_mtime_ns for p in folder.glob("*")}:
+                wrote.append(part)
+
+        setattr(training, part, write)
+
+    def dies(model: nn.Module, given: tuple[Tensor]) -> dict[str, Tensor]:
+        dies.calls += 1
+        if dies.calls == 7:
+            raise InterruptedError
+        return losses(model, given)
+
+    dies.calls = 0
+    how = {"progress": False, "checkpoint_every": 4}
+    try:  # other weights on each process: the first one's count
+        model = Model(seed=3 + processes.rank())
+        train(model, model.trunk, batch, dies, SCHEDULE, folder, **how)
+    except InterruptedError:
+        pass
+    model = Model()
+    train(model, model.trunk, batch, losses, SCHEDULE, folder, **how)
+    try:
+        uneven = Schedule(2, 3)
+        train(Model(), model.trunk, batch, losses, uneven, folder / "uneven")
+    except TrainingError as error:
+        refused = error.remedy
+    state = {key: value.tolist() for key, value in model.state_dict().items()}
+    found = {"state": state, "wrote": wrote, "equal": equal_gradients(), "refused": refused}
+    (told / f"{processes.rank()}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))
