@@ -68,6 +68,12 @@ class Shown:
     def until_first(self, image: int) -> None:
         self.page.locator(f"{FOUND} figcaption").first.filter(has_text=f"image {image}").wait_for()
 
+    def click(self, place: tuple[float, float], width: int) -> None:
+        """Press at a place, given in pixels of the picture."""
+        picture = self.page.locator(f"{QUERY} svg").bounding_box()
+        scale = picture["width"] / width
+        self.page.mouse.click(picture["x"] + place[0] * scale, picture["y"] + place[1] * scale)
+
     def drag(self, ends: np.ndarray, width: int) -> None:
         """Draw a box by mouse, given in pixels of the picture."""
         picture, mouse = self.page.locator(f"{QUERY} svg").bounding_box(), self.page.mouse
@@ -123,6 +129,10 @@ def test_clicks_drags_keys_and_photographs_find_what_the_function_finds(page) ->
     shown.until(f"box {number + 1} of image 0")
     whole, last = way.aim(moved, (0, 0, *data.image(0).size))
     assert last == number + 1 and shown.found() == answer(way, whole, last)
+    for beneath in (1, last, 1, last):  # box 1 lies upon the whole image: press again and again
+        x0, _, _, y1 = query.boxes[1].tolist()
+        shown.click((x0 + 4, y1 - 4), data.image(0).width)
+        shown.until(f"box {beneath} of image 0")
 
     match = way.search(whole, last, 5).matches[2]
     see.locator(f"{FOUND} button").nth(2).click()

@@ -56,6 +56,18 @@ function boxOf(card, one, number, at, send) {
   return group;
 }
 
+let pressed = [NaN, NaN]; // where on the page somebody pressed last
+
+// The box under the pointer; pressed again at the same place, the one beneath it.
+function under(svg, { clientX: x, clientY: y }) {
+  const boxes = document.elementsFromPoint(x, y).map((one) => one.closest("[data-box]"));
+  const mine = boxes.filter((one) => one && svg.contains(one));
+  const chosen = mine.findIndex((one) => one.getAttribute("aria-pressed") === "true");
+  const again = Math.hypot(x - pressed[0], y - pressed[1]) < 5;
+  pressed = [x, y];
+  return mine[again ? (chosen + 1) % mine.length : 0];
+}
+
 // A press on a box chooses it; a drag anywhere draws one.
 function drawing(svg, card, send) {
   const at = (event) => {
@@ -67,7 +79,7 @@ function drawing(svg, card, send) {
   svg.onpointerdown = (event) => {
     if (event.button) return;
     start = { at: at(event), screen: [event.clientX, event.clientY],
-      box: event.target.closest("[data-box]"), band: null }; // prettier-ignore
+      box: under(svg, event), band: null }; // prettier-ignore
     svg.setPointerCapture(event.pointerId);
   };
   svg.onpointermove = (event) => {
