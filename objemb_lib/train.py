@@ -45,9 +45,9 @@ from safetensors.torch import load_file
 from objemb_lib import attention, processes, settings, student
 from objemb_lib.boxes import ObjectRegion, true_boxes
 from objemb_lib.comparison import few_scenes
-from objemb_lib.datasets import folder as folders
 from objemb_lib.datasets import roles
 from objemb_lib.datasets.base import ImageDataset
+from objemb_lib.datasets.coco import coco_photographs
 from objemb_lib.datasets.mini_battles import mini_battles
 from objemb_lib.detectors.build import KINDS, Detector, build_detector
 from objemb_lib.detectors.features import DetectorTrunk
@@ -249,13 +249,8 @@ def photographs(data: str) -> tuple[ImageDataset, ImageDataset]:
     if name != "coco":
         train_on, tests = roles(data)
         return train_on, next(iter(tests.values()))
-    root = Path(path).expanduser() if path else settings.data_root() / name
-    parts = ("train2017", "val2017")
-    train_on, unseen = (
-        folders.folder(root, root / "annotations" / f"instances_{part}.json", part)
-        for part in parts
-    )
-    return train_on, unseen
+    root = Path(path).expanduser() if path else None
+    return coco_photographs("train", root), coco_photographs("test", root)
 
 
 def score_student(learnt: student.Student, dataset: ImageDataset, teacher: student.Teacher) -> dict:

@@ -181,6 +181,7 @@ def random_resnets(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(training, part, lambda *given: None)
 
 
+@pytest.mark.filterwarnings("ignore:.*images of coco are here:UserWarning")
 def test_a_student_of_a_coco_detector_learns_on_coco(
     random_resnets: None, root: Path, real_photographs: Path, capsys
 ) -> None:
