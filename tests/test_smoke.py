@@ -10,7 +10,7 @@ import pytest
 
 from objemb_lib import datasets, plan, reproduce, results, settings
 
-ADAPTED = ("00", "01", "02")
+NUMBERS = ("00", "01", "02", "03", "04")
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def run(tmp_path, monkeypatch):
     return execute
 
 
-@pytest.mark.parametrize("number", ADAPTED)
+@pytest.mark.parametrize("number", NUMBERS)
 def test_a_notebook_runs_on_the_courses_data(run, number, tmp_path):
     if not datasets.entry(plan.USUAL).built():
         pytest.skip(f"{plan.USUAL} is not built: make data")
@@ -42,10 +42,11 @@ def test_a_notebook_runs_on_the_courses_data(run, number, tmp_path):
             "mini-battles/clean",
         }
         assert all(row.queries <= limit for row in results.read(written))
+    if number in ("01", "02"):
         assert "the same background 0." in said or "same background:" in said
 
 
-@pytest.mark.parametrize("number", ADAPTED[1:])
+@pytest.mark.parametrize("number", ["01", "02", "03"])  # 04 needs boxes to learn from
 def test_a_notebook_runs_on_photographs_without_boxes(run, number, real_photographs, tmp_path):
     species = sorted((real_photographs / "cub_2011_species").iterdir())[:6]
     for place in species:
@@ -54,8 +55,12 @@ def test_a_notebook_runs_on_photographs_without_boxes(run, number, real_photogra
         for photograph in sorted(place.iterdir())[:3]:
             os.symlink(photograph, own / photograph.name)
     said = run(number, f"folder:{tmp_path / 'my birds'}")
-    assert "Nobody recorded the backgrounds" in said
+    told = {"03": "No true boxes are known"}.get(number, "Nobody recorded the backgrounds")
+    assert told in said
     (written,) = Path(tmp_path / "runs" / "smoke" / "folder-my_birds" / "results").iterdir()
     rows = results.read(written)
-    assert {row.region for row in rows} == {"whole image"}
+    if number == "03":
+        assert not any("true" in row.region or "a click" in row.name for row in rows)
+    else:
+        assert {row.region for row in rows} == {"whole image"}
     assert {row.queries for row in rows} == {9}
