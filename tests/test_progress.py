@@ -78,7 +78,7 @@ def test_a_download_does_not_flood_a_log(put_stderr, tmp_path: Path) -> None:
             wait(number)
             yield b"x" * 100
 
-    download._Transfer(tmp_path / "film.part", 100 * STEPS, True)._save(packets(), "wb")
+    download.Transfer(tmp_path / "film.part", 100 * STEPS, True)._save(packets(), "wb")
     expect(stderr)
 
 

@@ -1,11 +1,11 @@
 """How long does a click take, from the message to the answer in the widget?
 
-    python benchmarks/click.py [--images 812] [--clicks 50]
+    python benchmarks/clicks.py [--images 812] [--clicks 50]
 
 A gallery of real objects: fourteen boxes (R-MAC's grid) of each battle scene, 11,368 in all, by
 the best map of notebook 03. Times of a click on a known box, of a box drawn by hand (one forward
 pass), and of a photograph of one's own (detection and a forward pass), each with the pictures
-that the widget sends. Needs mini-battles. Writes benchmarks/results/click.json.
+that the widget sends. Needs mini-battles. Writes benchmarks/results/clicks.json.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from objemb_lib.retriever import build
 from objemb_lib.trunks import load_trunk
 from objemb_lib.widgets import ObjectSearch
 
-RESULT = Path(__file__).parent / "results" / "click.json"
+RESULT = Path(__file__).parent / "results" / "clicks.json"
 
 
 def milliseconds(act: Callable, given: Sequence) -> dict[str, float]:
