@@ -80,14 +80,16 @@ def listed_scores(
     >>> from objemb_lib.datasets.base import ImageDataset
     >>> three = ImageDataset("toy", "test", Path(), list("abc"), np.arange(3), fingerprint="x")
     >>> scores = np.array([[0.9, 0.8, 0.7]] * 3)
-    >>> listed_scores(scores, np.array([[7, 1, 0]] * 3), np.array([0, 0, 1, 2]), three)[0].tolist()
-    [0.8, -2.0, -2.0, 0.9, -3.0, -3.0]
+    >>> found = listed_scores(scores, np.array([[7, 1, 0]] * 3), np.array([0, 0, 1, 2]), three)
+    >>> found[0].round(1).tolist()
+    [0.8, -0.3, -0.3, 0.9, -1.3, -1.3]
     """
-    n, found = len(dataset), np.full((len(ids), len(dataset) + ids.shape[1]), -2.0)
+    n, last = len(dataset), float(scores[ids >= 0].min(initial=np.inf))
+    found = np.full((len(ids), n + ids.shape[1]), last - 1)
     inside = (ids >= 0) & (ids < len(image))
     query, place = np.nonzero(inside)
     np.maximum.at(found, (query, image[ids[inside]]), scores[query, place])
-    found[:, n:] = np.where(ids >= len(image), scores, -3.0)
+    found[:, n:] = np.where(ids >= len(image), scores, last - 2)
     return found[:, [*dataset.gallery, *range(n, found.shape[1])]]
 
 
