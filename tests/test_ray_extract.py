@@ -90,14 +90,15 @@ def test_a_lost_worker_costs_nothing_and_what_is_done_is_not_done_again(
     opened = partial(MilvusIndex, 112, str(tmp_path / "objects.db"))
     files = ray_extract(data, load, PAIR, place, opened, part=PART, workers=2)
     assert (log / "killed").exists()
-    assert len(list(log.glob("load-*"))) == 3  # two workers, one of them anew
+    loads = len(list(log.glob("load-*")))
+    assert loads in (2, 3)  # one worker anew; the other may have come too late to do anything
     assert len(files) == 6 and {p: p.stat().st_mtime_ns for p in done} == done
     found = read_parts(place)
     assert found.files == list(data.files) and found.broken == {}
     assert_alike(found.objects, alone)
 
     ray_extract(data, load, PAIR, place, part=PART)  # nothing to do: nothing is loaded
-    assert len(list(log.glob("load-*"))) == 3
+    assert len(list(log.glob("load-*"))) == loads
 
     late, memory = alone.image >= 8, ObjectIndex(112)
     boxes = ObjectBoxes("true", alone.where.boxes[8:])
