@@ -62,7 +62,7 @@ class Retriever:
     find: Find = whole
 
     def __post_init__(self) -> None:
-        if self.index.files != list(self.dataset.files):
+        if self.index.files != list(self.dataset.names):
             raise DataError(
                 f"{self.index} is not of {self.dataset}", "Add the images of the data set in order."
             )
@@ -113,7 +113,7 @@ class Retriever:
             raise DataError(
                 f"no box {chosen} among {len(query.boxes)}", f"Use 0 to {len(query.boxes) - 1}."
             )
-        own = {query.dataset.files[query.image]} if query.dataset is self.dataset else set()
+        own = {query.dataset.names[query.image]} if query.dataset is self.dataset else set()
         found = self.index.search(query.vectors[chosen], k, without=own)
         matches = [match for match in found if match.score >= threshold]
         return Answer(query.dataset, query.image, query.boxes, chosen, matches)
@@ -159,7 +159,7 @@ def build(
     (some,) = extract_objects(dataset, trunk, pairs, [region], size, progress=progress).values()
     joined = join([some.vectors[pair] for pair in pairs])
     index = ObjectIndex(joined.shape[1], meta={"trunk": trunk.name, "boxes": region.name})
-    index.add(replace(some, vectors={pairs[0]: joined}), pairs[0], dataset.files)
+    index.add(replace(some, vectors={pairs[0]: joined}), pairs[0], dataset.names)
     embed = embedder(trunk, pairs, size, region.margin)
     return Retriever(dataset, index, trunk.name, region.name, embed, find)
 
