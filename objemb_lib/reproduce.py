@@ -324,7 +324,10 @@ def with_table(readme: str, report: dict) -> str:
     )
     start, end = MARKS
     pattern = re.compile(f"{re.escape(start)}.*{re.escape(end)}", re.DOTALL)
-    body = f"{start}\n{as_text(report)}{note}{end}"
+    text, _, verdicts = as_text(report).partition("\n\n")  # fifty rows in front of all else tire
+    count = text.count("\n") - 1
+    body = f"{start}\n{verdicts}{note}\n<details><summary>All {count} measurements</summary>\n\n"
+    body += f"{text}\n\n</details>\n{end}"
     if not pattern.search(readme):
         raise ReproduceError("README.md has no place for the results", f"Add {start} and {end}.")
     return pattern.sub(lambda _: body, readme)

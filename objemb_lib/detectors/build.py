@@ -72,6 +72,7 @@ class Detector(nn.Module):
     def __init__(self, kind: str, network: nn.Module, categories: Sequence[str], size: int) -> None:
         super().__init__()
         self.kind, self.categories, self.size = kind, tuple(categories), size
+        self.ready: torch.device | None = None  # for detection only, there
         self.network = network
 
     @property
@@ -87,9 +88,14 @@ class Detector(nn.Module):
         )
 
     def for_inference(self, device: torch.device) -> Detector:
-        """A copy that only detects, with a faster trunk; the numbers stay the same to rounding."""
+        """A copy that only detects, with a faster trunk; the numbers stay the same to rounding.
+
+        Such a copy gives itself: whoever detects often makes one, once.
+        """
+        if self.ready == device:
+            return self
         fast = copy.deepcopy(self).to(device, memory_format=torch.channels_last).eval()
-        fast.network.backbone.body = fast.trunk.for_inference(device)
+        fast.network.backbone.body, fast.ready = fast.trunk.for_inference(device), device
         return fast
 
     def train(self, mode: bool = True) -> Detector:
