@@ -152,7 +152,7 @@ def forecast(stated: Profile, notebooks: Sequence[Path], data: str, roles: Roles
         here = len(small.train) + sum(map(len, small.tests.values()))
         networks = 1 + len(with_all.get("DETECTORS", ()))
         passes = here * work.passes * networks + work.fixed
-        key = with_all["TRUNK"], with_all["SIZE"]
+        key = with_all.get("TRUNK", "efficientnet_lite0"), with_all.get("SIZE", 256)
         if key not in spent:
             spent[key] = estimate(1000, load_trunk(key[0]), key[1], probe=1.0)
         seconds += spent[key] * passes / 1000
