@@ -4,8 +4,7 @@
     python -m objemb_lib.reproduce --notebooks 01           one of them (several: 00 01)
     python -m objemb_lib.reproduce --update                 make this run the committed one
     python -m objemb_lib.reproduce --profile smoke          other settings, see profiles/
-    python -m objemb_lib.reproduce --profile folder --data folder:PATH
-                                                            your own photographs
+    python -m objemb_lib.reproduce --profile folder --data folder:PATH      your photographs
 
 Executed copies, results.json and results.md go to runs/<profile>/, or, where a profile has several
 data sets or --data names one, to runs/<profile>/<data>/. Exit status: 0 all ran and every number

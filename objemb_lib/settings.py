@@ -7,8 +7,7 @@ Environment variables (all optional):
 ``OBJEMB_MIRROR``     folder or URL that serves downloads to a whole classroom
 ``OBJEMB_DEVICE``     ``cpu``, ``cuda``, ``cuda:1``, ``mps`` (default: the best there is)
 ``OBJEMB_PRECISION``  ``fp32`` or ``bf16`` (default: the fastest that keeps the numbers)
-``OBJEMB_WORKERS``    helpers that read images while an accelerator computes (default: a core each,
-                      at most 8; none beside a computing CPU)
+``OBJEMB_WORKERS``    helpers that read images for an accelerator (default: a core each, at most 8)
 """
 
 from __future__ import annotations
