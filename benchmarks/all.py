@@ -31,6 +31,7 @@ SCRIPTS = (  # script, arguments, arguments when quick (None: left out)
     ("search", ["--million"], None),
     ("student", [], ["--images", "2", "--rounds", "1"]),
     ("query", [], ["--images", "40", "--most", "10000", "--queries", "4"]),
+    ("clicks", [], ["--images", "40", "--clicks", "5"]),
     ("billion", ["--measure"], ["--measure", "--images", "60", "--vectors", "12000"]),
 )
 
