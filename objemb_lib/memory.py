@@ -31,7 +31,8 @@ def until_it_fits(attempt: Callable[[int], Result], size: int) -> tuple[Result, 
     ...     if size > 3:
     ...         raise torch.OutOfMemoryError("CUDA out of memory")
     ...     return "done"
-    >>> with warnings.catch_warnings(action="ignore"):
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("ignore")
     ...     until_it_fits(attempt, 8)
     ('done', 2)
     """

@@ -272,7 +272,7 @@ class ObjectIndex:
 
     @property
     def vectors(self) -> np.ndarray:
-        """``(M, D)``, L2-normalised, as the index keeps them."""
+        """``(M, D)``, L2-normalised, as the index keeps them. Raises DataError once some left."""
         return self.index.vectors(np.arange(len(self.image)))
 
     def add(self, objects: Objects, pair: tuple[str, str], files: Sequence[str]) -> None:

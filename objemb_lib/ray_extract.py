@@ -159,7 +159,7 @@ class _Worker:
             {"region": name} if name else {}
         )
         _agree(self.work.folder, self.work.key, key)
-        table = _table(objects, self.work.pair, list(self.work.dataset.files), images)
+        table = _table(objects, self.work.pair, list(self.work.dataset.names), images)
         said = json.dumps({"key": key, "broken": broken})
         sink = pa.BufferOutputStream()
         pq.write_table(table.replace_schema_metadata({META: said}), sink)

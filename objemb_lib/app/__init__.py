@@ -47,11 +47,12 @@ def ways(dataset: ImageDataset, progress: bool = False) -> list[Retriever]:
     Indexes are read from the cache, or made and written there.
     """
     student, trunk = load_student(), load_trunk("efficientnet_lite0")
+    detector = student.detector.for_inference(settings.device())  # once, not for each photograph
     networks = {"student": (StudentTrunk(student), *STUDENT), trunk.name: (trunk, *TEACHER)}
 
     @functools.cache  # both networks look at the same boxes
     def find(data: ImageDataset) -> ObjectBoxes:
-        return own_boxes(data, student.detector, progress)
+        return own_boxes(data, detector, progress)
 
     places = {"detected": find}
     if any(map(len, dataset.boxes)):
