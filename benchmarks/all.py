@@ -25,6 +25,7 @@ from objemb_lib.atomic import atomic_path, atomic_write_text
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 SCRIPTS = (  # script, arguments, arguments when quick (None: left out)
+    ("allocator", [], ["--images", "8", "--rounds", "1"]),
     ("extract", [], ["--images", "32", "--rounds", "1"]),
     ("objects", [], ["--images", "4", "--rounds", "1"]),
     ("search", [], ["--vectors", "10000", "--queries", "100", "--repeats", "1"]),

@@ -12,10 +12,20 @@ on ``optional`` packages.
 A module imports only from rooms before it.
 """
 
+import ctypes
 import os
+import sys
 
 # Two programs that compute at once (two notebooks, a training beside one) wait for each other's
 # spinning threads, ten times slower. Let them spin less; read when torch is first imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "4000")
+
+# A network asks for the same large maps at every batch. glibc gives them back to the system each
+# time, which then clears every page again: benchmarks/allocator.py measures what that costs.
+if sys.platform == "linux" and "MALLOC_TRIM_THRESHOLD_" not in os.environ:
+    _libc = ctypes.CDLL(None)
+    if hasattr(_libc, "mallopt"):
+        _libc.mallopt(-1, 512 << 20)  # M_TRIM_THRESHOLD: free bytes that stay ours
+        _libc.mallopt(-3, 128 << 20)  # M_MMAP_THRESHOLD: larger blocks still go back at once
 
 __version__ = "0.1.0"

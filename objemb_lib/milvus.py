@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Hashable, Iterator, Sequence
+import logging
+import time
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +23,9 @@ from objemb_lib.extract import Objects
 from objemb_lib.objects import Match
 from objemb_lib.optional import needs
 from objemb_lib.postprocess import l2
+
+if TYPE_CHECKING:
+    from pymilvus import MilvusClient
 
 BATCH = 1000  # rows a request: a few MB, far below what a server takes
 MOST = 16_384  # rows that Milvus gives for one query
@@ -42,7 +49,8 @@ class MilvusIndex:
         index: how it is searched, where the collection is new: ``FLAT`` is exact; see Milvus's
             index types for others and their parameters.
         ask: their parameters when searching, e.g. ``{"ef": 128}`` of ``HNSW``.
-        token: for a server that asks for one. timeout: seconds for each request.
+        token: for a server that asks for one.
+        timeout: seconds for each request, and until another process lets go of a local file.
     Raises:
         DataError: pymilvus is not installed; the server cannot be reached, or another process has
             the file; the collection holds vectors of another dimension or model.
@@ -63,13 +71,32 @@ class MilvusIndex:
             from pymilvus import MilvusClient
         self.dim, self.uri, self.collection = dim, str(uri), collection
         self.ask, self.timeout = dict(ask or {}), timeout
+        client = partial(MilvusClient, self.uri, token=token, timeout=timeout)
         with self._said():
-            self.client = MilvusClient(self.uri, token=token, timeout=timeout)
+            self.client = self._opened(client)
             if not self.client.has_collection(collection, timeout=timeout):
                 self._create(dict(meta or {}), dict(index or {"index_type": "FLAT"}))
             found = self.client.describe_collection(collection, timeout=timeout)
             self.client.load_collection(collection, timeout=timeout)
         self.meta = self._agreed(found, meta)
+
+    def _opened(self, client: Callable[[], MilvusClient]) -> MilvusClient:
+        """A process that is ending, as Ray's are after an extraction, may still have the file."""
+        from pymilvus.exceptions import ConnectionConfigException
+
+        until = time.monotonic() + self.timeout
+        logs = logging.getLogger("milvus_lite.server_manager")  # prints a traceback for each try
+        logs.disabled = True
+        try:
+            while True:
+                try:
+                    return client()
+                except ConnectionConfigException:
+                    if not Path(self.uri).exists() or time.monotonic() > until:
+                        raise
+                    time.sleep(0.2)
+        finally:
+            logs.disabled = False
 
     def _create(self, meta: dict[str, str], index: dict[str, Any]) -> None:
         """One row an object; rows of a data set lie together, so that a filter reads only them."""

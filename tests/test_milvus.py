@@ -151,7 +151,7 @@ from objemb_lib.errors import DataError
 from test_milvus import MilvusIndex, made, PAIR, META
 taken, own, vectors = sys.argv[1], sys.argv[2], np.load(sys.argv[3])
 try:
-    MilvusIndex(112, taken)
+    MilvusIndex(112, taken, timeout=1)
 except DataError as error:
     print(error.remedy, flush=True)
 index = MilvusIndex(112, own, meta=META)
@@ -174,6 +174,25 @@ def test_what_a_killed_process_added_is_there_and_only_one_has_the_file(
     index = MilvusIndex(112, place, meta=META)
     assert len(index) == len(vectors)
     assert index.search(vectors[5], 1)[0].file == "5"
+
+
+ENDING_PROCESS = """
+import sys, time
+from objemb_lib.milvus import MilvusIndex
+MilvusIndex(112, sys.argv[1])
+print("open", flush=True)
+time.sleep(2)
+"""
+
+
+def test_a_file_that_a_process_still_has_is_waited_for(tmp_path, caplog) -> None:
+    place = str(tmp_path / "objects.db")
+    command = [sys.executable, "-c", ENDING_PROCESS, place]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "open\n"
+        assert len(MilvusIndex(112, place)) == 0
+        assert other.poll() is not None or other.wait(10) == 0
+    assert "Failed to start" not in caplog.text
 
 
 def test_a_collection_of_another_model_is_refused(filled) -> None:
