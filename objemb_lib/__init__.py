@@ -22,7 +22,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "4000")
 
 # A network asks for the same large maps at every batch. glibc gives them back to the system each
 # time, which then clears every page again: benchmarks/allocator.py measures what that costs.
-if sys.platform == "linux" and "MALLOC_TRIM_THRESHOLD_" not in os.environ:
+if sys.platform == "linux" and not any(name.startswith("MALLOC_") for name in os.environ):
     _libc = ctypes.CDLL(None)
     if hasattr(_libc, "mallopt"):
         _libc.mallopt(-1, 512 << 20)  # M_TRIM_THRESHOLD: free bytes that stay ours

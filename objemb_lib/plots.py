@@ -202,19 +202,22 @@ def pareto(
     """Quality against cost; what nothing beats in both is joined by a line.
 
     Args:
-        points: ``{name: (cost, quality)}``, less cost and more quality are better. Names of
-            neighbours stand above and below in turn.
+        points: ``{name: (cost, quality)}``, less cost and more quality are better. The points
+            are numbered by cost, since names of neighbours would overlap; a list beside the plot
+            names them.
     """
     ax, best, front = ax or plt.gca(), -np.inf, []
-    for n, (name, (x, value)) in enumerate(sorted(points.items(), key=lambda one: one[1][0])):
+    by_cost = sorted(points.items(), key=lambda one: (one[1][0], -one[1][1].value))
+    for n, (name, (x, value)) in enumerate(by_cost, 1):
         ends = [[value.value - value.low], [value.high - value.value]]
         ahead = value.value > best
         best = max(best, value.value)
         front += [(x, value.value)] if ahead else []
         ax.errorbar(x, value.value, ends, fmt="o", color=QUERY if ahead else UNKNOWN, lw=1)
-        ax.annotate(name, (x, value.value), (5, (4, -9)[n % 2]), textcoords="offset points",
-                    fontsize=7)  # fmt: skip
+        ax.annotate(str(n), (x, value.value), (5, 4), textcoords="offset points", fontsize=8)
+        ax.plot([], [], " ", label=f"{n}  {name}")
     ax.plot(*zip(*front), color=QUERY, lw=1, ls="--")
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1), handlelength=0, handletextpad=0, fontsize=8)
     ax.set_xscale("log")
     ax.set_xlabel(cost)
     ax.set_ylabel(f"{quality} (95 % interval)")
@@ -354,8 +357,13 @@ def embedding_map(
     colours: np.ndarray | None = None,
     zoom: float = 0.12,
     ax: Axes | None = None,
+    names: Sequence[str] = (),
 ) -> Axes:
-    """Thumbnails at ``(N, 2)`` points, framed by their colour's number if ``colours`` is given."""
+    """Thumbnails at ``(N, 2)`` points, framed by their colour's number if ``colours`` is given.
+
+    Args:
+        names: of the numbers, for a legend below; at most twenty, which have a colour each.
+    """
     ax = ax or plt.gca()
     palette = plt.get_cmap("tab20")
     for k, (point, image) in enumerate(zip(points, images)):
@@ -364,10 +372,14 @@ def embedding_map(
         )
         box = OffsetImage(np.asarray(image), zoom=zoom)
         ax.add_artist(AnnotationBbox(box, point, pad=0.08, bboxprops=frame))
-    ax.set_xlim(points[:, 0].min(), points[:, 0].max())
-    ax.set_ylim(points[:, 1].min(), points[:, 1].max())
-    ax.margins(0.06)
+    low, high = points.min(axis=0), points.max(axis=0)
+    room = 0.06 * (high - low)  # thumbnails reach beyond their points
+    ax.set(xlim=(low[0] - room[0], high[0] + room[0]), ylim=(low[1] - room[1], high[1] + room[1]))
     ax.axis("off")
+    if 0 < len(names) <= palette.N:
+        for k, name in enumerate(names):
+            ax.plot([], [], "s", color=palette(k), label=name)
+        ax.legend(ncols=4, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 0))
     return ax
 
 

@@ -84,6 +84,18 @@ def test_embedding_map_draws_every_thumbnail(dataset, vectors):
     assert len(plots.embedding_map(vectors, images, dataset.labels).artists) == 6
 
 
+def test_embedding_map_names_its_colours_where_there_are_enough(dataset, vectors):
+    images = [dataset.image(i) for i in range(6)]
+    drawn = plots.embedding_map(vectors, images, np.array([1, 0, 1, 1, 0, 0]), names=["bus", "cat"])
+    frames = {box.patch.get_edgecolor() for box in drawn.artists}
+    handles, names = drawn.get_legend_handles_labels()
+    assert names == ["bus", "cat"]
+    assert {matplotlib.colors.to_rgba(handle.get_color()) for handle in handles} == frames
+    too_many = [str(k) for k in range(21)]
+    plain = plots.embedding_map(vectors, images, names=too_many, ax=plt.figure().gca())
+    assert plain.get_legend() is None
+
+
 def test_the_widget_finds_what_the_function_finds(dataset, vectors):
     widget = Retrieval(
         dataset, {("s", "a"): vectors, ("s", "b"): vectors[::-1].copy()}, query=3, k=2

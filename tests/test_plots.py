@@ -213,9 +213,13 @@ def test_each_map_lies_over_the_image() -> None:
 def test_what_nothing_beats_is_on_the_front() -> None:
     around = lambda value: Interval(value, value - 0.1, value + 0.1)  # noqa: E731
     points = {"cheap": (1, around(0.2)), "bad": (3, around(0.1)), "good": (5, around(0.6))}
-    ax = plots.pareto(points, "ms", "mAP")
+    points["as dear"] = (5, around(0.5))
+    ax = plots.pareto(points, "ms", "mAP", plt.figure().gca())
     front = next(line for line in ax.lines if line.get_linestyle() == "--")
     assert front.get_xydata().tolist() == [[1, 0.2], [5, 0.6]]
+    assert [text.get_text() for text in ax.texts] == ["1", "2", "3", "4"]
+    listed = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert listed == ["1  cheap", "2  bad", "3  good", "4  as dear"]
 
 
 def test_live_curves_grow_in_place(monkeypatch) -> None:
