@@ -2,12 +2,13 @@
 
     python benchmarks/postprocess.py                   mini-battles, whole images and crops
     python benchmarks/postprocess.py --scenes 2        a try on two scenes of each object
+    python benchmarks/postprocess.py --page            only the page, from the result there is
 
 Multi-scale extraction, query expansion, database-side augmentation, k-reciprocal re-ranking and
 diffusion, each alone, on L2-normalised vectors of Lite0 at 256 px. Every query image is in the
 gallery, too, and junk for its own query. Each step's parameters are those of the highest mAP on
 train's objects, out of the grid below; the tests are only measured. Writes
-benchmarks/results/postprocess.json.
+benchmarks/results/postprocess.json, and its table into docs/postprocessing.md.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ from objemb_lib.rerank import diffusion, k_reciprocal
 from objemb_lib.trunks import Trunk, load_trunk
 
 RESULT = Path(__file__).parent / "results" / "postprocess.json"
+PAGE = Path(__file__).parents[1] / "docs" / "postprocessing.md"
+START, END = "<!-- generated: python benchmarks/postprocess.py --page -->", "<!-- end -->"
 SIZE, DATA = 256, "mini-battles"
 BASES = {"whole image": (WHOLE, ("head", "crow")), "crop": (CROP, ("head", "rmac"))}
 METRICS = ("mAP", "R@1")
@@ -128,12 +131,46 @@ def compared(
     return table
 
 
+def generated(report: dict) -> str:
+    """The table of the page: a line for each step and test."""
+    titles = ("test", "queries", "vectors", "step", "chosen on train", "mAP without", "with",
+              "gained", "verdict", "ms a query")  # fmt: skip
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    for row in report["table"]:
+        gain, low, high = (row["mAP gained"][k] for k in range(3))
+        chosen = ", ".join(f"{name} {value}" for name, value in row["chosen on train"].items())
+        vectors = f"{row['region']}, {row['stage']}, {row['pooling']}"
+        spent = row.get("milliseconds a query", "")
+        lines.append(
+            f"| {row['data']} | {row['queries']} | {vectors} | {row['step']} "
+            f"| {chosen} | {row['plain mAP']:.2f} | {row['mAP']:.2f} | {gain:+.3f} [{low:+.3f}, "
+            f"{high:+.3f}] | {row['mAP verdict']} | {spent} |"
+        )
+    row = report["table"][0]
+    about = f"{row['trunk']}, {row['size']} px; {report['machine']['cores']} cores"
+    return "\n".join(["", *lines, "", f"*{about}; 95 % intervals over query objects, paired.*", ""])
+
+
+def rewritten(page: str, report: dict) -> str:
+    """The page with the table of a report. ValueError without its markers."""
+    before, rest = page.split(START)
+    return f"{before}{START}\n{generated(report)}\n{END}{rest.split(END)[1]}"
+
+
+def write_page() -> None:
+    report = json.loads(RESULT.read_text())
+    atomic_write_text(PAGE, rewritten(PAGE.read_text(encoding="utf-8"), report))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--scenes", type=int, help="only so many of each object; nothing is kept")
+    parser.add_argument("--page", action="store_true", help="measure nothing")
     asked = parser.parse_args()
+    if asked.page:
+        return write_page()
     train, tests = roles(DATA)
     if asked.scenes:
         train = few_scenes(train, asked.scenes)
@@ -148,6 +185,7 @@ def main() -> None:
     report = {"machine": machine, "data": fingerprints, "grids": grids, "table": table}
     if not asked.scenes:
         atomic_write_text(RESULT, json.dumps(report, indent=1) + "\n")
+        write_page()
 
 
 if __name__ == "__main__":
