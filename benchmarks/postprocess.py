@@ -132,23 +132,24 @@ def compared(
 
 
 def generated(report: dict) -> str:
-    """The table of the page: a line for each step and test."""
-    titles = ("test", "queries", "vectors", "step", "chosen on train", "mAP without", "with",
-              "gained", "verdict", "ms a query")  # fmt: skip
-    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    """The page's tables: one for each test and kind of vector, narrow enough for a phone."""
+    titles = "step", "mAP", "gained", "verdict", "chosen on train", "ms a query"
+    lines, last = [""], None
     for row in report["table"]:
-        gain, low, high = (row["mAP gained"][k] for k in range(3))
+        about = (f"**{row['data']}, {row['queries']} queries; {row['region']}, {row['stage']}, "
+                 f"{row['pooling']}: mAP {row['plain mAP']:.2f} without any step**")  # fmt: skip
+        if about != last:
+            lines += ["", about, "", f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+        gain, low, high = row["mAP gained"]
         chosen = ", ".join(f"{name} {value}" for name, value in row["chosen on train"].items())
-        vectors = f"{row['region']}, {row['stage']}, {row['pooling']}"
-        spent = row.get("milliseconds a query", "")
         lines.append(
-            f"| {row['data']} | {row['queries']} | {vectors} | {row['step']} "
-            f"| {chosen} | {row['plain mAP']:.2f} | {row['mAP']:.2f} | {gain:+.3f} [{low:+.3f}, "
-            f"{high:+.3f}] | {row['mAP verdict']} | {spent} |"
+            f"| {row['step']} | {row['mAP']:.2f} | {gain:+.3f} [{low:+.3f}, {high:+.3f}] "
+            f"| {row['mAP verdict']} | {chosen} | {row.get('milliseconds a query', '')} |"
         )
+        last = about
     row = report["table"][0]
     about = f"{row['trunk']}, {row['size']} px; {report['machine']['cores']} cores"
-    return "\n".join(["", *lines, "", f"*{about}; 95 % intervals over query objects, paired.*", ""])
+    return "\n".join([*lines, "", f"*{about}; 95 % intervals over query objects, paired.*", ""])
 
 
 def rewritten(page: str, report: dict) -> str:
@@ -182,6 +183,7 @@ def main() -> None:
                "torch": torch.__version__}  # fmt: skip
     fingerprints = {d.split: d.fingerprint for d in (train, *tests.values())}
     grids = {name: grid for name, (_, grid) in STEPS.items()} | {SIZES: SCALES}
+    table.sort(key=lambda row: (list(BASES).index(row["region"]), row["data"]))  # stable
     report = {"machine": machine, "data": fingerprints, "grids": grids, "table": table}
     if not asked.scenes:
         atomic_write_text(RESULT, json.dumps(report, indent=1) + "\n")
