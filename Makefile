@@ -107,12 +107,14 @@ reproduce: install
 train: install data
 	@$(PY) -m objemb_lib.train $(DETECTORS)
 
-# Two workers with one torch thread each: with more threads than cores, all of them wait.
+# Two workers with one torch thread each: with more threads than cores, all of them wait. A notebook
+# stays with one worker, from its first cell to its last.
 test: install extras data site
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
-	$(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile \
+	  --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks
 
 # Sphinx reads the project where it lies, so that links are the same as in a checkout.
 site: install extras

@@ -7,6 +7,7 @@ some of it more. :func:`sources` gives every kind of :mod:`boxes` of a data set 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ from objemb_lib.datasets.base import ImageDataset
 from objemb_lib.detectors.build import Detector, Target
 from objemb_lib.detectors.metrics import detect
 from objemb_lib.errors import DataError
+from objemb_lib.extract import Store
 from objemb_lib.regions import WHOLE, Region
 from objemb_lib.trunks import Trunk, imagenet_classifier
 
@@ -59,6 +61,83 @@ def look(
     for one, (proposals, size), image in zip(found, seen, image_sizes(dataset)):
         one["proposals"] = proposals * torch.tensor(image / size).float().repeat(2)
     return found
+
+
+def looked(
+    dataset: ImageDataset, detector: Detector, masks: bool = False, progress: bool = True
+) -> list[Target]:
+    """:func:`look`, and what it found is kept: the next time nothing is detected again.
+
+    The cache is keyed by the images, the detector's weights and settings, and the kind of device.
+
+    Raises:
+        CacheError: the cache cannot be written, or holds another detector's boxes.
+    """
+    key = {"version": "1", "data": dataset.fingerprint, "detector": _fingerprint(detector),
+           "masks": str(masks), "device": settings.device().type}  # fmt: skip
+    store = Store(settings.cache_root() / "detections", key)
+    with store.lock():
+        if all(store.has((part, "all")) for part in ("order", *_parts(store))):
+            return _unpacked({part: store.read((part, "all")) for part in _parts(store)})
+        found = look(dataset, detector, masks, progress)
+        packed = _packed(found)
+        for part, values in packed.items():
+            store.write(values, (part, "all"))
+        store.write(_text([*packed]), ("order", "all"))  # last: all others are there
+    return found
+
+
+def _parts(store: Store) -> list[str]:
+    """What was kept; nothing as long as not all of it is there."""
+    there = store.has(("order", "all"))
+    return json.loads(store.read(("order", "all")).tobytes()) if there else []
+
+
+def _text(what: object) -> np.ndarray:
+    return np.frombuffer(json.dumps(what).encode(), np.uint8)
+
+
+def _packed(found: Sequence[Target]) -> dict[str, np.ndarray]:
+    """All images' arrays behind one another, with how many rows each has; masks as text."""
+    names = [name for name in found[0] if name != "rles"]
+    packed = {name: torch.cat([one[name] for one in found]).numpy() for name in names}
+    counts = {f"{n}_counts": np.array([len(one[n]) for one in found]) for n in names}
+    masks = {"rles": _text([one["rles"] for one in found])} if "rles" in found[0] else {}
+    return packed | counts | masks
+
+
+def _unpacked(packed: dict[str, np.ndarray]) -> list[Target]:
+    found: list[Target] = [{} for _ in next(v for n, v in packed.items() if n.endswith("_counts"))]
+    for name, values in packed.items():
+        if name == "rles":
+            each = json.loads(values.tobytes())
+        elif f"{name}_counts" in packed:
+            each = torch.from_numpy(values).split(packed[f"{name}_counts"].tolist())
+        else:
+            continue
+        for one, some in zip(found, each):
+            one[name] = some
+    return found
+
+
+def _fingerprint(detector: Detector) -> str:
+    """Hash of every weight, and of every number that says how its modules detect."""
+    digest = hashlib.sha256(repr(detector).encode())
+    for name, tensor in sorted(detector.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    for name, module in detector.named_modules():
+        for what, value in sorted(vars(module).items()):
+            if what != "training" and _is_plain(value):
+                digest.update(f"{name} {what} {value}".encode())
+    return digest.hexdigest()
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, dict):
+        return bool(value) and all(map(_is_plain, value.values()))
+    if isinstance(value, (tuple, list)):
+        return bool(value) and all(map(_is_plain, value))
+    return isinstance(value, (bool, int, float, str))
 
 
 def detected(
@@ -120,6 +199,8 @@ def sources(
 ) -> dict[str, ObjectRegion]:
     """Boxes of a data set by the names of :data:`SOURCES`; a detector runs once for all of them.
 
+    What it found is cached, see :func:`looked`.
+
     Args:
         detector: where a name asks for one; a Mask R-CNN where a name asks for masks.
         seed: of the random boxes, which have the sizes of the true ones.
@@ -135,7 +216,7 @@ def sources(
     if asked and detector is None:
         raise DataError(f"{asked[0]!r} needs a detector", "Pass load_detector('mask_rcnn').")
     masks = "detector masks, top 5" in names
-    found = look(dataset, detector, masks, progress) if asked else []
+    found = looked(dataset, detector, masks, progress) if asked else []
     return {name: _source(name, dataset, detector, found, masks, seed) for name in names}
 
 

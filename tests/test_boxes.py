@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -118,11 +119,47 @@ def test_a_detector_that_finds_nothing_falls_back(data: ImageDataset) -> None:
     detector = small("mask_rcnn")
     detector.network.roi_heads.score_thresh = 2.0
     seen = attention.look(data, detector, masks=True, progress=False)
+    kept = attention.looked(data, detector, masks=True, progress=False)
+    assert [len(one["boxes"]) for one in kept] == [0] * 4 and kept[0]["rles"] == []
     found = attention.detected(data, detector, seen, masks=True)
     assert found.fell_back.all() and found.counts.tolist() == [1] * 4
     masked = objects_of(data, ObjectRegion(found, masked=True))["detector, masked"]
     whole = objects_of(data, boxes.whole(data))["whole image"]
     np.testing.assert_allclose(masked.vectors[PAIR], whole.vectors[PAIR], rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["mask_rcnn", "fcos"])
+def test_what_was_detected_once_is_not_detected_again(data, kind, monkeypatch) -> None:
+    detector, masks = small(kind), kind == "mask_rcnn"
+    first = attention.looked(data, detector, masks, progress=False)
+    plain = attention.look(data, detector, masks, progress=False)
+    monkeypatch.setattr(attention, "look", lambda *_: pytest.fail("detected again"))
+    again = attention.looked(data, detector, masks, progress=False)
+    for found in (first, again):
+        for one, expected in zip(found, plain, strict=True):
+            assert one.keys() == expected.keys() and one.get("rles") == expected.get("rles")
+            for name in one.keys() - {"rles"}:
+                assert torch.equal(one[name], expected[name]), name
+
+
+def test_another_detector_or_half_a_file_is_detected_anew(data, monkeypatch) -> None:
+    calls, look = [], attention.look
+    monkeypatch.setattr(attention, "look", lambda *given: calls.append(1) or look(*given))
+    detector = small("faster_rcnn")
+    attention.looked(data, detector, progress=False)
+    detector.network.rpn._post_nms_top_n["testing"] = 3
+    few = attention.looked(data, detector, progress=False)
+    assert len(calls) == 2 and max(len(one["proposals"]) for one in few) <= 3
+    with torch.no_grad():
+        detector.network.rpn.head.cls_logits.bias[0] += 1
+    attention.looked(data, detector, progress=False)
+    attention.looked(data.subset([1, 2]), detector, progress=False)
+    assert len(calls) == 4
+    for half in Path(os.environ["OBJEMB_CACHE"]).glob("detections/*/proposals-all.safetensors"):
+        half.write_bytes(half.read_bytes()[:-8])
+    with pytest.warns(UserWarning, match="damaged"):
+        attention.looked(data, detector, progress=False)
+    assert len(calls) == 5
 
 
 def test_a_box_partly_outside_is_clipped(data: ImageDataset) -> None:
