@@ -226,10 +226,10 @@ def generated(codes: dict, query: dict, machines: list[tuple[str, float]]) -> st
     return "\n".join(lines)
 
 
-def rewritten(page: str, part: str) -> str:
+def rewritten(page: str, part: str, start: str = START, end: str = END) -> str:
     """The page with another generated part. ValueError without its markers."""
-    before, rest = page.split(START)
-    return f"{before}{START}\n{part}\n{END}{rest.split(END)[1]}"
+    before, rest = page.split(start)
+    return f"{before}{start}\n{part}\n{end}{rest.split(end)[1]}"
 
 
 def read(name: str) -> dict:

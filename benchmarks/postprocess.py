@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from billion import rewritten
 
 from objemb_lib.atomic import atomic_write_text
 from objemb_lib.comparison import few_scenes
@@ -152,15 +153,10 @@ def generated(report: dict) -> str:
     return "\n".join([*lines, "", f"*{about}; 95 % intervals over query objects, paired.*", ""])
 
 
-def rewritten(page: str, report: dict) -> str:
-    """The page with the table of a report. ValueError without its markers."""
-    before, rest = page.split(START)
-    return f"{before}{START}\n{generated(report)}\n{END}{rest.split(END)[1]}"
-
-
 def write_page() -> None:
     report = json.loads(RESULT.read_text())
-    atomic_write_text(PAGE, rewritten(PAGE.read_text(encoding="utf-8"), report))
+    page = rewritten(PAGE.read_text(encoding="utf-8"), generated(report), START, END)
+    atomic_write_text(PAGE, page)
 
 
 def main() -> None:

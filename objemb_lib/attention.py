@@ -77,8 +77,9 @@ def looked(
            "masks": str(masks), "device": settings.device().type}  # fmt: skip
     store = Store(settings.cache_root() / "detections", key)
     with store.lock():
-        if all(store.has((part, "all")) for part in ("order", *_parts(store))):
-            return _unpacked({part: store.read((part, "all")) for part in _parts(store)})
+        parts = _parts(store)
+        if parts and all(store.has((part, "all")) for part in parts):
+            return _unpacked({part: store.read((part, "all")) for part in parts})
         found = look(dataset, detector, masks, progress)
         packed = _packed(found)
         for part, values in packed.items():

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +29,8 @@ if TYPE_CHECKING:
 BATCH = 1000  # rows a request: a few MB, far below what a server takes
 MOST = 16_384  # rows that Milvus gives for one query
 META = "objemb.meta"
+HELD = "Close whatever else has this file open: Milvus Lite serves one process."
+OPENED = "Check that the server runs, and its address, token and log; of a local file, its path."
 FAILED = "failed: "  # in the message of an error that another try may not have
 NAME, PATH = 256, 1024  # the longest data set or category, and file
 
@@ -81,22 +82,37 @@ class MilvusIndex:
         self.meta = self._agreed(found, meta)
 
     def _opened(self, client: Callable[[], MilvusClient]) -> MilvusClient:
-        """A process that is ending, as Ray's are after an extraction, may still have the file."""
+        """A process that is ending, as Ray's are after an extraction, may still have the file.
+
+        Why a file cannot be opened, Milvus Lite tells its log alone.
+        """
         from pymilvus.exceptions import ConnectionConfigException
 
-        until = time.monotonic() + self.timeout
-        logs = logging.getLogger("milvus_lite.server_manager")  # prints a traceback for each try
-        logs.disabled = True
+        causes: list[BaseException] = []
+
+        def note(record: logging.LogRecord) -> bool:
+            causes.extend(filter(None, (record.exc_info or ())[1:2]))
+            return not record.exc_info
+
+        until, logs = (
+            time.monotonic() + self.timeout,
+            logging.getLogger("milvus_lite.server_manager"),
+        )
+        logs.addFilter(note)
         try:
             while True:
                 try:
                     return client()
-                except ConnectionConfigException:
-                    if not Path(self.uri).exists() or time.monotonic() > until:
-                        raise
+                except ConnectionConfigException as error:
+                    why = causes[-1] if causes else error
+                    held = type(why).__name__ == "DataDirLockedError"
+                    if not held or time.monotonic() > until:
+                        raise DataError(
+                            f"{self} {FAILED}{why}", HELD if held else OPENED
+                        ) from error
                     time.sleep(0.2)
         finally:
-            logs.disabled = False
+            logs.removeFilter(note)
 
     def _create(self, meta: dict[str, str], index: dict[str, Any]) -> None:
         """One row an object; rows of a data set lie together, so that a filter reads only them."""
@@ -140,12 +156,7 @@ class MilvusIndex:
         try:
             yield
         except MilvusException as error:
-            remedy = (
-                "Close whatever else has this file open: Milvus Lite serves one process."
-                if self.uri.endswith(".db")
-                else "Check that the server runs, and its address, token and log."
-            )
-            raise DataError(f"{self} {FAILED}{error.message}", remedy) from error
+            raise DataError(f"{self} {FAILED}{error.message}", OPENED) from error
 
     def __len__(self) -> int:
         with self._said():

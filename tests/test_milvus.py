@@ -195,6 +195,15 @@ def test_a_file_that_a_process_still_has_is_waited_for(tmp_path, caplog) -> None
     assert "Failed to start" not in caplog.text
 
 
+def test_what_is_no_database_is_named_at_once(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("objemb_lib.milvus.time.sleep", lambda _: pytest.fail("waited"))
+    place = tmp_path / "objects.db"
+    place.write_text("a file of something else")
+    with pytest.raises(DataError, match=r"objects\.db\) failed: .*File exists") as caught:
+        MilvusIndex(112, str(place))
+    assert "local file, its path" in caught.value.remedy and place.read_text().startswith("a file")
+
+
 def test_a_collection_of_another_model_is_refused(filled) -> None:
     with pytest.raises(DataError, match="not 112 of {'trunk': 'lite2'}"):
         MilvusIndex(112, filled.uri, meta={"trunk": "lite2"})
