@@ -1,0 +1,173 @@
+"""What everything else stands on: errors, seeds, folders, the device.
+
+Environment variables (all optional):
+
+``OBJEMB_DATA``       folder of built data sets
+``OBJEMB_CACHE``      folder of cached embeddings
+``OBJEMB_MIRROR``     folder or URL that serves downloads to a whole classroom
+``OBJEMB_DEVICE``     ``cpu``, ``cuda``, ``cuda:1``, ``mps`` (default: the best there is)
+``OBJEMB_PRECISION``  ``fp32`` or ``bf16`` (default: fp32)
+``OBJEMB_WORKERS``    helpers that read images for an accelerator (default: a core each, at most 8)
+
+Folders lie beside the library in a checkout, and where the platform keeps a user's data elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+SEED = 0
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+class ObjembError(Exception):
+    """Base of every error this library raises on purpose.
+
+    Args:
+        problem: what is wrong, naming the file or the setting.
+        remedy: what the reader can do about it, as an imperative sentence.
+    """
+
+    def __init__(self, problem: str, remedy: str = "") -> None:
+        self.problem, self.remedy = problem, remedy
+        super().__init__(f"{problem}\n  What to do: {remedy}" if remedy else problem)
+
+    def __reduce__(self) -> tuple:  # keeps both parts across worker processes
+        return type(self), (self.problem, self.remedy)
+
+
+class ImageError(ObjembError):
+    """A file that cannot be used as an image."""
+
+
+class DownloadError(ObjembError):
+    """A file that could not be fetched, or arrived with the wrong bytes."""
+
+
+class DataError(ObjembError):
+    """A data set that is absent, damaged or inconsistent."""
+
+
+class CacheError(ObjembError):
+    """A cache that cannot be written or does not hold what its key says."""
+
+
+class ReproduceError(ObjembError):
+    """A run that failed, or numbers that left their tolerance."""
+
+
+class TrainingError(ObjembError):
+    """A training run that cannot go on."""
+
+
+@contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Around an import: says which extra of pyproject.toml brings a missing package.
+
+    Raises:
+        DataError: instead of ImportError.
+
+    >>> with needs("scale"):
+    ...     import no_such_package
+    Traceback (most recent call last):
+    objemb_lib.config.DataError: no_such_package is not installed
+      What to do: Run `make extras`, or `pip install "objemb[scale]"`.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise DataError(
+            f"{error.name or error} is not installed",
+            f'Run `make extras`, or `pip install "objemb[{extra}]"`.',
+        ) from error
+
+
+def data_root() -> Path:
+    """Folder that holds built data sets, one folder each."""
+    return Path(os.environ.get("OBJEMB_DATA", PROJECT / "data"))
+
+
+def cache_root() -> Path:
+    """Folder that holds cached embeddings; safe to delete at any time."""
+    return Path(os.environ.get("OBJEMB_CACHE", PROJECT / ".cache"))
+
+
+def mirror() -> str | None:
+    """Folder or URL to try before every public address, if one is set."""
+    return os.environ.get("OBJEMB_MIRROR") or None
+
+
+def device() -> torch.device:
+    """The device that computes: ``OBJEMB_DEVICE``, else CUDA, else Apple's MPS, else the CPU.
+
+    Of several GPUs each process of ``torchrun`` gets its own.
+    """
+    import torch  # here, so that `data/download.py --help` need not wait for it
+
+    if chosen := os.environ.get("OBJEMB_DEVICE"):
+        return torch.device(chosen)
+    if torch.cuda.is_available():
+        own = os.environ.get("LOCAL_RANK")
+        return torch.device("cuda", int(own)) if own else torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def precision() -> str:
+    """``OBJEMB_PRECISION``, else ``fp32``.
+
+    ``bf16`` is about twice as fast on hardware that multiplies it, but moved R@1 by more than
+    0.2 points in some settings (``benchmarks/extract.py`` measures both), so nobody gets it
+    without asking.
+    """
+    return os.environ.get("OBJEMB_PRECISION", "fp32")
+
+
+def workers() -> int:
+    """``OBJEMB_WORKERS``, else one a core that this process may call its own; 0 on a CPU.
+
+    Beside a CPU that computes they would only make it wait.
+    """
+    if (chosen := os.environ.get("OBJEMB_WORKERS")) is not None:
+        return int(chosen)
+    if device().type == "cpu":
+        return 0
+    return min(8, max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
+def seed_everything(seed: int = SEED) -> int:
+    """Seed Python, NumPy and torch; returns the seed, so that a run can record it."""
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - libraries that still use the global state
+    torch.manual_seed(seed)
+    return seed
+
+
+def tune_process() -> None:
+    """Make this process compute faster: what the course's entry points call before torch loads.
+
+    Two programs that compute at once (two notebooks, a training beside one) wait for each other's
+    spinning threads, ten times slower: let them spin less. And a network asks for the same large
+    maps at every batch; glibc gives them back to the system each time, which then clears every
+    page again (``benchmarks/allocator.py`` measures what that costs): keep them.
+    """
+    import ctypes
+    import sys
+
+    os.environ.setdefault("GOMP_SPINCOUNT", "4000")
+    if sys.platform == "linux" and not any(name.startswith("MALLOC_") for name in os.environ):
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):
+            libc.mallopt(-1, 512 << 20)  # M_TRIM_THRESHOLD: free bytes that stay ours
+            libc.mallopt(-3, 128 << 20)  # M_MMAP_THRESHOLD: larger blocks still go back at once
