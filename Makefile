@@ -102,10 +102,10 @@ data: install
 	@$(PY) data/download.py build mini-battles
 
 reproduce: install
-	@$(PY) -m objemb_lib.reproduce --profile $(PROFILE) $(if $(DATA),--data "$(DATA)") --notebooks $(NOTEBOOKS)
+	@$(PY) -m objemb_lib.course.reproduce --profile $(PROFILE) $(if $(DATA),--data "$(DATA)") --notebooks $(NOTEBOOKS)
 
 train: install data
-	@$(PY) -m objemb_lib.train $(DETECTORS)
+	@$(PY) -m objemb_lib.course.train $(DETECTORS)
 
 # Two workers with one torch thread each: with more threads than cores, all of them wait. A notebook
 # stays with one worker, from its first cell to its last.
@@ -128,7 +128,7 @@ lab: install data
 
 # No code to see: Voilà shows the search alone. Its indexes are made first, and cached.
 app: install data
-	@$(PY) -m objemb_lib.app $(if $(PHOTOS),--photos "$(PHOTOS)") $(APP_ARGS)
+	@$(PY) -m objemb_lib.show.app $(if $(PHOTOS),--photos "$(PHOTOS)") $(APP_ARGS)
 
 # For every system and Python at once. torch's own CUDA parts are left out: torch's metadata pins
 # them where it needs them, and a CPU build of torch, which has none, satisfies the same lock.

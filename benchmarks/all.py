@@ -20,7 +20,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from objemb_lib.atomic import atomic_path, atomic_write_text
+from objemb_lib.cache import atomic_path, atomic_write_text
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"

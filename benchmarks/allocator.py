@@ -20,12 +20,13 @@ import sys
 import time
 from pathlib import Path
 
-from objemb_lib.atomic import atomic_write_text
-from objemb_lib.datasets import roles
-from objemb_lib.detectors import DetectorTrunk, load_detector
-from objemb_lib.extract import extract_regions
-from objemb_lib.regions import ROI, WHOLE
-from objemb_lib.trunks import load_trunk
+from objemb_lib.cache import atomic_write_text
+from objemb_lib.data.catalogue import roles
+from objemb_lib.detect.features import DetectorTrunk
+from objemb_lib.detect.weights import load_detector
+from objemb_lib.embed.extract import extract_regions
+from objemb_lib.embed.regions import ROI, WHOLE
+from objemb_lib.embed.trunks import load_trunk
 
 RESULT = Path(__file__).parent / "results" / "allocator.json"
 WAYS = {"as glibc does": {"MALLOC_CHECK_": "0"}, "kept": {}}  # any such name keeps ours away

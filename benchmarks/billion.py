@@ -24,7 +24,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from objemb_lib.atomic import atomic_write_text
+from objemb_lib.cache import atomic_write_text
 
 HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "results", HERE.parent / "docs" / "billion_objects.md"
@@ -53,8 +53,8 @@ def measured(images: int, n: int) -> dict:
     """Bytes a vector, codes a second and core, and the share of lists to look at, for each code."""
     from query import by_student, paths_of_battle, real_answers
 
-    from objemb_lib.grow import grow
-    from objemb_lib.postprocess import l2
+    from objemb_lib.search.synthetic import grow
+    from objemb_lib.embed.whitening import l2
 
     real = l2(
         np.concatenate([v for _, v in real_answers(by_student(), paths_of_battle()[:images])])

@@ -22,14 +22,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from objemb_lib import app
-from objemb_lib.atomic import atomic_write_text
-from objemb_lib.boxes import ObjectRegion, grid
-from objemb_lib.datasets import roles
-from objemb_lib.detectors import load_detector
-from objemb_lib.retriever import build
-from objemb_lib.trunks import load_trunk
-from objemb_lib.widgets import ObjectSearch
+from objemb_lib.show import app
+from objemb_lib.cache import atomic_write_text
+from objemb_lib.embed.boxes import ObjectRegion, grid
+from objemb_lib.data.catalogue import roles
+from objemb_lib.detect.weights import load_detector
+from objemb_lib.search.retriever import build
+from objemb_lib.embed.trunks import load_trunk
+from objemb_lib.show.widgets import ObjectSearch
 
 RESULT = Path(__file__).parent / "results" / "clicks.json"
 

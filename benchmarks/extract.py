@@ -24,13 +24,13 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional as transforms
 
-from objemb_lib.atomic import atomic_write_text
-from objemb_lib.datasets.mini_battles import mini_battles
-from objemb_lib.evaluate import evaluate, paired_difference
-from objemb_lib.extract import extract
-from objemb_lib.postprocess import l2
-from objemb_lib.regions import CROP, WHOLE
-from objemb_lib.trunks import Trunk, load_trunk
+from objemb_lib.cache import atomic_write_text
+from objemb_lib.data.mini_battles import mini_battles
+from objemb_lib.measure.metrics import evaluate, paired_difference
+from objemb_lib.embed.extract import extract
+from objemb_lib.embed.whitening import l2
+from objemb_lib.embed.regions import CROP, WHOLE
+from objemb_lib.embed.trunks import Trunk, load_trunk
 
 RESULT = Path(__file__).parent / "results" / "extract.json"
 CPU = torch.device("cpu")

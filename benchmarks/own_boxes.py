@@ -14,14 +14,14 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from objemb_lib import settings
-from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.datasets.folder import folder
-from objemb_lib.detectors import KINDS
-from objemb_lib.detectors.targets import GRANULARITIES, relabel
-from objemb_lib.train import SCHEDULE, score_detector, train_detector
-from objemb_lib.training import read_log
-from objemb_lib.trunks import load_trunk
+from objemb_lib import config
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.data.folder import folder
+from objemb_lib.detect.detectors import KINDS
+from objemb_lib.teach.targets import GRANULARITIES, relabel
+from objemb_lib.course.train import SCHEDULE, score_detector, train_detector
+from objemb_lib.teach.training import read_log
+from objemb_lib.embed.trunks import load_trunk
 
 
 def read(place: Path, boxes: Path, labels: str) -> ImageDataset:
@@ -42,7 +42,7 @@ def main() -> None:
     data = read(asked.photos, asked.boxes, asked.labels)
     others = read(asked.others, asked.others_boxes, asked.labels)
     place = f"{asked.kind}-{data.fingerprint[:12]}-{asked.labels}-{asked.steps}"
-    run = settings.PROJECT / "runs" / "train" / place
+    run = config.PROJECT / "runs" / "train" / place
     schedule = replace(SCHEDULE, steps=asked.steps, snapshots=(0,))
     detector = train_detector(asked.kind, data, load_trunk(), run, schedule)
     log = read_log(run)

@@ -22,20 +22,22 @@ from pathlib import Path
 
 import numpy as np
 
-from objemb_lib import attention, boxes, claims
-from objemb_lib.boxes import ObjectRegion
-from objemb_lib.comparison import BODY, few_scenes
-from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.datasets.folder import folder
-from objemb_lib.datasets.mini_battles import mini_battles
-from objemb_lib.detectors import load_detector
-from objemb_lib.detectors.targets import crowds
-from objemb_lib.evaluate import Evaluation, evaluate_scores, metric_function
-from objemb_lib.extract import Objects, extract_objects
-from objemb_lib.objects import clicked, image_scores, retrieval_scores, surest
-from objemb_lib.postprocess import l2
-from objemb_lib.student import StudentTrunk, load_student
-from objemb_lib.trunks import load_trunk
+from objemb_lib.attend import attention
+from objemb_lib.embed import boxes
+from objemb_lib.measure import claims
+from objemb_lib.embed.boxes import ObjectRegion
+from objemb_lib.measure.comparison import BODY, few_scenes
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.data.folder import folder
+from objemb_lib.data.mini_battles import mini_battles
+from objemb_lib.detect.weights import load_detector
+from objemb_lib.teach.targets import crowds
+from objemb_lib.measure.metrics import Evaluation, evaluate_scores, metric_function
+from objemb_lib.embed.extract import Objects, extract_objects
+from objemb_lib.attend.objects import clicked, image_scores, retrieval_scores, surest
+from objemb_lib.embed.whitening import l2
+from objemb_lib.teach.student import StudentTrunk, load_student
+from objemb_lib.embed.trunks import load_trunk
 
 PAIRS = [(stage, pooling) for stage in BODY for pooling in ("spoc", "rmac", "crow")]
 METRICS = ("mAP", "R@1")

@@ -27,16 +27,16 @@ import numpy as np
 import torch
 from billion import rewritten
 
-from objemb_lib.atomic import atomic_write_text
-from objemb_lib.comparison import few_scenes
-from objemb_lib.datasets import roles
-from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.evaluate import Evaluation, evaluate, evaluate_scores, paired_difference
-from objemb_lib.extract import extract, extract_scales
-from objemb_lib.postprocess import alpha_query_expansion, database_augmentation, l2
-from objemb_lib.regions import CROP, WHOLE, Region
-from objemb_lib.rerank import diffusion, k_reciprocal
-from objemb_lib.trunks import Trunk, load_trunk
+from objemb_lib.cache import atomic_write_text
+from objemb_lib.measure.comparison import few_scenes
+from objemb_lib.data.catalogue import roles
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.measure.metrics import Evaluation, evaluate, evaluate_scores, paired_difference
+from objemb_lib.embed.extract import extract, extract_scales
+from objemb_lib.embed.whitening import alpha_query_expansion, database_augmentation, l2
+from objemb_lib.embed.regions import CROP, WHOLE, Region
+from objemb_lib.search.rerank import diffusion, k_reciprocal
+from objemb_lib.embed.trunks import Trunk, load_trunk
 
 RESULT = Path(__file__).parent / "results" / "postprocess.json"
 PAGE = Path(__file__).parents[1] / "docs" / "postprocessing.md"

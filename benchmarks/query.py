@@ -3,7 +3,7 @@
     python benchmarks/query.py [--images 400] [--most 100000] [--queries 15]
 
 Two ways: a detector, then the trunk on its boxes; the student, in one pass. Each index holds the
-way's vectors of real battle scenes (256 px), grown beyond their number (objemb_lib.grow) to three
+way's vectors of real battle scenes (256 px), grown beyond their number (objemb_lib.search.synthetic) to three
 sizes up to --most, and is exact. Milliseconds are medians over queries; memory is what the process
 holds (resident) once everything is loaded, and by how much it rises within each step. For each
 step, and for extraction and filling an index, the exponent of its growth with size is fitted:
@@ -31,21 +31,21 @@ import numpy as np
 import psutil
 import torch
 
-from objemb_lib import settings
-from objemb_lib.atomic import atomic_path, atomic_write_text
-from objemb_lib.boxes import ObjectBoxes
-from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.datasets.mini_battles import mini_battles
-from objemb_lib.detectors import load_detector
-from objemb_lib.extract import Objects, extract_objects
-from objemb_lib.grow import grow
-from objemb_lib.images import load_image
-from objemb_lib.objects import ObjectIndex
-from objemb_lib.pooling import POOLINGS
-from objemb_lib.postprocess import l2
-from objemb_lib.regions import cut
-from objemb_lib.student import load_student
-from objemb_lib.trunks import load_trunk
+from objemb_lib import config
+from objemb_lib.cache import atomic_path, atomic_write_text
+from objemb_lib.embed.boxes import ObjectBoxes
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.data.mini_battles import mini_battles
+from objemb_lib.detect.weights import load_detector
+from objemb_lib.embed.extract import Objects, extract_objects
+from objemb_lib.search.synthetic import grow
+from objemb_lib.data.images import load_image
+from objemb_lib.attend.objects import ObjectIndex
+from objemb_lib.embed.pooling import POOLINGS
+from objemb_lib.embed.whitening import l2
+from objemb_lib.embed.regions import cut
+from objemb_lib.teach.student import load_student
+from objemb_lib.embed.trunks import load_trunk
 
 RESULT = Path(__file__).parent / "results" / "query.json"
 PAIR, TOP, K = ("stage4", "spoc"), 10, 10
@@ -103,12 +103,12 @@ def decoded(path: Path, clock: Clock) -> torch.Tensor:
     """``(3, H, W)`` pixels in 0..1."""
     with clock("decode"):
         pixels = torch.from_numpy(np.asarray(load_image(path)).copy())
-        return pixels.permute(2, 0, 1).to(settings.device()).float() / 255
+        return pixels.permute(2, 0, 1).to(config.device()).float() / 255
 
 
 def by_two_passes() -> Callable[[Path, Clock], Answer]:
     """A detector says where to look; the trunk looks there."""
-    device = settings.device()
+    device = config.device()
     detector, trunk = load_detector("faster_rcnn").to(device), load_trunk().for_inference(device)
 
     @torch.inference_mode()
@@ -126,7 +126,7 @@ def by_two_passes() -> Callable[[Path, Clock], Answer]:
 
 def by_student() -> Callable[[Path, Clock], Answer]:
     """One pass gives both."""
-    student = load_student().for_inference(settings.device())
+    student = load_student().for_inference(config.device())
 
     @torch.inference_mode()
     def ask(path: Path, clock: Clock) -> Answer:
@@ -315,7 +315,7 @@ def main() -> None:
         "data": "mini-battles/battle", "images": asked.images, "queries": asked.queries, "k": K,
         "cores": os.cpu_count(), "threads": torch.get_num_threads(), "other_load": load,
         "machine": platform.machine(), "torch": torch.__version__,
-        "device": str(settings.device()), "resident_mb": memory, "ways": report,
+        "device": str(config.device()), "resident_mb": memory, "ways": report,
         "extraction_s": seconds, "extraction_growth": power,
     }  # fmt: skip
     atomic_write_text(RESULT, json.dumps(result, indent=1) + "\n")

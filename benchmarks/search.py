@@ -3,10 +3,10 @@
     python benchmarks/search.py [--vectors 100000 --queries 500 --dim 128 --k 10]
     python benchmarks/search.py --million
 
-The vectors are grown from real ones (``objemb_lib.grow``). Measured, each way in turn:
+The vectors are grown from real ones (``objemb_lib.search.synthetic``). Measured, each way in turn:
 
 - exact search: ours, plain faiss, numpy, torch, scikit-learn; many queries at once, and one;
-- every family of ``objemb_lib.index``: recall, queries a second, bytes, seconds to build;
+- every family of ``objemb_lib.search.index``: recall, queries a second, bytes, seconds to build;
 - graphs at equal recall: ours, hnswlib, usearch (``make extras``), same degree and effort to build;
 - memory after each step, and how times grow with the collection, as fitted exponents.
 
@@ -32,14 +32,14 @@ import numpy as np
 import psutil
 import torch
 
-from objemb_lib import datasets
-from objemb_lib.atomic import atomic_path, atomic_write_text
-from objemb_lib.boxes import true_boxes
-from objemb_lib.extract import extract_objects
-from objemb_lib.grow import grow
-from objemb_lib.index import Index, fastest_backend, recall, rerank
-from objemb_lib.postprocess import PCAWhitening, l2
-from objemb_lib.student import StudentTrunk, load_student
+from objemb_lib.data import catalogue
+from objemb_lib.cache import atomic_path, atomic_write_text
+from objemb_lib.embed.boxes import true_boxes
+from objemb_lib.embed.extract import extract_objects
+from objemb_lib.search.synthetic import grow
+from objemb_lib.search.index import Index, fastest_backend, recall, rerank
+from objemb_lib.embed.whitening import PCAWhitening, l2
+from objemb_lib.teach.student import StudentTrunk, load_student
 
 OUT = Path(__file__).parent / "results"
 BASE = "plain faiss"
@@ -52,7 +52,7 @@ Search = Callable[[], tuple[np.ndarray, np.ndarray]]
 
 def collection(n: int, n_queries: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
     """``n`` vectors grown from true objects of train, and real queries from other objects."""
-    roles, network = datasets.roles("mini-battles"), StudentTrunk(load_student())
+    roles, network = catalogue.roles("mini-battles"), StudentTrunk(load_student())
     real = []
     for data in (roles.train, next(iter(roles.tests.values()))):
         (some,) = extract_objects(data, network, [PAIR], [true_boxes(data)]).values()

@@ -23,11 +23,11 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from objemb_lib import settings
-from objemb_lib.atomic import atomic_write_text
-from objemb_lib.datasets.mini_battles import mini_battles
-from objemb_lib.student import Student, Teacher, load_student
-from objemb_lib.trunks import load_trunk
+from objemb_lib import config
+from objemb_lib.cache import atomic_write_text
+from objemb_lib.data.mini_battles import mini_battles
+from objemb_lib.teach.student import Student, Teacher, load_student
+from objemb_lib.embed.trunks import load_trunk
 
 RESULTS = Path(__file__).parent / "results" / "student.json"
 OBJECTS = (1, 3, 10)
@@ -36,7 +36,7 @@ Way = Callable[[list[torch.Tensor]], object]
 
 def ways(student: Student, teachers: dict[str, Teacher], k: int) -> dict[str, Way]:
     """Everything that is compared, as functions of a list of images."""
-    device = settings.device()
+    device = config.device()
     student = student.for_inference(device)
     student.top = k
     detector = student.detector
@@ -57,7 +57,7 @@ def busy_images(student: Student, count: int, least: int) -> list[torch.Tensor]:
     battle, found = mini_battles("battle"), []
     for i in range(0, len(battle), 5):
         pixels = torch.from_numpy(np.asarray(battle.image(i)).copy()).permute(2, 0, 1)
-        image = pixels.to(settings.device()).float() / 255
+        image = pixels.to(config.device()).float() / 255
         if len(student.detector([image])[0]["boxes"]) >= least:
             found.append(image)
         if len(found) == count:
@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=8)
     asked = parser.parse_args()
-    student = load_student().to(settings.device())
+    student = load_student().to(config.device())
     trunk, large = load_trunk(), load_trunk("efficientnet_lite2")
     teachers = {
         "teacher on the map": Teacher(trunk, from_map=True),
@@ -117,7 +117,7 @@ def main() -> None:
         "images": len(images),
         "rounds": asked.rounds,
         "machine": {"cores": os.cpu_count(), "architecture": platform.machine(),
-                    "torch": torch.__version__, "device": str(settings.device()),
+                    "torch": torch.__version__, "device": str(config.device()),
                     "other_load": os.getloadavg()[0]},
         "parameters": {n: sum(p.numel() for p in m.parameters()) for n, m in parts.items()},
         "table": table,

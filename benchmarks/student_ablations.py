@@ -20,25 +20,25 @@ from pathlib import Path
 
 import numpy as np
 
-from objemb_lib import settings
-from objemb_lib.atomic import atomic_write_text
-from objemb_lib.comparison import few_scenes
-from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.datasets.mini_battles import mini_battles
-from objemb_lib.detectors import load_detector
-from objemb_lib.detectors.metrics import coco_ap, detect
-from objemb_lib.evaluate import evaluate
-from objemb_lib.extract import extract
-from objemb_lib.postprocess import PCAWhitening, l2
-from objemb_lib.regions import CROP, ROI
-from objemb_lib.student import SCHEDULE, Recipe, Student, StudentTrunk, Teacher, train_student
-from objemb_lib.trunks import load_trunk
+from objemb_lib import config
+from objemb_lib.cache import atomic_write_text
+from objemb_lib.measure.comparison import few_scenes
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.data.mini_battles import mini_battles
+from objemb_lib.detect.weights import load_detector
+from objemb_lib.detect.metrics import coco_ap, detect
+from objemb_lib.measure.metrics import evaluate
+from objemb_lib.embed.extract import extract
+from objemb_lib.embed.whitening import PCAWhitening, l2
+from objemb_lib.embed.regions import CROP, ROI
+from objemb_lib.teach.student import SCHEDULE, Recipe, Student, StudentTrunk, Teacher, train_student
+from objemb_lib.embed.trunks import load_trunk
 
 GUIDED, SIDE, WHITENED = Recipe(), 160, 256
 LESSONS = replace(SCHEDULE, steps=40, warmup=10)
 OBJECTS = (15, 30, 59)  # of the 118 train objects: the curve
 RESULTS = Path(__file__).parent / "results" / "student_ablations.json"
-RUNS = settings.PROJECT / "runs" / "ablations"
+RUNS = config.PROJECT / "runs" / "ablations"
 
 
 def teacher(trunk: str = "efficientnet_lite0", **how: object) -> Teacher:

@@ -38,9 +38,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from objemb_lib import datasets, settings
-from objemb_lib.datasets import packed
-from objemb_lib.errors import DataError, ObjembError
+from objemb_lib.data import catalogue
+from objemb_lib import config
+from objemb_lib.data import packed
+from objemb_lib.config import DataError, ObjembError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -80,15 +81,15 @@ def parser() -> argparse.ArgumentParser:
 def list_all() -> int:
     """Print every data set."""
     print(f"{'name':14} {'state':10} {'size':24} licence")
-    for entry in datasets.DATASETS.values():
+    for entry in catalogue.DATASETS.values():
         state = "built" if entry.built() else "not built"
         print(f"{entry.name:14} {state:10} {entry.size:24} {entry.licence}")
         print(f"{'':14} {entry.about}\n{'':14} tried here: {entry.tried}")
-    print(f"\nin {settings.data_root()}; licences in full: data/README.md")
+    print(f"\nin {config.data_root()}; licences in full: data/README.md")
     return 0
 
 
-def build(entry: datasets.Entry, arguments: argparse.Namespace) -> int:
+def build(entry: catalogue.Entry, arguments: argparse.Namespace) -> int:
     """Build unless it is there."""
     if entry.built() and not (arguments.force or arguments.retry_dead):
         again = (
@@ -106,12 +107,12 @@ def build(entry: datasets.Entry, arguments: argparse.Namespace) -> int:
     if arguments.retry_dead and not entry.links:
         raise DataError(f"{entry.name} has no links of its own", "Leave --retry-dead out.")
     options = {"retry_dead": arguments.retry_dead} if entry.links else {}
-    mirror = arguments.mirror or settings.mirror()
+    mirror = arguments.mirror or config.mirror()
     print(f"{entry.name} is in {entry.build(source=arguments.source, mirror=mirror, **options)}")
     return 0
 
 
-def verify(entry: datasets.Entry) -> int:
+def verify(entry: catalogue.Entry) -> int:
     """Check every image; see the epilog for the exit status."""
     if entry.verify is None:
         raise DataError(f"{entry.name} is not built here", f"Use {entry.name}:PATH.")
@@ -119,16 +120,16 @@ def verify(entry: datasets.Entry) -> int:
     if others:
         print(f"{entry.name}: intact, but {', '.join(others)} differ from the reference build")
         return 2
-    if entry.name == datasets.COURSE:
+    if entry.name == catalogue.COURSE:
         print(f"{entry.name}: every image and annotation is as in the reference build")
     else:
         print(f"{entry.name}: every image is there and can be read")
     return 0
 
 
-def pack(entry: datasets.Entry, dest: Path) -> int:
+def pack(entry: catalogue.Entry, dest: Path) -> int:
     """Write a copy for a mirror, of what may be passed on."""
-    if entry.name != datasets.COURSE:
+    if entry.name != catalogue.COURSE:
         raise DataError(
             f"{entry.name} is not ours to pass on",
             "Put its archives, as they were published, into the mirror's folder.",
@@ -144,7 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if asked.command == "list":
             return list_all()
-        entry = datasets.entry(asked.name)
+        entry = catalogue.entry(asked.name)
         if asked.command == "build":
             return build(entry, asked)
         if asked.command == "verify":

@@ -12,7 +12,7 @@ import pytest
 from local_server import Handler, Server
 from PIL import Image
 
-from objemb_lib import download
+from objemb_lib.data import download
 
 
 @pytest.fixture(scope="session")

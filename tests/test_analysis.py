@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from pycocotools import mask as coco_mask
 
-from objemb_lib.analysis import (
+from objemb_lib.measure.analysis import (
     Confusions,
     Spread,
     backgrounds,
@@ -25,10 +25,10 @@ from objemb_lib.analysis import (
     spread,
     stranger,
 )
-from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.errors import DataError
-from objemb_lib.evaluate import evaluate, ranking
-from objemb_lib.postprocess import l2
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.config import DataError
+from objemb_lib.measure.metrics import evaluate, ranking
+from objemb_lib.embed.whitening import l2
 
 CROSS = np.array([[2.0, 0.0], [-2.0, 0.0], [0.0, 1.0], [0.0, -1.0]])  # variances 8 and 2 (of 10)
 SEEDS = st.integers(0, 2**16)

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from objemb_lib import app
-from objemb_lib.objects import photograph
-from objemb_lib.widgets import ObjectSearch
+from objemb_lib.show import app
+from objemb_lib.attend.objects import photograph
+from objemb_lib.show.widgets import ObjectSearch
 
 
 @pytest.fixture

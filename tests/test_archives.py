@@ -18,11 +18,12 @@ from local_server import Server, serve, status, whole
 from PIL import Image
 from scipy.io import savemat
 
-from objemb_lib import download
-from objemb_lib.datasets import DATASETS, archives, benchmarks, roles
-from objemb_lib.datasets.archives import Archive, Recipe
-from objemb_lib.datasets.metric_learning import cars
-from objemb_lib.errors import DataError, DownloadError
+from objemb_lib.data import download
+from objemb_lib.data.catalogue import DATASETS, roles
+from objemb_lib.data import archives, benchmarks
+from objemb_lib.data.archives import Archive, Recipe
+from objemb_lib.data.classes import cars
+from objemb_lib.config import DataError, DownloadError
 
 pytestmark = [
     pytest.mark.usefixtures("naps"),

@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny_scenes import lively, scenes, small
 
-from objemb_lib import attention, boxes, extract
-from objemb_lib.boxes import ObjectBoxes, ObjectRegion
-from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.detectors import DetectorTrunk
-from objemb_lib.errors import DataError, ImageError
-from objemb_lib.extract import extract_objects, extract_regions
-from objemb_lib.regions import CROP, ROI, WHOLE, roi_align, usable
+from objemb_lib.attend import attention
+from objemb_lib.embed import boxes, extract
+from objemb_lib.embed.boxes import ObjectBoxes, ObjectRegion
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.detect.features import DetectorTrunk
+from objemb_lib.config import DataError, ImageError
+from objemb_lib.embed.extract import extract_objects, extract_regions
+from objemb_lib.embed.regions import CROP, ROI, WHOLE, roi_align, usable
 
 SIZE = (100, 48)  # of the pictures, while the trunk sees 64 x 64
 PAIR = ("head", "spoc")

@@ -10,9 +10,9 @@ import pytest
 from browser import chromium, needs_chromium, server
 from tiny_gallery import scenes
 
-from objemb_lib import app
-from objemb_lib.datasets.folder import folder
-from objemb_lib.objects import photograph
+from objemb_lib.show import app
+from objemb_lib.data.folder import folder
+from objemb_lib.attend.objects import photograph
 
 pytestmark = needs_chromium
 
@@ -32,7 +32,7 @@ def photos(tmp_path, monkeypatch):
 def test_a_click_and_a_photograph_of_ones_own_find_what_the_function_finds(
     photos, tmp_path
 ) -> None:
-    start = [sys.executable, "-m", "objemb_lib.app", "--photos", str(photos), "--port", "{port}",
+    start = [sys.executable, "-m", "objemb_lib.show.app", "--photos", str(photos), "--port", "{port}",
              "--no-browser"]  # fmt: skip
     with server(tmp_path, start, "/voila/static/") as base, chromium() as watched:
         page = watched.page

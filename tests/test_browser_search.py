@@ -11,12 +11,12 @@ import pytest
 from browser import chromium, lab, needs_chromium, notebook
 from tiny_gallery import retriever, scenes
 
-from objemb_lib.objects import photograph
+from objemb_lib.attend.objects import photograph
 
 pytestmark = needs_chromium
 MAKE = """
 from tiny_gallery import retriever, scenes
-from objemb_lib.widgets import ObjectSearch
+from objemb_lib.show.widgets import ObjectSearch
 data = scenes()
 ObjectSearch([retriever(data), retriever(data, main_only=True), retriever(data, 2)], k=5)
 """

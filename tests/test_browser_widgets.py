@@ -10,18 +10,18 @@ from browser import chromium, lab, needs_chromium, notebook
 from PIL import Image
 from tiny_gallery import retriever, scenes
 
-from objemb_lib.attention import overlays
-from objemb_lib.boxes import ObjectBoxes, ObjectRegion, true_boxes
-from objemb_lib.retriever import embedder, side_by_side
-from objemb_lib.trunks import load_trunk
-from objemb_lib.widgets.pictures import heat_source
+from objemb_lib.attend.attention import overlays
+from objemb_lib.embed.boxes import ObjectBoxes, ObjectRegion, true_boxes
+from objemb_lib.search.retriever import embedder, side_by_side
+from objemb_lib.embed.trunks import load_trunk
+from objemb_lib.show.widgets.pictures import heat_source
 
 pytestmark = needs_chromium
 MAKE = """
 from tiny_gallery import retriever, scenes
-from objemb_lib.boxes import ObjectRegion, true_boxes
-from objemb_lib.trunks import load_trunk
-from objemb_lib.widgets import Attention, Compare, Map, ObjectSearch
+from objemb_lib.embed.boxes import ObjectRegion, true_boxes
+from objemb_lib.embed.trunks import load_trunk
+from objemb_lib.show.widgets import Attention, Compare, Map, ObjectSearch
 data = scenes()
 way = retriever(data)
 sides = {f"{n} cells": retriever(data, n, main_only=True).index.vectors for n in (4, 2)}

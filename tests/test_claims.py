@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from objemb_lib import settings
-from objemb_lib.claims import (
+from objemb_lib import config
+from objemb_lib.measure.claims import (
     CLAIMS,
     VERDICTS,
     Difference,
@@ -24,8 +24,8 @@ from objemb_lib.claims import (
     verdict,
     write,
 )
-from objemb_lib.errors import DataError, ReproduceError
-from objemb_lib.evaluate import Evaluation, Interval, paired_difference
+from objemb_lib.config import DataError, ReproduceError
+from objemb_lib.measure.metrics import Evaluation, Interval, paired_difference
 
 ONE = Difference(1, "layer 4", "mAP", "cls", "det", "toy/test", 40, 0.05, 0.01, 0.09)
 NAN = float("nan")
@@ -45,7 +45,7 @@ def compared(a, b, **parts) -> Difference:
 
 
 def test_the_papers_words_are_those_of_the_welcome():
-    nb = nbformat.read(settings.PROJECT / "notebooks/00_welcome_and_data.ipynb", as_version=4)
+    nb = nbformat.read(config.PROJECT / "notebooks/00_welcome_and_data.ipynb", as_version=4)
     prose = "\n".join(cell.source for cell in nb.cells if cell.cell_type == "markdown")
     words = " ".join(prose.replace("\n>", "\n").split())
     for one in CLAIMS:

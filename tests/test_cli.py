@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from objemb_lib import settings
-from objemb_lib.datasets import COURSE, DATASETS, mini_battles, packed
+from objemb_lib import config
+from objemb_lib.data.catalogue import COURSE, DATASETS
+from objemb_lib.data import mini_battles, packed
 
 if TYPE_CHECKING:
     from tiny_battles import Tiny
 
 pytest_plugins = ("tiny_battles",)
-SCRIPT = settings.PROJECT / "data" / "download.py"
+SCRIPT = config.PROJECT / "data" / "download.py"
 NAME = mini_battles.NAME
 Cli = Callable[..., tuple[int, str, str]]
 

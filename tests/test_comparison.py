@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_evaluate import dataset
 
-from objemb_lib.comparison import (
+from objemb_lib.measure.comparison import (
     SOURCES,
     best_of,
     candidates,
@@ -20,9 +20,10 @@ from objemb_lib.comparison import (
     limited,
     source,
 )
-from objemb_lib.datasets import Roles
-from objemb_lib.detectors import DetectorTrunk, build_detector
-from objemb_lib.trunks import load_trunk
+from objemb_lib.data.catalogue import Roles
+from objemb_lib.detect.features import DetectorTrunk
+from objemb_lib.detect.detectors import build_detector
+from objemb_lib.embed.trunks import load_trunk
 
 
 @pytest.fixture(scope="module")

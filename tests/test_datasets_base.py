@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from objemb_lib.boxes import ObjectRegion, image_sizes, true_boxes
-from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.errors import DataError, ImageError
-from objemb_lib.extract import _one_each
+from objemb_lib.embed.boxes import ObjectRegion, image_sizes, true_boxes
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.config import DataError, ImageError
+from objemb_lib.embed.extract import _one_each
 
 BOX = np.array([[0, 0, 4, 3]], np.float32)
 

@@ -13,12 +13,13 @@ from local_server import Server, serve, status, whole
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from objemb_lib.datasets import detection, open_images, roles
-from objemb_lib.datasets.archives import Archive
-from objemb_lib.datasets.coco import coco, coco_photographs
-from objemb_lib.datasets.detection import Photo, objects, photographs
-from objemb_lib.datasets.groceries import groceries
-from objemb_lib.errors import DataError
+from objemb_lib.data import detection, open_images
+from objemb_lib.data.catalogue import roles
+from objemb_lib.data.archives import Archive
+from objemb_lib.data.coco import coco, coco_photographs
+from objemb_lib.data.detection import Photo, objects, photographs
+from objemb_lib.data.groceries import groceries
+from objemb_lib.config import DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*images of .* are here")
 NAMES = ["cat", "dog", "cup", "car"]  # cat and cup train, dog and car test

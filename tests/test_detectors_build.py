@@ -11,10 +11,10 @@ from tiny_scenes import CATEGORIES, lively, small
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
-from objemb_lib.detectors.build import KINDS, Detector, build_detector
-from objemb_lib.detectors.weights import load_state
-from objemb_lib.errors import DataError
-from objemb_lib.trunks import Stage, Trunk
+from objemb_lib.detect.detectors import KINDS, Detector, build_detector
+from objemb_lib.detect.weights import load_state
+from objemb_lib.config import DataError
+from objemb_lib.embed.trunks import Stage, Trunk
 
 TRUNKS = ["efficientnet_lite0", "lcnet_035"]
 TWO_STAGE = {"loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"}

@@ -11,10 +11,11 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models import ResNet50_Weights, WeightsEnum
 
-from objemb_lib.detectors import DetectorTrunk, load_detector
-from objemb_lib.detectors.build import Detector
-from objemb_lib.detectors.coco import COCO_DETECTORS, load_coco_detector
-from objemb_lib.errors import DataError, DownloadError
+from objemb_lib.detect.features import DetectorTrunk
+from objemb_lib.detect.weights import load_detector
+from objemb_lib.detect.detectors import Detector
+from objemb_lib.detect.coco import COCO_DETECTORS, load_coco_detector
+from objemb_lib.config import DataError, DownloadError
 
 SIZE = 64
 FASTER = "torchvision/fasterrcnn_resnet50_fpn"

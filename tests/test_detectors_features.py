@@ -13,10 +13,10 @@ from tiny_scenes import CATEGORIES, lively, scenes, small
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from objemb_lib.detectors.build import KINDS, Detector
-from objemb_lib.detectors.features import DetectorTrunk
-from objemb_lib.extract import extract
-from objemb_lib.regions import CROP, ROI, TRUTH, WHOLE, Region, view
+from objemb_lib.detect.detectors import KINDS, Detector
+from objemb_lib.detect.features import DetectorTrunk
+from objemb_lib.embed.extract import extract
+from objemb_lib.embed.regions import CROP, ROI, TRUTH, WHOLE, Region, view
 
 CPU = torch.device("cpu")
 TWO_STAGE = [kind for kind in KINDS if kind != "fcos"]

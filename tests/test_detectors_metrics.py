@@ -14,8 +14,8 @@ from pycocotools import mask as coco_mask
 from tiny_scenes import rectangle, scenes
 from torch import Tensor, nn
 
-from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.detectors.metrics import coco_ap, detect, main_recall
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.detect.metrics import coco_ap, detect, main_recall
 
 ONE = [([(10, 10, 30, 30)], [0]), ([(20, 10, 40, 30)], [0])]  # two images, an object each
 

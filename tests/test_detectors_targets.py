@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tiny_scenes import SCENES, scenes, small
 from torchvision.ops import masks_to_boxes
 
-from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.detectors.targets import (
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.teach.targets import (
     GRANULARITIES,
     MIN_SIDE,
     augmentation,
@@ -24,7 +24,7 @@ from objemb_lib.detectors.targets import (
     relabel,
     usable,
 )
-from objemb_lib.errors import DataError
+from objemb_lib.config import DataError
 
 
 def test_an_example_is_the_image_with_its_objects(tmp_path: Path) -> None:

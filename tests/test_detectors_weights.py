@@ -11,14 +11,14 @@ import pytest
 import torch
 from tiny_scenes import CATEGORIES, lively
 
-from objemb_lib.datasets.mini_battles import mini_battles
-from objemb_lib.detectors import weights
-from objemb_lib.detectors.build import KINDS, Detector, build_detector
-from objemb_lib.detectors.metrics import coco_ap, detect, main_recall
-from objemb_lib.detectors.weights import load_detector, read_card, save_weights
-from objemb_lib.download import sha256_file
-from objemb_lib.errors import DataError
-from objemb_lib.train import score_detector
+from objemb_lib.data.mini_battles import mini_battles
+from objemb_lib.detect import weights
+from objemb_lib.detect.detectors import KINDS, Detector, build_detector
+from objemb_lib.detect.metrics import coco_ap, detect, main_recall
+from objemb_lib.detect.weights import load_detector, read_card, save_weights
+from objemb_lib.data.download import sha256_file
+from objemb_lib.config import DataError
+from objemb_lib.course.train import score_detector
 
 pytest_plugins = ("tiny_battles",)
 AP_SPREAD = 0.12  # of a part of 120 scenes: four standard deviations, bootstrap over the scenes

@@ -26,8 +26,9 @@ from hypothesis import strategies as st
 from local_server import BODY, SHA, Act, Handler, Server, serve, status, whole
 from safetensors.numpy import save_file
 
-from objemb_lib import atomic, download
-from objemb_lib.errors import DownloadError, ObjembError
+from objemb_lib import cache
+from objemb_lib.data import download
+from objemb_lib.config import DownloadError, ObjembError
 
 pytestmark = pytest.mark.usefixtures("naps")
 WRONG = bytes(reversed(BODY))
@@ -448,7 +449,7 @@ def test_two_processes_fetch_once(server: Server, tmp_path: Path) -> None:
         serve()(handler)
 
     code = (
-        "import sys, pathlib; from objemb_lib.download import fetch; print('up', flush=True); "
+        "import sys, pathlib; from objemb_lib.data.download import fetch; print('up', flush=True); "
         "sys.stdin.readline(); "
         "fetch([sys.argv[1]], pathlib.Path(sys.argv[2]), sys.argv[3], progress=False)"
     )
@@ -765,9 +766,9 @@ def test_real_debian_package(tmp_path: Path) -> None:
 
 def test_atomic_writes(tmp_path: Path) -> None:
     path = tmp_path / "new" / "note.txt"
-    assert atomic.atomic_write_text(path, "zwölf\r\n→\n") == path
+    assert cache.atomic_write_text(path, "zwölf\r\n→\n") == path
     assert path.read_bytes() == "zwölf\r\n→\n".encode()
-    atomic.atomic_write_bytes(path, b"\x00second")
+    cache.atomic_write_bytes(path, b"\x00second")
     assert path.read_bytes() == b"\x00second"
     assert path.stat().st_mode & 0o777 == 0o666 & ~current_umask()
     assert [file.name for file in path.parent.iterdir()] == ["note.txt"]
@@ -776,7 +777,7 @@ def test_atomic_writes(tmp_path: Path) -> None:
 def test_atomic_path_shows_the_old_file_until_the_end(tmp_path: Path) -> None:
     path = tmp_path / "table.npz"
     path.write_bytes(b"old")
-    with atomic.atomic_path(path) as temp:
+    with cache.atomic_path(path) as temp:
         np.savez(temp, x=np.arange(3))  # adds .npz to any other suffix
         assert path.read_bytes() == b"old" and temp.parent == path.parent
     assert np.load(path)["x"].tolist() == [0, 1, 2]
@@ -789,7 +790,7 @@ def test_atomic_path_lets_a_classroom_read(tmp_path: Path, umask: int) -> None:
     """Also what its writer made for itself alone, as safetensors does."""
     path, before = tmp_path / "table.safetensors", os.umask(umask)
     try:
-        with atomic.atomic_path(path) as temp:
+        with cache.atomic_path(path) as temp:
             save_file({"x": np.arange(3)}, temp)
     finally:
         os.umask(before)
@@ -797,7 +798,7 @@ def test_atomic_path_lets_a_classroom_read(tmp_path: Path, umask: int) -> None:
 
 
 def test_atomic_path_without_a_file_is_no_empty_file(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), atomic.atomic_path(tmp_path / "table"):
+    with pytest.raises(FileNotFoundError), cache.atomic_path(tmp_path / "table"):
         pass
     assert tree(tmp_path) == {}
 
@@ -807,7 +808,7 @@ def test_atomic_path_failure_leaves_the_old_file(tmp_path: Path, error: BaseExce
     path = tmp_path / "table"
     path.write_bytes(b"old")
     expected = error if isinstance(error, type) else type(error)
-    with pytest.raises(expected), atomic.atomic_path(path) as temp:
+    with pytest.raises(expected), cache.atomic_path(path) as temp:
         temp.write_bytes(b"half")
         raise error
     assert tree(tmp_path) == {"table": b"old"}
@@ -818,6 +819,6 @@ def test_atomic_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     path.write_bytes(b"old")
     fill_disk_after(monkeypatch, atomic, 10)
     with pytest.raises(ObjembError, match="disk is full") as caught:
-        atomic.atomic_write_bytes(path, BODY)
+        cache.atomic_write_bytes(path, BODY)
     assert str(path) in str(caught.value) and "Free some space" in str(caught.value)
     assert tree(tmp_path) == {"table": b"old"}

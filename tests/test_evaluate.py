@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
-from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.errors import DataError
-from objemb_lib.evaluate import (
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.config import DataError
+from objemb_lib.measure.metrics import (
     METRICS,
     PROTOCOLS,
     Evaluation,
@@ -29,7 +29,7 @@ from objemb_lib.evaluate import (
     recall_at_k,
     trapezoidal_ap,
 )
-from objemb_lib.postprocess import l2
+from objemb_lib.embed.whitening import l2
 
 RANKED = st.lists(st.booleans(), min_size=1, max_size=30).map(np.array)
 

@@ -19,15 +19,15 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
-from objemb_lib import extract as room
-from objemb_lib import pooling
-from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.errors import CacheError, DataError, ImageError
-from objemb_lib.extract import Job, extract, extract_regions, extract_scales
-from objemb_lib.images import load_image
-from objemb_lib.postprocess import l2
-from objemb_lib.regions import CROP, ROI, WHOLE, Region
-from objemb_lib.trunks import Stage, Trunk, load_trunk
+from objemb_lib.embed import extract as room
+from objemb_lib.embed import pooling
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.config import CacheError, DataError, ImageError
+from objemb_lib.embed.extract import Job, extract, extract_regions, extract_scales
+from objemb_lib.data.images import load_image
+from objemb_lib.embed.whitening import l2
+from objemb_lib.embed.regions import CROP, ROI, WHOLE, Region
+from objemb_lib.embed.trunks import Stage, Trunk, load_trunk
 
 CPU = torch.device("cpu")
 SIZE, PART, N = 32, 4, 10  # three parts, the last one shorter

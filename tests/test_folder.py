@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.datasets.folder import clip_boxes, encode_mask, folder, list_images
-from objemb_lib.errors import DataError, ImageError
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.data.folder import clip_boxes, encode_mask, folder, list_images
+from objemb_lib.config import DataError, ImageError
 
 MakeImage = Callable[..., Path]
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from objemb_lib.boxes import true_boxes
-from objemb_lib.comparison import few_scenes
-from objemb_lib.datasets import entry, roles
-from objemb_lib.errors import DataError
-from objemb_lib.extract import extract_objects
-from objemb_lib.grow import grow, neighbour_distances, spectrum
-from objemb_lib.postprocess import PCAWhitening, l2
-from objemb_lib.trunks import load_trunk
+from objemb_lib.embed.boxes import true_boxes
+from objemb_lib.measure.comparison import few_scenes
+from objemb_lib.data.catalogue import entry, roles
+from objemb_lib.config import DataError
+from objemb_lib.embed.extract import extract_objects
+from objemb_lib.search.synthetic import grow, neighbour_distances, spectrum
+from objemb_lib.embed.whitening import PCAWhitening, l2
+from objemb_lib.embed.trunks import load_trunk
 
 PAIR = ("stage4", "spoc")
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from local_server import BODY, SHA, Server, serve, status, whole
 
-from objemb_lib import download, harvest
-from objemb_lib.errors import DataError, DownloadError
-from objemb_lib.harvest import Wanted
+from objemb_lib.data import download, harvest
+from objemb_lib.config import DataError, DownloadError
+from objemb_lib.data.harvest import Wanted
 
 pytestmark = pytest.mark.usefixtures("naps")
 REMOVED = b"The image you are requesting does not exist or is no longer available."

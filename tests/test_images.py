@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile, ImageOps, PngImagePlugin, features
 
-from objemb_lib.errors import ImageError
-from objemb_lib.images import (
+from objemb_lib.config import ImageError
+from objemb_lib.data.images import (
     IMAGE_SUFFIXES,
     check_images,
     fit_within,
@@ -359,7 +359,7 @@ def test_a_huge_jpeg_takes_little_memory_and_makes_no_noise(tmp_path: Path) -> N
     Image.new("L", (19_000, 10_000), 200).save(tmp_path / "huge.jpg")
     program = """
 import resource, sys
-from objemb_lib.images import load_image
+from objemb_lib.data.images import load_image
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 image = load_image(sys.argv[1])
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

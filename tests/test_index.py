@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from objemb_lib import exact
-from objemb_lib.errors import DataError, ObjembError
-from objemb_lib.index import Index, made_by, recall, rerank
+from objemb_lib.search import exact
+from objemb_lib.config import DataError, ObjembError
+from objemb_lib.search.index import Index, made_by, recall, rerank
 
 BOTH = pytest.mark.parametrize("backend", ["torch", "faiss"])
 
@@ -468,7 +468,7 @@ KILLED = """
 import os, signal, sys
 import faiss
 import numpy as np
-from objemb_lib.index import Index
+from objemb_lib.search.index import Index
 
 whole = faiss.write_index
 

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from objemb_lib.datasets import landmarks, roles
-from objemb_lib.datasets.landmarks import read_truth, roxford5k, rparis6k
-from objemb_lib.errors import DataError
-from objemb_lib.evaluate import evaluate
+from objemb_lib.data import landmarks
+from objemb_lib.data.catalogue import roles
+from objemb_lib.data.landmarks import read_truth, roxford5k, rparis6k
+from objemb_lib.config import DataError
+from objemb_lib.measure.metrics import evaluate
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*images of .* are here")
 Write = Callable[..., Path]

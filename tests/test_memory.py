@@ -8,9 +8,9 @@ import weakref
 import pytest
 import torch
 
-from objemb_lib import settings
-from objemb_lib.errors import ObjembError
-from objemb_lib.memory import until_it_fits
+from objemb_lib import config
+from objemb_lib.config import ObjembError
+from objemb_lib.embed.memory import until_it_fits
 
 
 class Device:
@@ -103,23 +103,23 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def test_each_process_has_a_device_of_its_own(gpus: pytest.MonkeyPatch) -> None:
-    assert settings.device() == torch.device("cuda")
+    assert config.device() == torch.device("cuda")
     gpus.setenv("LOCAL_RANK", "2")
-    assert settings.device() == torch.device("cuda:2")
+    assert config.device() == torch.device("cuda:2")
     gpus.setenv("OBJEMB_DEVICE", "cpu")
-    assert settings.device() == torch.device("cpu")
+    assert config.device() == torch.device("cpu")
 
 
 def test_processes_share_the_cores(gpus: pytest.MonkeyPatch) -> None:
-    assert settings.workers() == 8
+    assert config.workers() == 8
     gpus.setenv("LOCAL_WORLD_SIZE", "4")
-    assert settings.workers() == 3
+    assert config.workers() == 3
     gpus.setenv("LOCAL_WORLD_SIZE", "16")
-    assert settings.workers() == 1
+    assert config.workers() == 1
     gpus.setenv("OBJEMB_WORKERS", "0")
-    assert settings.workers() == 0
+    assert config.workers() == 0
 
 
 def test_a_cpu_reads_by_itself(gpus: pytest.MonkeyPatch) -> None:
     gpus.setenv("OBJEMB_DEVICE", "cpu")
-    assert settings.workers() == 0
+    assert config.workers() == 0

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from objemb_lib.datasets.listing import Listing, clip_to, load_split
-from objemb_lib.datasets.metric_learning import cars, cars_listing, cub, cub_listing, sop
-from objemb_lib.errors import DataError
+from objemb_lib.data.listing import Listing, clip_to, load_split
+from objemb_lib.data.classes import cars, cars_listing, cub, cub_listing, sop
+from objemb_lib.config import DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*images of .* are here")
 Write = Callable[..., Path]

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from objemb_lib.boxes import ObjectBoxes, ObjectRegion, true_boxes
-from objemb_lib.datasets.mini_battles import mini_battles
-from objemb_lib.errors import DataError
-from objemb_lib.extract import Objects, extract_objects
-from objemb_lib.milvus import MilvusIndex
-from objemb_lib.objects import ObjectIndex
-from objemb_lib.trunks import load_trunk
+from objemb_lib.embed.boxes import ObjectBoxes, ObjectRegion, true_boxes
+from objemb_lib.data.mini_battles import mini_battles
+from objemb_lib.config import DataError
+from objemb_lib.embed.extract import Objects, extract_objects
+from objemb_lib.search.milvus import MilvusIndex
+from objemb_lib.attend.objects import ObjectIndex
+from objemb_lib.embed.trunks import load_trunk
 
 pytest.importorskip("pymilvus", reason="`make extras` brings it")
 pytest.importorskip("milvus_lite", reason="`make extras` brings it")
@@ -98,7 +98,7 @@ def test_a_batch_that_failed_half_way_is_completed_by_adding_again(
     from pymilvus.exceptions import MilvusException
 
     objects, files, _ = real
-    monkeypatch.setattr("objemb_lib.milvus.BATCH", 100)
+    monkeypatch.setattr("objemb_lib.search.milvus.BATCH", 100)
     index = MilvusIndex(112, tmp_path / "objects.db")
     whole, calls = index.client.upsert, []
 
@@ -147,7 +147,7 @@ def test_images_are_taken_out(real, tmp_path) -> None:
 
 OTHER_PROCESS = """
 import os, sys, numpy as np
-from objemb_lib.errors import DataError
+from objemb_lib.config import DataError
 from test_milvus import MilvusIndex, made, PAIR, META
 taken, own, vectors = sys.argv[1], sys.argv[2], np.load(sys.argv[3])
 try:
@@ -178,7 +178,7 @@ def test_what_a_killed_process_added_is_there_and_only_one_has_the_file(
 
 ENDING_PROCESS = """
 import sys, time
-from objemb_lib.milvus import MilvusIndex
+from objemb_lib.search.milvus import MilvusIndex
 MilvusIndex(112, sys.argv[1])
 print("open", flush=True)
 time.sleep(2)
@@ -196,7 +196,7 @@ def test_a_file_that_a_process_still_has_is_waited_for(tmp_path, caplog) -> None
 
 
 def test_what_is_no_database_is_named_at_once(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("objemb_lib.milvus.time.sleep", lambda _: pytest.fail("waited"))
+    monkeypatch.setattr("objemb_lib.search.milvus.time.sleep", lambda _: pytest.fail("waited"))
     place = tmp_path / "objects.db"
     place.write_text("a file of something else")
     with pytest.raises(DataError, match=r"objects\.db\) failed: .*File exists") as caught:

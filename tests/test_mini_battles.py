@@ -26,17 +26,17 @@ from PIL import Image, ImageFilter
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from objemb_lib import settings
-from objemb_lib.datasets import mini_battles, packed
-from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.errors import DataError, DownloadError, ObjembError
+from objemb_lib import config
+from objemb_lib.data import mini_battles, packed
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.config import DataError, DownloadError, ObjembError
 
 if TYPE_CHECKING:
     from tiny_battles import Tiny
 
 pytest_plugins = ("tiny_battles",)
 NAME = mini_battles.NAME
-README = settings.PROJECT / "data" / "README.md"
+README = config.PROJECT / "data" / "README.md"
 FORK = multiprocessing.get_context("fork") if hasattr(os, "fork") else None
 
 

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from objemb_lib.boxes import ObjectBoxes
-from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.errors import DataError
-from objemb_lib.evaluate import evaluate_scores
-from objemb_lib.extract import Objects
-from objemb_lib.index import Index
-from objemb_lib.objects import (
+from objemb_lib.embed.boxes import ObjectBoxes
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.config import DataError
+from objemb_lib.measure.metrics import evaluate_scores
+from objemb_lib.embed.extract import Objects
+from objemb_lib.search.index import Index
+from objemb_lib.attend.objects import (
     ObjectIndex,
     choose_weight,
     clicked,
@@ -32,7 +32,7 @@ from objemb_lib.objects import (
     surest,
     suspects,
 )
-from objemb_lib.postprocess import l2
+from objemb_lib.embed.whitening import l2
 
 PAIR = ("head", "spoc")
 

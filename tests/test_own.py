@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from objemb_lib import datasets
-from objemb_lib.datasets.own import ANNOTATIONS
-from objemb_lib.errors import DataError
+from objemb_lib.data import catalogue
+from objemb_lib.data.own import ANNOTATIONS
+from objemb_lib.config import DataError
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def names(data):
 
 
 def test_the_first_half_of_the_labels_trains_and_the_second_tests(photographs):
-    train, tests = datasets.roles(f"folder:{photographs}")
+    train, tests = catalogue.roles(f"folder:{photographs}")
     assert names(train) == ["crow"] * 2 + ["heron"] * 2 + ["owl"]  # halved by labels that count
     assert names(tests["test"]) == ["robin"] * 2 + ["tern"] * 2
     assert list(tests) == ["test"] and (train.split, tests["test"].split) == ("train", "test")
@@ -35,7 +35,7 @@ def test_the_first_half_of_the_labels_trains_and_the_second_tests(photographs):
 
 def test_photographs_without_a_label_are_in_neither_half(photographs, make_image):
     make_image("loose.png", seed=99)
-    train, tests = datasets.roles(f"folder:{photographs}")
+    train, tests = catalogue.roles(f"folder:{photographs}")
     assert "loose.png" not in [*train.files, *tests["test"].files]
     assert len(train) + len(tests["test"]) == 9
 
@@ -51,7 +51,7 @@ def test_boxes_are_read_where_the_folder_has_them(photographs):
     coco = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "bird"}]}
     (photographs / ANNOTATIONS).write_text(json.dumps(coco))
     with pytest.warns(UserWarning, match="1 of 9 photographs have no box"):
-        train, tests = datasets.roles(f"folder:{photographs}")
+        train, tests = catalogue.roles(f"folder:{photographs}")
     assert names(tests["test"]) == ["robin"] * 2 + ["tern"] * 2  # by folder, not by "bird"
     assert [boxes.tolist() for boxes in train.boxes] == [[[2, 3, 12, 23]]] * 4
 
@@ -60,10 +60,10 @@ def test_too_few_labels_say_how_to_arrange_photographs(tmp_path, make_image):
     for i in range(6):
         make_image(f"{i}.png", seed=i)
     with pytest.raises(DataError, match="0 labels") as error:
-        datasets.roles(f"folder:{tmp_path}")
+        catalogue.roles(f"folder:{tmp_path}")
     assert "sub-folder" in error.value.remedy and ANNOTATIONS in error.value.remedy
 
 
 def test_a_folder_must_be_named():
     with pytest.raises(DataError, match="no folder is named"):
-        datasets.roles("folder")
+        catalogue.roles("folder")

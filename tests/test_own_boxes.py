@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from tiny_scenes import CATEGORIES, SCENES, lively, scenes
 
-from objemb_lib import settings
-from objemb_lib.errors import DataError
-from objemb_lib.training import read_log
+from objemb_lib import config
+from objemb_lib.config import DataError
+from objemb_lib.teach.training import read_log
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "own_boxes.py"
 
@@ -43,7 +43,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     monkeypatch.setenv("OBJEMB_DEVICE", "cpu")
-    monkeypatch.setattr(settings, "PROJECT", tmp_path / "project")
+    monkeypatch.setattr(config, "PROJECT", tmp_path / "project")
     monkeypatch.setattr(module, "load_trunk", lively)
     monkeypatch.setattr(module, "SCHEDULE", replace(module.SCHEDULE, batch_size=2))
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from objemb_lib.datasets import packed
-from objemb_lib.download import sha256_file
-from objemb_lib.errors import DownloadError
+from objemb_lib.data import packed
+from objemb_lib.data.download import sha256_file
+from objemb_lib.config import DownloadError
 
 pytest_plugins = ("tiny_battles",)
 FILES = {"manifest.json": b"{}", "train/00000.jpg": b"one", "train/00001.jpg": b"two", "empty": b""}

@@ -10,10 +10,10 @@ import pytest
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from objemb_lib import plots
-from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.evaluate import Interval, ranking
-from objemb_lib.widgets import Retrieval
+from objemb_lib.show import plots
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.measure.metrics import Interval, ranking
+from objemb_lib.show.widgets import Retrieval
 
 
 @pytest.fixture

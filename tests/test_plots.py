@@ -16,15 +16,15 @@ from matplotlib.patches import ConnectionPatch
 from PIL import Image
 from tiny_colours import coloured
 
-from objemb_lib import plots
-from objemb_lib.boxes import ObjectBoxes, ObjectRegion
-from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.datasets.folder import folder
-from objemb_lib.evaluate import Interval, ranking
-from objemb_lib.extract import Objects
-from objemb_lib.objects import ObjectIndex, search_object
-from objemb_lib.retriever import side_by_side
-from objemb_lib.widgets import Retrieval
+from objemb_lib.show import plots
+from objemb_lib.embed.boxes import ObjectBoxes, ObjectRegion
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.data.folder import folder
+from objemb_lib.measure.metrics import Interval, ranking
+from objemb_lib.embed.extract import Objects
+from objemb_lib.attend.objects import ObjectIndex, search_object
+from objemb_lib.search.retriever import side_by_side
+from objemb_lib.show.widgets import Retrieval
 
 VECTORS = np.eye(3, dtype=np.float32)
 

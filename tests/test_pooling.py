@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from objemb_lib.errors import DataError
-from objemb_lib.pooling import POOLINGS, _rmac_grid, crow, gem, mac, rmac, spoc
+from objemb_lib.config import DataError
+from objemb_lib.embed.pooling import POOLINGS, _rmac_grid, crow, gem, mac, rmac, spoc
 
 SIZES = st.tuples(st.integers(1, 9), st.integers(1, 9))
 SEEDS = st.integers(0, 2**16)

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 
-from objemb_lib.errors import DataError, ObjembError
-from objemb_lib.postprocess import (
+from objemb_lib.config import DataError, ObjembError
+from objemb_lib.embed.whitening import (
     PCAWhitening,
     alpha_query_expansion,
     database_augmentation,

@@ -11,9 +11,9 @@ import pytest
 import torch
 import two_processes as both
 
-from objemb_lib import processes
-from objemb_lib.errors import TrainingError
-from objemb_lib.training import read_log, train
+from objemb_lib.teach import distributed
+from objemb_lib.config import TrainingError
+from objemb_lib.teach.training import read_log, train
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +68,6 @@ def test_a_batch_that_cannot_be_shared_is_refused(
     assert "multiple of 2" in told[0]["refused"]
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setenv("RANK", "1")
-    assert processes.share(range(6)) == range(1, 6, 3)
+    assert distributed.share(range(6)) == range(1, 6, 3)
     with pytest.raises(TrainingError, match="8 images for 3 processes"):
-        processes.share(range(8))
+        distributed.share(range(8))

@@ -11,7 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from objemb_lib import download, images, progress
+from objemb_lib.data import download, images
+from objemb_lib import progress
 
 STEPS = 10
 

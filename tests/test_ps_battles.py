@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from local_server import Act, Server, serve, status, whole
 
-from objemb_lib.datasets import archives, ps_battles, roles
-from objemb_lib.errors import DataError, DownloadError
-from objemb_lib.evaluate import evaluate_scores
+from objemb_lib.data import archives, ps_battles
+from objemb_lib.data.catalogue import roles
+from objemb_lib.config import DataError, DownloadError
+from objemb_lib.measure.metrics import evaluate_scores
 
 pytestmark = pytest.mark.usefixtures("naps")
 ORIGINAL = "id url end hash filesize score author link timestamp width height".split()

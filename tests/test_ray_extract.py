@@ -15,15 +15,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from objemb_lib.boxes import ObjectBoxes, true_boxes
-from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.datasets.mini_battles import mini_battles
-from objemb_lib.errors import DataError
-from objemb_lib.extract import Objects, extract_objects
-from objemb_lib.milvus import FAILED, MilvusIndex
-from objemb_lib.objects import ObjectIndex
-from objemb_lib.ray_extract import _Keeper, _ray, _Work, _Worker, ray_extract, read_parts
-from objemb_lib.trunks import load_trunk
+from objemb_lib.embed.boxes import ObjectBoxes, true_boxes
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.data.mini_battles import mini_battles
+from objemb_lib.config import DataError
+from objemb_lib.embed.extract import Objects, extract_objects
+from objemb_lib.search.milvus import FAILED, MilvusIndex
+from objemb_lib.attend.objects import ObjectIndex
+from objemb_lib.search.ray import _Keeper, _ray, _Work, _Worker, ray_extract, read_parts
+from objemb_lib.embed.trunks import load_trunk
 
 pytest.importorskip("ray.data", reason="`make extras` brings it")
 PAIR, PART = ("stage4", "spoc"), 4

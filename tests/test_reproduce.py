@@ -17,11 +17,13 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 from test_evaluate import dataset
 
-from objemb_lib import datasets, plan, reproduce, settings
-from objemb_lib.datasets import Roles
-from objemb_lib.errors import ReproduceError
-from objemb_lib.evaluate import Evaluation
-from objemb_lib.results import Measurement, Results, compare, read, table
+from objemb_lib.data import catalogue
+from objemb_lib.course import profiles, reproduce
+from objemb_lib import config
+from objemb_lib.data.catalogue import Roles
+from objemb_lib.config import ReproduceError
+from objemb_lib.measure.metrics import Evaluation
+from objemb_lib.measure.results import Measurement, Results, compare, read, table
 
 ONE = Measurement(
     "a", "d/s", 8, "t", 256, "head", "gem", "whole image", "none", "mAP", 0.5, 0.4, 0.6
@@ -75,8 +77,8 @@ def test_a_damaged_results_file_is_named(tmp_path):
 
 
 def test_readme_table_is_made_from_the_committed_results():
-    readme = (settings.PROJECT / "README.md").read_text(encoding="utf-8")
-    report = json.loads((settings.PROJECT / "results" / "workshop.json").read_text())
+    readme = (config.PROJECT / "README.md").read_text(encoding="utf-8")
+    report = json.loads((config.PROJECT / "results" / "workshop.json").read_text())
     assert reproduce.with_table(readme, report) == readme
     assert {"torch", "device", "seed", "precision"} <= report["environment"].keys()
     assert report["data"]["mini-battles"]["splits"]["battle"]["images"] >= 800
@@ -98,9 +100,9 @@ def project(tmp_path, monkeypatch):
     measure += 'to = pathlib.Path(RUN_DIR) / "results" / "01_second.json"\n'
     measure += "to.parent.mkdir(exist_ok=True)\n_ = to.write_text(json.dumps(rows))"
     _write(tmp_path, "01_second", measure)
-    monkeypatch.setattr(plan, "NOTEBOOKS", tmp_path / "notebooks")
-    monkeypatch.setattr(plan, "PROFILES", tmp_path / "profiles")
-    monkeypatch.setattr(settings, "PROJECT", tmp_path)
+    monkeypatch.setattr(profiles, "NOTEBOOKS", tmp_path / "notebooks")
+    monkeypatch.setattr(profiles, "PROFILES", tmp_path / "profiles")
+    monkeypatch.setattr(config, "PROJECT", tmp_path)
     monkeypatch.setenv("OBJEMB_CACHE", str(tmp_path / "cache"))
     return tmp_path
 
@@ -239,7 +241,7 @@ def test_ctrl_c_stops_the_notebook_too_and_the_same_command_goes_on(project):
     _write(project, "00_first", code)
     start = "import sys, pathlib\nfrom objemb_lib import datasets, plan, reproduce, settings\n"
     start += f"root = pathlib.Path({str(project)!r})\nsettings.PROJECT = root\n"
-    start += "plan.NOTEBOOKS, plan.PROFILES = root / 'notebooks', root / 'profiles'\n"
+    start += "plan.NOTEBOOKS, profiles.PROFILES = root / 'notebooks', root / 'profiles'\n"
     start += "sys.exit(reproduce.main(['--notebooks', '00', '--profile', 'other']))"
     (project / "profiles" / "other.yaml").write_text("data: []\nseed: 3\n")
     command = [sys.executable, "-c", start]
@@ -261,7 +263,7 @@ def test_ctrl_c_stops_the_notebook_too_and_the_same_command_goes_on(project):
 def test_every_data_set_of_a_profile_gets_a_run_of_its_own(project, monkeypatch):
     text = "data: [one, 'two:/x/my cats']\nseed: 0\nparameters: {SIZE: 8, SEED: 5}\n"
     (project / "profiles" / "many.yaml").write_text(text)
-    stated = plan.profile("many")
+    stated = profiles.profile("many")
     assert reproduce.runs(stated) == {"many/one": "one", "many/two-my_cats": "two:/x/my cats"}
     assert reproduce.runs(stated, "three") == {"many/three": "three"}
     assert reproduce.absolute("folder:photos") == f"folder:{Path.cwd() / 'photos'}"
@@ -271,7 +273,7 @@ def test_every_data_set_of_a_profile_gets_a_run_of_its_own(project, monkeypatch)
 def test_one_data_set_that_fails_does_not_stop_the_others(project, monkeypatch, capsys):
     (project / "profiles" / "many.yaml").write_text("data: [one, two]\nseed: 0\n")
     data = dataset([0, 0, 1, 1])
-    monkeypatch.setattr(datasets, "roles", lambda name: Roles(data, {"test": data}))
+    monkeypatch.setattr(catalogue, "roles", lambda name: Roles(data, {"test": data}))
     cell = new_code_cell('DATA = ""\nRUN_DIR = ""\nSEED = 0', metadata={"tags": ["parameters"]})
     notebook = nbformat.read(project / "notebooks" / "00_first.ipynb", 4)
     notebook.cells = [cell, new_code_cell('assert DATA == "two", "not here"')]
@@ -286,16 +288,16 @@ def test_one_data_set_that_fails_does_not_stop_the_others(project, monkeypatch, 
 def test_shared_parameters_go_where_they_are_taken_and_data_must_be(project):
     text = "data: [one]\nseed: 0\nparameters: {SIZE: 8}\nnotebooks: {00_first: {SEED: 5}}\n"
     (project / "profiles" / "many.yaml").write_text(text)
-    stated, (first, second) = plan.profile("many"), plan.choose([])
+    stated, (first, second) = profiles.profile("many"), profiles.choose([])
     assert stated.choose() == [first] and stated.choose(["01"]) == [second]
-    assert stated.given(first, plan.USUAL) == {"SEED": 5}  # it takes no SIZE
+    assert stated.given(first, profiles.USUAL) == {"SEED": 5}  # it takes no SIZE
     with pytest.raises(ReproduceError, match="00_first.ipynb takes no parameter DATA"):
         stated.given(first, "one")  # or its numbers would be of other data
     cell = new_code_cell('DATA = "mini-battles"\nSIZE = 256', metadata={"tags": ["parameters"]})
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(new_notebook(cells=[cell], metadata={"kernelspec": kernel}), second)
     assert stated.given(second, "one") == {"DATA": "one", "SIZE": 8}
-    assert plan.defaults(second) == {"DATA": "mini-battles", "SIZE": 256}
+    assert profiles.defaults(second) == {"DATA": "mini-battles", "SIZE": 256}
 
 
 def test_other_runs_are_compared_only_where_somebody_kept_them(project, capsys):
@@ -316,18 +318,18 @@ def test_other_runs_are_compared_only_where_somebody_kept_them(project, capsys):
 def test_a_profile_with_an_unknown_setting_is_named(project):
     (project / "profiles" / "odd.yaml").write_text("data: []\nseed: 0\nnotebook: {}\n")
     with pytest.raises(ReproduceError, match="odd.yaml.*notebook"):
-        plan.profile("odd")
+        profiles.profile("odd")
 
 
-PROFILES = sorted(path.stem for path in plan.PROFILES.glob("*.yaml"))
+PROFILES = sorted(path.stem for path in profiles.PROFILES.glob("*.yaml"))
 
 
 @pytest.mark.parametrize("name", PROFILES)
 def test_notebooks_take_what_the_profiles_give_them(name):
-    stated = plan.profile(name)
-    every = {path.stem: path for path in plan.choose([])}
+    stated = profiles.profile(name)
+    every = {path.stem: path for path in profiles.choose([])}
     assert stated.notebooks.keys() <= every.keys()
-    adapted = [every[stem] for stem in stated.notebooks if "DATA" in plan.defaults(every[stem])]
+    adapted = [every[stem] for stem in stated.notebooks if "DATA" in profiles.defaults(every[stem])]
     assert adapted
     for notebook in adapted:
         given = stated.given(notebook, stated.data[0])
@@ -336,14 +338,14 @@ def test_notebooks_take_what_the_profiles_give_them(name):
 
 def test_a_forecast_counts_the_images_that_are_left(monkeypatch):
     data = dataset(np.repeat([0, 1], 50))
-    monkeypatch.setattr(plan, "estimate", lambda images, trunk, size, probe: images / 10)
-    monkeypatch.setattr(plan, "load_trunk", lambda name: name)
-    monkeypatch.setattr(plan, "WORK", {"01": plan.Work(2, 1000, fixed=40)})
-    stated = plan.Profile("x", ["d"], 0, {"LIMIT": 20})
-    found = plan.forecast(stated, plan.choose(["00", "01"]), "d", Roles(data, {"test": data}))
+    monkeypatch.setattr(profiles, "estimate", lambda images, trunk, size, probe: images / 10)
+    monkeypatch.setattr(profiles, "load_trunk", lambda name: name)
+    monkeypatch.setattr(profiles, "WORK", {"01": profiles.Work(2, 1000, fixed=40)})
+    stated = profiles.Profile("x", ["d"], 0, {"LIMIT": 20})
+    found = profiles.forecast(stated, profiles.choose(["00", "01"]), "d", Roles(data, {"test": data}))
     assert (found.images, found.kept) == (40, 40_000)
     assert found.seconds == pytest.approx((40 * 2 + 40) / 10)
-    monkeypatch.setattr(plan, "free_bytes", lambda folder: 39_999)
+    monkeypatch.setattr(profiles, "free_bytes", lambda folder: 39_999)
     with pytest.raises(ReproduceError, match="has no room") as error:
-        plan.forecast(stated, plan.choose(["01"]), "d", Roles(data, {"test": data}))
+        profiles.forecast(stated, profiles.choose(["01"]), "d", Roles(data, {"test": data}))
     assert "OBJEMB_CACHE" in error.value.remedy

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from objemb_lib.errors import DataError
-from objemb_lib.postprocess import l2
-from objemb_lib.rerank import diffusion, k_reciprocal, neighbours
+from objemb_lib.config import DataError
+from objemb_lib.embed.whitening import l2
+from objemb_lib.search.rerank import diffusion, k_reciprocal, neighbours
 
 SEEDS = st.integers(0, 2**16)
 

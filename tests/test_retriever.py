@@ -8,16 +8,16 @@ import torch
 from tiny_colours import BOXES, by_colour, coloured
 from tiny_scenes import lively
 
-from objemb_lib import retriever
-from objemb_lib.attention import overlays
-from objemb_lib.boxes import ObjectRegion, true_boxes
-from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.errors import DataError
-from objemb_lib.evaluate import average_precision, ranking
-from objemb_lib.extract import extract_objects
-from objemb_lib.objects import ObjectIndex, first_right, object_truth, photograph
-from objemb_lib.postprocess import join, l2
-from objemb_lib.retriever import Retriever, side_by_side
+from objemb_lib.search import retriever
+from objemb_lib.attend.attention import overlays
+from objemb_lib.embed.boxes import ObjectRegion, true_boxes
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.config import DataError
+from objemb_lib.measure.metrics import average_precision, ranking
+from objemb_lib.embed.extract import extract_objects
+from objemb_lib.attend.objects import ObjectIndex, first_right, object_truth, photograph
+from objemb_lib.embed.whitening import join, l2
+from objemb_lib.search.retriever import Retriever, side_by_side
 
 
 @pytest.fixture

@@ -8,7 +8,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from objemb_lib import datasets, plan, reproduce, results, settings
+from objemb_lib.data import catalogue
+from objemb_lib.course import profiles, reproduce
+from objemb_lib.measure import results
+from objemb_lib import config
 
 NUMBERS = ("00", "01", "02", "03", "04", "05")
 
@@ -16,9 +19,9 @@ NUMBERS = ("00", "01", "02", "03", "04", "05")
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """``run(number, data="")`` -> what the executed notebook printed; its own cache and runs/."""
-    monkeypatch.setenv("OBJEMB_DATA", str(settings.data_root()))
+    monkeypatch.setenv("OBJEMB_DATA", str(config.data_root()))
     monkeypatch.setenv("OBJEMB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(settings, "PROJECT", tmp_path)
+    monkeypatch.setattr(config, "PROJECT", tmp_path)
 
     def execute(number: str, data: str = "") -> str:
         assert reproduce.reproduce("smoke", [number], data=data) == []
@@ -31,11 +34,11 @@ def run(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_a_notebook_runs_on_the_courses_data(run, number, tmp_path):
-    if not datasets.entry(plan.USUAL).built():
-        pytest.skip(f"{plan.USUAL} is not built: make data")
+    if not catalogue.entry(profiles.USUAL).built():
+        pytest.skip(f"{profiles.USUAL} is not built: make data")
     said = run(number)
     if number != "00":
-        profile = plan.profile("smoke")
+        profile = profiles.profile("smoke")
         own = [given for stem, given in profile.notebooks.items() if stem.startswith(number)]
         limit = own[0].get("LIMIT", profile.parameters["LIMIT"])
         (written,) = (tmp_path / "runs" / "smoke" / "results").iterdir()

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from objemb_lib.comparison import few_scenes
-from objemb_lib.datasets import mini_battles
+from objemb_lib.measure.comparison import few_scenes
+from objemb_lib.data import mini_battles
 
 pytest_plugins = ("tiny_battles",)
 PROJECT = Path(__file__).resolve().parents[1]

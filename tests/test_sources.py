@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from objemb_lib import download
-from objemb_lib.datasets import mini_battles, sources
-from objemb_lib.download import sha256_file
-from objemb_lib.errors import DataError, DownloadError
+from objemb_lib.data import download
+from objemb_lib.data import mini_battles, sources
+from objemb_lib.data.download import sha256_file
+from objemb_lib.config import DataError, DownloadError
 
 pytest_plugins = ("tiny_battles",)
 FILES = {"birds/wren.png": b"a wren", "seas/île.jpg": b"an island"}

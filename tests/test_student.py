@@ -17,20 +17,20 @@ from hypothesis import strategies as st
 from tiny_scenes import CATEGORIES, lively, scenes, small
 from torchvision.ops import FrozenBatchNorm2d, roi_align
 
-from objemb_lib import student as room
-from objemb_lib import training
-from objemb_lib.comparison import few_scenes
-from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.datasets.mini_battles import mini_battles
-from objemb_lib.detectors.coco import load_coco_detector
-from objemb_lib.detectors.features import DetectorTrunk
-from objemb_lib.detectors.weights import LIMIT, read_card, save_weights, weights_root
-from objemb_lib.errors import DataError, TrainingError
-from objemb_lib.extract import extract
-from objemb_lib.pooling import rmac
-from objemb_lib.postprocess import PCAWhitening
-from objemb_lib.regions import ROI
-from objemb_lib.student import (
+from objemb_lib.teach import student as room
+from objemb_lib.teach import training
+from objemb_lib.measure.comparison import few_scenes
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.data.mini_battles import mini_battles
+from objemb_lib.detect.coco import load_coco_detector
+from objemb_lib.detect.features import DetectorTrunk
+from objemb_lib.detect.weights import LIMIT, read_card, save_weights, weights_root
+from objemb_lib.config import DataError, TrainingError
+from objemb_lib.embed.extract import extract
+from objemb_lib.embed.pooling import rmac
+from objemb_lib.embed.whitening import PCAWhitening
+from objemb_lib.embed.regions import ROI
+from objemb_lib.teach.student import (
     Pupil,
     Recipe,
     Student,
@@ -42,9 +42,9 @@ from objemb_lib.student import (
     save_student,
     train_student,
 )
-from objemb_lib.train import FEW, METRICS, score_student
-from objemb_lib.training import Schedule, read_log
-from objemb_lib.trunks import load_trunk
+from objemb_lib.course.train import FEW, METRICS, score_student
+from objemb_lib.teach.training import Schedule, read_log
+from objemb_lib.embed.trunks import load_trunk
 
 pytest_plugins = ("tiny_battles",)
 

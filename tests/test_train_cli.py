@@ -1,4 +1,4 @@
-"""`python -m objemb_lib.train`: its arguments, and a whole training on the tiny mini-battles."""
+"""`python -m objemb_lib.course.train`: its arguments, and a whole training on the tiny mini-battles."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ import pytest
 import torch
 from tiny_scenes import lively, small
 
-from objemb_lib import settings, train, training
-from objemb_lib.datasets.mini_battles import mini_battles
-from objemb_lib.detectors.build import KINDS, Detector
-from objemb_lib.detectors.coco import load_coco_detector
-from objemb_lib.detectors.weights import load_detector, read_card
-from objemb_lib.errors import DataError
-from objemb_lib.student import load_student
-from objemb_lib.training import Schedule, read_log, snapshot_path
-from objemb_lib.trunks import load_trunk
+from objemb_lib import config
+from objemb_lib.course import train
+from objemb_lib.teach import training
+from objemb_lib.data.mini_battles import mini_battles
+from objemb_lib.detect.detectors import KINDS, Detector
+from objemb_lib.detect.coco import load_coco_detector
+from objemb_lib.detect.weights import load_detector, read_card
+from objemb_lib.config import DataError
+from objemb_lib.teach.student import load_student
+from objemb_lib.teach.training import Schedule, read_log, snapshot_path
+from objemb_lib.embed.trunks import load_trunk
 
 pytest_plugins = ("tiny_battles",)
 
@@ -27,7 +29,7 @@ pytest_plugins = ("tiny_battles",)
 def root(tiny_root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("OBJEMB_DEVICE", "cpu")
     monkeypatch.setenv("OBJEMB_DATA", str(tiny_root))
-    monkeypatch.setattr(settings, "PROJECT", tmp_path / "project")
+    monkeypatch.setattr(config, "PROJECT", tmp_path / "project")
     return tiny_root
 
 
@@ -49,7 +51,7 @@ def test_wrong_arguments_are_told(arguments: list, said: str, capsys, root: Path
     assert caught.value.code == 2 and said in error
     if arguments == ["nope"]:
         assert "no detector called nope" in error and all(kind in error for kind in KINDS)
-    assert not (settings.PROJECT / "runs").exists()
+    assert not (config.PROJECT / "runs").exists()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -80,7 +82,7 @@ def test_the_command_ships_a_try_with_its_card(
     monkeypatch.setattr(train, "load_trunk", lively)
     monkeypatch.setattr(train, "SCHEDULE", replace(train.SCHEDULE, batch_size=2))
     assert train.main(["faster_rcnn", "--steps", "1"]) == 0
-    shipped = settings.PROJECT / "runs" / "weights"
+    shipped = config.PROJECT / "runs" / "weights"
     card = read_card("faster_rcnn-steps-1", shipped)
     assert load_detector("faster_rcnn-steps-1", shipped).trunk.name == "lcnet_035"
     assert card["command"].endswith("faster_rcnn --steps 1")
@@ -89,7 +91,7 @@ def test_the_command_ships_a_try_with_its_card(
     assert set(metrics) >= {"box AP", "box AP50", "recall of main objects, IoU 0.5"}
     out = capsys.readouterr().out
     assert "faster_rcnn" in out and all(name in out for name in metrics)
-    assert not (settings.PROJECT / "weights").exists()
+    assert not (config.PROJECT / "weights").exists()
 
 
 def test_what_goes_wrong_is_one_line(root: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,12 +114,12 @@ def test_what_goes_wrong_is_one_line(root: Path, capsys, monkeypatch: pytest.Mon
 def test_the_student_begins_as_the_shipped_detector_and_is_scored(
     root: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(weights_root_of_the_course(), settings.PROJECT / "weights")
+    shutil.copytree(weights_root_of_the_course(), config.PROJECT / "weights")
     monkeypatch.setattr(train.student, "SCHEDULE", Schedule(steps=300, batch_size=1, warmup=1))
     assert train.main(["student", "--steps", "1"]) == 0
     said = capsys.readouterr().out
     assert said.startswith("student: ")
-    made = settings.PROJECT / "runs" / "weights"
+    made = config.PROJECT / "runs" / "weights"
     card = read_card("student-steps-1", made)
     assert card["command"].endswith("student --steps 1") and card["schedule"]["steps"] == 1
     assert card["recipe"]["regions"] == "objects" and "head, rmac" in card["teacher"]
@@ -190,7 +192,7 @@ def test_a_student_of_a_coco_detector_learns_on_coco(
     assert train.main([*given, "--batch", "2"]) == 0
     said = capsys.readouterr().out
     assert "true boxes, mAP" in said and "box AP50" in said
-    made = settings.PROJECT / "runs" / "weights"
+    made = config.PROJECT / "runs" / "weights"
     (file,) = made.glob("student*.json")
     card = read_card(file.stem, made)
     assert (card["kind"], card["size"]) == ("fasterrcnn_resnet50_fpn", 96)
@@ -232,5 +234,5 @@ def test_processes_other_than_the_first_ship_nothing(
     monkeypatch.setattr(train, "load_detector", lambda *given, **how: small("faster_rcnn"))
     for given in (["student", "--batch", "2"], ["student"], ["fcos"]):
         assert train.main(given) == 0
-    assert capsys.readouterr().out == "" and not (settings.PROJECT / "weights").exists()
-    assert not (settings.PROJECT / "runs" / "weights").exists()
+    assert capsys.readouterr().out == "" and not (config.PROJECT / "weights").exists()
+    assert not (config.PROJECT / "runs" / "weights").exists()

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from objemb_lib import training
-from objemb_lib.errors import TrainingError
-from objemb_lib.training import Schedule, read_log, snapshot_path, train
+from objemb_lib.teach import training
+from objemb_lib.config import TrainingError
+from objemb_lib.teach.training import Schedule, read_log, snapshot_path, train
 
 STEPS, EVERY = 23, 5
 SCHEDULE = Schedule(STEPS, 4, rate=0.05, warmup=3, snapshots=(0, 5, 12))

@@ -19,9 +19,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
-from objemb_lib import trunks
-from objemb_lib.errors import DataError, DownloadError
-from objemb_lib.trunks import PIP_WEIGHTS, Stage, Trunk, load_trunk
+from objemb_lib.embed import trunks
+from objemb_lib.config import DataError, DownloadError
+from objemb_lib.embed.trunks import PIP_WEIGHTS, Stage, Trunk, load_trunk
 
 CPU = torch.device("cpu")
 LITES = list(PIP_WEIGHTS)

@@ -14,13 +14,13 @@ import pytest
 from PIL import Image, ImageOps
 from tiny_scenes import scenes
 
-from objemb_lib import visual_words as room
-from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.errors import DataError, ImageError
-from objemb_lib.evaluate import evaluate
-from objemb_lib.images import load_image
-from objemb_lib.regions import CROP, ROI, WHOLE, Region
-from objemb_lib.visual_words import (
+from objemb_lib.attend import visual_words as room
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.config import DataError, ImageError
+from objemb_lib.measure.metrics import evaluate
+from objemb_lib.data.images import load_image
+from objemb_lib.embed.regions import CROP, ROI, WHOLE, Region
+from objemb_lib.attend.visual_words import (
     Vocabulary,
     bag_of_visual_words,
     describe,

@@ -10,13 +10,13 @@ from PIL import Image
 from tiny_colours import BOXES, by_colour, coloured
 from tiny_scenes import lively
 
-from objemb_lib import plots
-from objemb_lib.analysis import project
-from objemb_lib.boxes import ObjectRegion, true_boxes
-from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.errors import DataError
-from objemb_lib.retriever import Retriever
-from objemb_lib.widgets import Attention, Compare, Map, ObjectSearch
+from objemb_lib.show import plots
+from objemb_lib.measure.analysis import project
+from objemb_lib.embed.boxes import ObjectRegion, true_boxes
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.config import DataError
+from objemb_lib.search.retriever import Retriever
+from objemb_lib.show.widgets import Attention, Compare, Map, ObjectSearch
 
 
 @pytest.fixture
@@ -178,7 +178,7 @@ def test_attention_follows_box_and_stage(data) -> None:
 
 
 def test_a_thumbnail_is_small_and_boxes_stay_in_pixels_of_the_image(tmp_path) -> None:
-    from objemb_lib.widgets.pictures import card
+    from objemb_lib.show.widgets.pictures import card
 
     Image.new("RGB", (2000, 1000), "red").save(tmp_path / "big.png")
     data = ImageDataset("big", "all", tmp_path, ["big.png"], [-1])

@@ -23,8 +23,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from objemb_lib import download, settings
-from objemb_lib.datasets import mini_battles, sources
+from objemb_lib.data import download
+from objemb_lib import config
+from objemb_lib.data import mini_battles, sources
 
 NAME = mini_battles.NAME
 NAMES = ("wren", "tulip", "hammer", "finch", "poppy", "saw")  # three of train, three of test
@@ -168,7 +169,7 @@ def serve_folder() -> Iterator[Callable[[Path], str]]:
 @pytest.fixture(scope="session")
 def mini_battles_built() -> Path:
     """Folder of the built mini-battles; skips where it was not built."""
-    folder = settings.data_root() / NAME
+    folder = config.data_root() / NAME
     if not (folder / "manifest.json").is_file():
         pytest.skip("mini-battles is not built: python data/download.py build mini-battles")
     return folder

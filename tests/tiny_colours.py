@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from objemb_lib.boxes import ObjectBoxes, true_boxes
-from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.extract import Objects
-from objemb_lib.objects import ObjectIndex
-from objemb_lib.retriever import Retriever
+from objemb_lib.embed.boxes import ObjectBoxes, true_boxes
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.embed.extract import Objects
+from objemb_lib.attend.objects import ObjectIndex
+from objemb_lib.search.retriever import Retriever
 
 BOXES = {
     "a.png": [(2, 2, 12, 12), (20, 5, 35, 25)],

@@ -13,9 +13,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from torch import nn
 
-from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.detectors.build import Detector, build_detector
-from objemb_lib.trunks import Trunk, load_trunk
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.detect.detectors import Detector, build_detector
+from objemb_lib.embed.trunks import Trunk, load_trunk
 
 CATEGORIES = ("white thing", "black thing")
 SCENES = (  # boxes and categories: different shapes, places and numbers

@@ -15,10 +15,10 @@ import torch
 from tiny_scenes import lively, scenes, small
 from torch import Tensor, nn
 
-from objemb_lib import processes, training
-from objemb_lib.errors import TrainingError
-from objemb_lib.student import Teacher, train_student
-from objemb_lib.training import Schedule, train
+from objemb_lib.teach import distributed, training
+from objemb_lib.config import TrainingError
+from objemb_lib.teach.student import Teacher, train_student
+from objemb_lib.teach.training import Schedule, train
 
 SCHEDULE = Schedule(12, 4, rate=0.05, warmup=3, snapshots=(0, 5))
 
@@ -44,7 +44,7 @@ def losses(model: nn.Module, given: tuple[Tensor]) -> dict[str, Tensor]:
 
 
 def batch(generator: torch.Generator, step: int) -> tuple[Tensor]:
-    return (processes.share(torch.randn(4, 3, generator=generator)),)
+    return (distributed.share(torch.randn(4, 3, generator=generator)),)
 
 
 def gradients(model: nn.Module) -> list[Tensor | None]:
@@ -57,11 +57,11 @@ def equal_gradients() -> bool:
     for seed in range(10):
         x = torch.randn(4, 3, generator=torch.Generator().manual_seed(seed))
         found = []
-        for part in (x, processes.share(x)):
+        for part in (x, distributed.share(x)):
             model = Model()
             losses(model, (part,))["square"].backward()
             if len(part) < len(x):
-                processes.average_gradients(model)
+                distributed.average_gradients(model)
             found.append(gradients(model))
         right += [a is b if a is None or b is None else torch.allclose(a, b, atol=1e-6)
                   for a, b in zip(*found)]  # fmt: skip
@@ -70,7 +70,7 @@ def equal_gradients() -> bool:
 
 def taught(folder: Path, place: Path) -> str:
     """Hash of a student after two steps with a detector's losses."""
-    data = replace(scenes(place / f"photographs-{processes.rank()}"), fingerprint="scenes")
+    data = replace(scenes(place / f"photographs-{distributed.rank()}"), fingerprint="scenes")
     made = train_student(
         small("faster_rcnn"), data, Teacher(lively(), size=64), folder,
         schedule=Schedule(2, 2, warmup=1), leave_out=(), progress=False,
@@ -103,7 +103,7 @@ def main(folder: Path, told: Path) -> None:
     dies.calls = 0
     how = {"progress": False, "checkpoint_every": 4}
     try:  # other weights on each process: the first one's count
-        model = Model(seed=3 + processes.rank())
+        model = Model(seed=3 + distributed.rank())
         train(model, model.trunk, batch, dies, SCHEDULE, folder, **how)
     except InterruptedError:
         pass
@@ -117,7 +117,7 @@ def main(folder: Path, told: Path) -> None:
     state = {key: value.tolist() for key, value in model.state_dict().items()}
     found = {"state": state, "wrote": wrote, "equal": equal_gradients(), "refused": refused}
     found["student"] = taught(folder / "student", told)
-    (told / f"{processes.rank()}.json").write_text(json.dumps(found))
+    (told / f"{distributed.rank()}.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -17,16 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import nms
 
-from objemb_lib import boxes as rooms
-from objemb_lib import settings
-from objemb_lib.boxes import ObjectBoxes, ObjectRegion, image_sizes
-from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.detectors.build import Detector, Target
-from objemb_lib.detectors.metrics import detect
-from objemb_lib.errors import DataError
-from objemb_lib.extract import Store
-from objemb_lib.regions import WHOLE, Region
-from objemb_lib.trunks import Trunk, imagenet_classifier
+from objemb_lib.embed import boxes as rooms
+from objemb_lib import config
+from objemb_lib.embed.boxes import ObjectBoxes, ObjectRegion, image_sizes
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.detect.detectors import Detector, Target
+from objemb_lib.detect.metrics import detect
+from objemb_lib.config import DataError
+from objemb_lib.embed.extract import Store
+from objemb_lib.embed.regions import WHOLE, Region
+from objemb_lib.embed.trunks import Trunk, imagenet_classifier
 
 SAME = 0.5  # overlap (IoU) from which two detections are one object called by two names
 SOURCES = (
@@ -74,8 +74,8 @@ def looked(
         CacheError: the cache cannot be written, or holds another detector's boxes.
     """
     key = {"version": "1", "data": dataset.fingerprint, "detector": _fingerprint(detector),
-           "masks": str(masks), "device": settings.device().type}  # fmt: skip
-    store = Store(settings.cache_root() / "detections", key)
+           "masks": str(masks), "device": config.device().type}  # fmt: skip
+    store = Store(config.cache_root() / "detections", key)
     with store.lock():
         parts = _parts(store)
         if parts and all(store.has((part, "all")) for part in parts):
@@ -195,7 +195,7 @@ def sources(
     dataset: ImageDataset,
     names: Sequence[str] = SOURCES,
     detector: Detector | None = None,
-    seed: int = settings.SEED,
+    seed: int = config.SEED,
     progress: bool = True,
 ) -> dict[str, ObjectRegion]:
     """Boxes of a data set by the names of :data:`SOURCES`; a detector runs once for all of them.

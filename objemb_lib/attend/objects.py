@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torchvision.ops import box_iou
 
-from objemb_lib.boxes import ObjectBoxes
-from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.errors import DataError
-from objemb_lib.evaluate import evaluate_scores
-from objemb_lib.extract import Objects
-from objemb_lib.index import Index
-from objemb_lib.postprocess import l2
+from objemb_lib.embed.boxes import ObjectBoxes
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.config import DataError
+from objemb_lib.measure.metrics import evaluate_scores
+from objemb_lib.embed.extract import Objects
+from objemb_lib.search.index import Index
+from objemb_lib.embed.whitening import l2
 
 HOW = ("best", "sum")
 SAME = 1e-5  # how far two tables of one photograph's vectors may round
@@ -77,7 +77,7 @@ def listed_scores(
     Returns:
         ``(Q, G + R)``: the gallery, then the distractors of each list.
 
-    >>> from objemb_lib.datasets.base import ImageDataset
+    >>> from objemb_lib.data.dataset import ImageDataset
     >>> three = ImageDataset("toy", "test", Path(), list("abc"), np.arange(3), fingerprint="x")
     >>> scores = np.array([[0.9, 0.8, 0.7]] * 3)
     >>> found = listed_scores(scores, np.array([[7, 1, 0]] * 3), np.array([0, 0, 1, 2]), three)

@@ -19,12 +19,12 @@ import numpy as np
 from PIL import Image
 
 from objemb_lib import progress as bars
-from objemb_lib import settings
-from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.errors import DataError
-from objemb_lib.extract import Store
-from objemb_lib.postprocess import l2
-from objemb_lib.regions import CROP, WHOLE, Region
+from objemb_lib import config
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.config import DataError
+from objemb_lib.embed.extract import Store
+from objemb_lib.embed.whitening import l2
+from objemb_lib.embed.regions import CROP, WHOLE, Region
 
 DIM = 128  # of a SIFT descriptor: 4 x 4 cells, 8 directions
 WORDS = 2000  # best of 500, 1000 and 2000 on mini-battles' train split
@@ -132,7 +132,7 @@ class Vocabulary:
     Source: Sivic and Zisserman, Video Google, 2003.
     """
 
-    def __init__(self, words: int = WORDS, seed: int = settings.SEED) -> None:
+    def __init__(self, words: int = WORDS, seed: int = config.SEED) -> None:
         if words < 1:
             raise DataError(f"a vocabulary of {words} words", "Use at least 1 word.")
         self.words, self.seed = words, seed
@@ -230,7 +230,7 @@ def bag_of_visual_words(
     train: ImageDataset,
     region: Region = WHOLE,
     words: int = WORDS,
-    seed: int = settings.SEED,
+    seed: int = config.SEED,
     cache: bool = True,
     progress: bool = True,
 ) -> np.ndarray:
@@ -258,7 +258,7 @@ def bag_of_visual_words(
     key = {"version": VERSION, "data": dataset.fingerprint, "train": train.fingerprint}
     key |= {"region": region, "side": LONGER_SIDE.get(region), "words": words, "seed": seed}
     key |= {"opencv": cv2.__version__, "faiss": faiss.__version__}
-    store = Store(settings.cache_root() / "embeddings", {k: str(v) for k, v in key.items()})
+    store = Store(config.cache_root() / "embeddings", {k: str(v) for k, v in key.items()})
     pair = ("sift", "tf-idf")
     with store.lock():
         if not store.has(pair):

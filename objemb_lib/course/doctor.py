@@ -1,6 +1,6 @@
 """Is this machine ready, and how long will the course take on it?
 
-python -m objemb_lib.check        a line per thing that has to be right; exit status 1 if not
+python -m objemb_lib.course.doctor        a line per thing that has to be right; exit status 1 if not
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from objemb_lib import datasets, settings
-from objemb_lib.errors import ObjembError
-from objemb_lib.extract import default_precision
-from objemb_lib.trunks import PIP_WEIGHTS, Trunk, load_trunk
+from objemb_lib.data import catalogue
+from objemb_lib import config
+from objemb_lib.config import ObjembError
+from objemb_lib.embed.extract import default_precision
+from objemb_lib.embed.trunks import PIP_WEIGHTS, Trunk, load_trunk
 
-LOCK = settings.PROJECT / "requirements.lock"
+LOCK = config.PROJECT / "requirements.lock"
 KEY_PACKAGES = ("torch", "torchvision", "timm", "faiss-cpu", "numpy", "scipy", "scikit-learn",
                 "pillow", "jupyterlab", "ipywidgets", "papermill")  # fmt: skip
 PYTHON = (3, 10)
@@ -169,7 +170,7 @@ def check_memory() -> Row:
 
 def check_disk() -> Row:
     """Free space where data and cached vectors go."""
-    free = min(free_bytes(settings.data_root()), free_bytes(settings.cache_root())) / GIB
+    free = min(free_bytes(config.data_root()), free_bytes(config.cache_root())) / GIB
     if free < DISK:
         remedy = f"Free some: {DISK} GiB are needed, or set OBJEMB_DATA and OBJEMB_CACHE."
         return Row("free disk", f"{free:.1f} GiB", "problem", remedy)
@@ -187,7 +188,7 @@ def free_bytes(folder: Path) -> int:
 def check_device() -> Row:
     """What computes, tried with a small sum."""
     try:
-        device = settings.device()
+        device = config.device()
         torch.ones(2, device=device).sum().item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         asked = os.environ.get("OBJEMB_DEVICE")
@@ -203,10 +204,10 @@ def check_device() -> Row:
 def check_data() -> list[Row]:
     """Whether the course's data set is built, and which benchmarks are."""
     rows = []
-    for entry in datasets.DATASETS.values():
+    for entry in catalogue.DATASETS.values():
         if entry.built():
             rows.append(Row(entry.name, "built"))
-        elif entry.name == datasets.COURSE:
+        elif entry.name == catalogue.COURSE:
             remedy = f"Run `make data`, or python data/download.py build {entry.name}."
             rows.append(Row(entry.name, "not built", "problem", remedy))
     return rows
@@ -239,7 +240,7 @@ def estimate(images: int, trunk: Trunk | None = None, size: int = 256, probe: fl
 @torch.inference_mode()
 def images_per_second(trunk: Trunk, size: int = 256, probe: float = 2.0) -> float:
     """How many images of ``size`` pixels the bare network takes a second, in ``probe`` seconds."""
-    device = settings.device()
+    device = config.device()
     batch = 4 if device.type == "cpu" else 64  # as extract does
     ready = trunk.for_inference(device, default_precision())
     pixels = torch.zeros(batch, size, size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)

@@ -10,14 +10,14 @@ from pathlib import Path
 import papermill
 import yaml
 
-from objemb_lib import settings
-from objemb_lib.check import GIB, estimate, free_bytes
-from objemb_lib.comparison import few
-from objemb_lib.datasets import Roles
-from objemb_lib.errors import ReproduceError
-from objemb_lib.trunks import load_trunk
+from objemb_lib import config
+from objemb_lib.course.doctor import GIB, estimate, free_bytes
+from objemb_lib.measure.comparison import few
+from objemb_lib.data.catalogue import Roles
+from objemb_lib.config import ReproduceError
+from objemb_lib.embed.trunks import load_trunk
 
-NOTEBOOKS = settings.PROJECT / "notebooks"
+NOTEBOOKS = config.PROJECT / "notebooks"
 PROFILES = Path(__file__).parent / "profiles"
 USUAL = "mini-battles"  # what a notebook that takes no DATA is about
 
@@ -129,7 +129,7 @@ class Forecast:
 
     def __str__(self) -> str:
         minutes, megabytes = max(1, round(self.seconds / 60)), max(1, round(self.kept / 1e6))
-        room = free_bytes(settings.cache_root()) / GIB
+        room = free_bytes(config.cache_root()) / GIB
         return (
             f"some {minutes} min and {megabytes} MB from an empty cache (a guess from this "
             f"machine's speed; {room:.0f} GiB are free)"
@@ -158,9 +158,9 @@ def forecast(stated: Profile, notebooks: Sequence[Path], data: str, roles: Roles
         seconds += spent[key] * passes / 1000
         images, kept = max(images, here), kept + here * work.kept * networks
     found = Forecast(images, seconds, kept)
-    if kept > free_bytes(settings.cache_root()):
+    if kept > free_bytes(config.cache_root()):
         raise ReproduceError(
-            f"{settings.cache_root()} has no room for this run: {found}",
+            f"{config.cache_root()} has no room for this run: {found}",
             "Free some, name a folder on a larger disk with OBJEMB_CACHE, or set a LIMIT.",
         )
     return found

@@ -1,10 +1,10 @@
 """Run the course's notebooks in order and check their numbers against the committed ones.
 
-    python -m objemb_lib.reproduce                          every notebook
-    python -m objemb_lib.reproduce --notebooks 01           one of them (several: 00 01)
-    python -m objemb_lib.reproduce --update                 make this run the committed one
-    python -m objemb_lib.reproduce --profile smoke          other settings, see profiles/
-    python -m objemb_lib.reproduce --profile folder --data folder:PATH      your photographs
+    python -m objemb_lib.course.reproduce                          every notebook
+    python -m objemb_lib.course.reproduce --notebooks 01           one of them (several: 00 01)
+    python -m objemb_lib.course.reproduce --update                 make this run the committed one
+    python -m objemb_lib.course.reproduce --profile smoke          other settings, see profiles/
+    python -m objemb_lib.course.reproduce --profile folder --data folder:PATH      your photographs
 
 Executed copies, results.json and results.md go to runs/<profile>/, or, where a profile has several
 data sets or --data names one, to runs/<profile>/<data>/. Exit status: 0 all ran and every number
@@ -29,10 +29,13 @@ import nbformat
 import papermill
 from papermill.exceptions import PapermillExecutionError
 
-from objemb_lib import claims, datasets, plan, results, settings
-from objemb_lib.atomic import atomic_write_bytes, atomic_write_text
-from objemb_lib.datasets import Roles
-from objemb_lib.errors import ObjembError, ReproduceError
+from objemb_lib.measure import claims, results
+from objemb_lib.data import catalogue
+from objemb_lib.course import profiles
+from objemb_lib import config
+from objemb_lib.cache import atomic_write_bytes, atomic_write_text
+from objemb_lib.data.catalogue import Roles
+from objemb_lib.config import ObjembError, ReproduceError
 
 USUAL = "workshop"  # its run is the one that the README and the committed notebooks show
 PACKAGES = ("torch", "torchvision", "timm", "faiss-cpu", "numpy", "scipy", "pillow")
@@ -69,14 +72,14 @@ def run_notebook(notebook: Path, parameters: dict, run_dir: Path) -> float:
 
 def environment(seed: int) -> dict:
     """What a reader must know of where the numbers come from."""
-    from objemb_lib.extract import default_precision
+    from objemb_lib.embed.extract import default_precision
 
     return {
         "python": platform.python_version(),
         **{name: version(name) for name in PACKAGES},
         "machine": platform.machine(),
         "cores": os.cpu_count(),
-        "device": str(settings.device()),
+        "device": str(config.device()),
         "precision": default_precision(),
         "seed": seed,
     }
@@ -90,16 +93,16 @@ def reproduce(
     Args:
         numbers: of the notebooks; default those of the profile.
         update: make the run the committed one.
-        data: run on these instead, as for :func:`datasets.roles`.
+        data: run on these instead, as for :func:`catalogue.roles`.
     Raises:
         ReproduceError: a notebook failed, or there is no such profile. DataError,
         DownloadError: no data.
     """
-    stated = plan.profile(name)
+    stated = profiles.profile(name)
     notebooks, planned, problems = stated.choose(numbers), runs(stated, absolute(data)), []
     known = {run: ready(one) for run, one in planned.items() if one}  # all, before any starts
     for run, roles in known.items():
-        print(f"{run}: {plan.forecast(stated, notebooks, planned[run], roles)}", flush=True)
+        print(f"{run}: {profiles.forecast(stated, notebooks, planned[run], roles)}", flush=True)
     for run, one in planned.items():
         try:
             about = {one: manifest(one, known[run])} if one else {}
@@ -112,10 +115,10 @@ def reproduce(
     return problems
 
 
-def runs(stated: plan.Profile, data: str = "") -> dict[str, str]:
+def runs(stated: profiles.Profile, data: str = "") -> dict[str, str]:
     """Name of each run of a profile, its folder below runs/ -> its data; "" asks for none.
 
-    >>> one = plan.Profile("p", ["cub"], 0)
+    >>> one = profiles.Profile("p", ["cub"], 0)
     >>> runs(one), runs(one, "folder:/home/Zoë/my cats")
     ({'p': 'cub'}, {'p/folder-my_cats': 'folder:/home/Zoë/my cats'})
     """
@@ -139,13 +142,13 @@ def absolute(data: str) -> str:
 def run_on(
     data: str,
     run: str,
-    stated: plan.Profile,
+    stated: profiles.Profile,
     notebooks: Sequence[Path],
     about: dict,
     update: bool,
 ) -> list[str]:
     """Run notebooks on one data set into ``runs/<run>/``; returns the numbers that strayed."""
-    run_dir = settings.PROJECT / "runs" / run
+    run_dir = config.PROJECT / "runs" / run
     run_dir.mkdir(parents=True, exist_ok=True)
     seconds = {nb.stem: timed(nb, stated.given(nb, data), stated.seed, run_dir) for nb in notebooks}
     fresh = gather(notebooks, run_dir)
@@ -163,13 +166,13 @@ def run_on(
 
 def ready(data: str) -> Roles:
     """A data set that is there; the course's own is built if need be, others have terms to read."""
-    if data == plan.USUAL:
-        entry = datasets.entry(data)
+    if data == profiles.USUAL:
+        entry = catalogue.entry(data)
         if entry.built():
             print(f"data: {data} is built already", flush=True)
         else:
-            entry.build(mirror=settings.mirror())
-    return datasets.roles(data)
+            entry.build(mirror=config.mirror())
+    return catalogue.roles(data)
 
 
 def timed(notebook: Path, parameters: dict, seed: int, run_dir: Path) -> float:
@@ -188,7 +191,7 @@ def timed(notebook: Path, parameters: dict, seed: int, run_dir: Path) -> float:
 
 def cached_files() -> set[tuple[Path, int]]:
     """Finished tables of vectors in the cache, with the time each was written."""
-    tables = (settings.cache_root() / "embeddings").glob("*/*[!0-9].safetensors")
+    tables = (config.cache_root() / "embeddings").glob("*/*[!0-9].safetensors")
     return {(table, table.stat().st_mtime_ns) for table in tables}
 
 
@@ -232,8 +235,8 @@ def plain(fresh: Fresh) -> dict:
 
 def manifest(data: str, roles: Roles) -> dict:
     """What the data of a run were: what its build wrote down, or what can be seen."""
-    if data in datasets.DATASETS:
-        return json.loads((datasets.entry(data).folder() / "manifest.json").read_text())
+    if data in catalogue.DATASETS:
+        return json.loads((catalogue.entry(data).folder() / "manifest.json").read_text())
     splits = {"train": roles.train} | roles.tests
     seen = {
         split: {"images": len(images), "fingerprint": images.fingerprint}
@@ -261,7 +264,7 @@ def against_committed(name: str, fresh: Fresh, data: dict) -> list[str]:
     """What differs from ``results/<run>.json``, for the notebooks that ran; says how many
     numbers were compared.
     """
-    path = settings.PROJECT / "results" / f"{name}.json"
+    path = config.PROJECT / "results" / f"{name}.json"
     if not path.exists():
         said = f"{name}: no committed results; --update makes them"
         if name == USUAL:
@@ -292,7 +295,7 @@ def against_committed(name: str, fresh: Fresh, data: dict) -> list[str]:
 
 def commit_results(name: str, report: dict, chosen: Sequence[Path], run_dir: Path) -> None:
     """Write results/<run>.json; of the workshop also the README's table, outputs and pictures."""
-    path = settings.PROJECT / "results" / f"{name}.json"
+    path = config.PROJECT / "results" / f"{name}.json"
     if path.exists():  # notebooks that did not run keep their numbers
         earlier = json.loads(path.read_text())
         for part in ("seconds", "measurements", "claims"):
@@ -302,14 +305,14 @@ def commit_results(name: str, report: dict, chosen: Sequence[Path], run_dir: Pat
         atomic_write_text(path, json.dumps(report, indent=1) + "\n")
         print(f"committed: results/{name}.json")
         return
-    readme = settings.PROJECT / "README.md"
+    readme = config.PROJECT / "README.md"
     text = with_table(readme.read_text(encoding="utf-8"), report)  # may fail: before any write
     atomic_write_text(path, json.dumps(report, indent=1) + "\n")
     atomic_write_text(readme, text)
     for notebook in chosen:
         atomic_write_text(notebook, clean_copy(run_dir / notebook.name))
     for picture in run_dir.glob("*.png"):  # the README shows them
-        atomic_write_bytes(plan.NOTEBOOKS / "images" / picture.name, picture.read_bytes())
+        atomic_write_bytes(profiles.NOTEBOOKS / "images" / picture.name, picture.read_bytes())
     print(f"committed: {path.name}, README.md and {len(chosen)} notebooks")
 
 

@@ -1,20 +1,20 @@
 """Train the course's detectors and the student, and ship them: what `make train` runs.
 
-    python -m objemb_lib.train                    all of them, an hour on two cores
-    python -m objemb_lib.train faster_rcnn        one
-    python -m objemb_lib.train student            the student, which begins as the Faster R-CNN
-    python -m objemb_lib.train fcos --steps 20    a try; goes to runs/, not to weights/
+    python -m objemb_lib.course.train                    all of them, an hour on two cores
+    python -m objemb_lib.course.train faster_rcnn        one
+    python -m objemb_lib.course.train student            the student, which begins as the Faster R-CNN
+    python -m objemb_lib.course.train fcos --steps 20    a try; goes to runs/, not to weights/
 
 Another student begins as another detector, imitates another teacher, or sees other photographs:
 
-    python -m objemb_lib.train student --detector torchvision/fasterrcnn_resnet50_fpn \\
+    python -m objemb_lib.course.train student --detector torchvision/fasterrcnn_resnet50_fpn \\
         --teacher torchvision/resnet50:IMAGENET1K_V1 --data coco:PATH --steps 20000 --batch 16
 
 PATH holds annotations/instances_train2017.json, train2017/, and the same of val2017, on which it is
 scored. On several GPUs of one machine, `torchrun` in place of `python`; each takes its share of
 a batch:
 
-    torchrun --nproc-per-node 4 -m objemb_lib.train student --detector ...
+    torchrun --nproc-per-node 4 -m objemb_lib.course.train student --detector ...
 
 The device is the best there is (OBJEMB_DEVICE chooses another). On a GPU, helpers read the
 photographs (OBJEMB_WORKERS says how many; 0 where a container has little shared memory), and losses
@@ -42,17 +42,19 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from objemb_lib import attention, processes, settings, student
-from objemb_lib.boxes import ObjectRegion, true_boxes
-from objemb_lib.comparison import few_scenes
-from objemb_lib.datasets import roles
-from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.datasets.coco import coco_photographs
-from objemb_lib.datasets.mini_battles import mini_battles
-from objemb_lib.detectors.build import KINDS, Detector, build_detector
-from objemb_lib.detectors.features import DetectorTrunk
-from objemb_lib.detectors.metrics import coco_ap, detect, main_recall
-from objemb_lib.detectors.targets import (
+from objemb_lib.attend import attention
+from objemb_lib.teach import distributed, student
+from objemb_lib import config
+from objemb_lib.embed.boxes import ObjectRegion, true_boxes
+from objemb_lib.measure.comparison import few_scenes
+from objemb_lib.data.catalogue import roles
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.data.coco import coco_photographs
+from objemb_lib.data.mini_battles import mini_battles
+from objemb_lib.detect.detectors import KINDS, Detector, build_detector
+from objemb_lib.detect.features import DetectorTrunk
+from objemb_lib.detect.metrics import coco_ap, detect, main_recall
+from objemb_lib.teach.targets import (
     GRANULARITIES,
     augmentation,
     drawn,
@@ -60,15 +62,15 @@ from objemb_lib.detectors.targets import (
     relabel,
     usable,
 )
-from objemb_lib.detectors.weights import load_detector, load_state, read_card, save_weights
-from objemb_lib.errors import ObjembError
-from objemb_lib.evaluate import evaluate, evaluate_scores
-from objemb_lib.extract import extract_objects, extract_regions
-from objemb_lib.objects import clicked, retrieval_scores
-from objemb_lib.postprocess import l2
-from objemb_lib.regions import CROP, ROI, WHOLE
-from objemb_lib.training import Schedule, read_log, snapshot_path, train
-from objemb_lib.trunks import Trunk, load_trunk
+from objemb_lib.detect.weights import load_detector, load_state, read_card, save_weights
+from objemb_lib.config import ObjembError
+from objemb_lib.measure.metrics import evaluate, evaluate_scores
+from objemb_lib.embed.extract import extract_objects, extract_regions
+from objemb_lib.attend.objects import clicked, retrieval_scores
+from objemb_lib.embed.whitening import l2
+from objemb_lib.embed.regions import CROP, ROI, WHOLE
+from objemb_lib.teach.training import Schedule, read_log, snapshot_path, train
+from objemb_lib.embed.trunks import Trunk, load_trunk
 
 SCHEDULE = Schedule(steps=1000, snapshots=(0, 50, 150, 400))
 STUDENT = "student"
@@ -164,7 +166,7 @@ def ship(
     tries += f" --labels {labels}" if labels != "category" else ""
     name, folder = named(kind, tries)
     detector = train_detector(kind, relabel(data, labels), trunk, folder, schedule)
-    if not processes.first():
+    if not distributed.first():
         return {}
     card = {
         **history(f"{kind}{tries}", schedule, folder),
@@ -189,7 +191,7 @@ def ship_student(schedule: Schedule = student.SCHEDULE, root: Path | None = None
     learnt = student.train_student(
         load_detector("faster_rcnn"), data, teacher, folder, recipe, schedule
     )
-    if not processes.first():
+    if not distributed.first():
         return {}
     card = history(f"{STUDENT}{tries}", schedule, folder)
     card |= {"teacher": repr(teacher), "recipe": asdict(recipe)}
@@ -223,13 +225,13 @@ def teach(
     learnt = student.train_student(
         begins, train_on, master, folder, schedule=schedule, projected=projected, **branch
     )
-    if not processes.first():
+    if not distributed.first():
         return name, {}
     card = history(f"{STUDENT}{options}", schedule, folder, (train_on, unseen))
     card |= {"teacher": repr(master), "recipe": asdict(student.Recipe())}
     few = np.unique(np.linspace(0, len(unseen) - 1, SCORED).astype(int))
     unseen, metrics = in_categories(unseen.subset(few), begins.categories), f"metrics on {data}"
-    root = settings.PROJECT / "runs" / "weights"
+    root = config.PROJECT / "runs" / "weights"
     student.save_student(learnt, card, name, root, limit=0)
     learnt = student.load_student(name, root)
     card |= {"scored on": len(unseen), "before": score_detector(begins, unseen)}
@@ -282,7 +284,7 @@ def score_student(learnt: student.Student, dataset: ImageDataset, teacher: stude
 def named(kind: str, tries: str) -> tuple[str, Path]:
     """Name of what is trained with some options, and the folder of its run."""
     name = kind + tries.replace(" --", "-").replace(" ", "-")
-    return name, settings.PROJECT / "runs" / "train" / name
+    return name, config.PROJECT / "runs" / "train" / name
 
 
 def history(
@@ -296,12 +298,12 @@ def history(
     log = read_log(folder)
     data = data or [mini_battles(split) for split in ("train", "battle")]
     return {
-        "command": f"python -m objemb_lib.train {command}",
+        "command": f"python -m objemb_lib.course.train {command}",
         "schedule": asdict(schedule),
         "augmentation": "mirror, colours, zoom in and out: detectors.targets.augmentation",
         "data": {one.split: one.fingerprint for one in data},
         "environment": {name: version(name) for name in ("torch", "torchvision", "timm")}
-        | {"machine": platform.machine(), "device": str(settings.device())},
+        | {"machine": platform.machine(), "device": str(config.device())},
         "minutes": round(log[-1]["seconds"] / 60, 1),
         "log": log,
     }
@@ -356,7 +358,7 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error(f"--{option} must be at least 1")
     another = [o for o in ("detector", "teacher", "data", "batch", "size") if getattr(asked, o)]
     if another and asked.names != [STUDENT]:
-        parser.error(f"--{another[0]} is for the student alone: python -m objemb_lib.train student")
+        parser.error(f"--{another[0]} is for the student alone: python -m objemb_lib.course.train student")
     if STUDENT in asked.names and asked.labels != "category":
         parser.error("the student learns no labels: leave --labels away")
     try:
@@ -370,7 +372,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         return 130
     finally:
-        processes.leave()
+        distributed.leave()
     return 0
 
 
@@ -386,7 +388,7 @@ def _cards(asked: argparse.Namespace, another: bool) -> Iterator[tuple[str, dict
         return
     shorter = steps and {**steps, "snapshots": (0,)}
     plain = asked.labels == "category"
-    root = None if plain and not steps else settings.PROJECT / "runs" / "weights"
+    root = None if plain and not steps else config.PROJECT / "runs" / "weights"
     for name in asked.names or (NAMES if plain else KINDS):
         if name == STUDENT:
             yield name, ship_student(replace(student.SCHEDULE, **shorter), root)

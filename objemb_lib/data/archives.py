@@ -17,12 +17,13 @@ from tempfile import TemporaryDirectory
 
 from filelock import FileLock
 
-from objemb_lib import download, settings
-from objemb_lib.atomic import atomic_write_text
-from objemb_lib.datasets.folder import list_images
-from objemb_lib.errors import DataError, DownloadError
-from objemb_lib.harvest import PER_SECOND, Wanted, harvest
-from objemb_lib.images import check_images
+from objemb_lib.data import download
+from objemb_lib import config
+from objemb_lib.cache import atomic_write_text
+from objemb_lib.data.folder import list_images
+from objemb_lib.config import DataError, DownloadError
+from objemb_lib.data.harvest import PER_SECOND, Wanted, harvest
+from objemb_lib.data.images import check_images
 
 MANIFEST = "manifest.json"
 LINKS = "links.json"
@@ -87,7 +88,7 @@ class Recipe:
         """Fetch, check, unpack and count; safe for several processes at once.
 
         Args:
-            root: folder of data sets; default :func:`settings.data_root`.
+            root: folder of data sets; default :func:`config.data_root`.
             source: folder that has the archives already; they are read where they lie.
             mirror: folder or URL that may have them.
         Returns:
@@ -97,7 +98,7 @@ class Recipe:
             DataError: images are missing in it; or a folder of the data set's name is there
                 that was not built here.
         """
-        root = Path(root or settings.data_root())
+        root = Path(root or config.data_root())
         folder = root / self.name
         root.mkdir(parents=True, exist_ok=True)
         before = _built_at(folder)
@@ -260,7 +261,7 @@ def verify(name: str, root: Path | None = None, progress: bool = True) -> list[s
     Raises:
         DataError: not built, or an image is missing or damaged, naming the first.
     """
-    folder = Path(root or settings.data_root()) / name
+    folder = Path(root or config.data_root()) / name
     try:
         stated = json.loads((folder / MANIFEST).read_text())["files"]
     except (OSError, ValueError, KeyError) as error:

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from objemb_lib.datasets.archives import Archive, Recipe
-from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.datasets.coco import TOTAL, YEARS, read_instances
-from objemb_lib.datasets.landmarks import TOTAL as LANDMARKS
-from objemb_lib.datasets.landmarks import drop_unlisted, read_truth, roxford5k, rparis6k
-from objemb_lib.datasets.metric_learning import cars, cub, sop
+from objemb_lib.data.archives import Archive, Recipe
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.data.coco import TOTAL, YEARS, read_instances
+from objemb_lib.data.landmarks import TOTAL as LANDMARKS
+from objemb_lib.data.landmarks import drop_unlisted, read_truth, roxford5k, rparis6k
+from objemb_lib.data.classes import cars, cub, sop
 
 CALTECH = "https://data.caltech.edu/records"
 CARS_COPY = (

@@ -1,4 +1,4 @@
-"""Data sets behind one interface, :class:`~objemb_lib.datasets.base.ImageDataset`.
+"""Data sets behind one interface, :class:`~objemb_lib.data.dataset.ImageDataset`.
 
 A notebook asks for :func:`roles` of a data set and gets the training images and the test splits,
 whatever the data set calls them.
@@ -12,21 +12,21 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from objemb_lib import settings
-from objemb_lib.datasets import (
+from objemb_lib import config
+from objemb_lib.data import (
     archives,
     benchmarks,
     coco,
     groceries,
     landmarks,
-    metric_learning,
+    classes,
     mini_battles,
     open_images,
     ps_battles,
 )
-from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.datasets.own import folder_roles
-from objemb_lib.errors import DataError
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.data.own import folder_roles
+from objemb_lib.config import DataError
 
 
 class Roles(NamedTuple):
@@ -72,7 +72,7 @@ class Entry:
     tests: tuple[str, ...] = ("test",)
 
     def folder(self) -> Path:
-        return settings.data_root() / self.name
+        return config.data_root() / self.name
 
     def built(self) -> bool:
         return (self.folder() / "manifest.json").is_file()
@@ -103,7 +103,7 @@ DATASETS = {
             "1.2 GB",
             RESEARCH,
             f"{LOADER} the official lists and on 2,969 photographs; {NOT_TRIED}",
-            metric_learning.cub,
+            classes.cub,
             benchmarks.CUB.build,
             benchmarks.CUB.verify,
             "https://www.vision.caltech.edu/datasets/cub_200_2011: non-commercial research and "
@@ -116,7 +116,7 @@ DATASETS = {
             RESEARCH,
             f"{LOADER} 784 images and the official annotations; the official servers are gone, a "
             "third party's copy is asked, not tried",
-            metric_learning.cars,
+            classes.cars,
             benchmarks.CARS.build,
             benchmarks.CARS.verify,
             "non-commercial research and education only",
@@ -127,7 +127,7 @@ DATASETS = {
             "3.1 GB",
             RESEARCH,
             f"{LOADER} a made-up copy; {NOT_TRIED}",
-            metric_learning.sop,
+            classes.sop,
             benchmarks.SOP.build,
             benchmarks.SOP.verify,
             "research only: the photographs are those of eBay's sellers",

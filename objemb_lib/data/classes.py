@@ -18,13 +18,13 @@ from pycocotools import mask as coco_mask
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
-from objemb_lib import settings
-from objemb_lib.atomic import atomic_write_text
-from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.datasets.folder import encode_mask, list_images
-from objemb_lib.datasets.listing import Listing, folder_with, load_split
-from objemb_lib.errors import DataError
-from objemb_lib.images import fit_within, image_size, load_image
+from objemb_lib import config
+from objemb_lib.cache import atomic_write_text
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.data.folder import encode_mask, list_images
+from objemb_lib.data.listing import Listing, folder_with, load_split
+from objemb_lib.config import DataError
+from objemb_lib.data.images import fit_within, image_size, load_image
 from objemb_lib.progress import bar
 
 CUB_IMAGES, CARS_IMAGES = 11_788, 16_185  # of the whole benchmarks, for copies of a part
@@ -72,7 +72,7 @@ def sop(split: str, root: Path | None = None) -> ImageDataset:
 
 
 def _load(listing, name: str, split: str, root: Path | None) -> ImageDataset:
-    root = Path(root or settings.data_root() / name)
+    root = Path(root or config.data_root() / name)
     place, found = listing(root)
     return load_split(found, place, split)
 
@@ -105,7 +105,7 @@ def cub_listing(root: Path) -> tuple[Path, Listing]:
 def _with_masks(data: ImageDataset) -> ImageDataset:
     """Masks of the pixels that most annotators marked; the box where an image has none."""
     key = hashlib.sha256(f"{data.fingerprint} masks 1".encode()).hexdigest()
-    cached = settings.cache_root() / "masks" / f"{key}.json"
+    cached = config.cache_root() / "masks" / f"{key}.json"
     if not cached.exists():
         found = [_mask(data, i) for i in bar(range(len(data)), "Reading masks")]
         runs = [{"size": one["size"], "counts": one["counts"].decode()} for one in found]

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from objemb_lib import settings
-from objemb_lib.datasets import detection
-from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.datasets.detection import Photo
-from objemb_lib.datasets.folder import clip_boxes
-from objemb_lib.datasets.listing import folder_with, note_part
-from objemb_lib.errors import DataError
+from objemb_lib import config
+from objemb_lib.data import detection
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.data.detection import Photo
+from objemb_lib.data.folder import clip_boxes
+from objemb_lib.data.listing import folder_with, note_part
+from objemb_lib.config import DataError
 
 YEARS = {"train": "train2017", "test": "val2017"}  # the images of test2017 have no public boxes
 TOTAL = {"train2017": 118_287, "val2017": 5_000}
@@ -49,7 +49,7 @@ def coco_photographs(split: str, root: Path | None = None, with_masks: bool = Tr
 def _load(split: str, root: Path | None, make) -> ImageDataset:
     if split not in YEARS:
         raise DataError(f"coco has no split {split!r}", f"Use {' or '.join(YEARS)}.")
-    root = Path(root or settings.data_root() / "coco")
+    root = Path(root or config.data_root() / "coco")
     place = folder_with(root, ["annotations"], ["coco"])
     year = YEARS[split]
     photos, names = read_instances(place, year)

@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from objemb_lib.errors import DataError
-from objemb_lib.images import load_image
+from objemb_lib.config import DataError
+from objemb_lib.data.images import load_image
 
 
 def no_boxes(n: int) -> tuple[np.ndarray, ...]:
@@ -54,7 +54,7 @@ class ImageDataset:
             that is the image. Boxes and masks are those of the part.
         judged: query -> (relevant images, junk images), as indices, where a benchmark lists
             them one by one; other queries go by their labels.
-        protocol: how it is scored, a key of :data:`objemb_lib.evaluate.PROTOCOLS`.
+        protocol: how it is scored, a key of :data:`objemb_lib.measure.metrics.PROTOCOLS`.
         fingerprint: hash of the content, the key of every cache; default a hash of the
             files' names, sizes and times, and of the boxes and crops.
     Raises:

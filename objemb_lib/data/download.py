@@ -32,7 +32,7 @@ from urllib3.util import Retry
 
 from objemb_lib import __version__
 from objemb_lib import progress as bars
-from objemb_lib.errors import DownloadError, ObjembError
+from objemb_lib.config import DownloadError, ObjembError
 
 CHUNK = 1 << 16  # bytes; what a cut connection loses at most
 TIMEOUT = (10, 30)  # seconds: to connect, between two packets

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from objemb_lib import download
-from objemb_lib.atomic import atomic_write_text
-from objemb_lib.errors import DownloadError, ObjembError
+from objemb_lib.data import download
+from objemb_lib.cache import atomic_write_text
+from objemb_lib.config import DownloadError, ObjembError
 from objemb_lib.progress import bar
 
 WORKERS = 8

@@ -12,7 +12,7 @@ from PIL import ExifTags, Image
 from tqdm.contrib.concurrent import thread_map  # tqdm.auto's bar over a thread pool
 
 from objemb_lib import progress as bars
-from objemb_lib.errors import ImageError
+from objemb_lib.config import ImageError
 
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif")
@@ -157,7 +157,7 @@ def _cannot_open(path: Path, error: Exception) -> ImageError:
     if path.is_dir():  # Windows reports a folder as a lack of permission
         return ImageError(
             f"{path}: a folder, not an image",
-            "Name one image in it, or open all of it with objemb_lib.datasets.folder.folder.",
+            "Name one image in it, or open all of it with objemb_lib.data.folder.folder.",
         )
     if isinstance(error, PermissionError):
         return ImageError(f"{path}: no permission to read it", "Change its permissions.")

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from objemb_lib import settings
-from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.datasets.listing import folder_with, note_part
-from objemb_lib.errors import DataError
+from objemb_lib import config
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.data.listing import folder_with, note_part
+from objemb_lib.config import DataError
 
 OTHER = {"roxford5k": "rparis6k", "rparis6k": "roxford5k"}
 TOTAL = {"roxford5k": (4_993, 70), "rparis6k": (6_322, 70)}  # images searched, queries
@@ -71,7 +71,7 @@ def landmarks(name: str, split: str, root: Path | None = None) -> ImageDataset:
     Raises:
         DataError: no such split, not that data set, or none of its queries is there.
     """
-    root = Path(root or settings.data_root() / name)
+    root = Path(root or config.data_root() / name)
     if split == "train":
         return landmarks(OTHER[name], "medium", root.absolute().parent / OTHER[name])
     if split not in PROTOCOLS:

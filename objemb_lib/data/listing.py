@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.errors import DataError
-from objemb_lib.images import fit_within, image_size
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.config import DataError
+from objemb_lib.data.images import fit_within, image_size
 
 SPLITS = ("train", "test")
 SLACK = 2.0  # pixels that an annotated box may reach beyond its image
@@ -32,7 +32,7 @@ class Listing:
         test: ``(N,)`` boolean: images of the test split.
         boxes: ``(N, 4)`` ``x0, y0, x1, y1`` in pixels of the stored image, or None.
         categories: ``(N,)`` coarse category, or None; ``category_names`` its name.
-        protocol: how the benchmark is scored, see :data:`objemb_lib.evaluate.PROTOCOLS`.
+        protocol: how the benchmark is scored, see :data:`objemb_lib.measure.metrics.PROTOCOLS`.
         total: images of the whole benchmark, where ``files`` are fewer.
     """
 

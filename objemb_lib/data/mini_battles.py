@@ -43,12 +43,12 @@ from filelock import FileLock, Timeout
 from PIL import Image, ImageEnhance, ImageFilter
 from tqdm.auto import tqdm
 
-from objemb_lib import settings
-from objemb_lib.atomic import atomic_write_text
-from objemb_lib.datasets import packed, sources
-from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.errors import DataError, ImageError
-from objemb_lib.images import load_image
+from objemb_lib import config
+from objemb_lib.cache import atomic_write_text
+from objemb_lib.data import packed, sources
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.config import DataError, ImageError
+from objemb_lib.data.images import load_image
 from objemb_lib.progress import bar
 
 NAME = "mini-battles"
@@ -382,7 +382,7 @@ def _coco(split: str, seed: int, scenes: list[tuple[dict, list[dict]]]) -> dict:
 
 def build(
     root: Path | None = None,
-    seed: int = settings.SEED,
+    seed: int = config.SEED,
     source: Path | None = None,
     mirror: str | None = None,
     workers: int | None = None,
@@ -393,7 +393,7 @@ def build(
     Safe for several processes at once: one builds, the others wait and take what it built.
 
     Args:
-        root: folder of data sets; default :func:`settings.data_root`.
+        root: folder of data sets; default :func:`config.data_root`.
         seed: of every random choice.
         source: folder that has the photographs, see :func:`sources.gather`.
         mirror: folder or URL that has the packed data set, or the upstream archives.
@@ -405,7 +405,7 @@ def build(
         DownloadError, DataError: the photographs cannot be had, or are others; the disk is
             full or cannot be written.
     """
-    root = Path(root or settings.data_root())
+    root = Path(root or config.data_root())
     source = Path(source) if source else None
     if source and not source.is_dir():  # a typing error must not start a long download
         raise DataError(f"the source {source} is not a folder", "Check --source.")
@@ -552,7 +552,7 @@ def selection(kind: str, root: Path | None = None) -> list[Image.Image]:
     Raises:
         DataError: not built, or some are missing or damaged.
     """
-    folder = Path(root or settings.data_root()) / NAME
+    folder = Path(root or config.data_root()) / NAME
     _read_manifest(folder)
     count = len(objects() if kind == "objects" else backgrounds())
     files = [folder / kind / f"{number:03d}.png" for number in range(count)]
@@ -640,7 +640,7 @@ def verify(root: Path | None = None, progress: bool = True) -> list[str]:
     Raises:
         DataError: absent or damaged, naming the first bad file.
     """
-    folder = Path(root or settings.data_root()) / NAME
+    folder = Path(root or config.data_root()) / NAME
     stated = _read_manifest(folder)["splits"]
     for split in SPLITS:
         coco = _read_annotations(folder, split)
@@ -683,7 +683,7 @@ def mini_battles(split: str, root: Path | None = None) -> ImageDataset:
     """
     if split not in SPLITS:
         raise DataError(f"mini-battles has no split {split!r}", f"Use one of {', '.join(SPLITS)}.")
-    folder = Path(root or settings.data_root()) / NAME
+    folder = Path(root or config.data_root()) / NAME
     stated = _read_manifest(folder)
     coco = _read_annotations(folder, split)
     by_image: dict[int, list[dict]] = {}

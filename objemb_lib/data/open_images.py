@@ -15,15 +15,15 @@ from pathlib import Path
 
 import numpy as np
 
-from objemb_lib import settings
-from objemb_lib.datasets import detection
-from objemb_lib.datasets.archives import Archive, fetch_links, obtain
-from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.datasets.detection import Photo
-from objemb_lib.datasets.listing import SPLITS, folder_with
-from objemb_lib.errors import DataError
-from objemb_lib.harvest import Wanted
-from objemb_lib.images import fit_within, image_size, load_image
+from objemb_lib import config
+from objemb_lib.data import detection
+from objemb_lib.data.archives import Archive, fetch_links, obtain
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.data.detection import Photo
+from objemb_lib.data.listing import SPLITS, folder_with
+from objemb_lib.config import DataError
+from objemb_lib.data.harvest import Wanted
+from objemb_lib.data.images import fit_within, image_size, load_image
 
 NAME = "open-images"
 PARTS = {"train": "validation", "test": "test"}  # the training images have two million boxes more
@@ -76,7 +76,7 @@ def open_images(split: str, root: Path | None = None) -> ImageDataset:
     """
     if split not in SPLITS:
         raise DataError(f"{NAME} has no split {split!r}", f"Use {' or '.join(SPLITS)}.")
-    root = Path(root or settings.data_root() / NAME)
+    root = Path(root or config.data_root() / NAME)
     place = folder_with(root, [BOXES[split].file])
     photos, part = [], PARTS[split]
     for image, rows in _by_image(read_boxes(place / BOXES[split].file)).items():
@@ -151,9 +151,9 @@ def build(
 ) -> Path:
     """Fetch the boxes, then the images of the forty classes; goes on where it was stopped.
 
-    Args and Raises as :func:`objemb_lib.datasets.ps_battles.build`.
+    Args and Raises as :func:`objemb_lib.data.ps_battles.build`.
     """
-    folder = Path(root or settings.data_root()) / NAME
+    folder = Path(root or config.data_root()) / NAME
     folder.mkdir(parents=True, exist_ok=True)
     wanted = []
     for split, part in PARTS.items():

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.datasets.folder import folder
-from objemb_lib.errors import DataError
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.data.folder import folder
+from objemb_lib.config import DataError
 
 ANNOTATIONS = "annotations.json"
 LABELS = 4  # two to choose by, two to measure on

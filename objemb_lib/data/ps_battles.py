@@ -14,12 +14,12 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from objemb_lib import settings
-from objemb_lib.datasets.archives import Archive, fetch_links, obtain
-from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.datasets.listing import SPLITS, folder_with
-from objemb_lib.errors import DataError
-from objemb_lib.harvest import Wanted
+from objemb_lib import config
+from objemb_lib.data.archives import Archive, fetch_links, obtain
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.data.listing import SPLITS, folder_with
+from objemb_lib.config import DataError
+from objemb_lib.data.harvest import Wanted
 
 NAME = "ps-battles"
 LISTS = ("originals.tsv", "photoshops.tsv")
@@ -42,7 +42,7 @@ def ps_battles(split: str, root: Path | None = None) -> ImageDataset:
     """
     if split not in SPLITS:
         raise DataError(f"{NAME} has no split {split!r}", f"Use {' or '.join(SPLITS)}.")
-    place = folder_with(Path(root or settings.data_root() / NAME), LISTS, ["PS-Battles"])
+    place = folder_with(Path(root or config.data_root() / NAME), LISTS, ["PS-Battles"])
     originals, photoshops = (read_list(place / one) for one in LISTS)
     files, label_of = [], {}
     for row in originals:
@@ -126,7 +126,7 @@ def build(
     Raises:
         DownloadError: no list, no server answers, or the disk is full.
     """
-    folder = Path(root or settings.data_root()) / NAME
+    folder = Path(root or config.data_root()) / NAME
     folder.mkdir(parents=True, exist_ok=True)
     for name in LISTS:
         listed = Archive(name, (f"{REPOSITORY}/{name}",), check=partial(_check_list, name))

@@ -9,10 +9,10 @@ trunk's ImageNet weights, and hands them back, changed, as a trunk
 ``features``  a detector as a trunk           ``metrics``  COCO AP and recall
 """
 
-from objemb_lib.detectors.build import KINDS, Detector, build_detector
-from objemb_lib.detectors.features import DetectorTrunk
-from objemb_lib.detectors.metrics import detect
-from objemb_lib.detectors.weights import cards_table, load_detector, read_card, with_cards
+from objemb_lib.detect.detectors import KINDS, Detector, build_detector
+from objemb_lib.detect.features import DetectorTrunk
+from objemb_lib.detect.metrics import detect
+from objemb_lib.detect.weights import cards_table, load_detector, read_card, with_cards
 
 __all__ = [
     "KINDS",

@@ -15,8 +15,8 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from objemb_lib.errors import DataError
-from objemb_lib.trunks import Trunk
+from objemb_lib.config import DataError
+from objemb_lib.embed.trunks import Trunk
 
 KINDS = ("faster_rcnn", "mask_rcnn", "fcos")
 STRIDES = (8, 16, 32)  # objects of 30 to 170 pixels: finer levels cost much and find nothing more

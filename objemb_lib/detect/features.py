@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
 
-from objemb_lib.detectors.build import Detector
-from objemb_lib.regions import CELLS
-from objemb_lib.trunks import Stage, Trunk, per_image
+from objemb_lib.detect.detectors import Detector
+from objemb_lib.embed.regions import CELLS
+from objemb_lib.embed.trunks import Stage, Trunk, per_image
 
 
 class DetectorTrunk(Trunk):

@@ -15,11 +15,11 @@ from pycocotools.cocoeval import COCOeval
 from torchvision.ops import box_iou
 
 from objemb_lib import progress as bars
-from objemb_lib import settings
-from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.detectors.build import Detector, Target
-from objemb_lib.detectors.targets import crowds
-from objemb_lib.memory import until_it_fits
+from objemb_lib import config
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.detect.detectors import Detector, Target
+from objemb_lib.teach.targets import crowds
+from objemb_lib.embed.memory import until_it_fits
 
 
 @torch.inference_mode()
@@ -36,7 +36,7 @@ def detect(
     all images at once would take gigabytes. ``masks=False`` leaves them out. ``batch_size`` is
     halved, with a warning, where memory runs out.
     """
-    detector, found = detector.for_inference(settings.device()), []
+    detector, found = detector.for_inference(config.device()), []
     for start in bars.bar(
         range(0, len(dataset), batch_size), "detecting", unit="batch", disable=not progress
     ):
@@ -52,7 +52,7 @@ def _detected(
     detector: Detector, dataset: ImageDataset, every: range, masks: bool, size: int
 ) -> list[Target]:
     """Detections of some images, ``size`` at once."""
-    device, found = settings.device(), []
+    device, found = config.device(), []
     for start in range(0, len(every), size):
         pixels = [np.asarray(dataset.image(i)).copy() for i in every[start : start + size]]
         images = [torch.from_numpy(p).permute(2, 0, 1).to(device).float() / 255 for p in pixels]

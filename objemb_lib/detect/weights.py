@@ -17,13 +17,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from objemb_lib import settings
-from objemb_lib.atomic import atomic_path, atomic_write_text
-from objemb_lib.detectors.build import Detector, build_detector
-from objemb_lib.detectors.coco import COCO_DETECTORS, load_coco_detector
-from objemb_lib.download import sha256_file
-from objemb_lib.errors import DataError
-from objemb_lib.trunks import load_trunk
+from objemb_lib import config
+from objemb_lib.cache import atomic_path, atomic_write_text
+from objemb_lib.detect.detectors import Detector, build_detector
+from objemb_lib.detect.coco import COCO_DETECTORS, load_coco_detector
+from objemb_lib.data.download import sha256_file
+from objemb_lib.config import DataError
+from objemb_lib.embed.trunks import load_trunk
 
 LIMIT = 12_000_000  # bytes a file: thirty people fetch it over one Wi-Fi
 REMEDY = "Get the file again (git checkout weights), or make it: `make train`."
@@ -33,7 +33,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 def weights_root() -> Path:
     """Folder of the shipped weights."""
-    return settings.PROJECT / "weights"
+    return config.PROJECT / "weights"
 
 
 def save_weights(detector: Detector, card: dict, name: str, root: Path | None = None) -> Path:

@@ -30,16 +30,17 @@ from filelock import FileLock, Timeout
 from safetensors.numpy import load_file, save_file
 from tqdm.auto import tqdm
 
-from objemb_lib import pooling, settings
+from objemb_lib.embed import pooling
+from objemb_lib import config
 from objemb_lib import progress as bars
-from objemb_lib.atomic import atomic_path
-from objemb_lib.boxes import ObjectBoxes, ObjectRegion
-from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.errors import CacheError, DataError, ObjembError
-from objemb_lib.memory import until_it_fits
-from objemb_lib.postprocess import mean_of
-from objemb_lib.regions import CROP, WHOLE, Looked, Region, view
-from objemb_lib.trunks import Trunk
+from objemb_lib.cache import atomic_path
+from objemb_lib.embed.boxes import ObjectBoxes, ObjectRegion
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.config import CacheError, DataError, ObjembError
+from objemb_lib.embed.memory import until_it_fits
+from objemb_lib.embed.whitening import mean_of
+from objemb_lib.embed.regions import CROP, WHOLE, Looked, Region, view
+from objemb_lib.embed.trunks import Trunk
 
 ROUND = 16  # boxes an image that are cut at once: hundreds would take gigabytes
 PART = 256  # images a file of a half-finished run holds: what a kill can cost
@@ -111,7 +112,7 @@ def extract_regions(
     """
     precision = precision or default_precision()
     _check(trunk, wanted, precision)
-    device = settings.device()
+    device = config.device()
     batch_size = batch_size or (4 if device.type == "cpu" else 64)
     once = {repr(region): region for region in reversed(regions)}  # two names, the same boxes
     sharing: dict[Region, list[Looked]] = {}
@@ -246,7 +247,7 @@ def milliseconds(
     Args:
         ways: ``{name: (trunk, (stage, pooling) pairs, region, size, "map" or "pixels")}``.
     """
-    device, images = settings.device(), range(min(images, len(dataset)))
+    device, images = config.device(), range(min(images, len(dataset)))
     fast: dict[int, Trunk] = {}
     spent: dict[str, list[float]] = {name: [] for name in ways}
     steps = {}
@@ -283,7 +284,7 @@ def _computed(job: Job, wanted: Wanted) -> dict[str, Vectors]:
 
 def _from_cache(job: Job, wanted: Wanted) -> dict[str, Vectors]:
     """The cached vectors, after whatever is missing of them was computed."""
-    root, parts = settings.cache_root() / "embeddings", job.parts()
+    root, parts = config.cache_root() / "embeddings", job.parts()
     stores = {region: Store(root, job.key(region), region.rows) for region in job.regions}
     with ExitStack() as locks:
         for store in sorted(stores.values(), key=lambda s: s.folder):  # always in one order
@@ -420,7 +421,7 @@ class Job:
         return pixels.permute(0, 3, 1, 2), boxes  # a view
 
     def _read_ahead(self, batches: list[range], ahead: int = 4) -> Iterator[View]:
-        with ThreadPoolExecutor(max(1, settings.workers())) as threads:
+        with ThreadPoolExecutor(max(1, config.workers())) as threads:
             queue: deque[Future] = deque()
             try:
                 for images in batches:

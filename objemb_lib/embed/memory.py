@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 
-from objemb_lib.errors import ObjembError
+from objemb_lib.config import ObjembError
 
 Result = TypeVar("Result")
 # What CUDA's libraries, Apple's MPS and the CPU say where they raise a plain RuntimeError.

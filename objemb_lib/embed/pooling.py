@@ -1,7 +1,7 @@
 """Pooling: a feature map becomes one vector, ``(N, C, H, W)`` -> ``(N, C)``.
 
 Every function takes any floating dtype and returns float32; none normalises its result
-(see :mod:`objemb_lib.postprocess`). Maps may be 1x1 or oblong. Features may be negative
+(see :mod:`objemb_lib.embed.whitening`). Maps may be 1x1 or oblong. Features may be negative
 (linear last layers): each docstring says what happens to them. All raise DataError when
 the input is not a non-empty ``(N, C, H, W)`` map.
 """
@@ -14,7 +14,7 @@ from math import gcd
 import torch.nn.functional as F
 from torch import Tensor
 
-from objemb_lib.errors import DataError
+from objemb_lib.config import DataError
 
 
 def _as_float32(features: Tensor) -> Tensor:

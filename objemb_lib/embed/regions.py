@@ -18,9 +18,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.errors import DataError
-from objemb_lib.trunks import Trunk, per_image
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.config import DataError
+from objemb_lib.embed.trunks import Trunk, per_image
 
 TRUTH = "ground truth"
 CELLS = 7  # side of what RoIAlign cuts out, as in Fast R-CNN

@@ -12,8 +12,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from objemb_lib.atomic import atomic_path
-from objemb_lib.errors import DataError
+from objemb_lib.cache import atomic_path
+from objemb_lib.config import DataError
 
 DEAD = 1e-10  # share of the largest variance below which float32 inputs hold only rounding
 

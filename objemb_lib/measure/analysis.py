@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from objemb_lib import settings
-from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.errors import DataError
+from objemb_lib import config
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.config import DataError
 
 
 def linear_cka(x: np.ndarray, y: np.ndarray) -> float:
@@ -317,7 +317,7 @@ def confusion_kinds(
 PROJECTIONS = ("PCA", "t-SNE")
 
 
-def project(x: np.ndarray, how: str = "PCA", seed: int = settings.SEED) -> np.ndarray:
+def project(x: np.ndarray, how: str = "PCA", seed: int = config.SEED) -> np.ndarray:
     """Vectors as points of a plane, so that near ones stay near: ``(N, 2)`` in 0..1.
 
     Args:

@@ -16,10 +16,10 @@ from typing import Literal
 
 import numpy as np
 
-from objemb_lib.atomic import atomic_write_text
-from objemb_lib.errors import DataError, ReproduceError
-from objemb_lib.evaluate import Evaluation, Interval, paired_difference
-from objemb_lib.results import TOLERANCE
+from objemb_lib.cache import atomic_write_text
+from objemb_lib.config import DataError, ReproduceError
+from objemb_lib.measure.metrics import Evaluation, Interval, paired_difference
+from objemb_lib.measure.results import TOLERANCE
 
 Expected = Literal["higher", "lower"]
 Verdict = Literal["holds", "reversed", "inconclusive"]

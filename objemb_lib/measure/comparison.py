@@ -13,16 +13,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from objemb_lib.analysis import backgrounds
-from objemb_lib.datasets import Roles
-from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.detectors.build import Detector
-from objemb_lib.errors import DataError
-from objemb_lib.evaluate import evaluate
-from objemb_lib.extract import Vectors
-from objemb_lib.pooling import POOLINGS
-from objemb_lib.postprocess import l2
-from objemb_lib.trunks import Trunk
+from objemb_lib.measure.analysis import backgrounds
+from objemb_lib.data.catalogue import Roles
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.detect.detectors import Detector
+from objemb_lib.config import DataError
+from objemb_lib.measure.metrics import evaluate
+from objemb_lib.embed.extract import Vectors
+from objemb_lib.embed.pooling import POOLINGS
+from objemb_lib.embed.whitening import l2
+from objemb_lib.embed.trunks import Trunk
 
 BODY = ("stage4", "stage5", "head")  # earlier ones know textures, not objects (notebook 01)
 SOURCES = ("body", "FPN", "RoI features", "box head")

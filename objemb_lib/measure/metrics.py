@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import bootstrap
 
-from objemb_lib import settings
-from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.errors import DataError
+from objemb_lib import config
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.config import DataError
 
 METRICS = ("R@1", "R@5", "mAP", "R-precision", "MAP@R", "P@5")
 
@@ -277,7 +277,7 @@ class Evaluation:
         return float(scored.mean()) if len(scored) else np.nan
 
     def interval(
-        self, metric: str, level: float = 0.95, resamples: int = 2000, seed: int = settings.SEED
+        self, metric: str, level: float = 0.95, resamples: int = 2000, seed: int = config.SEED
     ) -> Interval:
         """Mean with its bootstrap confidence interval; see :func:`cluster_interval`."""
         return cluster_interval(self._scores(metric), self.groups, level, resamples, seed)
@@ -293,7 +293,7 @@ def cluster_interval(
     groups: np.ndarray,
     level: float = 0.95,
     resamples: int = 2000,
-    seed: int = settings.SEED,
+    seed: int = config.SEED,
 ) -> Interval:
     """Mean of scores with a percentile bootstrap interval that resamples whole objects.
 
@@ -338,7 +338,7 @@ def paired_difference(
     metric: str,
     level: float = 0.95,
     resamples: int = 2000,
-    seed: int = settings.SEED,
+    seed: int = config.SEED,
 ) -> Interval:
     """Mean of ``a - b`` over the same queries, with its interval; ``.verdict`` says which wins.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import faiss
 import numpy as np
 
-from objemb_lib.errors import DataError
+from objemb_lib.config import DataError
 
 SUPPORTED = (faiss.IndexFlatCodes, faiss.IndexIVF, faiss.IndexHNSW)
 REMOVED = -1  # the id of what a graph cannot take out

@@ -20,11 +20,11 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from objemb_lib.atomic import atomic_path
-from objemb_lib.errors import DataError
-from objemb_lib.exact import BACKENDS, Found, exact_search, fastest_backend, in_order
-from objemb_lib.families import LIVING, REMOVED, core_of, ids_of, new_store, reason
-from objemb_lib.trunks import Trunk
+from objemb_lib.cache import atomic_path
+from objemb_lib.config import DataError
+from objemb_lib.search.exact import BACKENDS, Found, exact_search, fastest_backend, in_order
+from objemb_lib.search.families import LIVING, REMOVED, core_of, ids_of, new_store, reason
+from objemb_lib.embed.trunks import Trunk
 
 __all__ = ["Index", "fastest_backend", "made_by", "recall", "rerank"]
 

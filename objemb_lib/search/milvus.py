@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from objemb_lib.errors import DataError
-from objemb_lib.extract import Objects
-from objemb_lib.objects import Match
-from objemb_lib.optional import needs
-from objemb_lib.postprocess import l2
+from objemb_lib.config import DataError
+from objemb_lib.embed.extract import Objects
+from objemb_lib.attend.objects import Match
+from objemb_lib.config import needs
+from objemb_lib.embed.whitening import l2
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient

@@ -11,8 +11,8 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse.linalg import cg
 
-from objemb_lib.errors import DataError
-from objemb_lib.index import Index
+from objemb_lib.config import DataError
+from objemb_lib.search.index import Index
 
 PAIRS = 1 << 14  # of vectors that are compared at once
 

@@ -11,15 +11,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from objemb_lib.boxes import ObjectBoxes, ObjectRegion, whole
-from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.errors import DataError
-from objemb_lib.evaluate import Evaluation, Neighbours, evaluate, ranking
-from objemb_lib.extract import extract_objects
-from objemb_lib.objects import Answer, ObjectIndex
-from objemb_lib.postprocess import join, l2
-from objemb_lib.settings import device
-from objemb_lib.trunks import Trunk
+from objemb_lib.embed.boxes import ObjectBoxes, ObjectRegion, whole
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.config import DataError
+from objemb_lib.measure.metrics import Evaluation, Neighbours, evaluate, ranking
+from objemb_lib.embed.extract import extract_objects
+from objemb_lib.attend.objects import Answer, ObjectIndex
+from objemb_lib.embed.whitening import join, l2
+from objemb_lib.config import device
+from objemb_lib.embed.trunks import Trunk
 
 Pairs = Sequence[tuple[str, str]]
 Embed = Callable[[ImageDataset, ObjectBoxes], np.ndarray]

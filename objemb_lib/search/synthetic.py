@@ -10,8 +10,8 @@ from __future__ import annotations
 import faiss
 import numpy as np
 
-from objemb_lib.errors import DataError
-from objemb_lib.postprocess import l2
+from objemb_lib.config import DataError
+from objemb_lib.embed.whitening import l2
 
 NEIGHBOURS = 8  # more blur the vectors' clusters, fewer make copies
 MIXING = 0.5  # of the Dirichlet weights: below 1, one of the neighbours mostly leads

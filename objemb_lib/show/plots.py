@@ -14,11 +14,11 @@ from matplotlib.patches import ConnectionPatch, Rectangle
 from PIL import Image
 from torch import Tensor
 
-from objemb_lib.boxes import ObjectRegion, inside, widen
-from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.evaluate import Interval, Neighbours
-from objemb_lib.objects import Answer, Match, object_label
-from objemb_lib.retriever import Side
+from objemb_lib.embed.boxes import ObjectRegion, inside, widen
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.measure.metrics import Interval, Neighbours
+from objemb_lib.attend.objects import Answer, Match, object_label
+from objemb_lib.search.retriever import Side
 
 # Colour-blind safe (Okabe and Ito): right, wrong, and the query itself; grey where nobody knows.
 RIGHT, WRONG, QUERY, UNKNOWN = "#009E73", "#D55E00", "#0072B2", "#777777"

@@ -1,6 +1,6 @@
 """Several processes that train one model together, a GPU each: what `torchrun` starts.
 
-    torchrun --nproc-per-node 4 -m objemb_lib.train student ...
+    torchrun --nproc-per-node 4 -m objemb_lib.course.train student ...
 
 Each takes its share of every batch; gradients are averaged, so that the weights stay the same
 everywhere; the first process alone writes. Without `torchrun` there is one, and nothing happens.
@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from objemb_lib import settings
-from objemb_lib.errors import TrainingError
+from objemb_lib import config
+from objemb_lib.config import TrainingError
 
 
 def rank() -> int:
@@ -58,7 +58,7 @@ def join(model: nn.Module, step: int) -> None:
     """
     if count() == 1:
         return
-    device = settings.device()
+    device = config.device()
     if not dist.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(device)

@@ -24,18 +24,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import box_iou, roi_align
 
-from objemb_lib import settings
-from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.detectors import weights
-from objemb_lib.detectors.build import KINDS, Detector, Losses, Target
-from objemb_lib.detectors.features import DetectorTrunk
-from objemb_lib.detectors.targets import augmentation, drawn, in_categories, usable
-from objemb_lib.errors import DataError
-from objemb_lib.pooling import POOLINGS
-from objemb_lib.postprocess import PCAWhitening
-from objemb_lib.regions import CELLS
-from objemb_lib.training import Schedule, train
-from objemb_lib.trunks import Stage, Trunk, fold_batch_norm, per_image
+from objemb_lib import config
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.detect import weights
+from objemb_lib.detect.detectors import KINDS, Detector, Losses, Target
+from objemb_lib.detect.features import DetectorTrunk
+from objemb_lib.teach.targets import augmentation, drawn, in_categories, usable
+from objemb_lib.config import DataError
+from objemb_lib.embed.pooling import POOLINGS
+from objemb_lib.embed.whitening import PCAWhitening
+from objemb_lib.embed.regions import CELLS
+from objemb_lib.teach.training import Schedule, train
+from objemb_lib.embed.trunks import Stage, Trunk, fold_batch_norm, per_image
 
 Boxes = Sequence[Tensor]
 
@@ -65,7 +65,7 @@ class Teacher(nn.Module):
         whitening: PCAWhitening | None = None,
     ) -> None:
         super().__init__()
-        self.trunk = trunk.for_inference(settings.device())
+        self.trunk = trunk.for_inference(config.device())
         self.stage, self.pooling, self.size, self.from_map = stage, pooling, size, from_map
         self.whitening = whitening
         self.dim = len(whitening.scale) if whitening else trunk.stages[stage].channels

@@ -11,10 +11,10 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from objemb_lib import processes
-from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.detectors.build import Target
-from objemb_lib.errors import DataError
+from objemb_lib.teach import distributed
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.detect.detectors import Target
+from objemb_lib.config import DataError
 
 GRANULARITIES = ("one", "category", "object")
 MIN_SIDE = 4  # pixels: smaller boxes, and what augmentation leaves of others, are no targets
@@ -138,7 +138,7 @@ def drawn(
         images: that may be drawn. generator: decides which; augmentation goes by torch's own.
     """
     chosen = torch.randint(len(images), (count,), generator=generator).tolist()
-    pairs = [augment(*example(dataset, images[k], masks)) for k in processes.share(chosen)]
+    pairs = [augment(*example(dataset, images[k], masks)) for k in distributed.share(chosen)]
     plain = [{k: v.as_subclass(Tensor) for k, v in target.items()} for _, target in pairs]
     return [image.as_subclass(Tensor) for image, _ in pairs], plain
 

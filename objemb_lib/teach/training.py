@@ -21,11 +21,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from objemb_lib import processes, settings
+from objemb_lib.teach import distributed
+from objemb_lib import config
 from objemb_lib import progress as bars
-from objemb_lib.atomic import atomic_path
-from objemb_lib.errors import TrainingError
-from objemb_lib.memory import until_it_fits
+from objemb_lib.cache import atomic_path
+from objemb_lib.config import TrainingError
+from objemb_lib.embed.memory import until_it_fits
 
 LOG_EVERY = 10
 
@@ -49,7 +50,7 @@ class Schedule:
     weight_decay: float = 1e-4
     warmup: int = 50
     clip: float = 5.0
-    seed: int = settings.SEED
+    seed: int = config.SEED
     snapshots: Sequence[int] = ()
 
     def __post_init__(self) -> None:
@@ -83,7 +84,7 @@ def train(
         pretrained: the part of ``model`` that learns at ``trunk_rate``.
         batch: ``(generator, step)`` to a tuple of lists as long as there are images, on the CPU:
             this process's share. The generator is seeded by the step, so that a resumed run sees
-            the batches that an unbroken one would. Called by helpers, see ``settings.workers``.
+            the batches that an unbroken one would. Called by helpers, see ``config.workers``.
         losses: the model and a batch to named losses; their sum is minimised.
         folder: of the run. checkpoint_every: steps; default 50, in long runs a hundredth of them.
         watch: called with the step and the losses whenever they are logged.
@@ -95,18 +96,18 @@ def train(
             the folder holds a damaged run, or one of another schedule, model or ``about``; a
             batch that processes cannot share. ObjembError: one image does not fit into memory.
     """
-    processes.share(range(schedule.batch_size))  # or say at once that it cannot be shared
-    model.to(settings.device()).train()
+    distributed.share(range(schedule.batch_size))  # or say at once that it cannot be shared
+    model.to(config.device()).train()
     optimiser = _optimiser(model, pretrained, schedule)
-    about, writes = f"{schedule!r} {about}", processes.first()
+    about, writes = f"{schedule!r} {about}", distributed.first()
     checkpoint_every = checkpoint_every or max(50, schedule.steps // 100)
     done = _resume(folder, model, optimiser, about)
-    processes.join(model, done)
+    distributed.join(model, done)
     if done == 0 and writes:
         _snapshot(folder, model, 0, schedule)
     before = ([line["seconds"] for line in read_log(folder)] or [0.0])[-1]
     start = time.monotonic() - before  # of the whole run, kills left out
-    fits, quiet = schedule.batch_size // processes.count(), not (progress and writes)
+    fits, quiet = schedule.batch_size // distributed.count(), not (progress and writes)
     with bars.bar(None, "training", schedule.steps, "step", quiet, initial=done) as bar:
         for step, lesson in enumerate(_lessons(batch, schedule, done), done + 1):
             update = partial(_gradients, model, optimiser, losses, schedule, step - 1, folder)
@@ -138,7 +139,7 @@ class _Lessons(Dataset):
 
     def __getitem__(self, step: int) -> tuple[tuple, Tensor]:
         seed = _seed(self.schedule, step)
-        torch.manual_seed(seed + processes.rank() * 7_919_000_003)  # augmentation: each its own
+        torch.manual_seed(seed + distributed.rank() * 7_919_000_003)  # augmentation: each its own
         examples = self.batch(torch.Generator().manual_seed(seed), step)
         return examples, torch.get_rng_state()
 
@@ -147,7 +148,7 @@ def _lessons(
     batch: Callable[[torch.Generator, int], tuple], schedule: Schedule, start: int
 ) -> DataLoader:
     """The batches that are left, read ahead by helpers where an accelerator computes."""
-    how, workers = {}, settings.workers()
+    how, workers = {}, config.workers()
     if workers and sys.platform == "linux":  # ``batch`` is a closure: elsewhere nobody can send it
         how = {"num_workers": workers, "multiprocessing_context": "fork"}
     rest = range(start, schedule.steps)
@@ -183,8 +184,8 @@ def _gradients(
         if size < total:
             part = tuple(many[start : start + size] for many in examples)
         weight = len(part[0]) / total
-        with torch.autocast(settings.device().type, torch.bfloat16, enabled=_half_precision()):
-            found = losses(model, _on(settings.device(), part))
+        with torch.autocast(config.device().type, torch.bfloat16, enabled=_half_precision()):
+            found = losses(model, _on(config.device(), part))
         loss = weight * sum(found.values())
         if not torch.isfinite(loss):
             raise _diverged("loss", loss, step, folder)
@@ -196,7 +197,7 @@ def _gradients(
 
 def _half_precision() -> bool:
     """GPUs since 2020 multiply bfloat16; older ones would only imitate it."""
-    gpu = settings.device().type == "cuda"
+    gpu = config.device().type == "cuda"
     return gpu and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
@@ -221,7 +222,7 @@ def _update(
     """One step along the gradients, those of all processes."""
     for group in optimiser.param_groups:
         group["lr"] = group["full_rate"] * schedule.factor(step)
-    processes.average_gradients(model)
+    distributed.average_gradients(model)
     norm = nn.utils.clip_grad_norm_(model.parameters(), schedule.clip)
     if not torch.isfinite(norm):  # the step would spoil the weights
         raise _diverged("gradient", norm, step, folder)
@@ -255,7 +256,7 @@ def _resume(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, ab
         return 0
     remedy = f"Delete {folder} to start anew, or give the run another folder."
     try:
-        state = torch.load(path, map_location=settings.device(), weights_only=True)
+        state = torch.load(path, map_location=config.device(), weights_only=True)
         if state["about"] != about:
             raise TrainingError(f"{folder} holds a run of another schedule or other data", remedy)
         model.load_state_dict(state["model"])
@@ -316,7 +317,7 @@ def read_log(folder: Path) -> list[dict[str, float]]:
 
 def _cut_log(folder: Path, step: int) -> None:
     """Forget what was logged after the checkpoint: those steps are done again."""
-    if not (folder / "log.jsonl").exists() or not processes.first():
+    if not (folder / "log.jsonl").exists() or not distributed.first():
         return
     kept = [line for line in read_log(folder) if line["step"] <= step]
     with atomic_path(folder / "log.jsonl") as path:

@@ -1,4 +1,4 @@
-"""The search as an app, for whoever wants no code: ``python -m objemb_lib.app``, or ``make app``.
+"""The search as an app, for whoever wants no code: ``python -m objemb_lib.show.app``, or ``make app``.
 
 Voilà serves the notebook ``search.ipynb`` of this folder. Each visitor has a kernel of their own;
 the indexes are made once, before the first one comes, and read from the cache.
@@ -13,17 +13,19 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from objemb_lib import attention, settings
-from objemb_lib.boxes import ObjectBoxes, ObjectRegion, true_boxes
-from objemb_lib.comparison import few_scenes
-from objemb_lib.datasets import roles
-from objemb_lib.datasets.base import ImageDataset
-from objemb_lib.datasets.folder import folder
-from objemb_lib.detectors import Detector, read_card
-from objemb_lib.objects import ObjectIndex
-from objemb_lib.retriever import Pairs, Retriever, build, embedder
-from objemb_lib.student import StudentTrunk, load_student
-from objemb_lib.trunks import Trunk, load_trunk
+from objemb_lib.attend import attention
+from objemb_lib import config
+from objemb_lib.embed.boxes import ObjectBoxes, ObjectRegion, true_boxes
+from objemb_lib.measure.comparison import few_scenes
+from objemb_lib.data.catalogue import roles
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.data.folder import folder
+from objemb_lib.detect.detectors import Detector
+from objemb_lib.detect.weights import read_card
+from objemb_lib.attend.objects import ObjectIndex
+from objemb_lib.search.retriever import Pairs, Retriever, build, embedder
+from objemb_lib.teach.student import StudentTrunk, load_student
+from objemb_lib.embed.trunks import Trunk, load_trunk
 
 HERE = Path(__file__).parent
 PHOTOS = "OBJEMB_PHOTOS"  # names the folder for the kernels
@@ -47,7 +49,7 @@ def ways(dataset: ImageDataset, progress: bool = False) -> list[Retriever]:
     Indexes are read from the cache, or made and written there.
     """
     student, trunk = load_student(), load_trunk("efficientnet_lite0")
-    detector = student.detector.for_inference(settings.device())  # once, not for each photograph
+    detector = student.detector.for_inference(config.device())  # once, not for each photograph
     networks = {"student": (StudentTrunk(student), *STUDENT), trunk.name: (trunk, *TEACHER)}
 
     @functools.cache  # both networks look at the same boxes
@@ -78,7 +80,7 @@ def _index(
 ) -> ObjectIndex:
     key = (dataset.fingerprint, network.fingerprint(), pairs, context, boxes, SIZE,
            read_card("student")["sha256"])  # fmt: skip
-    path = settings.cache_root() / "app" / f"{hashlib.sha256(repr(key).encode()).hexdigest()}.index"
+    path = config.cache_root() / "app" / f"{hashlib.sha256(repr(key).encode()).hexdigest()}.index"
     if not path.exists():
         region = ObjectRegion(where(), context)
         build(dataset, network, pairs, region, SIZE, progress=progress).index.save(path)

@@ -1,4 +1,4 @@
-"""Make the indexes, then serve the app. See :mod:`objemb_lib.app`."""
+"""Make the indexes, then serve the app. See :mod:`objemb_lib.show.app`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import argparse
 import os
 import sys
 
-from objemb_lib import app
-from objemb_lib.errors import ObjembError
+from objemb_lib.show import app
+from objemb_lib.config import ObjembError
 
 
 def main() -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m objemb_lib.app", description=app.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m objemb_lib.show.app", description=app.__doc__)
     parser.add_argument("--photos", default="", help="folder to search (default: mini-battles)")
     parser.add_argument("--port", type=int, default=8866)
     parser.add_argument("--no-browser", action="store_true", help="only print the address")

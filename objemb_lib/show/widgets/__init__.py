@@ -3,10 +3,10 @@
 None asks any host for anything. A callback that fails says so in its widget.
 """
 
-from objemb_lib.widgets.attention import Attention
-from objemb_lib.widgets.compare import Compare
-from objemb_lib.widgets.map import Map
-from objemb_lib.widgets.retrieval import Retrieval
-from objemb_lib.widgets.search import ObjectSearch
+from objemb_lib.show.widgets.attention import Attention
+from objemb_lib.show.widgets.compare import Compare
+from objemb_lib.show.widgets.map import Map
+from objemb_lib.show.widgets.retrieval import Retrieval
+from objemb_lib.show.widgets.search import ObjectSearch
 
 __all__ = ["Attention", "Compare", "Map", "ObjectSearch", "Retrieval"]

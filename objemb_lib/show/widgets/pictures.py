@@ -15,7 +15,7 @@ import traitlets
 from matplotlib import colormaps
 from PIL import Image
 
-from objemb_lib.datasets.base import ImageDataset
+from objemb_lib.data.dataset import ImageDataset
 
 HERE = Path(__file__).parent
 MARKS = {"right": "✓ right", "wrong": "✗ wrong", "": ""}  # colour alone says too little
