@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 from objemb_lib.cache import atomic_write_text
-from objemb_lib.data.catalogue import roles
+from objemb_lib.data.catalogue import load_splits
 from objemb_lib.detect.features import DetectorTrunk
 from objemb_lib.detect.weights import load_detector
 from objemb_lib.embed.extract import extract_regions
@@ -35,7 +35,7 @@ PAIRS = [("stage4", "spoc"), ("stage4", "rmac"), ("head", "crow")]
 
 def once(images: int) -> dict[str, float]:
     """One extraction in this process; what it cost."""
-    data = roles("mini-battles").tests["battle"].subset(range(images))
+    data = load_splits("mini-battles").tests["battle"].subset(range(images))
     networks = load_trunk("efficientnet_lite0"), DetectorTrunk(load_detector("faster_rcnn"))
     before, start = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
     for network in networks:

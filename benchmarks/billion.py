@@ -53,13 +53,13 @@ def measured(images: int, n: int) -> dict:
     """Bytes a vector, codes a second and core, and the share of lists to look at, for each code."""
     from query import by_student, paths_of_battle, real_answers
 
-    from objemb_lib.search.synthetic import grow
     from objemb_lib.embed.whitening import l2
+    from objemb_lib.search.synthetic import synthetic_vectors
 
     real = l2(
         np.concatenate([v for _, v in real_answers(by_student(), paths_of_battle()[:images])])
     )
-    grown = grow(real, n + 200)
+    grown = synthetic_vectors(real, n + 200)
     vectors, queries = grown[:n], grown[n:]
     _, truth = faiss.knn(queries, vectors, 10)
     rows = {name: of_code(*code, vectors, queries, truth) for name, code in CODES.items()}

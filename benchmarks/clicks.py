@@ -22,13 +22,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from objemb_lib.show import app
 from objemb_lib.cache import atomic_write_text
-from objemb_lib.embed.boxes import ObjectRegion, grid
-from objemb_lib.data.catalogue import roles
+from objemb_lib.data.catalogue import load_splits
 from objemb_lib.detect.weights import load_detector
-from objemb_lib.search.retriever import build
+from objemb_lib.embed.boxes import ObjectRegion, grid
 from objemb_lib.embed.trunks import load_trunk
+from objemb_lib.search.retriever import build
+from objemb_lib.show import app
 from objemb_lib.show.widgets import ObjectSearch
 
 RESULT = Path(__file__).parent / "results" / "clicks.json"
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=812)
     parser.add_argument("--clicks", type=int, default=50)
     asked = parser.parse_args()
-    data = roles("mini-battles").tests["battle"]
+    data = load_splits("mini-battles").tests["battle"]
     data = data.subset(range(min(asked.images, len(data))))
     pairs, context = app.TEACHER
     detector = load_detector("faster_rcnn")

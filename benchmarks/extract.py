@@ -26,11 +26,11 @@ from torchvision.transforms import functional as transforms
 
 from objemb_lib.cache import atomic_write_text
 from objemb_lib.data.mini_battles import mini_battles
-from objemb_lib.measure.metrics import evaluate, paired_difference
 from objemb_lib.embed.extract import extract
-from objemb_lib.embed.whitening import l2
 from objemb_lib.embed.regions import CROP, WHOLE
 from objemb_lib.embed.trunks import Trunk, load_trunk
+from objemb_lib.embed.whitening import l2
+from objemb_lib.measure.metrics import evaluate, paired_difference
 
 RESULT = Path(__file__).parent / "results" / "extract.json"
 CPU = torch.device("cpu")

@@ -28,8 +28,8 @@ import torch.nn.functional as F
 from pycocotools import mask as coco_mask
 
 from objemb_lib.cache import atomic_write_text
-from objemb_lib.embed.boxes import ObjectBoxes, ObjectRegion
 from objemb_lib.data.mini_battles import mini_battles
+from objemb_lib.embed.boxes import ObjectBoxes, ObjectRegion
 from objemb_lib.embed.pooling import POOLINGS
 from objemb_lib.embed.regions import WHOLE, cut
 from objemb_lib.embed.trunks import Trunk, load_trunk

@@ -23,21 +23,21 @@ from pathlib import Path
 import numpy as np
 
 from objemb_lib.attend import attention
-from objemb_lib.embed import boxes
-from objemb_lib.measure import claims
-from objemb_lib.embed.boxes import ObjectRegion
-from objemb_lib.measure.comparison import BODY, few_scenes
+from objemb_lib.attend.objects import image_scores, oracle_query, retrieval_scores, top1_query
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.folder import folder
 from objemb_lib.data.mini_battles import mini_battles
+from objemb_lib.detect.metrics import crowds
 from objemb_lib.detect.weights import load_detector
-from objemb_lib.teach.targets import crowds
-from objemb_lib.measure.metrics import Evaluation, evaluate_scores, metric_function
+from objemb_lib.embed import boxes
+from objemb_lib.embed.boxes import ObjectRegion
 from objemb_lib.embed.extract import Objects, extract_objects
-from objemb_lib.attend.objects import clicked, image_scores, retrieval_scores, surest
-from objemb_lib.embed.whitening import l2
-from objemb_lib.teach.student import StudentTrunk, load_student
 from objemb_lib.embed.trunks import load_trunk
+from objemb_lib.embed.whitening import l2
+from objemb_lib.measure import claims
+from objemb_lib.measure.comparison import BODY, few_scenes
+from objemb_lib.measure.metrics import Evaluation, evaluate_scores, metric_function
+from objemb_lib.teach.student import StudentTrunk, load_student
 
 PAIRS = [(stage, pooling) for stage in BODY for pooling in ("spoc", "rmac", "crow")]
 METRICS = ("mAP", "R@1")
@@ -110,8 +110,8 @@ def coco_vectors(data: ImageDataset, trunk, detector) -> dict[str, list]:
 def students(data: ImageDataset, others: Sequence[boxes.ObjectBoxes] = ()) -> list[Objects]:
     """The shipped student's vectors of some boxes, last of its own five best."""
     student = load_student()
-    seen = attention.look(data, student.detector, progress=False)
-    own = attention.detected(data, student.detector, seen).top(5, name="its own boxes")
+    seen = attention.run_detector(data, student.detector, progress=False)
+    own = attention.detector_boxes(data, student.detector, seen).top(5, name="its own boxes")
     trunk, pair = StudentTrunk(student), ("student", "spoc")
     return list(extract_objects(data, trunk, [pair], [*others, own], progress=False).values())
 
@@ -159,7 +159,7 @@ def groceries(place: Path, trunk, detector) -> None:
         scores = np.maximum.reduceat(any_object, starts)[data.queries][:, data.gallery]
         found[f"{name}, any object ({', '.join(pair)})"] = evaluate_scores(scores, data, METRICS)
         if some.where.counts.max() > 1 and name.startswith(("detector", "student")):
-            scores = retrieval_scores(vectors, some, surest(some), data, "best")
+            scores = retrieval_scores(vectors, some, top1_query(some), data, "best")
             found[f"{name}, the surest ({', '.join(pair)})"] = evaluate_scores(
                 scores, data, METRICS
             )
@@ -196,7 +196,9 @@ def chosen_on_battles(trunk, detector) -> dict[str, tuple[str, str]]:
 
 
 def _on_train(some, pair: tuple[str, str], train: ImageDataset) -> float:
-    scores = retrieval_scores(l2(some.vectors[pair]), some, clicked(some, train), train, "best")
+    scores = retrieval_scores(
+        l2(some.vectors[pair]), some, oracle_query(some, train), train, "best"
+    )
     return evaluate_scores(scores, train, ["mAP"]).mean("mAP")
 
 

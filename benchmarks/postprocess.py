@@ -28,15 +28,15 @@ import torch
 from billion import rewritten
 
 from objemb_lib.cache import atomic_write_text
-from objemb_lib.measure.comparison import few_scenes
-from objemb_lib.data.catalogue import roles
+from objemb_lib.data.catalogue import load_splits
 from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.measure.metrics import Evaluation, evaluate, evaluate_scores, paired_difference
 from objemb_lib.embed.extract import extract, extract_scales
-from objemb_lib.embed.whitening import alpha_query_expansion, database_augmentation, l2
 from objemb_lib.embed.regions import CROP, WHOLE, Region
-from objemb_lib.search.rerank import diffusion, k_reciprocal
 from objemb_lib.embed.trunks import Trunk, load_trunk
+from objemb_lib.embed.whitening import alpha_query_expansion, database_augmentation, l2
+from objemb_lib.measure.comparison import few_scenes
+from objemb_lib.measure.metrics import Evaluation, evaluate, evaluate_scores, paired_difference
+from objemb_lib.search.rerank import diffusion, k_reciprocal
 
 RESULT = Path(__file__).parent / "results" / "postprocess.json"
 PAGE = Path(__file__).parents[1] / "docs" / "postprocessing.md"
@@ -168,7 +168,7 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.page:
         return write_page()
-    train, tests = roles(DATA)
+    train, tests = load_splits(DATA)
     if asked.scenes:
         train = few_scenes(train, asked.scenes)
         tests = {name: few_scenes(data, asked.scenes) for name, data in tests.items()}

@@ -3,7 +3,7 @@
     python benchmarks/query.py [--images 400] [--most 100000] [--queries 15]
 
 Two ways: a detector, then the trunk on its boxes; the student, in one pass. Each index holds the
-way's vectors of real battle scenes (256 px), grown beyond their number (objemb_lib.search.synthetic) to three
+way's vectors of real battle scenes (256 px), grown beyond their number to three
 sizes up to --most, and is exact. Milliseconds are medians over queries; memory is what the process
 holds (resident) once everything is loaded, and by how much it rises within each step. For each
 step, and for extraction and filling an index, the exponent of its growth with size is fitted:
@@ -33,19 +33,19 @@ import torch
 
 from objemb_lib import config
 from objemb_lib.cache import atomic_path, atomic_write_text
-from objemb_lib.embed.boxes import ObjectBoxes
 from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.data.images import load_image
 from objemb_lib.data.mini_battles import mini_battles
 from objemb_lib.detect.weights import load_detector
+from objemb_lib.embed.boxes import ObjectBoxes
 from objemb_lib.embed.extract import Objects, extract_objects
-from objemb_lib.search.synthetic import grow
-from objemb_lib.data.images import load_image
-from objemb_lib.attend.objects import ObjectIndex
 from objemb_lib.embed.pooling import POOLINGS
-from objemb_lib.embed.whitening import l2
 from objemb_lib.embed.regions import cut
-from objemb_lib.teach.student import load_student
 from objemb_lib.embed.trunks import load_trunk
+from objemb_lib.embed.whitening import l2
+from objemb_lib.search.objects import ObjectIndex
+from objemb_lib.search.synthetic import synthetic_vectors
+from objemb_lib.teach.student import load_student
 
 RESULT = Path(__file__).parent / "results" / "query.json"
 PAIR, TOP, K = ("stage4", "spoc"), 10, 10
@@ -164,7 +164,7 @@ def filled(real: list[Answer], n: int, seed: int = 0) -> tuple[ObjectIndex, Cloc
     drawn = [real[i][0] for i in rng.integers(len(real), size=int(2 * n / mean) + 9)]
     most = int(np.searchsorted(np.cumsum([len(b) for b in drawn]), n)) + 1
     where = ObjectBoxes("grown", drawn[:most])
-    grown = grow(vectors, len(where.owners), seed)
+    grown = synthetic_vectors(vectors, len(where.owners), seed)
     scores = np.concatenate(where.scores)
     objects = Objects({PAIR: grown}, where.owners, np.concatenate(where.boxes), scores, where)
     index = ObjectIndex(vectors.shape[1])

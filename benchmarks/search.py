@@ -32,13 +32,13 @@ import numpy as np
 import psutil
 import torch
 
-from objemb_lib.data import catalogue
 from objemb_lib.cache import atomic_path, atomic_write_text
+from objemb_lib.data import catalogue
 from objemb_lib.embed.boxes import true_boxes
 from objemb_lib.embed.extract import extract_objects
-from objemb_lib.search.synthetic import grow
-from objemb_lib.search.index import Index, fastest_backend, recall, rerank
 from objemb_lib.embed.whitening import PCAWhitening, l2
+from objemb_lib.search.index import Index, fastest_backend, recall, rerank
+from objemb_lib.search.synthetic import synthetic_vectors
 from objemb_lib.teach.student import StudentTrunk, load_student
 
 OUT = Path(__file__).parent / "results"
@@ -52,14 +52,14 @@ Search = Callable[[], tuple[np.ndarray, np.ndarray]]
 
 def collection(n: int, n_queries: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
     """``n`` vectors grown from true objects of train, and real queries from other objects."""
-    roles, network = catalogue.roles("mini-battles"), StudentTrunk(load_student())
+    roles, network = catalogue.load_splits("mini-battles"), StudentTrunk(load_student())
     real = []
     for data in (roles.train, next(iter(roles.tests.values()))):
         (some,) = extract_objects(data, network, [PAIR], [true_boxes(data)]).values()
         real.append(l2(some.vectors[PAIR]))
     pca = PCAWhitening(dim, whiten=False).fit(real[0])
     queries = np.random.default_rng(0).permutation(pca(real[1]))[:n_queries]
-    return grow(pca(real[0]), n), np.ascontiguousarray(queries)
+    return synthetic_vectors(pca(real[0]), n), np.ascontiguousarray(queries)
 
 
 def seconds_of(search: Callable, times: int = 1) -> tuple[float, object]:

@@ -26,8 +26,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from objemb_lib import config
 from objemb_lib.cache import atomic_write_text
 from objemb_lib.data.mini_battles import mini_battles
-from objemb_lib.teach.student import Student, Teacher, load_student
 from objemb_lib.embed.trunks import load_trunk
+from objemb_lib.teach.student import Student, Teacher, load_student
 
 RESULTS = Path(__file__).parent / "results" / "student.json"
 OBJECTS = (1, 3, 10)

@@ -22,19 +22,26 @@ import numpy as np
 
 from objemb_lib import config
 from objemb_lib.cache import atomic_write_text
-from objemb_lib.measure.comparison import few_scenes
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.mini_battles import mini_battles
-from objemb_lib.detect.weights import load_detector
 from objemb_lib.detect.metrics import coco_ap, detect
-from objemb_lib.measure.metrics import evaluate
+from objemb_lib.detect.weights import load_detector
 from objemb_lib.embed.extract import extract
-from objemb_lib.embed.whitening import PCAWhitening, l2
 from objemb_lib.embed.regions import CROP, ROI
-from objemb_lib.teach.student import SCHEDULE, Recipe, Student, StudentTrunk, Teacher, train_student
 from objemb_lib.embed.trunks import load_trunk
+from objemb_lib.embed.whitening import PCAWhitening, l2
+from objemb_lib.measure.comparison import few_scenes
+from objemb_lib.measure.metrics import evaluate
+from objemb_lib.teach.student import (
+    SCHEDULE,
+    DistillConfig,
+    Student,
+    StudentTrunk,
+    Teacher,
+    train_student,
+)
 
-GUIDED, SIDE, WHITENED = Recipe(), 160, 256
+GUIDED, SIDE, WHITENED = DistillConfig(), 160, 256
 LESSONS = replace(SCHEDULE, steps=40, warmup=10)
 OBJECTS = (15, 30, 59)  # of the 118 train objects: the curve
 RESULTS = Path(__file__).parent / "results" / "student_ablations.json"
@@ -53,7 +60,7 @@ def whitened() -> Teacher:
 
 
 # name: (recipe, what makes the teacher, whether the vectors are projected)
-ABLATIONS: dict[str, tuple[Recipe, Callable[[], Teacher], bool]] = {
+ABLATIONS: dict[str, tuple[DistillConfig, Callable[[], Teacher], bool]] = {
     "guided": (GUIDED, teacher, False),
     "guided, projected": (GUIDED, teacher, True),
     "cosine alone": (replace(GUIDED, losses=("cosine",)), teacher, False),
@@ -62,18 +69,18 @@ ABLATIONS: dict[str, tuple[Recipe, Callable[[], Teacher], bool]] = {
     "no free regions": (replace(GUIDED, free=0), teacher, False),
     "free regions alone": (replace(GUIDED, regions="none", free=5), teacher, False),
     "all proposals alike": (replace(GUIDED, regions="proposals"), teacher, False),
-    "hints of the whole map": (Recipe("none", 0, ("hint",)), teacher, False),
+    "hints of the whole map": (DistillConfig("none", 0, ("hint",)), teacher, False),
     "no detection losses": (replace(GUIDED, detection=False), teacher, False),
     "frozen detector": (replace(GUIDED, frozen=True), teacher, True),
-    "labels, no teacher": (Recipe(free=0, losses=("labels",)), teacher, False),
+    "labels, no teacher": (DistillConfig(free=0, losses=("labels",)), teacher, False),
     "teacher on the map": (GUIDED, lambda: teacher(from_map=True), False),
     "teacher whitened": (GUIDED, whitened, True),
     "teacher Lite2": (GUIDED, lambda: teacher("efficientnet_lite2"), True),
 }
 
 
-def lesson(name: str) -> tuple[Recipe, Callable[[], Teacher], bool, ImageDataset]:
-    """Recipe, teacher, projection and training scenes of a run."""
+def lesson(name: str) -> tuple[DistillConfig, Callable[[], Teacher], bool, ImageDataset]:
+    """DistillConfig, teacher, projection and training scenes of a run."""
     train = mini_battles("train")
     if name.endswith(" objects"):  # distractors are objects, too: fewer of them, fewer scenes
         few = np.unique(train.labels)[:: round(118 / int(name.split()[-2]))]

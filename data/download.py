@@ -38,10 +38,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from objemb_lib.data import catalogue
 from objemb_lib import config
-from objemb_lib.data import packed
 from objemb_lib.config import DataError, ObjembError
+from objemb_lib.data import catalogue, packed
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,31 +1,59 @@
-"""objemb: object embeddings for image retrieval, in small rooms.
+"""objemb: object embeddings for image retrieval, a room for each chapter of the course.
 
-Data flows one way: images -> :mod:`datasets` -> :mod:`trunks` (feature maps) -> :mod:`regions`
-(where to look) -> :mod:`pooling` (map x region -> vector) -> :mod:`boxes`, :mod:`attention` (where
-objects are, whoever says so) -> :mod:`postprocess` -> :mod:`exact`, :mod:`families`,
-:mod:`index` -> :mod:`rerank` (by neighbours) -> :mod:`evaluate` -> :mod:`objects` (images as sets
-of objects) -> :mod:`retriever` (one query, from photograph to answer) -> :mod:`plots`,
-:mod:`widgets` -> :mod:`app` (the search, without code). Training (``detectors``, ``student``)
-stands beside the flow and produces trunks; so does ``grow``, which makes large collections to try
-an index on. Beyond one machine: ``ray_extract`` (from images to vectors) and ``milvus`` (search),
-on ``optional`` packages.
-A module imports only from rooms before it.
+:mod:`config` and :mod:`cache` lie below; then :mod:`data` (photographs with their truth, notebook
+00), :mod:`embed` (from image to vector, 01), :mod:`measure` (metrics, intervals, claims),
+:mod:`detect` (02), :mod:`attend` (where to look, 03), :mod:`teach` (the student, 04),
+:mod:`search` (05), :mod:`show` (plots, widgets, the app) and :mod:`course` (what runs it all).
+A module imports only from rooms before its own. What a lesson needs is here, loaded when asked for.
 """
 
-import ctypes
-import os
-import sys
+from __future__ import annotations
 
-# Two programs that compute at once (two notebooks, a training beside one) wait for each other's
-# spinning threads, ten times slower. Let them spin less; read when torch is first imported.
-os.environ.setdefault("GOMP_SPINCOUNT", "4000")
-
-# A network asks for the same large maps at every batch. glibc gives them back to the system each
-# time, which then clears every page again: benchmarks/allocator.py measures what that costs.
-if sys.platform == "linux" and not any(name.startswith("MALLOC_") for name in os.environ):
-    _libc = ctypes.CDLL(None)
-    if hasattr(_libc, "mallopt"):
-        _libc.mallopt(-1, 512 << 20)  # M_TRIM_THRESHOLD: free bytes that stay ours
-        _libc.mallopt(-3, 128 << 20)  # M_MMAP_THRESHOLD: larger blocks still go back at once
+from importlib import import_module
 
 __version__ = "0.1.0"
+
+# name: the module it is in; a name that ends its module's path is that module
+_WHERE = {
+    "load_splits": "data.catalogue",
+    "ImageDataset": "data.dataset",
+    "folder": "data.folder",
+    "load_trunk": "embed.trunks",
+    "POOLINGS": "embed.pooling",
+    "Region": "embed.regions",
+    "PCAWhitening": "embed.whitening",
+    "l2": "embed.whitening",
+    "extract": "embed.extract",
+    "extract_objects": "embed.extract",
+    "analysis": "measure.analysis",
+    "evaluate": "measure.metrics",
+    "evaluate_scores": "measure.metrics",
+    "paired_difference": "measure.metrics",
+    "load_detector": "detect.weights",
+    "Student": "teach.student",
+    "Teacher": "teach.student",
+    "load_student": "teach.student",
+    "train_student": "teach.student",
+    "Index": "search.index",
+    "ObjectIndex": "search.objects",
+    "Retriever": "search.retriever",
+    "plots": "show.plots",
+    "widgets": "show.widgets",
+}
+__all__ = ["__version__", *_WHERE]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    where = _WHERE[name]
+    module = import_module(f"{__name__}.{where}")
+    return (
+        module
+        if where.endswith(f".{name}") and not hasattr(module, name)
+        else getattr(module, name)
+    )
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "config"]

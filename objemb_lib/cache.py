@@ -1,16 +1,25 @@
-"""Files that appear whole or not at all: a temporary file beside, then one rename."""
+"""Files that appear whole or not at all, and tables of vectors kept by what decides them."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import os
 import stat
 import uuid
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from objemb_lib.config import ObjembError
+import numpy as np
+import safetensors
+from filelock import FileLock, Timeout
+from safetensors.numpy import load_file, save_file
+from tqdm.auto import tqdm
+
+from objemb_lib.config import CacheError, ObjembError
 
 # Windows has no quota errno.
 DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
@@ -73,3 +82,82 @@ def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
 def atomic_write_text(path: str | os.PathLike[str], text: str) -> Path:
     """Write ``text`` as UTF-8, line ends as they are. Raises as :func:`atomic_path`."""
     return atomic_write_bytes(path, text.encode("utf-8"))
+
+
+class Store:
+    """The cached vectors of one key, a file each (stage, pooling), and parts of unfinished ones.
+
+    Args:
+        root: folder of all keys. key: what decides the numbers; also written into every file,
+            so that a file of other settings is never taken for ours.
+        rows: how many vectors some images have.
+    """
+
+    def __init__(self, root: Path, key: dict[str, str], rows: Callable[[range], int] = len) -> None:
+        self.key, self.rows = key, rows
+        self.folder = root / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """One process at a time; the others wait, saying so."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.folder / "lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                tqdm.write("Another notebook is computing these vectors; waiting for it.")
+                lock.acquire()
+        except OSError as error:
+            raise CacheError(
+                f"the cache {self.folder} cannot be written: {error.strerror or error}",
+                "Free some space, or set OBJEMB_CACHE to a folder that can be written.",
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def path(self, pair: tuple[str, str], part: range | None = None) -> Path:
+        tail = "" if part is None else f".part-{part[0]:07d}"
+        return self.folder / f"{'-'.join(pair)}{tail}.safetensors"
+
+    def has(self, pair: tuple[str, str], part: range | None = None) -> bool:
+        """Whether the file is there and whole; a damaged one is removed, with a warning."""
+        path = self.path(pair, part)
+        if not path.exists():
+            return False
+        try:
+            with safetensors.safe_open(path, "numpy") as file:
+                stated, count = file.metadata(), file.get_slice("vectors").get_shape()[0]
+        except (safetensors.SafetensorError, OSError) as error:
+            warnings.warn(f"{path} is damaged ({error}): computing it again", stacklevel=3)
+            path.unlink()
+            return False
+        if stated != self.key or (part is not None and count != self.rows(part)):
+            raise CacheError(
+                f"{path} holds vectors of other settings than its folder says",
+                f"Delete {self.folder}: it will be computed again.",
+            )
+        return True
+
+    def write(self, vectors: np.ndarray, pair: tuple[str, str], part: range | None = None) -> None:
+        path = self.path(pair, part)
+        try:
+            # What a power cut leaves half-written is noticed when it is read, and made again.
+            with atomic_path(path, durable=False) as temporary:
+                save_file({"vectors": vectors}, temporary, metadata=self.key)
+        except (OSError, ObjembError, safetensors.SafetensorError) as error:
+            raise CacheError(
+                f"{path} cannot be written: {getattr(error, 'problem', error)}",
+                "Free some space (everything computed so far is kept), or set OBJEMB_CACHE.",
+            ) from error
+
+    def read(self, pair: tuple[str, str], part: range | None = None) -> np.ndarray:
+        return load_file(self.path(pair, part))["vectors"]
+
+    def merge(self, pair: tuple[str, str], parts: list[range]) -> None:
+        """Join the parts of a pair into its file."""
+        self.write(np.concatenate([self.read(pair, part) for part in parts]), pair)
+        for part in parts:
+            self.path(pair, part).unlink()

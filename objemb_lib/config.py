@@ -154,8 +154,14 @@ def seed_everything(seed: int = SEED) -> int:
     return seed
 
 
+def start(seed: int = SEED) -> int:
+    """What a notebook and a command begin with: :func:`seed_everything`, :func:`tune_process`."""
+    tune_process()
+    return seed_everything(seed)
+
+
 def tune_process() -> None:
-    """Make this process compute faster: what the course's entry points call before torch loads.
+    """Make this process compute faster: for the course's entry points.
 
     Two programs that compute at once (two notebooks, a training beside one) wait for each other's
     spinning threads, ten times slower: let them spin less. And a network asks for the same large

@@ -1,66 +1,78 @@
-"""The plan of the house: rooms import only what comes before them, and never in a circle."""
+"""The plan of the house: every module imports only from rooms before its own, never in a circle."""
 
 from __future__ import annotations
 
 import ast
 import graphlib
 import re
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 import objemb_lib
 
 LIBRARY = Path(objemb_lib.__file__).parent
-ORDER = list(dict.fromkeys(re.findall(r":mod:`(\w+)`", objemb_lib.__doc__)))
+ROOMS = re.findall(r":mod:`(\w+)`", objemb_lib.__doc__)
+MODULES = {
+    ".".join(file.relative_to(LIBRARY).with_suffix("").parts).removesuffix(".__init__"): file
+    for file in LIBRARY.rglob("*.py")
+    if file != LIBRARY / "__init__.py"
+}
 
 
-def modules() -> dict[str, Path]:
-    """Dotted name below ``objemb_lib`` -> file."""
-    files = {file.relative_to(LIBRARY): file for file in LIBRARY.rglob("*.py")}
-    return {
-        ".".join(path.with_suffix("").parts).removesuffix(".__init__"): file
-        for path, file in files.items()
-    }
-
-
-def imported(file: Path, known: set[str]) -> set[str]:
+def imported(file: Path) -> set[str]:
     """Modules of the library that a file imports, also those inside its functions."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("objemb_lib"):
             place = node.module.removeprefix("objemb_lib").lstrip(".")
             names = {f"{place}.{alias.name}".lstrip(".") for alias in node.names}
-            found |= names & known or {place}
+            found |= names & MODULES.keys() or {place}
     return found - {""}
 
 
-def graph() -> dict[str, set[str]]:
-    known = modules()
-    return {name: imported(file, set(known)) for name, file in known.items() if name != "__init__"}
+GRAPH = {name: imported(file) for name, file in MODULES.items()}
 
 
-def test_the_order_is_the_documented_one_and_each_of_its_rooms_is_there():
-    tops = {name.partition(".")[0] for name in graph()}
-    assert len(ORDER) >= 9 and set(ORDER) <= tops
+def room(module: str) -> str:
+    return module.partition(".")[0]
 
 
-def test_rooms_import_only_from_rooms_before_them():
-    place = {room: i for i, room in enumerate(ORDER)}
-    wrong = [
-        f"{name} imports {other}"
-        for name, others in graph().items()
-        for other in others
-        if place.get(name.partition(".")[0], len(ORDER)) < place.get(other.partition(".")[0], -1)
-    ]
-    assert not wrong
+def test_every_module_is_in_a_room_and_there_are_at_most_a_dozen_things_at_the_top():
+    assert {room(name) for name in MODULES} == set(ROOMS)
+    assert len(ROOMS) + 1 <= 12
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_a_module_imports_only_from_rooms_before_its_own(module: str):
+    later = {
+        other for other in GRAPH[module] if ROOMS.index(room(other)) > ROOMS.index(room(module))
+    }
+    assert not later
 
 
 def test_nothing_is_imported_in_a_circle():
-    graphlib.TopologicalSorter(graph()).prepare()  # raises CycleError, naming the circle
+    graphlib.TopologicalSorter(GRAPH).prepare()  # raises CycleError, naming the circle
 
 
 def test_the_graph_is_seen():
     """Or the tests above could not fail."""
-    found = graph()
-    assert {"datasets.base", "trunks", "regions"} <= found["extract"]
-    assert "detectors.build" in found["detectors.weights"]
-    assert {"settings", "datasets"} <= found["reproduce"]
+    assert {"data.dataset", "embed.trunks", "cache"} <= GRAPH["embed.extract"]
+    assert {"config", "data.catalogue"} <= GRAPH["course.reproduce"]
+
+
+def test_what_a_lesson_imports_is_there_and_the_root_loads_nothing_before_it_is_asked_for():
+    for name in objemb_lib.__all__:
+        getattr(objemb_lib, name)
+    code = "import objemb_lib, sys; print([m for m in ('torch', 'faiss') if m in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_a_data_set_loads_no_other_nor_what_downloads():
+    code = (
+        "import sys, objemb_lib.data.coco; print([m for m in sys.modules if m in ('requests', "
+        "'pooch', 'objemb_lib.data.classes', 'objemb_lib.data.mini_battles')])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

@@ -23,9 +23,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from objemb_lib.data import download
 from objemb_lib import config
-from objemb_lib.data import mini_battles, sources
+from objemb_lib.data import download, mini_battles, sources
 
 NAME = mini_battles.NAME
 NAMES = ("wren", "tulip", "hammer", "finch", "poppy", "saw")  # three of train, three of test

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from objemb_lib.embed.boxes import ObjectBoxes, true_boxes
 from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.embed.boxes import ObjectBoxes, true_boxes
 from objemb_lib.embed.extract import Objects
-from objemb_lib.attend.objects import ObjectIndex
+from objemb_lib.search.objects import ObjectIndex
 from objemb_lib.search.retriever import Retriever
 
 BOXES = {

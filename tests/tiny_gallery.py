@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from objemb_lib.embed.boxes import ObjectBoxes, true_boxes
 from objemb_lib.data.catalogue import DATASETS
 from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.embed.boxes import ObjectBoxes, true_boxes
 from objemb_lib.embed.extract import Objects
-from objemb_lib.attend.objects import ObjectIndex
 from objemb_lib.embed.whitening import l2
+from objemb_lib.search.objects import ObjectIndex
 from objemb_lib.search.retriever import Retriever
 
 PAIR = ("pixels", "colours")

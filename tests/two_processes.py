@@ -15,8 +15,8 @@ import torch
 from tiny_scenes import lively, scenes, small
 from torch import Tensor, nn
 
-from objemb_lib.teach import distributed, training
 from objemb_lib.config import TrainingError
+from objemb_lib.teach import distributed, training
 from objemb_lib.teach.student import Teacher, train_student
 from objemb_lib.teach.training import Schedule, train
 

@@ -17,14 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import nms
 
-from objemb_lib.embed import boxes as rooms
 from objemb_lib import config
-from objemb_lib.embed.boxes import ObjectBoxes, ObjectRegion, image_sizes
+from objemb_lib.cache import Store
+from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.detect.detectors import Detector, Target
 from objemb_lib.detect.metrics import detect
-from objemb_lib.config import DataError
-from objemb_lib.embed.extract import Store
+from objemb_lib.embed import boxes as rooms
+from objemb_lib.embed.boxes import ObjectBoxes, ObjectRegion, image_sizes
 from objemb_lib.embed.regions import WHOLE, Region
 from objemb_lib.embed.trunks import Trunk, imagenet_classifier
 
@@ -36,7 +36,7 @@ SOURCES = (
 )  # fmt: skip
 
 
-def look(
+def run_detector(
     dataset: ImageDataset, detector: Detector, masks: bool = False, progress: bool = True
 ) -> list[Target]:
     """:func:`detect`, and what a two-stage detector proposed on the way, in the same pass.
@@ -63,10 +63,10 @@ def look(
     return found
 
 
-def looked(
+def detect_cached(
     dataset: ImageDataset, detector: Detector, masks: bool = False, progress: bool = True
 ) -> list[Target]:
-    """:func:`look`, and what it found is kept: the next time nothing is detected again.
+    """:func:`run_detector`, and what it found is kept: the next time nothing is detected again.
 
     The cache is keyed by the images, the detector's weights and settings, and the kind of device.
 
@@ -80,7 +80,7 @@ def looked(
         parts = _parts(store)
         if parts and all(store.has((part, "all")) for part in parts):
             return _unpacked({part: store.read((part, "all")) for part in parts})
-        found = look(dataset, detector, masks, progress)
+        found = run_detector(dataset, detector, masks, progress)
         packed = _packed(found)
         for part, values in packed.items():
             store.write(values, (part, "all"))
@@ -141,7 +141,7 @@ def _is_plain(value: object) -> bool:
     return isinstance(value, (bool, int, float, str))
 
 
-def detected(
+def detector_boxes(
     dataset: ImageDataset, detector: Detector, found: Sequence[Target], masks: bool = False
 ) -> ObjectBoxes:
     """What a detector found, whatever it calls it; the whole image where it found nothing.
@@ -149,7 +149,7 @@ def detected(
     Detections of different categories that overlap by :data:`SAME` are one object.
 
     Args:
-        found: as :func:`look` gives it. masks: keep the masks as well.
+        found: as :func:`run_detector` gives it. masks: keep the masks as well.
     Raises:
         DataError: ``masks`` of a detector that gives none.
     """
@@ -166,10 +166,10 @@ def detected(
     )
 
 
-def proposed(
+def proposal_boxes(
     dataset: ImageDataset, detector: Detector, found: Sequence[Target], top: int = 10
 ) -> ObjectBoxes:
-    """A two-stage detector's proposals. Arguments as for :func:`detected`.
+    """A two-stage detector's proposals. Arguments as for :func:`detector_boxes`.
 
     Scores are ``1 / rank``: torchvision keeps the order of the proposals, not what made it.
 
@@ -200,7 +200,7 @@ def sources(
 ) -> dict[str, ObjectRegion]:
     """Boxes of a data set by the names of :data:`SOURCES`; a detector runs once for all of them.
 
-    What it found is cached, see :func:`looked`.
+    What it found is cached, see :func:`detect_cached`.
 
     Args:
         detector: where a name asks for one; a Mask R-CNN where a name asks for masks.
@@ -217,7 +217,7 @@ def sources(
     if asked and detector is None:
         raise DataError(f"{asked[0]!r} needs a detector", "Pass load_detector('mask_rcnn').")
     masks = "detector masks, top 5" in names
-    found = looked(dataset, detector, masks, progress) if asked else []
+    found = detect_cached(dataset, detector, masks, progress) if asked else []
     return {name: _source(name, dataset, detector, found, masks, seed) for name in names}
 
 
@@ -233,11 +233,11 @@ def _source(
     if name in simple:
         return ObjectRegion(simple[name](dataset))
     if name.startswith("proposals"):
-        return ObjectRegion(proposed(dataset, detector, found))
+        return ObjectRegion(proposal_boxes(dataset, detector, found))
     if name.startswith("detector"):
         k = 100 if "score" in name else int(name.rpartition(" ")[2])
         threshold = 0.5 if "score" in name else -np.inf
-        boxes = detected(dataset, detector, found, masks).top(k, threshold, name)
+        boxes = detector_boxes(dataset, detector, found, masks).top(k, threshold, name)
         return ObjectRegion(boxes, masked="masks" in name, called=name)
     true = rooms.true_boxes(dataset)
     if name == "random boxes":

@@ -7,22 +7,17 @@ answer names the images, and in each the box that was meant.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torchvision.ops import box_iou
 
-from objemb_lib.embed.boxes import ObjectBoxes
-from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.config import DataError
-from objemb_lib.measure.metrics import evaluate_scores
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.embed.boxes import ObjectBoxes
 from objemb_lib.embed.extract import Objects
-from objemb_lib.search.index import Index
-from objemb_lib.embed.whitening import l2
+from objemb_lib.measure.metrics import evaluate_scores
 
 HOW = ("best", "sum")
 SAME = 1e-5  # how far two tables of one photograph's vectors may round
@@ -77,6 +72,7 @@ def listed_scores(
     Returns:
         ``(Q, G + R)``: the gallery, then the distractors of each list.
 
+    >>> from pathlib import Path
     >>> from objemb_lib.data.dataset import ImageDataset
     >>> three = ImageDataset("toy", "test", Path(), list("abc"), np.arange(3), fingerprint="x")
     >>> scores = np.array([[0.9, 0.8, 0.7]] * 3)
@@ -93,7 +89,7 @@ def listed_scores(
     return found[:, [*dataset.gallery, *range(n, found.shape[1])]]
 
 
-def surest(objects: Objects) -> np.ndarray:
+def top1_query(objects: Objects) -> np.ndarray:
     """``(N,)``: of each image the row of the object of the highest score, the first of equals.
 
     Of a detector's boxes that is what it is surest of: the query where nobody points at one.
@@ -101,7 +97,7 @@ def surest(objects: Objects) -> np.ndarray:
     return _best_rows(objects, objects.scores)
 
 
-def clicked(objects: Objects, dataset: ImageDataset) -> np.ndarray:
+def oracle_query(objects: Objects, dataset: ImageDataset) -> np.ndarray:
     """``(N,)``: of each image the row of the object that a click on its main object would choose.
 
     The box that meets the true main box best (IoU), whatever source it is from; without a true
@@ -129,7 +125,8 @@ def retrieval_scores(
 
     Args:
         vectors: ``(M, D)``, L2-normalised, of ``objects``. asking: ``(N,)``, of each image the
-            row that asks, see :func:`clicked` and :func:`surest`. how: as :func:`image_scores`.
+            row that asks, see :func:`oracle_query`, :func:`top1_query`.
+        how: as :func:`image_scores`.
     """
     asked = vectors[np.asarray(asking)[dataset.queries]]
     return image_scores(asked, vectors, objects.image, how)[:, dataset.gallery]
@@ -207,7 +204,7 @@ def meets_main(dataset: ImageDataset, where: ObjectBoxes) -> np.ndarray:
     return np.array([own in some for own, some in zip(dataset.labels.tolist(), labels)])
 
 
-def suspects(dataset: ImageDataset, found: np.ndarray) -> dict[str, np.ndarray]:
+def query_strata(dataset: ImageDataset, found: np.ndarray) -> dict[str, np.ndarray]:
     """Kinds of query that may be hard, each ``(Q,)`` boolean; none where true boxes are unknown.
 
     Args:
@@ -226,249 +223,3 @@ def suspects(dataset: ImageDataset, found: np.ndarray) -> dict[str, np.ndarray]:
     third = np.digitize(side, np.quantile(side, [1 / 3, 2 / 3]), right=True)
     kinds |= {name: third == k for k, name in enumerate(("small", "middle", "large"))}
     return {name: which for name, which in kinds.items() if which.any()}
-
-
-# --- an index of objects ------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Match:
-    """An image that was found: its number in the index and its file, score, and the box meant."""
-
-    image: int
-    file: str
-    score: float
-    box: tuple[float, ...]
-
-
-class ObjectIndex:
-    """An :class:`index.Index` of objects that knows their images and boxes, and answers by image.
-
-    Args:
-        dim: of the vectors. meta: strings to keep, see :func:`index.made_by`.
-        factory: the family of the index, see :mod:`index`; all but "Flat", "SQ8" and graphs want
-            ``index.train(l2(vectors))`` first.
-    """
-
-    def __init__(
-        self, dim: int, meta: Mapping[str, str] | None = None, factory: str = "Flat"
-    ) -> None:
-        self.index = Index(dim, meta=meta, factory=factory)
-        self.files: list[str] = []  # "" where an image was removed
-        self.image = np.zeros(0, np.int64)  # (M,) of every object that ever was
-        self.boxes = np.zeros((0, 4), np.float32)  # (M, 4)
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def __repr__(self) -> str:
-        images = sum(map(bool, self.files))
-        return f"ObjectIndex({len(self)} objects of {images} images)"
-
-    @property
-    def n_bytes(self) -> int:
-        """What vectors (or codes), ids and boxes take."""
-        return self.index.n_bytes + self.boxes.nbytes
-
-    @property
-    def vectors(self) -> np.ndarray:
-        """``(M, D)``, L2-normalised, as the index keeps them. Raises DataError once some left."""
-        return self.index.vectors(np.arange(len(self.image)))
-
-    def add(self, objects: Objects, pair: tuple[str, str], files: Sequence[str]) -> None:
-        """Add the objects of further images; vectors are L2-normalised.
-
-        Args:
-            files: one an image, in their order.
-        Raises:
-            DataError: a file that is there already; else as :meth:`index.Index.add`. Then nothing
-                is added.
-        """
-        files = list(files)
-        if len(files) != len(objects.where) or len(set(files)) != len(files) or "" in files:
-            raise DataError(
-                f"{len(files)} files for {len(objects.where)} images", "Name each image once."
-            )
-        if again := set(files) & set(self.files):
-            raise DataError(
-                f"{sorted(again)[0]} is in the index already", "Add an image once only."
-            )
-        ids = len(self.image) + np.arange(len(objects))
-        self.index.add(l2(objects.vectors[pair]), ids)
-        self.image = np.concatenate([self.image, objects.image + len(self.files)])
-        self.boxes = np.concatenate([self.boxes, objects.boxes])
-        self.files += files
-
-    def remove(self, files: Collection[str]) -> None:
-        """Take images out, with all of their objects; the others keep their numbers.
-
-        Raises:
-            DataError: a file that is not there. Then nothing is removed.
-        """
-        if absent := set(files) - set(self.files) | set(files) & {""}:
-            raise DataError(f"{min(absent)!r} is not in the index", "Name files it holds.")
-        gone = [n for n, file in enumerate(self.files) if file in set(files)]
-        self.index.remove(np.flatnonzero(np.isin(self.image, gone)))
-        for n in gone:
-            self.files[n] = ""
-
-    def of_image(self, image: int) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes ``(K, 4)`` and L2-normalised vectors ``(K, D)`` of an image's objects."""
-        mine = np.flatnonzero(self.image == image)
-        return self.boxes[mine], self.index.vectors(mine)
-
-    def search(self, vector: np.ndarray, k: int, without: Collection[str] = ()) -> list[Match]:
-        """The ``k`` images with the object most like a ``(D,)`` vector, best first.
-
-        Each image counts once, by its best object; so does a photograph that is there twice
-        under two names (the same box with the same vector, or with the same code).
-
-        Args:
-            without: files that are not to be found, such as the query's own.
-        """
-        asked, found = l2(np.asarray(vector)[None]), []
-        for wanted in _doubling(4 * (k + len(without)), len(self)):
-            scores, rows = self.index.search(asked, wanted)
-            there = rows[0] >= 0
-            found = self._grouped(scores[0, there], rows[0, there], without)
-            if len(found) >= k or not there.all():
-                break
-        return found[:k]
-
-    def _grouped(
-        self, scores: np.ndarray, rows: np.ndarray, without: Collection[str]
-    ) -> list[Match]:
-        best: dict[int, int] = {}
-        copies: set[int] = set()
-        score_of = dict(zip(rows.tolist(), scores.tolist()))
-        for row in rows.tolist():
-            image = int(self.image[row])
-            if image in best or image in copies or self.files[image] in without:
-                continue
-            alike = [
-                other
-                for other in best.values()
-                if abs(score_of[other] - score_of[row]) < SAME
-                and np.array_equal(self.boxes[other], self.boxes[row])
-            ]
-            if alike and _any_equal(self.index.vectors(np.array([row, *alike]))):
-                copies.add(image)
-                continue
-            best[image] = row
-        return [
-            Match(image, self.files[image], score_of[row], tuple(self.boxes[row].tolist()))
-            for image, row in best.items()
-        ]
-
-    def save(self, path: str | Path) -> None:
-        """Write one file, atomically; see :meth:`index.Index.save`."""
-        objects = {
-            "files": self.files,
-            "image": self.image.tolist(),
-            "boxes": self.boxes.tolist(),
-        }
-        kept = self.index.meta
-        try:
-            self.index.meta = {**kept, "objects": json.dumps(objects)}
-            self.index.save(path)
-        finally:
-            self.index.meta = kept
-
-    @classmethod
-    def load(
-        cls, path: str | Path, meta: Mapping[str, str] | None = None, mmap: bool = False
-    ) -> ObjectIndex:
-        """Read what ``save`` wrote; arguments as for :meth:`index.Index.load`.
-
-        Raises:
-            DataError: absent, damaged, of another model, or no index of objects.
-        """
-        index = Index.load(path, meta=meta, mmap=mmap)
-        try:
-            objects = json.loads(index.meta.pop("objects"))
-            found = cls(index.dim, index.meta)
-            found.index, found.files = index, objects["files"]
-            found.image = np.array(objects["image"], np.int64)
-            found.boxes = np.array(objects["boxes"], np.float32).reshape(-1, 4)
-            if not len(found.image) == len(found.boxes) >= len(index):
-                raise ValueError(f"{len(index)} vectors, {len(found.boxes)} boxes")
-        except (KeyError, ValueError) as error:
-            raise DataError(
-                f"{path} is no index of objects ({error})", "Build it again."
-            ) from error
-        return found
-
-
-def _any_equal(vectors: np.ndarray) -> bool:
-    """Whether the first vector is any of the others, to rounding."""
-    return bool(np.isclose(vectors[1:], vectors[0], atol=SAME).all(axis=1).any())
-
-
-def _doubling(first: int, most: int) -> list[int]:
-    """Numbers to ask for, until there is nothing more.
-
-    >>> _doubling(4, 20)
-    [4, 8, 16, 20]
-    """
-    found = [min(first, most)]
-    while found[-1] < most:
-        found.append(min(2 * found[-1], most))
-    return found
-
-
-# --- choose a box, search for that object -------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What was asked, and found.
-
-    Args:
-        dataset: holds the query. query: image index in it. boxes: ``(K, 4)`` of it.
-        chosen: which box was asked for. matches: best first.
-    """
-
-    dataset: ImageDataset
-    query: int
-    boxes: np.ndarray
-    chosen: int
-    matches: list[Match]
-
-    @property
-    def label(self) -> int:
-        """Label of the object that was chosen; -1 where nobody knows."""
-        return object_label(self.dataset, self.query, self.boxes[self.chosen])
-
-
-def search_object(
-    dataset: ImageDataset,
-    query: int,
-    objects: Objects,
-    pair: tuple[str, str],
-    chosen: int,
-    index: ObjectIndex,
-    k: int = 8,
-) -> Answer:
-    """Choose a box of an image, search for that object: what a click in a picture does.
-
-    Args:
-        dataset: holds the query; its own file is not found. objects: of ``dataset``.
-        chosen: number of the box in the image.
-    Raises:
-        DataError: no such image or box.
-    """
-    mine = np.flatnonzero(objects.image == query)
-    if not 0 <= chosen < len(mine):
-        raise DataError(
-            f"image {query} has {len(mine)} boxes, none of number {chosen}",
-            f"Choose 0 to {len(mine) - 1}." if len(mine) else f"Use {dataset}'s own objects.",
-        )
-    vector = objects.vectors[pair][mine[chosen]]
-    matches = index.search(vector, k, without={dataset.names[query]})
-    return Answer(dataset, query, objects.boxes[mine], chosen, matches)
-
-
-def photograph(path: str | Path) -> ImageDataset:
-    """One file as a data set, so that it can ask as any other image does."""
-    path = Path(path).resolve()
-    return ImageDataset("photograph", "query", path.parent, [path.name], np.array([-1]))

@@ -17,14 +17,14 @@ import cv2
 import faiss
 import numpy as np
 from PIL import Image
+from tqdm.auto import tqdm
 
-from objemb_lib import progress as bars
 from objemb_lib import config
-from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.cache import Store
 from objemb_lib.config import DataError
-from objemb_lib.embed.extract import Store
-from objemb_lib.embed.whitening import l2
+from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.embed.regions import CROP, WHOLE, Region
+from objemb_lib.embed.whitening import l2
 
 DIM = 128  # of a SIFT descriptor: 4 x 4 cells, 8 directions
 WORDS = 2000  # best of 500, 1000 and 2000 on mini-battles' train split
@@ -81,7 +81,7 @@ def describe(
     what = f"{dataset.name}/{dataset.split}, SIFT, {region.name}, {side} px"
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
         each = threads.map(one, range(len(dataset)))
-        return list(bars.bar(each, what, len(dataset), "image", not progress))
+        return list(tqdm(each, what, len(dataset), unit="image", disable=not progress))
 
 
 def _main_object(dataset: ImageDataset, i: int, image: Image.Image) -> Image.Image:

@@ -1,6 +1,6 @@
 """Is this machine ready, and how long will the course take on it?
 
-python -m objemb_lib.course.doctor        a line per thing that has to be right; exit status 1 if not
+python -m objemb_lib.course.doctor      a line per thing that has to be right; exit status 1 if not
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from objemb_lib.data import catalogue
 from objemb_lib import config
 from objemb_lib.config import ObjembError
-from objemb_lib.embed.extract import default_precision
+from objemb_lib.data import catalogue
 from objemb_lib.embed.trunks import PIP_WEIGHTS, Trunk, load_trunk
 
 LOCK = config.PROJECT / "requirements.lock"
@@ -198,7 +197,7 @@ def check_device() -> Row:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         return Row("device", f"{asked or 'the GPU'} does not work: {first}", "problem", remedy)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return Row("device", f"{device} ({name}), {default_precision()}")
+    return Row("device", f"{device} ({name}), {config.precision()}")
 
 
 def check_data() -> list[Row]:
@@ -242,7 +241,7 @@ def images_per_second(trunk: Trunk, size: int = 256, probe: float = 2.0) -> floa
     """How many images of ``size`` pixels the bare network takes a second, in ``probe`` seconds."""
     device = config.device()
     batch = 4 if device.type == "cpu" else 64  # as extract does
-    ready = trunk.for_inference(device, default_precision())
+    ready = trunk.for_inference(device, config.precision())
     pixels = torch.zeros(batch, size, size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
     done, start = -2 * batch, 0.0
     while True:  # the first two batches allocate memory and choose algorithms

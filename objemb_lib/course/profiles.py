@@ -11,11 +11,11 @@ import papermill
 import yaml
 
 from objemb_lib import config
-from objemb_lib.course.doctor import GIB, estimate, free_bytes
-from objemb_lib.measure.comparison import few
-from objemb_lib.data.catalogue import Roles
 from objemb_lib.config import ReproduceError
+from objemb_lib.course.doctor import GIB, estimate, free_bytes
+from objemb_lib.data.catalogue import Splits
 from objemb_lib.embed.trunks import load_trunk
+from objemb_lib.measure.comparison import few
 
 NOTEBOOKS = config.PROJECT / "notebooks"
 PROFILES = Path(__file__).parent / "profiles"
@@ -27,7 +27,7 @@ class Profile:
     """A readable file of settings, ``profiles/<name>.yaml``.
 
     Args:
-        data: data sets, as for :func:`datasets.roles`; each gets a run of its own.
+        data: data sets, as for :func:`datasets.load_splits`; each gets a run of its own.
         seed: of every random choice.
         parameters: for every notebook that takes them.
         notebooks: those that run, and the parameters that are theirs alone; {} runs all.
@@ -136,7 +136,7 @@ class Forecast:
         )
 
 
-def forecast(stated: Profile, notebooks: Sequence[Path], data: str, roles: Roles) -> Forecast:
+def forecast(stated: Profile, notebooks: Sequence[Path], data: str, roles: Splits) -> Forecast:
     """What notebooks cost, from what this machine does in a moment with each trunk and size.
 
     Raises:

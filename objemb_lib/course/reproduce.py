@@ -29,13 +29,13 @@ import nbformat
 import papermill
 from papermill.exceptions import PapermillExecutionError
 
-from objemb_lib.measure import claims, results
-from objemb_lib.data import catalogue
-from objemb_lib.course import profiles
 from objemb_lib import config
 from objemb_lib.cache import atomic_write_bytes, atomic_write_text
-from objemb_lib.data.catalogue import Roles
 from objemb_lib.config import ObjembError, ReproduceError
+from objemb_lib.course import profiles
+from objemb_lib.data import catalogue
+from objemb_lib.data.catalogue import Splits
+from objemb_lib.measure import claims, results
 
 USUAL = "workshop"  # its run is the one that the README and the committed notebooks show
 PACKAGES = ("torch", "torchvision", "timm", "faiss-cpu", "numpy", "scipy", "pillow")
@@ -72,7 +72,6 @@ def run_notebook(notebook: Path, parameters: dict, run_dir: Path) -> float:
 
 def environment(seed: int) -> dict:
     """What a reader must know of where the numbers come from."""
-    from objemb_lib.embed.extract import default_precision
 
     return {
         "python": platform.python_version(),
@@ -80,7 +79,7 @@ def environment(seed: int) -> dict:
         "machine": platform.machine(),
         "cores": os.cpu_count(),
         "device": str(config.device()),
-        "precision": default_precision(),
+        "precision": config.precision(),
         "seed": seed,
     }
 
@@ -93,7 +92,7 @@ def reproduce(
     Args:
         numbers: of the notebooks; default those of the profile.
         update: make the run the committed one.
-        data: run on these instead, as for :func:`catalogue.roles`.
+        data: run on these instead, as for :func:`catalogue.load_splits`.
     Raises:
         ReproduceError: a notebook failed, or there is no such profile. DataError,
         DownloadError: no data.
@@ -164,7 +163,7 @@ def run_on(
     return against_committed(run, fresh, about)
 
 
-def ready(data: str) -> Roles:
+def ready(data: str) -> Splits:
     """A data set that is there; the course's own is built if need be, others have terms to read."""
     if data == profiles.USUAL:
         entry = catalogue.entry(data)
@@ -172,7 +171,7 @@ def ready(data: str) -> Roles:
             print(f"data: {data} is built already", flush=True)
         else:
             entry.build(mirror=config.mirror())
-    return catalogue.roles(data)
+    return catalogue.load_splits(data)
 
 
 def timed(notebook: Path, parameters: dict, seed: int, run_dir: Path) -> float:
@@ -233,7 +232,7 @@ def plain(fresh: Fresh) -> dict:
     }
 
 
-def manifest(data: str, roles: Roles) -> dict:
+def manifest(data: str, roles: Splits) -> dict:
     """What the data of a run were: what its build wrote down, or what can be seen."""
     if data in catalogue.DATASETS:
         return json.loads((catalogue.entry(data).folder() / "manifest.json").read_text())
@@ -357,6 +356,7 @@ def clean_copy(executed: Path) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
+    config.tune_process()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

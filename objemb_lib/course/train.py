@@ -2,7 +2,7 @@
 
     python -m objemb_lib.course.train                    all of them, an hour on two cores
     python -m objemb_lib.course.train faster_rcnn        one
-    python -m objemb_lib.course.train student            the student, which begins as the Faster R-CNN
+    python -m objemb_lib.course.train student            the student, begins as the Faster R-CNN
     python -m objemb_lib.course.train fcos --steps 20    a try; goes to runs/, not to weights/
 
 Another student begins as another detector, imitates another teacher, or sees other photographs:
@@ -42,18 +42,26 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from objemb_lib.attend import attention
-from objemb_lib.teach import distributed, student
 from objemb_lib import config
-from objemb_lib.embed.boxes import ObjectRegion, true_boxes
-from objemb_lib.measure.comparison import few_scenes
-from objemb_lib.data.catalogue import roles
-from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.attend import attention
+from objemb_lib.attend.objects import oracle_query, retrieval_scores
+from objemb_lib.config import ObjembError
+from objemb_lib.data.catalogue import load_splits
 from objemb_lib.data.coco import coco_photographs
+from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.mini_battles import mini_battles
 from objemb_lib.detect.detectors import KINDS, Detector, build_detector
 from objemb_lib.detect.features import DetectorTrunk
 from objemb_lib.detect.metrics import coco_ap, detect, main_recall
+from objemb_lib.detect.weights import load_detector, load_state, read_card, save_weights
+from objemb_lib.embed.boxes import ObjectRegion, true_boxes
+from objemb_lib.embed.extract import extract_objects, extract_regions
+from objemb_lib.embed.regions import CROP, ROI, WHOLE
+from objemb_lib.embed.trunks import Trunk, load_trunk
+from objemb_lib.embed.whitening import l2
+from objemb_lib.measure.comparison import few_scenes
+from objemb_lib.measure.metrics import evaluate, evaluate_scores
+from objemb_lib.teach import distributed, student
 from objemb_lib.teach.targets import (
     GRANULARITIES,
     augmentation,
@@ -62,15 +70,7 @@ from objemb_lib.teach.targets import (
     relabel,
     usable,
 )
-from objemb_lib.detect.weights import load_detector, load_state, read_card, save_weights
-from objemb_lib.config import ObjembError
-from objemb_lib.measure.metrics import evaluate, evaluate_scores
-from objemb_lib.embed.extract import extract_objects, extract_regions
-from objemb_lib.attend.objects import clicked, retrieval_scores
-from objemb_lib.embed.whitening import l2
-from objemb_lib.embed.regions import CROP, ROI, WHOLE
 from objemb_lib.teach.training import Schedule, read_log, snapshot_path, train
-from objemb_lib.embed.trunks import Trunk, load_trunk
 
 SCHEDULE = Schedule(steps=1000, snapshots=(0, 50, 150, 400))
 STUDENT = "student"
@@ -150,7 +150,7 @@ def curve(detector: Detector, folder: Path, schedule: Schedule, dataset: ImageDa
     return rows
 
 
-def ship(
+def train_and_save(
     kind: str, schedule: Schedule = SCHEDULE, labels: str = "category", root: Path | None = None
 ) -> dict:
     """Train one of the course's detectors, score it, write weights and card; returns the card.
@@ -182,9 +182,9 @@ def ship(
 def ship_student(schedule: Schedule = student.SCHEDULE, root: Path | None = None) -> dict:
     """Train the course's student, score it, write weights and card; returns the card.
 
-    It begins as the shipped Faster R-CNN. Arguments as for :func:`ship`.
+    It begins as the shipped Faster R-CNN. Arguments as for :func:`train_and_save`.
     """
-    data, battle, recipe = mini_battles("train"), mini_battles("battle"), student.Recipe()
+    data, battle, recipe = mini_battles("train"), mini_battles("battle"), student.DistillConfig()
     tries = f" --steps {schedule.steps}" if schedule != student.SCHEDULE else ""
     name, folder = named(STUDENT, tries)
     teacher = student.Teacher(load_trunk())
@@ -228,7 +228,7 @@ def teach(
     if not distributed.first():
         return name, {}
     card = history(f"{STUDENT}{options}", schedule, folder, (train_on, unseen))
-    card |= {"teacher": repr(master), "recipe": asdict(student.Recipe())}
+    card |= {"teacher": repr(master), "recipe": asdict(student.DistillConfig())}
     few = np.unique(np.linspace(0, len(unseen) - 1, SCORED).astype(int))
     unseen, metrics = in_categories(unseen.subset(few), begins.categories), f"metrics on {data}"
     root = config.PROJECT / "runs" / "weights"
@@ -249,7 +249,7 @@ def photographs(data: str) -> tuple[ImageDataset, ImageDataset]:
     """
     name, _, path = data.partition(":")
     if name != "coco":
-        train_on, tests = roles(data)
+        train_on, tests = load_splits(data)
         return train_on, next(iter(tests.values()))
     root = Path(path).expanduser() if path else None
     return coco_photographs("train", root), coco_photographs("test", root)
@@ -261,8 +261,8 @@ def score_student(learnt: student.Student, dataset: ImageDataset, teacher: stude
     *Share* is that of the mAP that the teacher reaches with crops of the true boxes.
     """
     true = ObjectRegion(true_boxes(dataset, main_only=True))
-    seen = attention.look(dataset, learnt.detector, progress=False)
-    own = ObjectRegion(attention.detected(dataset, learnt.detector, seen).top(5))
+    seen = attention.run_detector(dataset, learnt.detector, progress=False)
+    own = ObjectRegion(attention.detector_boxes(dataset, learnt.detector, seen).top(5))
     ways = {
         "true boxes": (student.StudentTrunk(learnt), ("student", "spoc"), true, "map"),
         "own boxes": (student.StudentTrunk(learnt), ("student", "spoc"), own, "map"),
@@ -273,7 +273,7 @@ def score_student(learnt: student.Student, dataset: ImageDataset, teacher: stude
         size = learnt.detector.size if on == "map" else teacher.size
         (some,) = extract_objects(dataset, trunk, [pair], [region], size, on=on,
                                   cache=False, progress=False).values()  # fmt: skip
-        vectors, asking = l2(some.vectors[pair]), clicked(some, dataset)
+        vectors, asking = l2(some.vectors[pair]), oracle_query(some, dataset)
         found = evaluate_scores(retrieval_scores(vectors, some, asking, dataset, "best"), dataset)
         scores |= {f"{name}, {m}": round(found.mean(m), 4) for m in ("mAP", "R@1")}
     for name in ("true boxes", "own boxes"):
@@ -326,6 +326,7 @@ def summary(name: str, card: dict) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
+    config.tune_process()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -358,7 +359,9 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error(f"--{option} must be at least 1")
     another = [o for o in ("detector", "teacher", "data", "batch", "size") if getattr(asked, o)]
     if another and asked.names != [STUDENT]:
-        parser.error(f"--{another[0]} is for the student alone: python -m objemb_lib.course.train student")
+        parser.error(
+            f"--{another[0]} is for the student alone: python -m objemb_lib.course.train student"
+        )
     if STUDENT in asked.names and asked.labels != "category":
         parser.error("the student learns no labels: leave --labels away")
     try:
@@ -393,7 +396,7 @@ def _cards(asked: argparse.Namespace, another: bool) -> Iterator[tuple[str, dict
         if name == STUDENT:
             yield name, ship_student(replace(student.SCHEDULE, **shorter), root)
         else:
-            yield name, ship(name, replace(SCHEDULE, **shorter), asked.labels, root)
+            yield name, train_and_save(name, replace(SCHEDULE, **shorter), asked.labels, root)
 
 
 if __name__ == "__main__":

@@ -17,12 +17,12 @@ from tempfile import TemporaryDirectory
 
 from filelock import FileLock
 
-from objemb_lib.data import download
 from objemb_lib import config
 from objemb_lib.cache import atomic_write_text
-from objemb_lib.data.folder import list_images
 from objemb_lib.config import DataError, DownloadError
-from objemb_lib.data.harvest import PER_SECOND, Wanted, harvest
+from objemb_lib.data import download
+from objemb_lib.data.folder import list_images
+from objemb_lib.data.harvest import PER_SECOND, Wanted, download_urls
 from objemb_lib.data.images import check_images
 
 MANIFEST = "manifest.json"
@@ -59,7 +59,7 @@ class Archive:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class DistillConfig:
     """How a benchmark is built.
 
     Args:
@@ -234,9 +234,11 @@ def fetch_links(
 ) -> Path:
     """Fetch what is still at its address, say how much that is, and write the manifest.
 
-    ``links.json`` in the folder says of each dead link why; see :func:`harvest.harvest`.
+    ``links.json`` in the folder says of each dead link why; see :func:`harvest.download_urls`.
     """
-    found = harvest(wanted, folder / LINKS, retry_dead, per_second=per_second, progress=progress)
+    found = download_urls(
+        wanted, folder / LINKS, retry_dead, per_second=per_second, progress=progress
+    )
     print(f"{folder.name}: {found}")
     dead, unanswered = len(found.dead), len(found.failed)
     return finish(folder, {"files": found.here, "dead": dead, "unanswered": unanswered})

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from objemb_lib.data.archives import Archive, Recipe
-from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.data.archives import Archive, DistillConfig
+from objemb_lib.data.classes import cars, cub, sop
 from objemb_lib.data.coco import TOTAL, YEARS, read_instances
+from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.landmarks import TOTAL as LANDMARKS
 from objemb_lib.data.landmarks import drop_unlisted, read_truth, roxford5k, rparis6k
-from objemb_lib.data.classes import cars, cub, sop
 
 CALTECH = "https://data.caltech.edu/records"
 CARS_COPY = (
@@ -34,7 +34,7 @@ def _count(load: Callable[..., ImageDataset], split: str, root: Path) -> int:
     return len(load(split, root))
 
 
-CUB = Recipe(
+CUB = DistillConfig(
     "cub",
     (
         (
@@ -57,7 +57,7 @@ CUB = Recipe(
     partial(_count, cub),
     {"train": 5_864, "test": 5_924},
 )
-CARS = Recipe(
+CARS = DistillConfig(
     "cars",
     (
         (
@@ -103,7 +103,7 @@ CARS = Recipe(
     "into one folder, and build with --source FOLDER: any copy will do, since each is checked "
     "against its published digest. Already unpacked? No build is needed: use cars:FOLDER.",
 )
-SOP = Recipe(
+SOP = DistillConfig(
     "sop",
     (
         (
@@ -121,7 +121,7 @@ SOP = Recipe(
     partial(_count, sop),
     {"train": 59_551, "test": 60_502},
 )
-COCO_2017 = Recipe(
+COCO_2017 = DistillConfig(
     "coco",
     (
         (
@@ -161,7 +161,7 @@ def _jpg(name: str) -> bool:
     return name.endswith(".jpg") and "/._" not in name
 
 
-OXFORD = Recipe(
+OXFORD = DistillConfig(
     "roxford5k",
     (
         (
@@ -183,7 +183,7 @@ OXFORD = Recipe(
     {"medium": sum(LANDMARKS["roxford5k"])},
     tidy=partial(drop_unlisted, "roxford5k"),
 )
-PARIS = Recipe(
+PARIS = DistillConfig(
     "rparis6k",
     (
         (

@@ -1,6 +1,6 @@
 """Data sets behind one interface, :class:`~objemb_lib.data.dataset.ImageDataset`.
 
-A notebook asks for :func:`roles` of a data set and gets the training images and the test splits,
+A notebook asks for :func:`load_splits` of a data set and gets its training images and test splits,
 whatever the data set calls them.
 """
 
@@ -13,23 +13,23 @@ from pathlib import Path
 from typing import NamedTuple
 
 from objemb_lib import config
+from objemb_lib.config import DataError
 from objemb_lib.data import (
     archives,
     benchmarks,
+    classes,
     coco,
     groceries,
     landmarks,
-    classes,
     mini_battles,
     open_images,
     ps_battles,
 )
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.own import folder_roles
-from objemb_lib.config import DataError
 
 
-class Roles(NamedTuple):
+class Splits(NamedTuple):
     """A data set as an experiment sees it.
 
     Args:
@@ -205,7 +205,7 @@ def entry(name: str) -> Entry:
     return DATASETS[name]
 
 
-def roles(data: str) -> Roles:
+def load_splits(data: str) -> Splits:
     """The training images and the test splits of a data set.
 
     Args:
@@ -217,8 +217,8 @@ def roles(data: str) -> Roles:
     name, _, path = data.partition(":")
     if name == "folder":
         train, test = folder_roles(path)
-        return Roles(train, {"test": test})
+        return Splits(train, {"test": test})
     chosen = entry(name)
     where = {"root": Path(path).expanduser()} if path else {}
     tests = {split: chosen.load(split, **where) for split in chosen.tests}
-    return Roles(chosen.load(chosen.train, **where), tests)
+    return Splits(chosen.load(chosen.train, **where), tests)

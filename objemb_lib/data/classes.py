@@ -17,15 +17,15 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
+from tqdm.auto import tqdm
 
 from objemb_lib import config
 from objemb_lib.cache import atomic_write_text
+from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.folder import encode_mask, list_images
-from objemb_lib.data.listing import Listing, folder_with, load_split
-from objemb_lib.config import DataError
 from objemb_lib.data.images import fit_within, image_size, load_image
-from objemb_lib.progress import bar
+from objemb_lib.data.listing import Listing, folder_with, load_split
 
 CUB_IMAGES, CARS_IMAGES = 11_788, 16_185  # of the whole benchmarks, for copies of a part
 
@@ -107,7 +107,7 @@ def _with_masks(data: ImageDataset) -> ImageDataset:
     key = hashlib.sha256(f"{data.fingerprint} masks 1".encode()).hexdigest()
     cached = config.cache_root() / "masks" / f"{key}.json"
     if not cached.exists():
-        found = [_mask(data, i) for i in bar(range(len(data)), "Reading masks")]
+        found = [_mask(data, i) for i in tqdm(range(len(data)), "Reading masks")]
         runs = [{"size": one["size"], "counts": one["counts"].decode()} for one in found]
         atomic_write_text(cached, json.dumps(runs))
     masks = [[one] for one in json.loads(cached.read_text())]

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from objemb_lib import config
+from objemb_lib.config import DataError
 from objemb_lib.data import detection
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.detection import Photo
 from objemb_lib.data.folder import clip_boxes
 from objemb_lib.data.listing import folder_with, note_part
-from objemb_lib.config import DataError
 
 YEARS = {"train": "train2017", "test": "val2017"}  # the images of test2017 have no public boxes
 TOTAL = {"train2017": 118_287, "val2017": 5_000}

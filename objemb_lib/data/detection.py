@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.folder import encode_mask
-from objemb_lib.config import DataError
 
 CONTEXT = 0.5  # of the object's width and height, on each side of it
 MIN_AREA = 32**2  # pixels: what COCO calls small can hardly be told by eye

@@ -27,11 +27,11 @@ from typing import IO
 import pooch
 import requests
 from filelock import FileLock
+from tqdm.auto import tqdm
 from urllib3.exceptions import HTTPError, MaxRetryError
 from urllib3.util import Retry
 
 from objemb_lib import __version__
-from objemb_lib import progress as bars
 from objemb_lib.config import DownloadError, ObjembError
 
 CHUNK = 1 << 16  # bytes; what a cut connection loses at most
@@ -249,7 +249,7 @@ class Transfer:
     def _save(self, chunks: Iterable[bytes], mode: str) -> None:
         start = self.have if mode == "ab" else 0
         look = {"desc": self.part.stem, "unit": "B", "unit_scale": True, "initial": start}
-        bar = bars.bar(total=self.size, disable=not self.progress, **look)
+        bar = tqdm(total=self.size, disable=not self.progress, **look)
         with open(self.part, mode) as file, bar:
             for chunk in chunks:
                 file.write(chunk)

@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.config import DataError, ImageError
+from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.images import IMAGE_SUFFIXES, fit_within, measure_images
 
 Size = tuple[int, int]  # (width, height) in pixels

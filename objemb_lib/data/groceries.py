@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.listing import SPLITS, folder_with
-from objemb_lib.config import DataError
 
 
 def groceries(split: str, root: Path | None = None) -> ImageDataset:

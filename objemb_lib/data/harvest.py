@@ -18,10 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from objemb_lib.data import download
+from tqdm.auto import tqdm
+
 from objemb_lib.cache import atomic_write_text
 from objemb_lib.config import DownloadError, ObjembError
-from objemb_lib.progress import bar
+from objemb_lib.data import download
 
 WORKERS = 8
 PER_SECOND = 4.0  # requests to one server
@@ -72,7 +73,7 @@ class Harvest:
         )
 
 
-def harvest(
+def download_urls(
     wanted: Sequence[Wanted],
     report: Path,
     retry_dead: bool = False,
@@ -105,7 +106,7 @@ def harvest(
     run = _Run(found, report, per_second)
     with (
         ThreadPoolExecutor(workers) as pool,
-        bar(total=len(missing), disable=not progress) as shown,
+        tqdm(total=len(missing), disable=not progress) as shown,
     ):
         jobs = [pool.submit(run.fetch, one) for one in missing]
         try:

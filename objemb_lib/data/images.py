@@ -11,7 +11,6 @@ import numpy as np
 from PIL import ExifTags, Image
 from tqdm.contrib.concurrent import thread_map  # tqdm.auto's bar over a thread pool
 
-from objemb_lib import progress as bars
 from objemb_lib.config import ImageError
 
 IMAGE_SUFFIXES = frozenset(
@@ -102,7 +101,6 @@ def measure_images(
     Every image is decoded, on a thread pool: only that finds a file that was cut off.
     """
     jobs = {"max_workers": min(8, os.cpu_count() or 1), "disable": not progress}
-    jobs |= bars.pace()
     return thread_map(_measure, paths, desc="Checking images", unit="image", **jobs)
 
 

@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from objemb_lib import config
+from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.listing import folder_with, note_part
-from objemb_lib.config import DataError
 
 OTHER = {"roxford5k": "rparis6k", "rparis6k": "roxford5k"}
 TOTAL = {"roxford5k": (4_993, 70), "rparis6k": (6_322, 70)}  # images searched, queries

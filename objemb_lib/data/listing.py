@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.config import DataError
+from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.images import fit_within, image_size
 
 SPLITS = ("train", "test")

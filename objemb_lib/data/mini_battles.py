@@ -45,11 +45,10 @@ from tqdm.auto import tqdm
 
 from objemb_lib import config
 from objemb_lib.cache import atomic_write_text
+from objemb_lib.config import DataError, ImageError
 from objemb_lib.data import packed, sources
 from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.config import DataError, ImageError
 from objemb_lib.data.images import load_image
-from objemb_lib.progress import bar
 
 NAME = "mini-battles"
 VERSION = "2"
@@ -507,7 +506,7 @@ def _write_scenes(jobs: list[tuple], workers: int | None, progress: bool) -> lis
     pool = ProcessPoolExecutor(workers or os.cpu_count(), initializer=_start_worker)
     try:
         scenes = pool.map(_write_scene, jobs, chunksize=8)
-        return list(bar(scenes, NAME, len(jobs), "scene", not progress))
+        return list(tqdm(scenes, NAME, len(jobs), unit="scene", disable=not progress))
     except BrokenProcessPool as error:
         raise DataError(
             f"a process that builds {NAME} was ended from outside, for lack of memory perhaps",
@@ -585,7 +584,7 @@ def gather_raw(
     for row in backgrounds():
         wanted.setdefault(row["collection"], {})[row["path"]] = row["sha256"]
     downloads.mkdir(parents=True, exist_ok=True)
-    for name, files in bar(wanted.items(), "photographs", unit="source", disable=not progress):
+    for name, files in tqdm(wanted.items(), "photographs", unit="source", disable=not progress):
         collection = sources.COLLECTIONS[name]
         # Beside raw: what a kill leaves of the unpacked archives is then found by _tidy.
         with tempfile.TemporaryDirectory(dir=raw.parent) as work:
@@ -646,7 +645,7 @@ def verify(root: Path | None = None, progress: bool = True) -> list[str]:
         coco = _read_annotations(folder, split)
         if _digest(coco) != stated[split]["sha256"]:
             raise DataError(f"{folder}/annotations/{split}.json is not what was built", REBUILD)
-        for record in bar(coco["images"], f"verify {split}", disable=not progress, leave=False):
+        for record in tqdm(coco["images"], f"verify {split}", disable=not progress, leave=False):
             file = folder / record["file_name"]
             try:
                 pixels = pixels_hash(load_image(file))

@@ -16,14 +16,14 @@ from pathlib import Path
 import numpy as np
 
 from objemb_lib import config
+from objemb_lib.config import DataError
 from objemb_lib.data import detection
 from objemb_lib.data.archives import Archive, fetch_links, obtain
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.detection import Photo
-from objemb_lib.data.listing import SPLITS, folder_with
-from objemb_lib.config import DataError
 from objemb_lib.data.harvest import Wanted
 from objemb_lib.data.images import fit_within, image_size, load_image
+from objemb_lib.data.listing import SPLITS, folder_with
 
 NAME = "open-images"
 PARTS = {"train": "validation", "test": "test"}  # the training images have two million boxes more

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.folder import folder
-from objemb_lib.config import DataError
 
 ANNOTATIONS = "annotations.json"
 LABELS = 4  # two to choose by, two to measure on

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import requests
 
-from objemb_lib.data import download
 from objemb_lib.cache import atomic_path, atomic_write_text
 from objemb_lib.config import DownloadError
+from objemb_lib.data import download
 
 SUMS = "SHA256SUMS"
 

@@ -15,11 +15,11 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from objemb_lib import config
+from objemb_lib.config import DataError
 from objemb_lib.data.archives import Archive, fetch_links, obtain
 from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.data.listing import SPLITS, folder_with
-from objemb_lib.config import DataError
 from objemb_lib.data.harvest import Wanted
+from objemb_lib.data.listing import SPLITS, folder_with
 
 NAME = "ps-battles"
 LISTS = ("originals.tsv", "photoshops.tsv")

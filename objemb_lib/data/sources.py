@@ -15,8 +15,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from objemb_lib.data import download
 from objemb_lib.config import DataError, DownloadError
+from objemb_lib.data import download
 
 log = logging.getLogger("objemb")
 

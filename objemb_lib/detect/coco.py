@@ -10,8 +10,8 @@ import torchvision
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from objemb_lib.detect.detectors import Detector, Pyramid
 from objemb_lib.config import DataError
+from objemb_lib.detect.detectors import Detector, Pyramid
 from objemb_lib.embed.trunks import Trunk, from_hub, torchvision_trunk_of
 
 BEFORE = "torchvision/resnet50:IMAGENET1K_V1"

@@ -12,13 +12,14 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import log2
 
 from torch import Tensor, nn
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
 
+from objemb_lib.config import DataError
 from objemb_lib.detect.detectors import Detector
 from objemb_lib.embed.regions import CELLS
 from objemb_lib.embed.trunks import Stage, Trunk, per_image
@@ -120,3 +121,13 @@ class _BoxHead(nn.Module):
 
 def _named(stride: int) -> str:
     return f"fpn{stride.bit_length() - 1}"
+
+
+def check_same_trunk(trunk: str, detectors: Mapping[str, Detector]) -> None:
+    """Raise DataError unless every detector stands on the trunk that it is compared with."""
+    for name, detector in detectors.items():
+        if detector.trunk.name != trunk:
+            raise DataError(
+                f"{name} was trained on {detector.trunk.name}, not on {trunk}",
+                f"Set TRUNK to {detector.trunk.name!r}: only then do only the weights differ.",
+            )

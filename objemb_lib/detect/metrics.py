@@ -13,12 +13,11 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torchvision.ops import box_iou
+from tqdm.auto import tqdm
 
-from objemb_lib import progress as bars
 from objemb_lib import config
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.detect.detectors import Detector, Target
-from objemb_lib.teach.targets import crowds
 from objemb_lib.embed.memory import until_it_fits
 
 
@@ -37,7 +36,7 @@ def detect(
     halved, with a warning, where memory runs out.
     """
     detector, found = detector.for_inference(config.device()), []
-    for start in bars.bar(
+    for start in tqdm(
         range(0, len(dataset), batch_size), "detecting", unit="batch", disable=not progress
     ):
         every = range(start, min(start + batch_size, len(dataset)))
@@ -150,3 +149,9 @@ def main_recall(
             main = torch.from_numpy(np.asarray(dataset.boxes[i][:1], np.float32))
             hits[i] = bool((box_iou(main, detections["boxes"][:top]) >= iou).any())
     return hits
+
+
+def crowds(dataset: ImageDataset, i: int) -> np.ndarray:
+    """``(K,)`` booleans: which boxes of an image hold a crowd instead of one object."""
+    stated = dataset.extra[i].get("iscrowd") if len(dataset.extra) else None
+    return np.asarray(stated or [False] * len(dataset.boxes[i]), bool)

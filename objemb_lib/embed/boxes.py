@@ -19,10 +19,10 @@ import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from objemb_lib.embed import pooling
-from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.config import DataError, ImageError
+from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.images import fit_within, measure_images
+from objemb_lib.embed import pooling
 from objemb_lib.embed.regions import CELLS, TRUTH, WHOLE, Region, cut, roi_align
 from objemb_lib.embed.trunks import Trunk
 

@@ -9,38 +9,30 @@ want the same vectors compute them once.
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import statistics
 import time
-import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import safetensors
 import torch
-from filelock import FileLock, Timeout
-from safetensors.numpy import load_file, save_file
 from tqdm.auto import tqdm
 
-from objemb_lib.embed import pooling
 from objemb_lib import config
-from objemb_lib import progress as bars
-from objemb_lib.cache import atomic_path
-from objemb_lib.embed.boxes import ObjectBoxes, ObjectRegion
+from objemb_lib.cache import Store
+from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.config import CacheError, DataError, ObjembError
+from objemb_lib.embed import pooling
+from objemb_lib.embed.boxes import ObjectBoxes, ObjectRegion
 from objemb_lib.embed.memory import until_it_fits
-from objemb_lib.embed.whitening import mean_of
 from objemb_lib.embed.regions import CROP, WHOLE, Looked, Region, view
 from objemb_lib.embed.trunks import Trunk
+from objemb_lib.embed.whitening import multiscale_mean
 
 ROUND = 16  # boxes an image that are cut at once: hundreds would take gigabytes
 PART = 256  # images a file of a half-finished run holds: what a kill can cost
@@ -51,16 +43,6 @@ Vectors = dict[tuple[str, str], np.ndarray]
 Boxes = list[list[torch.Tensor]]  # of each image, of each region: (K, 4)
 View = tuple[torch.Tensor, Boxes]
 Asked = tuple[Looked, tuple[str, str]]
-
-
-def default_precision() -> str:
-    """``OBJEMB_PRECISION``, else ``fp32``.
-
-    ``bf16`` is about twice as fast on hardware that multiplies it, but moved R@1 by more than
-    0.2 points in some settings (``benchmarks/extract.py`` measures both), so nobody gets it
-    without asking.
-    """
-    return os.environ.get("OBJEMB_PRECISION", "fp32")
 
 
 def extract(
@@ -81,7 +63,7 @@ def extract(
         region: where to look. size: side in pixels of what the trunk sees.
         batch_size: images a forward pass; default 4 on a CPU, whose caches a larger batch
             overflows (32 is half as fast), else 64. Halved, with a warning, where memory runs out.
-        precision: ``fp32`` or ``bf16``; default :func:`default_precision`.
+        precision: ``fp32`` or ``bf16``; default :func:`config.precision`.
         cache: False neither reads nor writes the cache.
     Returns:
         ``{(stage, pooling): (N, C) float32}``, not normalised.
@@ -110,7 +92,7 @@ def extract_regions(
     Regions that see the same pixels (the whole image, and boxes on its map) share their forward
     passes: that is what pooling on the map is for. Arguments and errors as for :func:`extract`.
     """
-    precision = precision or default_precision()
+    precision = precision or config.precision()
     _check(trunk, wanted, precision)
     device = config.device()
     batch_size = batch_size or (4 if device.type == "cpu" else 64)
@@ -140,10 +122,10 @@ def extract_scales(
         sizes: sides in pixels, e.g. 181, 256 and 362: a factor of the square root of 2 apart.
         options: further ones of :func:`extract`.
     Returns:
-        ``{(stage, pooling): (N, C) float32}``, L2-normalised, see :func:`postprocess.mean_of`.
+        ``{(stage, pooling): (N, C) float32}``, L2-normalised, see :func:`multiscale_mean`.
     """
     each = [extract(dataset, trunk, wanted, region, size, **options) for size in sizes]
-    return {pair: mean_of([vectors[pair] for vectors in each]) for pair in wanted}
+    return {pair: multiscale_mean([vectors[pair] for vectors in each]) for pair in wanted}
 
 
 @dataclass(frozen=True)
@@ -236,7 +218,7 @@ Way = tuple[Trunk, Wanted, ObjectRegion, int, Literal["map", "pixels"]]
 
 
 @torch.inference_mode()
-def milliseconds(
+def benchmark_latency(
     dataset: ImageDataset, ways: Mapping[str, Way], images: int = 9
 ) -> dict[str, float]:
     """What an image costs in each of some ways, from its file to the vectors of its objects.
@@ -359,7 +341,7 @@ class Job:
         views = self._read([images for _, images in batches])
         found: list[dict[Asked, np.ndarray]] = []
         fits = self.batch_size
-        with bars.bar(None, what, sum(map(len, todo)), "image", not self.progress) as bar:
+        with tqdm(None, what, sum(map(len, todo)), unit="image", disable=not self.progress) as bar:
             for (part, images), (pixels, boxes) in zip(batches, views):
                 step = partial(self._pieces, trunk, images, pixels, boxes, todo[part])
                 some, fits = until_it_fits(step, fits)
@@ -463,82 +445,3 @@ def _pool_round(
                 raise DataError(f"{stage} has no place for a mask", "Mask a stage that is a map.")
             cuts[stage] = cuts[stage] * share
     return {p: pooling.POOLINGS[p[1]](cuts[p[0]]).float().cpu().numpy() for p in pairs}
-
-
-class Store:
-    """The cached vectors of one key, a file each (stage, pooling), and parts of unfinished ones.
-
-    Args:
-        root: folder of all keys. key: what decides the numbers; also written into every file,
-            so that a file of other settings is never taken for ours.
-        rows: how many vectors some images have.
-    """
-
-    def __init__(self, root: Path, key: dict[str, str], rows: Callable[[range], int] = len) -> None:
-        self.key, self.rows = key, rows
-        self.folder = root / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]
-
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """One process at a time; the others wait, saying so."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.folder / "lock")
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                tqdm.write("Another notebook is computing these vectors; waiting for it.")
-                lock.acquire()
-        except OSError as error:
-            raise CacheError(
-                f"the cache {self.folder} cannot be written: {error.strerror or error}",
-                "Free some space, or set OBJEMB_CACHE to a folder that can be written.",
-            ) from error
-        try:
-            yield
-        finally:
-            lock.release()
-
-    def path(self, pair: tuple[str, str], part: range | None = None) -> Path:
-        tail = "" if part is None else f".part-{part[0]:07d}"
-        return self.folder / f"{'-'.join(pair)}{tail}.safetensors"
-
-    def has(self, pair: tuple[str, str], part: range | None = None) -> bool:
-        """Whether the file is there and whole; a damaged one is removed, with a warning."""
-        path = self.path(pair, part)
-        if not path.exists():
-            return False
-        try:
-            with safetensors.safe_open(path, "numpy") as file:
-                stated, count = file.metadata(), file.get_slice("vectors").get_shape()[0]
-        except (safetensors.SafetensorError, OSError) as error:
-            warnings.warn(f"{path} is damaged ({error}): computing it again", stacklevel=3)
-            path.unlink()
-            return False
-        if stated != self.key or (part is not None and count != self.rows(part)):
-            raise CacheError(
-                f"{path} holds vectors of other settings than its folder says",
-                f"Delete {self.folder}: it will be computed again.",
-            )
-        return True
-
-    def write(self, vectors: np.ndarray, pair: tuple[str, str], part: range | None = None) -> None:
-        path = self.path(pair, part)
-        try:
-            # What a power cut leaves half-written is noticed when it is read, and made again.
-            with atomic_path(path, durable=False) as temporary:
-                save_file({"vectors": vectors}, temporary, metadata=self.key)
-        except (OSError, ObjembError, safetensors.SafetensorError) as error:
-            raise CacheError(
-                f"{path} cannot be written: {getattr(error, 'problem', error)}",
-                "Free some space (everything computed so far is kept), or set OBJEMB_CACHE.",
-            ) from error
-
-    def read(self, pair: tuple[str, str], part: range | None = None) -> np.ndarray:
-        return load_file(self.path(pair, part))["vectors"]
-
-    def merge(self, pair: tuple[str, str], parts: list[range]) -> None:
-        """Join the parts of a pair into its file."""
-        self.write(np.concatenate([self.read(pair, part) for part in parts]), pair)
-        for part in parts:
-            self.path(pair, part).unlink()

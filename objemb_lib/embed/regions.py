@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.config import DataError
+from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.embed.trunks import Trunk, per_image
 
 TRUTH = "ground truth"

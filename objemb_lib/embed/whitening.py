@@ -29,12 +29,12 @@ def l2(x: np.ndarray, eps: float = 1e-12) -> np.ndarray:
     return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), np.float32(eps))
 
 
-def join(parts: Sequence[np.ndarray]) -> np.ndarray:
+def concat_descriptors(parts: Sequence[np.ndarray]) -> np.ndarray:
     """Vectors of several stages as one: each L2-normalised first, so that none outweighs another.
 
     The inner product of two joined vectors is the mean of their parts' cosines.
 
-    >>> join([np.array([[3.0, 4.0]]), np.array([[0.1]])]).round(2)
+    >>> concat_descriptors([np.array([[3.0, 4.0]]), np.array([[0.1]])]).round(2)
     array([[0.42, 0.57, 0.71]], dtype=float32)
     """
     return l2(np.concatenate([l2(part) for part in parts], axis=1))
@@ -52,14 +52,14 @@ def power(x: np.ndarray, alpha: float = 0.5) -> np.ndarray:
     return np.sign(x) * np.abs(x) ** np.float32(alpha)
 
 
-def mean_of(parts: Sequence[np.ndarray]) -> np.ndarray:
+def multiscale_mean(parts: Sequence[np.ndarray]) -> np.ndarray:
     """One vector an image of several: each L2-normalised, then their mean, then that.
 
     With the vectors of an image at several sizes this is multi-scale extraction.
     Source: Radenovic et al., Fine-tuning CNN Image Retrieval with No Human Annotation, 2019, its
     multi-scale representation, with the plain mean (p = 1).
 
-    >>> mean_of([np.array([[5.0, 0.0]]), np.array([[0.0, 0.1]])]).round(2)
+    >>> multiscale_mean([np.array([[5.0, 0.0]]), np.array([[0.0, 0.1]])]).round(2)
     array([[0.71, 0.71]], dtype=float32)
     """
     return l2(np.sum([l2(part) for part in parts], axis=0))

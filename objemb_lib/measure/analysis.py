@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from objemb_lib import config
-from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.config import DataError
+from objemb_lib.data.dataset import ImageDataset
 
 
 def linear_cka(x: np.ndarray, y: np.ndarray) -> float:
@@ -163,7 +163,7 @@ def backgrounds(dataset: ImageDataset) -> np.ndarray | None:
     return np.unique(names, return_inverse=True)[1]
 
 
-def covered(dataset: ImageDataset, i: int) -> float:
+def area_ratio(dataset: ImageDataset, i: int) -> float:
     """Share of image ``i`` that its main object covers: its mask, or its box without masks.
 
     Raises DataError if it has no box.
@@ -177,7 +177,7 @@ def covered(dataset: ImageDataset, i: int) -> float:
     return (x1 - x0) * (y1 - y0) / (width * height)
 
 
-def stranger(dataset: ImageDataset, i: int) -> tuple[int, bool]:
+def hard_negative(dataset: ImageDataset, i: int) -> tuple[int, bool]:
     """An image of another label than ``i``'s, and whether it has the same background.
 
     One in front of the same background, where such are known; else the first in the data set.

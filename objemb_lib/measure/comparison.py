@@ -13,16 +13,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from objemb_lib.measure.analysis import backgrounds
-from objemb_lib.data.catalogue import Roles
+from objemb_lib.data.catalogue import Splits
 from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.detect.detectors import Detector
-from objemb_lib.config import DataError
-from objemb_lib.measure.metrics import evaluate
 from objemb_lib.embed.extract import Vectors
 from objemb_lib.embed.pooling import POOLINGS
-from objemb_lib.embed.whitening import l2
 from objemb_lib.embed.trunks import Trunk
+from objemb_lib.embed.whitening import l2
+from objemb_lib.measure.analysis import backgrounds
+from objemb_lib.measure.metrics import evaluate
 
 BODY = ("stage4", "stage5", "head")  # earlier ones know textures, not objects (notebook 01)
 SOURCES = ("body", "FPN", "RoI features", "box head")
@@ -71,16 +69,6 @@ def choose(vectors: Vectors, dataset: ImageDataset, metric: str = "mAP") -> dict
     return {name: best_of(some, dataset, metric) for name, some in groups.items()}
 
 
-def check_same_trunk(trunk: str, detectors: Mapping[str, Detector]) -> None:
-    """Raise DataError unless every detector stands on the trunk that it is compared with."""
-    for name, detector in detectors.items():
-        if detector.trunk.name != trunk:
-            raise DataError(
-                f"{name} was trained on {detector.trunk.name}, not on {trunk}",
-                f"Set TRUNK to {detector.trunk.name!r}: only then do only the weights differ.",
-            )
-
-
 def few_scenes(dataset: ImageDataset, scenes: int) -> ImageDataset:
     """The first ``scenes`` images of each label: every object, in less time."""
     return part_of(dataset, first_of_each(dataset.labels, scenes))
@@ -112,7 +100,7 @@ def first_of_each(labels: np.ndarray, count: int) -> np.ndarray:
 EACH = 4  # images a label that a limit keeps, where there are so many
 
 
-def few(roles: Roles, scenes: Mapping[str, int] | None = None, limit: int = 0) -> Roles:
+def few(roles: Splits, scenes: Mapping[str, int] | None = None, limit: int = 0) -> Splits:
     """The same data set with fewer images, to keep a notebook short.
 
     Args:
@@ -124,7 +112,7 @@ def few(roles: Roles, scenes: Mapping[str, int] | None = None, limit: int = 0) -
     for split, each in (scenes or {}).items():
         if split in splits:
             splits[split] = few_scenes(splits[split], each)
-    return Roles(splits.pop("train"), splits)
+    return Splits(splits.pop("train"), splits)
 
 
 def limited(dataset: ImageDataset, images: int) -> ImageDataset:
@@ -144,14 +132,14 @@ def limited(dataset: ImageDataset, images: int) -> ImageDataset:
     return part_of(dataset, there[first])
 
 
-def half_of_labels(dataset: ImageDataset) -> ImageDataset:
+def subsample_labels(dataset: ImageDataset) -> ImageDataset:
     """Only the labels of even number; all where that leaves fewer than two, or some are unknown."""
     even = dataset.labels % 2 == 0
     scarce = len(np.unique(dataset.labels[even])) < 2 or (dataset.labels < 0).any()
     return dataset if scarce else part_of(dataset, even)
 
 
-def halves(train: ImageDataset) -> tuple[np.ndarray, np.ndarray]:
+def fit_val_split(train: ImageDataset) -> tuple[np.ndarray, np.ndarray]:
     """Training images to fit something on, and others to judge it by: ``(F,)`` and ``(J,)``.
 
     Every other object fits, the others judge. Where backgrounds are known, every other

@@ -14,8 +14,8 @@ import numpy as np
 from scipy.stats import bootstrap
 
 from objemb_lib import config
-from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.config import DataError
+from objemb_lib.data.dataset import ImageDataset
 
 METRICS = ("R@1", "R@5", "mAP", "R-precision", "MAP@R", "P@5")
 

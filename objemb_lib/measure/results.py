@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from objemb_lib.cache import atomic_write_text
-from objemb_lib.embed.boxes import ObjectRegion
-from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.config import ReproduceError
-from objemb_lib.measure.metrics import Evaluation, Interval
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.embed.boxes import ObjectRegion
 from objemb_lib.embed.regions import Region
 from objemb_lib.embed.trunks import Trunk
+from objemb_lib.measure.metrics import Evaluation, Interval
 
 SETTING = ("trunk", "size", "stage", "pooling", "region", "boxes")
 TOLERANCE = 0.01  # another machine may round differently; the same one gives the same numbers

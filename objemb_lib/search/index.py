@@ -22,11 +22,11 @@ import numpy as np
 
 from objemb_lib.cache import atomic_path
 from objemb_lib.config import DataError
+from objemb_lib.embed.trunks import Trunk
 from objemb_lib.search.exact import BACKENDS, Found, exact_search, fastest_backend, in_order
 from objemb_lib.search.families import LIVING, REMOVED, core_of, ids_of, new_store, reason
-from objemb_lib.embed.trunks import Trunk
 
-__all__ = ["Index", "fastest_backend", "made_by", "recall", "rerank"]
+__all__ = ["Index", "fastest_backend", "provenance", "recall", "rerank"]
 
 TAIL = struct.Struct("<Q8s")  # length of the JSON, magic; ends every saved file
 MAGIC = b"objemb-1"
@@ -34,7 +34,7 @@ FACTORY = "factory"  # its key in that JSON
 MMAP, MMAP_LISTS = faiss.IO_FLAG_MMAP_IFC, faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY
 
 
-def made_by(trunk: Trunk, size: int, pair: tuple[str, str], region: str = "") -> dict[str, str]:
+def provenance(trunk: Trunk, size: int, pair: tuple[str, str], region: str = "") -> dict[str, str]:
     """What an index must know of its vectors, to refuse those of another model.
 
     Args:
@@ -60,7 +60,7 @@ class Index:
     Args:
         dim: dimension of the vectors.
         backend: of exact search, "torch", "faiss" or "auto": the faster one on this machine.
-        meta: strings to keep with the vectors, e.g. :func:`made_by`.
+        meta: strings to keep with the vectors, e.g. :func:`provenance`.
         factory: the family, a factory string of faiss.
     Raises:
         DataError: for an unknown backend or family.
@@ -120,7 +120,7 @@ class Index:
         return sum(sizes)
 
     def require(self, meta: Mapping[str, str]) -> None:
-        """Raise DataError unless the index says the same of its vectors, see :func:`made_by`."""
+        """Raise DataError unless the index says the same of its vectors, see :func:`provenance`."""
         for key, value in meta.items():
             if (own := self.meta.get(key)) != value:
                 raise DataError(

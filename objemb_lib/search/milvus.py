@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from objemb_lib.config import DataError
+from objemb_lib.config import DataError, needs
 from objemb_lib.embed.extract import Objects
-from objemb_lib.attend.objects import Match
-from objemb_lib.config import needs
 from objemb_lib.embed.whitening import l2
+from objemb_lib.search.objects import Match
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient

@@ -23,14 +23,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from objemb_lib.cache import atomic_write_bytes
-from objemb_lib.embed.boxes import ObjectBoxes, ObjectRegion
+from objemb_lib.config import DataError, ImageError, ObjembError, needs
 from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.config import DataError, ImageError, ObjembError
-from objemb_lib.embed.extract import Objects, extract_objects
 from objemb_lib.data.images import measure_images
-from objemb_lib.search.milvus import FAILED, MilvusIndex
-from objemb_lib.config import needs
+from objemb_lib.embed.boxes import ObjectBoxes, ObjectRegion
+from objemb_lib.embed.extract import Objects, extract_objects
 from objemb_lib.embed.trunks import Trunk
+from objemb_lib.search.milvus import FAILED, MilvusIndex
 
 if TYPE_CHECKING:
     import pyarrow

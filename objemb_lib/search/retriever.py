@@ -11,15 +11,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from objemb_lib.embed.boxes import ObjectBoxes, ObjectRegion, whole
+from objemb_lib.config import DataError, device
 from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.config import DataError
-from objemb_lib.measure.metrics import Evaluation, Neighbours, evaluate, ranking
+from objemb_lib.embed.boxes import ObjectBoxes, ObjectRegion, whole
 from objemb_lib.embed.extract import extract_objects
-from objemb_lib.attend.objects import Answer, ObjectIndex
-from objemb_lib.embed.whitening import join, l2
-from objemb_lib.config import device
 from objemb_lib.embed.trunks import Trunk
+from objemb_lib.embed.whitening import concat_descriptors, l2
+from objemb_lib.measure.metrics import Evaluation, Neighbours, evaluate, ranking
+from objemb_lib.search.objects import Answer, ObjectIndex
 
 Pairs = Sequence[tuple[str, str]]
 Embed = Callable[[ImageDataset, ObjectBoxes], np.ndarray]
@@ -135,7 +134,7 @@ def embedder(trunk: Trunk, pairs: Pairs, size: int = 256, margin: float = 0.0) -
         region = ObjectRegion(where, margin)
         options = {"size": size, "cache": False, "progress": False}
         (some,) = extract_objects(dataset, trunk, pairs, [region], **options).values()
-        return join([some.vectors[pair] for pair in pairs])
+        return concat_descriptors([some.vectors[pair] for pair in pairs])
 
     return embed
 
@@ -152,12 +151,12 @@ def build(
     """Embed every object of a gallery, and make it searchable.
 
     Args:
-        pairs: (stage, pooling); the vectors of several are joined (:func:`postprocess.join`).
+        pairs: (stage, pooling); the vectors of several are joined (:func:`concat_descriptors`).
         region: boxes of ``dataset``; a query's box gets the same context, but no mask.
         find: boxes of a photograph that is not in the gallery.
     """
     (some,) = extract_objects(dataset, trunk, pairs, [region], size, progress=progress).values()
-    joined = join([some.vectors[pair] for pair in pairs])
+    joined = concat_descriptors([some.vectors[pair] for pair in pairs])
     index = ObjectIndex(joined.shape[1], meta={"trunk": trunk.name, "boxes": region.name})
     index.add(replace(some, vectors={pairs[0]: joined}), pairs[0], dataset.names)
     embed = embedder(trunk, pairs, size, region.margin)

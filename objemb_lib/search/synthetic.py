@@ -18,7 +18,9 @@ MIXING = 0.5  # of the Dirichlet weights: below 1, one of the neighbours mostly 
 PART = 4096  # vectors made at a time
 
 
-def grow(vectors: np.ndarray, n: int, seed: int = 0, k: int = NEIGHBOURS) -> np.ndarray:
+def synthetic_vectors(
+    vectors: np.ndarray, n: int, seed: int = 0, k: int = NEIGHBOURS
+) -> np.ndarray:
     """``n`` new vectors that lie among real ones as these lie among each other.
 
     Each is a random convex mix of a real vector and its ``k`` nearest neighbours (as SMOTE mixes

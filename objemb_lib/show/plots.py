@@ -14,10 +14,11 @@ from matplotlib.patches import ConnectionPatch, Rectangle
 from PIL import Image
 from torch import Tensor
 
-from objemb_lib.embed.boxes import ObjectRegion, inside, widen
+from objemb_lib.attend.objects import object_label
 from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.embed.boxes import ObjectRegion, inside, widen
 from objemb_lib.measure.metrics import Interval, Neighbours
-from objemb_lib.attend.objects import Answer, Match, object_label
+from objemb_lib.search.objects import Answer, Match
 from objemb_lib.search.retriever import Side
 
 # Colour-blind safe (Okabe and Ito): right, wrong, and the query itself; grey where nobody knows.

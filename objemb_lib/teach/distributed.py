@@ -48,7 +48,7 @@ def share(batch: Sequence) -> Sequence:
     return batch[rank() :: count()]
 
 
-def join(model: nn.Module, step: int) -> None:
+def init_process_group(model: nn.Module, step: int) -> None:
     """Meet the other processes, and begin with the first one's weights.
 
     Args:

@@ -25,17 +25,17 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou, roi_align
 
 from objemb_lib import config
+from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.detect import weights
 from objemb_lib.detect.detectors import KINDS, Detector, Losses, Target
 from objemb_lib.detect.features import DetectorTrunk
-from objemb_lib.teach.targets import augmentation, drawn, in_categories, usable
-from objemb_lib.config import DataError
 from objemb_lib.embed.pooling import POOLINGS
-from objemb_lib.embed.whitening import PCAWhitening
 from objemb_lib.embed.regions import CELLS
-from objemb_lib.teach.training import Schedule, train
 from objemb_lib.embed.trunks import Stage, Trunk, fold_batch_norm, per_image
+from objemb_lib.embed.whitening import PCAWhitening
+from objemb_lib.teach.targets import augmentation, drawn, in_categories, usable
+from objemb_lib.teach.training import Schedule, train
 
 Boxes = Sequence[Tensor]
 
@@ -304,7 +304,7 @@ def load_student(name: str = "student", root: Path | None = None) -> Student:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class DistillConfig:
     """How a student is taught. The default is guided; what departs from it is an ablation.
 
     Args:
@@ -390,7 +390,9 @@ class Regions:
     objects: Tensor
 
 
-def choose_regions(targets: list[Target], proposals: Boxes, recipe: Recipe, size: int) -> Regions:
+def choose_regions(
+    targets: list[Target], proposals: Boxes, recipe: DistillConfig, size: int
+) -> Regions:
     """The regions of a batch that a recipe asks for; random as torch is seeded.
 
     Args:
@@ -439,7 +441,7 @@ def random_boxes(count: int, size: int, smallest: float = 0.2, largest: float = 
     return torch.cat([corners, corners + sides], dim=1)
 
 
-class Pupil(nn.Module):
+class DistillationModule(nn.Module):
     """A student in training: with the teacher's lesson turned into losses.
 
     Args:
@@ -447,7 +449,9 @@ class Pupil(nn.Module):
         objects: number of labelled objects, for the loss ``labels`` alone.
     """
 
-    def __init__(self, student: Student, teacher: Teacher, recipe: Recipe, objects: int) -> None:
+    def __init__(
+        self, student: Student, teacher: Teacher, recipe: DistillConfig, objects: int
+    ) -> None:
         super().__init__()
         self.student, self.recipe = student, recipe
         self.teacher = [teacher]  # in a list: neither saved nor trained
@@ -504,7 +508,7 @@ def train_student(
     dataset: ImageDataset,
     teacher: Teacher,
     folder: Path,
-    recipe: Recipe = Recipe(),
+    recipe: DistillConfig = DistillConfig(),
     schedule: Schedule = SCHEDULE,
     projected: bool = False,
     leave_out: Sequence[int] = LEFT_OUT,
@@ -548,7 +552,7 @@ def train_student(
 
     begins = DetectorTrunk(detector).fingerprint(), teacher.fingerprint(), projected
     about = f"{dataset.fingerprint} {dataset.category_names} {begins} {recipe!r}"
-    pupil = Pupil(student, teacher, recipe, len(dataset.label_names))
+    pupil = DistillationModule(student, teacher, recipe, len(dataset.label_names))
     watching = watch and (lambda step, values: watch(student, step, values))
     train(
         pupil, student.detector, batch, lambda model, b: model.losses(b), schedule, folder,

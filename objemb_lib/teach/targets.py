@@ -11,10 +11,11 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from objemb_lib.teach import distributed
+from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.detect.detectors import Target
-from objemb_lib.config import DataError
+from objemb_lib.detect.metrics import crowds
+from objemb_lib.teach import distributed
 
 GRANULARITIES = ("one", "category", "object")
 MIN_SIDE = 4  # pixels: smaller boxes, and what augmentation leaves of others, are no targets
@@ -89,12 +90,6 @@ def _keep(dataset: ImageDataset, i: int) -> np.ndarray:
     large = (boxes[:, 2:] - boxes[:, :2] >= MIN_SIDE).all(axis=1)
     known = np.asarray(dataset.box_categories[i]) >= 0
     return np.flatnonzero(large & known & ~crowds(dataset, i))
-
-
-def crowds(dataset: ImageDataset, i: int) -> np.ndarray:
-    """``(K,)`` booleans: which boxes of an image hold a crowd instead of one object."""
-    stated = dataset.extra[i].get("iscrowd") if len(dataset.extra) else None
-    return np.asarray(stated or [False] * len(dataset.boxes[i]), bool)
 
 
 def example(dataset: ImageDataset, i: int, masks: bool = False) -> tuple[Tensor, Target]:

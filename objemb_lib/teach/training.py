@@ -20,13 +20,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
 
-from objemb_lib.teach import distributed
 from objemb_lib import config
-from objemb_lib import progress as bars
 from objemb_lib.cache import atomic_path
 from objemb_lib.config import TrainingError
 from objemb_lib.embed.memory import until_it_fits
+from objemb_lib.teach import distributed
 
 LOG_EVERY = 10
 
@@ -102,13 +102,13 @@ def train(
     about, writes = f"{schedule!r} {about}", distributed.first()
     checkpoint_every = checkpoint_every or max(50, schedule.steps // 100)
     done = _resume(folder, model, optimiser, about)
-    distributed.join(model, done)
+    distributed.init_process_group(model, done)
     if done == 0 and writes:
         _snapshot(folder, model, 0, schedule)
     before = ([line["seconds"] for line in read_log(folder)] or [0.0])[-1]
     start = time.monotonic() - before  # of the whole run, kills left out
     fits, quiet = schedule.batch_size // distributed.count(), not (progress and writes)
-    with bars.bar(None, "training", schedule.steps, "step", quiet, initial=done) as bar:
+    with tqdm(None, "training", schedule.steps, unit="step", disable=quiet, initial=done) as bar:
         for step, lesson in enumerate(_lessons(batch, schedule, done), done + 1):
             update = partial(_gradients, model, optimiser, losses, schedule, step - 1, folder)
             values, fits = until_it_fits(partial(update, lesson), fits)

@@ -1,4 +1,4 @@
-"""The search as an app, for whoever wants no code: ``python -m objemb_lib.show.app``, or ``make app``.
+"""The search as an app, without code: ``python -m objemb_lib.show.app``, or ``make app``.
 
 Voilà serves the notebook ``search.ipynb`` of this folder. Each visitor has a kernel of their own;
 the indexes are made once, before the first one comes, and read from the cache.
@@ -13,19 +13,19 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from objemb_lib.attend import attention
 from objemb_lib import config
-from objemb_lib.embed.boxes import ObjectBoxes, ObjectRegion, true_boxes
-from objemb_lib.measure.comparison import few_scenes
-from objemb_lib.data.catalogue import roles
+from objemb_lib.attend import attention
+from objemb_lib.data.catalogue import load_splits
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.folder import folder
 from objemb_lib.detect.detectors import Detector
 from objemb_lib.detect.weights import read_card
-from objemb_lib.attend.objects import ObjectIndex
+from objemb_lib.embed.boxes import ObjectBoxes, ObjectRegion, true_boxes
+from objemb_lib.embed.trunks import Trunk, load_trunk
+from objemb_lib.measure.comparison import few_scenes
+from objemb_lib.search.objects import ObjectIndex
 from objemb_lib.search.retriever import Pairs, Retriever, build, embedder
 from objemb_lib.teach.student import StudentTrunk, load_student
-from objemb_lib.embed.trunks import Trunk, load_trunk
 
 HERE = Path(__file__).parent
 PHOTOS = "OBJEMB_PHOTOS"  # names the folder for the kernels
@@ -40,7 +40,7 @@ def gallery() -> ImageDataset:
     """The photographs of the folder that ``OBJEMB_PHOTOS`` names, else scenes of mini-battles."""
     if place := os.environ.get(PHOTOS):
         return folder(place, progress=False)
-    return few_scenes(roles("mini-battles").tests["battle"], 3)
+    return few_scenes(load_splits("mini-battles").tests["battle"], 3)
 
 
 def ways(dataset: ImageDataset, progress: bool = False) -> list[Retriever]:
@@ -89,8 +89,8 @@ def _index(
 
 def own_boxes(data: ImageDataset, detector: Detector, progress: bool = False) -> ObjectBoxes:
     """The boxes that a detector is surest of; the whole image where it finds nothing."""
-    seen = attention.look(data, detector, progress=progress)
-    return attention.detected(data, detector, seen).top(TOP)
+    seen = attention.run_detector(data, detector, progress=progress)
+    return attention.detector_boxes(data, detector, seen).top(TOP)
 
 
 def command(port: int, browser: bool = False) -> list[str]:

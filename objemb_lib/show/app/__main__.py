@@ -6,12 +6,14 @@ import argparse
 import os
 import sys
 
-from objemb_lib.show import app
+from objemb_lib import config
 from objemb_lib.config import ObjembError
+from objemb_lib.show import app
 
 
 def main() -> int:
     """The command line."""
+    config.tune_process()
     parser = argparse.ArgumentParser(prog="python -m objemb_lib.show.app", description=app.__doc__)
     parser.add_argument("--photos", default="", help="folder to search (default: mini-battles)")
     parser.add_argument("--port", type=int, default=8866)

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import ipywidgets
 import numpy as np
 
-from objemb_lib.show import plots
 from objemb_lib.attend.attention import overlays
-from objemb_lib.embed.boxes import ObjectBoxes, ObjectRegion
-from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.search.retriever import embedder
 from objemb_lib.config import device
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.embed.boxes import ObjectBoxes, ObjectRegion
 from objemb_lib.embed.trunks import Trunk
+from objemb_lib.search.retriever import embedder
+from objemb_lib.show import plots
 from objemb_lib.show.widgets.pictures import Pictures, box, card, row, said
 
 

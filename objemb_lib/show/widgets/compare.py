@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import ipywidgets
 import numpy as np
 
-from objemb_lib.show import plots
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.measure.metrics import evaluate
 from objemb_lib.search.retriever import Side, side_by_side
+from objemb_lib.show import plots
 from objemb_lib.show.widgets.pictures import MARKS, Pictures, box, card, row, said
 
 

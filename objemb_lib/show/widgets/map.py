@@ -11,10 +11,10 @@ import ipywidgets
 import numpy as np
 import traitlets
 
-from objemb_lib.show import plots
-from objemb_lib.measure.analysis import PROJECTIONS, project
 from objemb_lib.attend.objects import first_right, object_truth
+from objemb_lib.measure.analysis import PROJECTIONS, project
 from objemb_lib.search.retriever import Retriever
+from objemb_lib.show import plots
 from objemb_lib.show.widgets.pictures import Pictures, box, card, row, said, source
 from objemb_lib.show.widgets.search import ObjectSearch
 

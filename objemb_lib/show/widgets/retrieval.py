@@ -10,9 +10,9 @@ from collections.abc import Mapping
 import ipywidgets
 import numpy as np
 
-from objemb_lib.show import plots
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.measure.metrics import Neighbours, ranking
+from objemb_lib.show import plots
 
 
 class Retrieval(ipywidgets.VBox):

@@ -9,11 +9,11 @@ from pathlib import Path
 import ipywidgets
 import numpy as np
 
-from objemb_lib.show import plots
-from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.config import DataError
-from objemb_lib.attend.objects import Answer, photograph
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.search.objects import Answer, photograph
 from objemb_lib.search.retriever import Query, Retriever
+from objemb_lib.show import plots
 from objemb_lib.show.widgets.pictures import MARKS, Pictures, box, card, row, said
 
 QUERY_SIDE = 320  # pixels on the screen

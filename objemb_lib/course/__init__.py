@@ -1,0 +1,1 @@
+"""What runs the course: notebooks and their numbers, profiles, the environment check, training."""

@@ -1,0 +1,1 @@
+"""Metrics, intervals, results and claims, and what else to look at in embeddings."""

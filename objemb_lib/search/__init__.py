@@ -1,0 +1,1 @@
+"""Indexes, ranking again, one query from photograph to answer, many machines (notebook 05)."""

@@ -1,0 +1,1 @@
+"""Plots, widgets and the app."""

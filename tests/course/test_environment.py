@@ -1,0 +1,231 @@
+"""pyproject.toml, requirements.lock and environment.yml state one environment, and this is it."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PROJECT = Path(__file__).resolve().parents[2]
+CONDA_NAMES = {"pytorch": "torch"}  # where conda-forge's name is not PyPI's
+DISTRIBUTIONS = {"PIL": "pillow", "cv2": "opencv-python-headless", "faiss": "faiss-cpu",
+                 "skimage": "scikit-image", "sklearn": "scikit-learn", "hnswlib": "chroma-hnswlib",
+                 "yaml": "pyyaml"}  # fmt: skip
+OF_THE_SYSTEM = {"python", "pip", "make", "setuptools"}  # environment.yml needs them, pip does not
+SYSTEMS = {
+    "Linux": {"sys_platform": "linux", "os_name": "posix", "platform_machine": "x86_64"},
+    "macOS": {"sys_platform": "darwin", "os_name": "posix", "platform_machine": "arm64"},
+    "Windows": {"sys_platform": "win32", "os_name": "nt", "platform_machine": "AMD64"},
+}
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+
+
+def project() -> dict:
+    return tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def by_name(lines) -> dict[str, Requirement]:
+    return {canonicalize_name(r.name): r for r in map(Requirement, lines)}
+
+
+def direct(extra: bool = True) -> dict[str, Requirement]:
+    """What pyproject.toml asks for, by name; with ``extra`` what the tests need too."""
+    stated = project()["project"]
+    tests = stated["optional-dependencies"]["test"] if extra else []
+    return by_name([*stated["dependencies"], *tests])
+
+
+def optional() -> dict[str, Requirement]:
+    """What pyproject.toml offers as extras that the course does without."""
+    extras = project()["project"]["optional-dependencies"]
+    return by_name(line for name, lines in extras.items() if name != "test" for line in lines)
+
+
+def lock_lines(name: str = "requirements.lock") -> list[str]:
+    return (PROJECT / name).read_text(encoding="utf-8").splitlines()
+
+
+def conda() -> tuple[dict[str, Requirement], str]:
+    """What environment.yml asks for under PyPI's names, and its Python."""
+    parts = yaml.safe_load((PROJECT / "environment.yml").read_text())["dependencies"]
+    (pip,) = (part["pip"] for part in parts if isinstance(part, dict))
+    assert "-e ." in pip
+    specs = [part for part in parts if isinstance(part, str)]
+    (python,) = (spec.removeprefix("python=") for spec in specs if spec.startswith("python="))
+    wanted = by_name([*(spec for spec in specs if spec != f"python={python}"),
+                      *(line for line in pip if line != "-e .")])  # fmt: skip
+    return {CONDA_NAMES.get(name, name): r for name, r in wanted.items()}, python
+
+
+def test_environment_yml_has_the_dependencies_and_ranges_of_pyproject():
+    wanted, _ = conda()
+    asked = {(name, str(r.specifier)) for name, r in wanted.items() if name not in OF_THE_SYSTEM}
+    stated = {(name, str(r.specifier)) for name, r in direct().items()}
+    assert not asked ^ stated, "in one of environment.yml and pyproject.toml only"
+
+
+def test_environment_yml_has_a_python_that_pyproject_allows():
+    _, python = conda()
+    assert python in PYTHONS
+    assert SpecifierSet(project()["project"]["requires-python"]).contains(f"{python}.0")
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("python", PYTHONS)
+def test_the_lock_has_each_dependency_once_and_within_its_ranges(system, python):
+    here = {"python_version": python, "python_full_version": f"{python}.9", **SYSTEMS[system]}
+    here |= {"implementation_name": "cpython", "platform_python_implementation": "CPython"}
+    here |= {"platform_system": system.replace("macOS", "Darwin")}
+    locked: dict[str, list[str]] = {}
+    for requirement in map(Requirement, lock_lines() + lock_lines("requirements-extras.lock")):
+        if requirement.marker is None or requirement.marker.evaluate(here):
+            (one,) = requirement.specifier
+            assert one.operator == "=="
+            locked.setdefault(canonicalize_name(requirement.name), []).append(one.version)
+    twice = {name: versions for name, versions in locked.items() if len(versions) > 1}
+    assert not twice
+    offered = {n: r for n, r in optional().items() if not r.marker or r.marker.evaluate(here)}
+    for source, wanted in (
+        ("pyproject.toml", direct() | offered),
+        ("environment.yml", conda()[0]),
+    ):
+        for name in wanted.keys() - (OF_THE_SYSTEM - {"setuptools"}):
+            assert name in locked, f"{name} of {source} is not in the lock: run `make lock`"
+            (found,) = locked[name]
+            assert wanted[name].specifier.contains(found), f"{source}: {wanted[name]}, not {found}"
+
+
+def test_the_extras_are_not_in_the_lock_of_the_course():
+    names = {canonicalize_name(Requirement(line).name) for line in lock_lines()}
+    assert not names & (optional().keys() - direct().keys())
+
+
+@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-extras.lock"])
+def test_the_lock_fits_every_index_and_a_cpu_build_of_torch(lock):
+    text = "\n".join(lock_lines(lock))
+    assert not re.search(r"^\s*-|://|file:", text, re.M), "an option or an address in the lock"
+    assert not re.search(r"^(nvidia|cuda|triton)", text, re.M), "torch's own metadata pins these"
+
+
+def test_the_lock_has_the_pair_that_the_makefile_holds():
+    (pair,) = re.findall(r"^TORCH_PAIR := (.+)$", (PROJECT / "Makefile").read_text(), re.M)
+    lines = lock_lines()
+    assert len(pair.split()) == 2 and all(pin in lines for pin in pair.split())
+
+
+def imported(file: Path) -> set[str]:
+    """Top-level modules that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(node.module.partition(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("folder", ["objemb_lib", "data", "tests", "benchmarks"])
+def test_what_is_imported_is_asked_for(folder):
+    """A package that another one happens to bring can leave with it."""
+    may = direct(extra=folder in ("tests", "benchmarks")).keys() | {"tomli", "tomllib"}
+    may |= optional().keys()  # inside the functions that need them, see the next test
+    files = [f for f in (PROJECT / folder).rglob("*.py") if "mini-battles" not in f.parts]
+    assert files
+    for file in files:
+        beside = {
+            path.stem for path in [*file.parent.glob("*.py"), *(PROJECT / "tests").glob("*.py")]
+        }
+        for module in imported(file) - sys.stdlib_module_names - beside - {"objemb_lib"}:
+            name = canonicalize_name(DISTRIBUTIONS.get(module, module))
+            assert name in may, f"{file.name} imports {module}: add {name} to pyproject.toml"
+
+
+def test_no_room_needs_an_optional_package_to_be_imported():
+    names = {name.replace("-", "_") for name in optional()} | {"hnswlib"}
+    for file in (PROJECT / "objemb_lib").rglob("*.py"):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Import):
+                asked = {alias.name.partition(".")[0] for alias in node.names}
+            else:
+                asked = {(getattr(node, "module", "") or "").partition(".")[0]}
+            assert not asked & names, f"{file.name}: import {asked} where it is used"
+
+
+def test_an_installed_library_has_all_its_files():
+    """Not only an editable one: setuptools takes other files than Python's only where told."""
+    told = project()["tool"]["setuptools"]
+    declared = {
+        file
+        for package, patterns in told["package-data"].items()
+        for pattern in patterns
+        for file in (PROJECT / package.replace(".", "/")).glob(pattern)
+    }
+    files = [f for f in (PROJECT / "objemb_lib").rglob("*") if f.is_file()]
+    files = [f for f in files if "__pycache__" not in f.parts and not f.name.startswith(".")]
+    assert declared
+    for file in files:
+        assert file in declared or (
+            file.suffix == ".py" and (file.parent / "__init__.py").exists()
+        ), file
+
+
+def test_the_gate_and_a_forks_first_push_run_the_two_commands():
+    gate = (PROJECT / ".ci" / "run").read_text()
+    assert re.findall(r"^make .+$", gate, re.M) == ["make test", "make reproduce"]
+    workflow = yaml.safe_load((PROJECT / ".github" / "workflows" / "ci.yml").read_text())
+    when, jobs = workflow[True], workflow["jobs"]  # YAML 1.1 reads "on" as true
+    assert {"push", "pull_request", "workflow_dispatch"} <= when.keys()
+    for job in jobs.values():
+        commands = [step["run"] for step in job["steps"] if "run" in step]
+        assert commands == ["make test", "make reproduce"]
+    by_hand = {name for name, job in jobs.items() if "workflow_dispatch" in job.get("if", "")}
+    assert by_hand == {"gpu"} and "gpu" in when["workflow_dispatch"]["inputs"]
+    pythons = jobs["course"]["strategy"]["matrix"]["python"]
+    assert set(pythons) <= set(PYTHONS) and pythons[0] == PYTHONS[0]
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+def test_clean_removes_what_a_killed_build_leaves_and_nothing_of_the_users(tmp_path):
+    shutil.copy(PROJECT / "Makefile", tmp_path)
+    ours = [".cache/x", "runs/site/x", "docs/generated/x", "data/mini-battles/x",
+            "data/.mini-battles-k3v_9x2a/x", "data/.mini-battles-old-k3v_9x2a/x",
+            "data/.mini-battles.lock",
+            "data/.downloads-mini-battles/x.part", "tests/__pycache__/x.pyc",
+            "benchmarks/__pycache__/x.pyc",
+            "objemb_lib/datasets/__pycache__/x.pyc", "data/__pycache__/x.pyc"]  # fmt: skip
+    theirs = ["data/photos/x.jpg", "data/mini-battles-mine/x", "data/.mini-battlesmine/x",
+              "data/.downloads-mine/x", "data/photos/__pycache__/x", "notebooks/mine.ipynb",
+              "results/x", ".venv/bin/python"]  # fmt: skip
+    for name in ours + theirs:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    subprocess.run(["make", "clean", "VENV=.venv"], cwd=tmp_path, check=True)
+    assert [name for name in ours if (tmp_path / name).exists()] == []
+    assert [name for name in theirs if not (tmp_path / name).exists()] == []
+
+
+def test_this_environment_is_the_locked_one():
+    if not (Path(sys.prefix) / ".installed").exists():
+        pytest.skip("not an environment that `make install` made from the lock")
+    wrong = []
+    for requirement in map(Requirement, lock_lines()):
+        if requirement.marker is None or requirement.marker.evaluate():
+            found = version(requirement.name)
+            if not requirement.specifier.contains(found, prereleases=True):
+                wrong.append(f"{requirement}, here {found}")
+    assert not wrong, "run `make install`"

@@ -1,0 +1,151 @@
+"""The notebooks keep the course's shape, and are committed as one clean run from top to bottom."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"))
+MAX_LINES = 15  # of code in a cell; anything longer is a library function with a test
+SECTIONS = ("What you will be able to do", "Time", "Exercises", "Take-away")
+HOME_PATHS = re.compile(r"(?<![\w.:/])/(?:home|root|tmp|work|Users|mnt|var)/|\b[A-Za-z]:\\+Users")
+EMBEDDED = re.compile(r"base64,[A-Za-z0-9+/=\\n]+")  # pictures: by chance they hold anything
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def notebook(request) -> nbformat.NotebookNode:
+    return nbformat.read(request.param, as_version=4)
+
+
+def code(notebook) -> list[nbformat.NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def parameters(notebook) -> dict[str, object]:
+    """What the cell tagged ``parameters`` assigns; every value must be a literal."""
+    (cell,) = (c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
+    assigned = ast.parse(cell.source).body
+    return {node.targets[0].id: ast.literal_eval(node.value) for node in assigned}
+
+
+def code_lines(source: str) -> int:
+    lines = (line.strip() for line in source.splitlines())
+    return sum(bool(line) and not line.startswith("#") for line in lines)
+
+
+def home_paths(notebook) -> list[str]:
+    """Places where the text or an output names a folder of somebody's machine."""
+    found = []
+    for cell in notebook.cells:
+        outputs = json.loads(json.dumps(cell.get("outputs", [])))
+        for output in outputs:
+            output["data"] = {
+                kind: value for kind, value in output.get("data", {}).items()
+                if not kind.startswith("image/")
+            }  # fmt: skip
+        for text in (cell.source, EMBEDDED.sub("", json.dumps(outputs))):
+            found += [
+                text[max(m.start() - 20, 0) : m.end() + 20] for m in HOME_PATHS.finditer(text)
+            ]
+    return found
+
+
+def test_there_are_notebooks():
+    assert [path.name[:2] for path in NOTEBOOKS][:2] == ["00", "01"]
+
+
+def test_it_is_valid(notebook):
+    nbformat.validate(notebook)
+
+
+def test_it_starts_with_a_title(notebook):
+    first = notebook.cells[0]
+    assert first.cell_type == "markdown" and first.source.startswith("# ")
+
+
+def test_it_can_be_parametrised(notebook):
+    given = parameters(notebook)
+    assert given["RUN_DIR"] == "", "opened by hand, a notebook records nothing"
+    assert isinstance(given["SEED"], int)
+
+
+def test_prose_comes_before_code(notebook):
+    kinds = [cell.cell_type for cell in notebook.cells]
+    pairs = zip(kinds, kinds[1:])
+    bare = [i for i, pair in enumerate(pairs, 1) if pair == ("code", "code")]
+    assert not bare, f"cells {bare} follow another code cell without a word"
+
+
+def only_imports(cell) -> bool:
+    return all(
+        isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.parse(cell.source).body
+    )
+
+
+def test_cells_are_short(notebook):
+    long = {cell.source.splitlines()[0]: n for cell in code(notebook)
+            if (n := code_lines(cell.source)) > MAX_LINES and not only_imports(cell)}  # fmt: skip
+    assert not long
+
+
+def test_its_outputs_are_those_of_one_run_without_errors(notebook):
+    cells = code(notebook)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert outputs
+    assert not [output for output in outputs if output.output_type == "error"]
+    said = [output.text for output in outputs if output.get("name") == "stderr"]
+    assert not [text for text in said if "Warning" in text or "Traceback" in text]
+
+
+def test_it_names_no_folder_of_somebodys_machine(notebook):
+    assert not home_paths(notebook)
+
+
+@pytest.mark.parametrize(
+    "text", ["see /home/ann/x", '"/tmp/a.png"', "in '/root/x'", r"C:\Users\ann", "(/Users/ann/x)"]
+)
+def test_folders_of_machines_are_found(text):
+    made = nbformat.v4.new_output("stream", text=text)
+    cells = [nbformat.v4.new_code_cell("1", outputs=[made]), nbformat.v4.new_markdown_cell(text)]
+    assert len(home_paths(nbformat.v4.new_notebook(cells=cells))) == 2
+    link = nbformat.v4.new_markdown_cell("https://example.org/home/x and a/tmp/b are not ours")
+    assert not home_paths(nbformat.v4.new_notebook(cells=[link]))
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_it_has_the_course_sections(notebook, section):
+    prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    assert re.search(rf"^##+ {section}\b", prose, re.M | re.I)
+
+
+def test_it_has_three_exercises(notebook):
+    (cell,) = (c for c in notebook.cells if re.search("^##+ Exercises", c.source, re.M))
+    exercises = re.split("^##+ ", cell.source.split("Exercises", 1)[1], flags=re.M)[0]
+    assert len(re.findall(r"^\d+\. ", exercises, re.M)) >= 3
+
+
+def test_results_are_checked_when_notebooks_run_anew():
+    marked = {
+        path.stem: sum("# NBVAL_CHECK_OUTPUT" in cell.source for cell in code(nb))
+        for path, nb in ((path, nbformat.read(path, as_version=4)) for path in NOTEBOOKS)
+    }
+    assert marked["01_embedding_extraction"] >= 1
+
+
+def test_verdicts_are_checked_when_their_notebook_runs_anew():
+    """Every notebook that writes claims has a marked cell that prints their verdicts."""
+    writers = 0
+    for path in NOTEBOOKS:
+        cells = code(nbformat.read(path, as_version=4))
+        if any("claims.write" in cell.source for cell in cells):
+            writers += 1
+            checked = [c for c in cells if c.source.startswith("# NBVAL_CHECK_OUTPUT")]
+            said = " ".join(output.get("text", "") for c in checked for output in c.outputs)
+            assert re.search(r"\b(holds|reversed|inconclusive)\b", said), path.stem
+    assert writers

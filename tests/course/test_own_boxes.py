@@ -1,0 +1,77 @@
+"""benchmarks/own_boxes.py: a detector trained on a user's annotated photographs, from files."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny_scenes import CATEGORIES, SCENES, lively, scenes
+
+from objemb_lib import config
+from objemb_lib.config import DataError
+from objemb_lib.teach.training import read_log
+
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "own_boxes.py"
+
+
+def annotated(place: Path) -> tuple[Path, Path]:
+    """A folder of four pictures, and their boxes as a COCO file beside it."""
+    scenes(place)
+    images = [{"id": i, "file_name": f"{i}.png"} for i in range(len(SCENES))]
+    categories = [{"id": k + 1, "name": name} for k, name in enumerate(CATEGORIES)]
+    objects = [
+        {"image_id": i, "category_id": category + 1, "bbox": [x0, y0, x1 - x0, y1 - y0]}
+        for i, (boxes, called) in enumerate(SCENES)
+        for (x0, y0, x1, y1), category in zip(boxes, called)
+    ]
+    for number, one in enumerate(objects, 1):
+        one["id"] = number
+    file = place.with_suffix(".json")
+    content = {"images": images, "annotations": objects, "categories": categories}
+    file.write_text(json.dumps(content))
+    return place, file
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """``run(arguments)``: the script as typed, but with a small random trunk."""
+    spec = importlib.util.spec_from_file_location("own_boxes", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setenv("OBJEMB_DEVICE", "cpu")
+    monkeypatch.setattr(config, "PROJECT", tmp_path / "project")
+    monkeypatch.setattr(module, "load_trunk", lively)
+    monkeypatch.setattr(module, "SCHEDULE", replace(module.SCHEDULE, batch_size=2))
+
+    def typed(*arguments: object) -> None:
+        monkeypatch.setattr(sys, "argv", ["own_boxes.py", *map(str, arguments)])
+        module.main()
+
+    return typed
+
+
+def test_photographs_in_scores_out_and_a_second_run_goes_on(run, tmp_path: Path, capsys) -> None:
+    places = [*annotated(tmp_path / "mine"), *annotated(tmp_path / "others")]
+    run(*places, "--steps", "2")
+    said = capsys.readouterr().out
+    for words in ("step    2", "mine/all", "others/all", "categories: 2", "box AP50", "recall of"):
+        assert words in said
+    (folder,) = (tmp_path / "project" / "runs" / "train").iterdir()
+    log = read_log(folder)
+    assert [line["step"] for line in log] == [2]
+    run(*places, "--steps", "2")
+    assert read_log(folder) == log and capsys.readouterr().out == said  # nothing trained anew
+    run(*places, "--steps", "1", "--labels", "one")
+    assert "categories: 1" in capsys.readouterr().out
+
+
+def test_boxes_of_other_photographs_are_refused(run, tmp_path: Path) -> None:
+    (mine, boxes), (others, _) = annotated(tmp_path / "mine"), annotated(tmp_path / "others")
+    (others / "3.png").unlink()
+    with pytest.raises(DataError, match=r"1 of 4 images that are not in .*others: 3\.png"):
+        run(mine, boxes, others, boxes)
+    assert not (tmp_path / "project").exists()

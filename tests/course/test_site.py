@@ -1,0 +1,154 @@
+"""The readable site: every picture is described, no page asks another host, every page is found."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+PROJECT = Path(__file__).resolve().parents[2]
+SITE = PROJECT / "runs" / "site"
+NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
+ASKED = re.compile(
+    r"<(?:script|link|img|iframe|source|video)\b[^>]*?(?:src|href)=[\"']?((?:https?:)?//[^\"'> ]+)"
+    r"|(?:url\(|@import|import\(|fetch\()\s*[\"']?((?:https?:)?//[^\"') ]+)"
+)
+
+
+def pages() -> list[Path]:
+    if not (SITE / "index.html").is_file():
+        pytest.skip("the site is not built: make site")
+    return sorted(SITE.rglob("*.html"))
+
+
+def described(cell: nbformat.NotebookNode) -> str:
+    return cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_picture_of_a_notebook_is_described(path: Path) -> None:
+    cells = nbformat.read(path, as_version=4).cells
+    drawn = [cell for cell in cells if cell.cell_type == "code" and any(
+        kind.startswith("image/") for output in cell.outputs for kind in output.get("data", {})
+    )]  # fmt: skip
+    assert drawn or path.stem.startswith("05")
+    bare = [cell.source.splitlines()[0] for cell in drawn if len(described(cell)) < 20]
+    assert not bare, 'these cells need metadata {"mystnb": {"image": {"alt": "..."}}}'
+    texts = [described(cell) for cell in drawn]
+    assert len(set(texts)) == len(texts), "two pictures have the same description"
+
+
+def test_every_picture_of_the_site_is_described() -> None:
+    for page in pages():
+        for image in re.findall(r"<img\b[^>]*>", page.read_text(encoding="utf-8")):
+            alt = re.search(r'alt="([^"]*)"', image)
+            assert alt and alt[1].strip() and not alt[1].endswith((".png", ".jpeg")), (page, image)
+
+
+def test_no_page_asks_another_host_for_anything() -> None:
+    for file in [*pages(), *SITE.rglob("*.css")]:
+        asked = [a or b for a, b in ASKED.findall(html.unescape(file.read_text(encoding="utf-8")))]
+        assert not asked, f"{file.relative_to(SITE)} asks {asked[:3]}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['<script src="https://x.org/a.js">', "<link rel=a href='//x.org/a.css'>",
+     "a{background:url(https://x.org/a.png)}", "@import 'https://x.org/a.css'"],
+)  # fmt: skip
+def test_a_page_that_asks_is_noticed(text: str) -> None:
+    assert ASKED.search(text)
+    assert not ASKED.search('<a href="https://x.org">a link may lead away</a>')
+
+
+def test_formulas_are_drawn_without_scripts() -> None:
+    pages()
+    text = (SITE / "notebooks" / "01_embedding_extraction.html").read_text(encoding="utf-8")
+    assert "<math" in text and "MathJax" not in text
+
+
+def test_every_notebook_and_room_has_its_page() -> None:
+    pages()
+    for path in NOTEBOOKS:
+        assert (SITE / "notebooks" / f"{path.stem}.html").is_file()
+    for file in (PROJECT / "objemb_lib").rglob("*.py"):
+        if file.stem == "__main__":  # a command, not a module to import
+            continue
+        name = ".".join(file.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__")
+        page = SITE / "docs" / "generated" / f"{name}.html"
+        assert page.is_file(), f"{name} has no page: make site"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_answer_of_a_quiz_explains(path: Path) -> None:
+    cells = nbformat.read(path, as_version=4).cells
+    (quiz,) = (c.source for c in cells if re.search("^## Quiz", c.source, re.M))
+    answers = re.findall(r"<details><summary>(.+?)</summary>\s*(.+?)</details>", quiz, re.S)
+    questions = re.findall(r"^\*\*\d+\.", quiz, re.M)
+    assert len(questions) >= 3 and len(answers) >= 3 * len(questions)
+    assert len(answers) == quiz.count("<details")
+    for answer, why in answers:
+        assert re.match(r"(Right|Not quite)", why.strip()), answer
+        assert len(why.split()) >= 8, answer
+    assert quiz.count("Right.") == len(questions)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_exercises_are_of_three_kinds(path: Path) -> None:
+    cells = nbformat.read(path, as_version=4).cells
+    (exercises,) = (c.source for c in cells if re.search("^## Exercises", c.source, re.M))
+    kinds = re.findall(r"^\d+\. \*(\w+)", exercises, re.M)
+    assert {"Predict", "Change", "Build"} <= set(kinds)
+    assert f"solutions/{path.stem[:2]}.md" in exercises
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_its_time_is_said_for_both_kinds_of_machine(path: Path) -> None:
+    prose = "\n".join(c.source for c in nbformat.read(path, as_version=4).cells[:6])
+    time = re.split(r"^## ", prose.split("## Time", 1)[1], flags=re.M)[0]
+    assert "CPU" in time and "GPU" in time
+
+
+def test_the_cell_for_colab_does_nothing_elsewhere() -> None:
+    for path in NOTEBOOKS:
+        first = next(c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code")
+        assert 'if "google.colab" in sys.modules' in first.source, path.stem
+        space: dict[str, object] = {}
+        exec(first.source, space)
+        assert set(space) <= {"__builtins__", "sys"}, "elsewhere it only asks where it is"
+
+
+def test_the_citation_says_what_the_project_says() -> None:
+    cited = yaml.safe_load((PROJECT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= cited.keys()  # what its schema asks
+    stated = (PROJECT / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'version = "{cited["version"]}"' in stated
+    assert cited["license"] == "MIT" and "MIT License" in (PROJECT / "LICENSE").read_text()
+    (paper,) = cited["references"]
+    readme = (PROJECT / "README.md").read_text(encoding="utf-8")
+    assert paper["title"] in readme and str(paper["year"]) in readme
+
+
+def test_a_codespace_makes_what_the_course_needs() -> None:
+    told = json.loads((PROJECT / ".devcontainer" / "devcontainer.json").read_text())
+    (target,) = re.findall(r"^make (\w+)$", told["postCreateCommand"])
+    makefile = (PROJECT / "Makefile").read_text()
+    assert re.search(rf"^{target}: .*\binstall\b", makefile, re.M)
+    for file in told["customizations"]["codespaces"]["openFiles"]:
+        assert (PROJECT / file).is_file()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Colab has a later Python")
+def test_colab_keeps_its_jupyter_and_gets_the_rest() -> None:
+    colab = runpy.run_path(str(PROJECT / "notebooks" / "colab.py"))
+    wanted = colab["wanted"](PROJECT / "pyproject.toml")
+    names = {re.split(r"[^\w.-]", line)[0] for line in wanted}
+    assert {"torch", "timm", "faiss-cpu", "anywidget"} <= names
+    assert not names & {"jupyterlab", "ipykernel", "ipython", "ipywidgets", "voila"}

@@ -1,0 +1,70 @@
+"""Every notebook runs under the smoke profile: on the course's data, and on bare photographs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from objemb_lib import config
+from objemb_lib.course import profiles, reproduce
+from objemb_lib.data import catalogue
+from objemb_lib.measure import results
+
+NUMBERS = ("00", "01", "02", "03", "04", "05")
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """``run(number, data="")`` -> what the executed notebook printed; its own cache and runs/."""
+    monkeypatch.setenv("OBJEMB_DATA", str(config.data_root()))
+    monkeypatch.setenv("OBJEMB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(config, "PROJECT", tmp_path)
+
+    def execute(number: str, data: str = "") -> str:
+        assert reproduce.reproduce("smoke", [number], data=data) == []
+        (executed,) = (tmp_path / "runs" / "smoke").rglob(f"{number}_*.ipynb")
+        outputs = [o for c in nbformat.read(executed, 4).cells for o in c.get("outputs", [])]
+        return "".join(o["text"] for o in outputs if o.get("name") == "stdout")
+
+    return execute
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_notebook_runs_on_the_courses_data(run, number, tmp_path):
+    if not catalogue.entry(profiles.USUAL).built():
+        pytest.skip(f"{profiles.USUAL} is not built: make data")
+    said = run(number)
+    if number != "00":
+        profile = profiles.profile("smoke")
+        own = [given for stem, given in profile.notebooks.items() if stem.startswith(number)]
+        limit = own[0].get("LIMIT", profile.parameters["LIMIT"])
+        (written,) = (tmp_path / "runs" / "smoke" / "results").iterdir()
+        both = {"mini-battles/battle", "mini-battles/clean"}
+        seen = {row.data for row in results.read(written)}
+        assert seen == ({"mini-battles/battle"} if number == "05" else both)
+        assert all(row.queries <= limit for row in results.read(written))
+    if number in ("01", "02"):
+        assert "the same background 0." in said or "same background:" in said
+
+
+@pytest.mark.parametrize("number", ["01", "02", "03"])  # 04 needs boxes to learn from
+def test_a_notebook_runs_on_photographs_without_boxes(run, number, real_photographs, tmp_path):
+    species = sorted((real_photographs / "cub_2011_species").iterdir())[:6]
+    for place in species:
+        own = tmp_path / "my birds" / place.name
+        own.mkdir(parents=True)
+        for photograph in sorted(place.iterdir())[:3]:
+            os.symlink(photograph, own / photograph.name)
+    said = run(number, f"folder:{tmp_path / 'my birds'}")
+    told = {"03": "No true boxes are known"}.get(number, "Nobody recorded the backgrounds")
+    assert told in said
+    (written,) = Path(tmp_path / "runs" / "smoke" / "folder-my_birds" / "results").iterdir()
+    rows = results.read(written)
+    if number == "03":
+        assert not any("true" in row.region or "a click" in row.name for row in rows)
+    else:
+        assert {row.region for row in rows} == {"whole image"}
+    assert {row.queries for row in rows} == {9}

@@ -1,0 +1,264 @@
+"""COCO and Open Images as objects to retrieve: windows, their boxes and masks, what is junk."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from local_server import Server, serve, status, whole
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from objemb_lib.config import DataError
+from objemb_lib.data import detection, open_images
+from objemb_lib.data.archives import Archive
+from objemb_lib.data.catalogue import load_splits
+from objemb_lib.data.coco import coco, coco_photographs
+from objemb_lib.data.detection import Photo, objects, photographs
+from objemb_lib.data.groceries import groceries
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*images of .* are here")
+NAMES = ["cat", "dog", "cup", "car"]  # cat and cup train, dog and car test
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def yard(make_image: Write, tmp_path: Path) -> list[Photo]:
+    """One photograph: a cat of 40 x 40, a dog beside it, a small cup, a smaller cat far away."""
+    make_image(tmp_path / "yard.png", size=(200, 120))
+    boxes = np.array([[50, 40, 90, 80], [80, 30, 130, 90], [55, 45, 65, 55], [150, 70, 190, 105.0]])
+    square = [[50, 40, 90, 40, 90, 80, 50, 80]]
+    return [Photo("yard.png", (200, 120), boxes, np.array([0, 1, 2, 0]), [1, 2, 3, 4],
+                  [square, None, None, None])]  # fmt: skip
+
+
+def test_a_window_by_hand(yard: list[Photo], tmp_path: Path) -> None:
+    data = objects("made-up", "train", tmp_path, yard, NAMES)
+    assert len(data) == 1  # one cat a photograph, the largest; the cup is too small
+    assert data.crops == ((30, 20, 110, 100),)  # half of 40 on each side
+    assert data.image(0).size == (80, 80)
+    # the cat first; of the dog 30 of 50 columns are in; the cup wholly; the other cat not at all
+    assert data.boxes[0].tolist() == [[20, 20, 60, 60], [50, 10, 80, 70], [25, 25, 35, 35]]
+    assert data.box_labels[0].tolist() == data.box_categories[0].tolist() == [0, 1, 2]
+    mask = np.zeros((80, 80), bool)
+    mask[20:60, 20:60] = True
+    assert np.array_equal(data.mask(0), mask)
+    assert data.mask(0, 1).sum() == 30 * 60  # no outline: its box, as far as it is seen
+    assert data.extra[0] == {"annotation_id": 1} and data.protocol == "categories"
+
+
+def test_windows_end_with_the_photograph(yard: list[Photo], tmp_path: Path) -> None:
+    data = objects("made-up", "test", tmp_path, yard, NAMES)
+    assert data.labels.tolist() == [1] and data.crops == ((55, 0, 155, 120),)
+    assert data.boxes[0][0].tolist() == [25, 30, 75, 90]
+
+
+def test_no_category_is_in_both_splits_and_none_has_too_many(tmp_path: Path, make_image: Write):
+    make_image(tmp_path / "a.png", size=(60, 60))
+    box = np.array([[0, 0, 50, 50.0]])
+    photos = [Photo("a.png", (60, 60), box, np.array([i % 4]), [i]) for i in range(40)]
+    train, test = (objects("x", s, tmp_path, photos, NAMES, 3) for s in ("train", "test"))
+    assert train.labels.tolist() == [0, 0, 0, 2, 2, 2] and test.labels.tolist() == [
+        1,
+        1,
+        1,
+        3,
+        3,
+        3,
+    ]
+    again = objects("x", "train", tmp_path, photos[::-1], NAMES, 3)  # whatever their order
+    ids = [{one["annotation_id"] for one in data.extra} for data in (train, again)]
+    assert ids[0] == ids[1] and train.masks is None
+
+
+def test_junk_is_what_shows_the_category_beside_its_object(tmp_path: Path, make_image: Write):
+    """A cup beside the cat of a window: junk where a cup asks, and right where a cat asks."""
+    make_image(tmp_path / "a.png", size=(100, 100))
+    both = np.array([[20, 20, 60, 60], [50, 50, 84, 84.0]])
+    photos = [Photo("a.png", (100, 100), both, np.array([0, 2]), [1, 2]),
+              Photo("a.png", (100, 100), both[:1], np.array([0]), [3]),
+              Photo("a.png", (100, 100), both[:1], np.array([2]), [4])]  # fmt: skip
+    data = objects("x", "train", tmp_path, photos, NAMES)
+    number = {one["annotation_id"]: i for i, one in enumerate(data.extra)}
+    shows = lambda i, flags: {n for n, at in number.items() if flags[at]}  # noqa: E731
+    assert shows(4, data.relevant(number[4])) == {2}
+    assert shows(4, data.junk(number[4])) == {4, 1}  # itself; the cat with the cup beside it
+    assert shows(1, data.relevant(number[1])) == {3}
+
+
+def test_photographs_keep_every_box(yard: list[Photo], tmp_path: Path) -> None:
+    data = photographs("made-up", "train", tmp_path, yard, NAMES)
+    assert data.image(0).size == (200, 120) and data.labels.tolist() == [1]  # the dog is largest
+    assert data.box_labels[0].tolist() == [1, 0, 0, 2]
+    assert data.boxes[0][1].tolist() == [50, 40, 90, 80] and data.mask(0, 1).sum() == 1600
+
+
+def test_nothing_large_enough(yard: list[Photo], tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(detection, "MIN_AREA", 10_000)
+    with pytest.raises(DataError, match="no object of 10000 pixels"):
+        objects("made-up", "train", tmp_path, yard, NAMES)
+    with pytest.raises(DataError, match="no split 'val'"):
+        objects("made-up", "val", tmp_path, yard, NAMES)
+
+
+# Real COCO --------------------------------------------------------------------------------
+
+
+def test_real_coco_objects(real_photographs: Path) -> None:
+    root = real_photographs / "coco"
+    with pytest.warns(UserWarning, match="80 of the 118,287 images of coco"):
+        train = coco("train", root)
+    test = coco("test", root)
+    assert train.name == "coco (part)" and (len(train), len(test)) == (143, 92)
+    assert not set(train.labels) & set(test.labels) and len(train.label_names) == 80
+    notes = json.loads((root / "annotations" / "instances_val2017.json").read_text())
+    by_id = {one["id"]: one for one in notes["annotations"]}
+    ids = {one["id"]: i for i, one in enumerate(sorted(notes["categories"], key=lambda c: c["id"]))}
+    for i in range(len(test)):
+        note = by_id[test.extra[i]["annotation_id"]]
+        assert ids[note["category_id"]] == test.labels[i] and not note["iscrowd"]
+        x, y, w, h = note["bbox"]
+        left, top = test.crops[i][:2]
+        np.testing.assert_allclose(
+            test.boxes[i][0], [x - left, y - top, x + w - left, y + h - top], atol=0.01
+        )
+    for i in (0, 40, 91):  # the mask in the window is the official one, cut
+        note = by_id[test.extra[i]["annotation_id"]]
+        size = next(p for p in notes["images"] if p["id"] == note["image_id"])
+        runs = coco_mask.frPyObjects(note["segmentation"], size["height"], size["width"])
+        x0, y0, x1, y1 = test.crops[i]
+        official = coco_mask.decode(coco_mask.merge(runs))[y0:y1, x0:x1]
+        assert np.array_equal(test.mask(i), official) and official.any()
+        assert test.image(i).size == official.shape[::-1]
+
+
+def test_real_coco_photographs(real_photographs: Path) -> None:
+    data = coco_photographs("test", real_photographs / "coco")
+    assert len(data) == 79 and sum(map(len, data.boxes)) == 619  # 624 less 5 crowds
+    assert data.image(0).size == Image.open(data.root / data.files[0]).size
+    assert coco_photographs("test", data.root, with_masks=False).masks is None
+
+
+def test_damaged_coco_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="annotations is not there"):
+        coco("train", tmp_path)
+    (tmp_path / "annotations").mkdir()
+    with pytest.raises(DataError, match=r"instances_train2017\.json: cannot be read"):
+        coco("train", tmp_path)
+    file = tmp_path / "annotations" / "instances_train2017.json"
+    for text in ("{", '{"images": []}', '{"images": 3, "annotations": [], "categories": []}'):
+        file.write_text(text)
+        with pytest.raises(DataError, match="not COCO annotations"):
+            coco("train", tmp_path)
+    file.write_text('{"images": [], "annotations": [], "categories": []}')
+    with pytest.raises(DataError, match="none of its 0 photographs"):
+        coco("train", tmp_path)
+    with pytest.raises(DataError, match="no split 'val'"):
+        coco("val", tmp_path)
+
+
+# Open Images ------------------------------------------------------------------------------
+
+FIELDS = ["ImageID", "Source", "LabelName", "Confidence", "XMin", "XMax", "YMin", "YMax",
+          "IsOccluded", "IsTruncated", "IsGroupOf", "IsDepiction", "IsInside"]  # fmt: skip
+ACCORDION, AIRPLANE, TREE = "/m/0mkg", "/m/0cmf2", "/m/07j7r"
+
+
+def box_list(file: Path, *rows: tuple) -> None:
+    """``(image, class, x0, x1, y0, y1, group, depiction)`` a row."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", newline="") as opened:
+        writer = csv.writer(opened)
+        writer.writerow(FIELDS)
+        for image, label, *ends, group, depiction in rows:
+            writer.writerow([image, "x", label, 1, *ends, 0, 0, group, depiction, 0])
+
+
+def test_the_classes_are_in_their_order() -> None:
+    names = list(open_images.CLASSES.values())
+    assert len(names) == 40 and names == sorted(names)
+
+
+def test_open_images_by_hand(tmp_path: Path, make_image: Write) -> None:
+    box_list(tmp_path / "validation-annotations-bbox.csv",
+             ("one", ACCORDION, 0.25, 0.75, 0.2, 0.8, 0, 0),
+             ("one", TREE, 0, 1, 0, 1, 0, 0),
+             ("two", ACCORDION, 0.1, 0.9, 0.1, 0.9, 1, 0),
+             ("three", ACCORDION, 0.1, 0.9, 0.1, 0.9, 0, 1),
+             ("gone", ACCORDION, 0.1, 0.9, 0.1, 0.9, 0, 0))  # fmt: skip
+    box_list(tmp_path / "test-annotations-bbox.csv", ("four", AIRPLANE, 0, 1, 0, 1, 0, 0))
+    for part, image in (("validation", "one"), ("validation", "two"), ("validation", "three"),
+                        ("test", "four")):  # fmt: skip
+        make_image(tmp_path / part / f"{image}.jpg", size=(200, 100))
+    train, tests = load_splits(f"open-images:{tmp_path}")
+    assert train.files == ("validation/one.jpg",)  # no groups, no drawings, no trees
+    assert train.crops == ((0, 0, 200, 100),) and train.boxes[0].tolist() == [[50, 20, 150, 80]]
+    assert train.label_names[0] == "Accordion" and tests["test"].labels.tolist() == [1]
+
+
+def test_open_images_are_fetched_by_class(
+    server: Server, tmp_path: Path, make_image: Write, naps: list, monkeypatch
+) -> None:
+    boxes = tmp_path / "boxes"
+    large = (0.1, 0.9, 0.1, 0.9, 0, 0)
+    box_list(boxes / "validation-annotations-bbox.csv", ("a", ACCORDION, *large),
+             ("b", AIRPLANE, *large), ("c", ACCORDION, 0, 0.1, 0, 0.1, 0, 0),
+             ("d", ACCORDION, *large), ("e", ACCORDION, *large))  # fmt: skip
+    box_list(boxes / "test-annotations-bbox.csv", ("f", AIRPLANE, *large))
+    raw = make_image("p.jpg", size=(100, 80)).read_bytes()
+    known = {
+        split: Archive(old.file, check=open_images.read_boxes)
+        for split, old in open_images.BOXES.items()
+    }
+    monkeypatch.setattr(open_images, "BOXES", known)
+    acts = {"validation/a": serve(raw), "validation/d": status(403),
+            "validation/e": whole(raw[:300]), "test/f": serve(raw)}  # fmt: skip
+    urls = [server.url(act, path=f"/{name}.jpg") for name, act in acts.items()]
+    monkeypatch.setattr(open_images, "IMAGES", urls[0].partition("/validation")[0])
+    folder = open_images.build(tmp_path / "data", source=boxes, progress=False)
+    asked = sorted({path for path, _ in server.seen})
+    assert asked == ["/test/f.jpg", *(f"/validation/{i}.jpg" for i in "ade")]  # no b, no c
+    made = json.loads((folder / "manifest.json").read_text())
+    assert made == {"files": 2, "dead": 2, "unanswered": 0}  # e is cut: it does not decode
+    assert len(load_splits(f"open-images:{folder}").train) == 1
+
+
+def test_other_lists_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "validation-annotations-bbox.csv"
+    file.write_text("<html>")
+    with pytest.raises(DataError, match="not a list of boxes"):
+        open_images.open_images("train", tmp_path)
+    box_list(file, ("one", ACCORDION, 0, 1, 0, 1, 0, 0))
+    with pytest.raises(DataError, match="no image of the 40 classes"):
+        open_images.open_images("train", tmp_path)
+
+
+# Groceries --------------------------------------------------------------------------------
+
+
+def test_real_groceries(real_photographs: Path) -> None:
+    """Every photograph finds one iconic picture, that of its product."""
+    train, tests = load_splits(f"groceries:{real_photographs / 'grocery'}")
+    test = tests["test"]
+    assert (len(train.queries), len(test.queries)) == (205, 200)
+    assert (len(train.gallery), len(test.gallery)) == (41, 40)
+    assert not set(train.labels) & set(test.labels)
+    for data in (train, test):
+        for query in data.queries:
+            (found,) = data.gallery[data.relevant(query)]
+            name = data.label_names[data.labels[query]]
+            assert f"/{name}_Iconic.jpg" in data.files[found]
+            assert f"/{name}_" in data.files[query]
+    assert test.category_names[test.categories[test.queries[0]]] == "Apple"
+    assert test.protocol == "iconic"
+
+
+def test_groceries_must_be_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="groceries:PATH"):
+        groceries("train")
+    with pytest.raises(DataError, match=r"classes\.csv is not there"):
+        groceries("train", tmp_path)

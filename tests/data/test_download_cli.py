@@ -1,0 +1,237 @@
+"""data/download.py: what a newcomer types, and what they read."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from objemb_lib import config
+from objemb_lib.data import mini_battles, packed
+from objemb_lib.data.catalogue import COURSE, DATASETS
+
+if TYPE_CHECKING:
+    from tiny_battles import Tiny
+
+pytest_plugins = ("tiny_battles",)
+SCRIPT = config.PROJECT / "data" / "download.py"
+NAME = mini_battles.NAME
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def cli(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Cli:
+    """``cli("build", NAME)`` -> exit status, what was printed, errors; never a traceback."""
+    monkeypatch.setenv("OBJEMB_DATA", str(tmp_path / "data"))
+    spec = importlib.util.spec_from_file_location("data_download", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = module.main([str(argument) for argument in arguments])
+        shown = capsys.readouterr()
+        assert "Traceback" not in shown.out + shown.err
+        return status, shown.out, shown.err
+
+    return run
+
+
+def test_help_teaches() -> None:
+    """In a process of its own, as typed: the script must find the library by itself."""
+    command = [sys.executable, SCRIPT, "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, cwd=SCRIPT.anchor)
+    assert shown.returncode == 0
+    words = ("list", "build", "verify", "pack", "--source DIR", "--force", "--mirror",
+             "--accept-licence", "--retry-dead", "OBJEMB_MIRROR", "OBJEMB_DATA")  # fmt: skip
+    for word in words:
+        assert word in shown.stdout
+    assert f"python data/download.py build {COURSE}" in shown.stdout
+    for name, entry in DATASETS.items():
+        assert entry.build is None or name in shown.stdout
+
+
+def test_help_of_verify_explains_the_exit_status(cli: Cli, capsys) -> None:
+    with pytest.raises(SystemExit):
+        cli("verify", "--help")
+    assert "exit status: 0" in capsys.readouterr().out
+
+
+def test_list_shows_size_licence_and_state(cli: Cli, tiny: Tiny, tmp_path: Path) -> None:
+    status, shown, _ = cli("list")
+    assert status == 0 and str(tmp_path / "data") in shown
+    (row,) = [line for line in shown.splitlines() if line.startswith(NAME)]
+    assert "not built" in row and "MB" in row and "GPL" in row and "CC-BY" in row
+    cli("build", NAME, "--source", tiny.source)
+    _, shown, _ = cli("list")
+    (row,) = [line for line in shown.splitlines() if line.startswith(NAME)]
+    assert "not built" not in row and "built" in row
+
+
+def test_list_says_what_was_tried(cli: Cli) -> None:
+    """A benchmark whose download nobody could try here must say so."""
+    _, shown, _ = cli("list")
+    blocks = shown.split("\n\n")[0].splitlines()[1:]
+    names = [line.split()[0] for line in blocks[::3]]
+    assert names == list(DATASETS)
+    tried = dict(zip(names, blocks[2::3]))
+    assert all("tried here:" in line for line in tried.values())
+    assert "built and verified" in tried[COURSE]
+    for name, entry in DATASETS.items():
+        assert name == COURSE or entry.build is None or "not tried" in tried[name]
+
+
+def test_terms_are_accepted_first(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def build(**options: object) -> Path:
+        asked.append(options)
+        return tmp_path / "there"
+
+    for name in ("cub", "ps-battles"):
+        changed = replace(DATASETS[name], build=build)
+        monkeypatch.setitem(DATASETS, name, changed)
+    status, _, errors = cli("build", "cub")
+    assert status == 1 and "non-commercial research" in errors and "--accept-licence" in errors
+    assert asked == []
+    status, shown, _ = cli("build", "cub", "--accept-licence", "--source", tmp_path)
+    assert status == 0 and str(tmp_path / "there") in shown
+    assert asked == [{"source": tmp_path, "mirror": None}]
+    assert cli("build", "ps-battles", "--accept-licence", "--retry-dead")[0] == 0
+    assert asked[1] == {"source": None, "mirror": None, "retry_dead": True}
+    status, _, errors = cli("build", "cub", "--accept-licence", "--retry-dead")
+    assert status == 1 and "no links" in errors and len(asked) == 2
+
+
+def test_a_second_build_does_nothing(cli: Cli, tiny: Tiny, tmp_path: Path) -> None:
+    status, shown, _ = cli("build", NAME, "--source", tiny.source)
+    assert status == 0 and str(tmp_path / "data" / NAME) in shown
+    manifest = tmp_path / "data" / NAME / "manifest.json"
+    before = manifest.stat().st_mtime_ns
+    status, shown, _ = cli("build", NAME)  # without --source: nothing is asked for again
+    assert status == 0 and "nothing to do" in shown and "--force" in shown
+    assert manifest.stat().st_mtime_ns == before
+    assert cli("build", NAME, "--force", "--source", tiny.source)[0] == 0
+    assert manifest.stat().st_mtime_ns > before
+
+
+def test_verify_says_by_its_exit_status(cli: Cli, tiny_root: Path, tiny_reference: Path) -> None:
+    status, shown, _ = cli("verify", NAME)
+    assert status == 0 and "as in the reference build" in shown
+    reference = json.loads(tiny_reference.read_text())
+    reference["splits"]["clean"]["sha256"] = "of another image library"
+    tiny_reference.write_text(json.dumps(reference))
+    status, shown, _ = cli("verify", NAME)
+    assert status == 2 and "intact, but clean differ" in shown
+    (tiny_root / NAME / "battle" / "00001.jpg").unlink()
+    status, _, errors = cli("verify", NAME)
+    assert status == 1 and "00001.jpg" in errors and f"build {NAME} --force" in errors
+
+
+def test_damaged_data_can_be_built_again(cli: Cli, tiny: Tiny, tiny_root, tiny_reference) -> None:
+    """The remedy that verify names does help."""
+    (tiny_root / NAME / "annotations" / "train.json").write_text("")
+    assert cli("verify", NAME)[0] == 1
+    assert cli("build", NAME, "--force", "--source", tiny.source)[0] == 0
+    assert cli("verify", NAME)[0] == 0
+
+
+def test_pack_serves_a_classroom(
+    cli: Cli, tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serve_folder
+) -> None:
+    status, shown, _ = cli("pack", NAME, tmp_path / "copy")
+    assert status == 0 and str(tmp_path / "copy" / f"{NAME}.tar") in shown
+    built = (tiny_root / NAME / "manifest.json").read_bytes()
+    for learner, mirror in (("by-folder", str(tmp_path / "copy")),
+                            ("by-url", serve_folder(tmp_path / "copy"))):  # fmt: skip
+        monkeypatch.setenv("OBJEMB_DATA", str(tmp_path / learner))
+        monkeypatch.setenv("OBJEMB_MIRROR", mirror)
+        assert cli("build", NAME)[0] == 0
+        assert (tmp_path / learner / NAME / "manifest.json").read_bytes() == built
+
+
+def test_the_option_wins_over_the_environment(
+    cli: Cli, tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed.pack(tiny_root / NAME, tmp_path / "copy")
+    monkeypatch.setenv("OBJEMB_DATA", str(tmp_path / "new"))
+    monkeypatch.setenv("OBJEMB_MIRROR", str(tmp_path / "gone"))
+    status, _, errors = cli("build", NAME)
+    assert status == 1 and str(tmp_path / "gone") in errors
+    assert cli("build", NAME, "--mirror", tmp_path / "copy")[0] == 0
+
+
+def test_pack_refuses_damaged_data(cli: Cli, tiny_root: Path, tmp_path: Path) -> None:
+    (tiny_root / NAME / "train" / "00002.jpg").write_bytes(b"")
+    status, _, errors = cli("pack", NAME, tmp_path / "copy")
+    assert status == 1 and "00002.jpg" in errors and not (tmp_path / "copy").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["build", "no-such-set"], f"There are: {NAME}"),
+        (["verify", "no-such-set"], f"There are: {NAME}"),
+        (["verify", NAME], f"data/download.py build {NAME}"),
+        (["pack", NAME, "copy"], f"data/download.py build {NAME}"),
+        (["build", NAME, "--mirror", "no-such-folder"], "no-such-folder is not a folder"),
+        (["build", NAME, "--source", "no-such-folder"], "no-such-folder is not a folder"),
+        (["build", "groceries"], "Use groceries:PATH"),
+        (["verify", "groceries"], "Use groceries:PATH"),
+        (["verify", "cub"], "data/download.py build cub"),
+        (["pack", "cub", "copy"], "into the mirror's folder"),
+        (["build", "cars", "--accept-licence", "--source", "no-such-folder"], "no-such-folder"),
+        (["build", NAME], "--source"),  # no route: no package, no network
+    ],
+)
+def test_errors_are_sentences(cli: Cli, tmp_path: Path, arguments: list[str], says: str) -> None:
+    status, _, errors = cli(*arguments)
+    assert status == 1 and "error: " in errors
+    assert says in errors and "What to do: " in errors
+    assert not (tmp_path / "data" / NAME).exists()
+
+
+def test_pack_onto_a_file_is_a_sentence(cli: Cli, tiny_root: Path, tmp_path: Path) -> None:
+    (tmp_path / "copy").write_text("a file, no folder")
+    status, _, errors = cli("pack", NAME, tmp_path / "copy")
+    assert status == 1 and "error: " in errors and str(tmp_path / "copy") in errors
+    assert (tmp_path / "copy").read_text() == "a file, no folder"
+
+
+def full_disk_scene(job: tuple) -> None:
+    raise OSError(28, os.strerror(28), str(job[1]))
+
+
+def test_a_full_disk_keeps_the_old_data(
+    cli: Cli, tiny: Tiny, tiny_root: Path, tiny_reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(mini_battles, "_write_scene", full_disk_scene)
+        status, _, errors = cli("build", NAME, "--force", "--source", tiny.source)
+    assert status == 1 and "No space left" in errors and "Free some space" in errors
+    assert cli("verify", NAME)[0] == 0
+
+
+def test_ctrl_c_is_a_sentence(
+    cli: Cli, tiny: Tiny, tiny_root: Path, tiny_reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mini_battles, "_write_scenes", interrupted)
+        status, _, errors = cli("build", NAME, "--force", "--source", tiny.source)
+    assert status == 130 and "untouched" in errors
+    assert cli("verify", NAME)[0] == 0

@@ -1,0 +1,475 @@
+"""A user's own photographs: labels from folders, boxes and masks from COCO files, bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from objemb_lib.config import DataError, ImageError
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.data.folder import clip_boxes, encode_mask, folder, list_images
+
+MakeImage = Callable[..., Path]
+
+
+def read(root: Path, annotations: Path | None = None, **options) -> ImageDataset:
+    return folder(root, annotations, progress=False, **options)
+
+
+# ---- a folder, no annotations --------------------------------------------------------------
+
+
+def test_labels_are_the_first_sub_folders(make_image: MakeImage, tmp_path: Path) -> None:
+    for name in ("pets/dog/b.jpg", "pets/cat/z.PNG", "pets/cat/young/a.jpeg", "pets/loose.png"):
+        make_image(name)
+    data = read(tmp_path / "pets")
+    assert data.files == ("cat/young/a.jpeg", "cat/z.PNG", "dog/b.jpg", "loose.png")
+    assert data.label_names == ["cat", "dog"]
+    assert data.labels.tolist() == [0, 0, 1, -1]
+    assert np.flatnonzero(data.relevant(0)).tolist() == [1]
+    assert not data.relevant(3).any()
+    assert (data.name, data.split, data.masks) == ("pets", "all", None)
+    assert data.image(2).size == (40, 30)
+
+
+def test_without_sub_folders_nothing_is_relevant(make_image: MakeImage, tmp_path: Path) -> None:
+    for name in "ba":
+        make_image(f"{name}.jpg")
+    data = read(tmp_path)
+    assert data.files == ("a.jpg", "b.jpg")
+    assert data.labels.tolist() == [-1, -1]
+    assert not data.relevant(0).any()
+    assert not data.relevant(1).any()
+
+
+def test_hidden_and_other_files_are_left_out(make_image: MakeImage, tmp_path: Path) -> None:
+    for name in ("a.jpg", "._b.jpg", ".thumbnails/c.jpg", "cat/.trash/d.png"):
+        make_image(name)
+    (tmp_path / "notes.txt").write_text("not an image")
+    (tmp_path / "Thumbs.db").write_bytes(b"\0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing is wrong with such a folder
+        assert read(tmp_path).files == ("a.jpg",)
+
+
+def test_links_are_followed_but_not_in_circles(make_image: MakeImage, tmp_path: Path) -> None:
+    make_image("elsewhere/a.jpg")
+    make_image("pets/dog/b.jpg")
+    (tmp_path / "pets" / "cat").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "pets" / "dog" / "again").symlink_to(tmp_path / "pets")
+    assert read(tmp_path / "pets").files == ("cat/a.jpg", "dog/b.jpg")
+
+
+def test_a_split_is_a_sub_folder(make_image: MakeImage, tmp_path: Path) -> None:
+    for name in ("birds/train/wren/a.jpg", "birds/test/wren/b.jpg", "birds/test/jay/c.jpg"):
+        make_image(name)
+    data = read(tmp_path / "birds", split="test")
+    assert (data.name, data.split) == ("birds", "test")
+    assert data.files == ("jay/c.jpg", "wren/b.jpg")
+    assert data.label_names == ["jay", "wren"]
+    with pytest.raises(DataError, match="val") as caught:
+        read(tmp_path / "birds", split="val")
+    assert "test, train" in caught.value.remedy
+
+
+def test_the_fingerprint_is_stable_and_follows_the_content(
+    make_image: MakeImage, tmp_path: Path
+) -> None:
+    path = make_image("a.png")
+    first = read(tmp_path).fingerprint
+    assert read(tmp_path).fingerprint == first
+    make_image("a.png", seed=1)
+    os.utime(path, (1, 1))
+    assert read(tmp_path).fingerprint != first
+
+
+# ---- folders and images that cannot be used ------------------------------------------------
+
+
+def test_folders_that_hold_nothing_to_read(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such folder") as caught:
+        read(tmp_path / "photoss")
+    assert "relative paths start at" in caught.value.remedy
+    with pytest.raises(DataError, match="nothing at all"):
+        read(tmp_path)
+    for i in range(3):
+        (tmp_path / f"IMG_{i}.HEIC").write_bytes(b"ftypheic")
+    with pytest.raises(DataError, match=r"3 \.heic") as caught:
+        read(tmp_path)
+    assert "convert them to JPEG" in caught.value.remedy
+    with pytest.raises(DataError, match="a file"):
+        read(tmp_path / "IMG_0.HEIC")
+
+
+def break_some(make_image: MakeImage, names: str) -> None:
+    for name in names:
+        path = make_image(f"{name}.png")
+        path.write_bytes(path.read_bytes()[:80])
+
+
+def test_broken_images_are_skipped_with_a_count(make_image: MakeImage, tmp_path: Path) -> None:
+    make_image("a.png")
+    make_image("z.png")
+    break_some(make_image, "pqrst")
+    with pytest.warns(UserWarning, match="5 of 7 images skipped") as caught:
+        data = read(tmp_path)
+    assert data.files == ("a.png", "z.png")
+    (warning,) = caught
+    text = str(warning.message)
+    assert [f"{name}.png" in text for name in "pqrst"] == [True, True, True, False, False]
+    assert "and 2 more" in text
+    assert warning.filename == __file__  # it points at the reader's line, not into the library
+
+
+def test_broken_images_can_be_errors(make_image: MakeImage, tmp_path: Path) -> None:
+    make_image("a.png")
+    break_some(make_image, "b")
+    with pytest.raises(ImageError, match=r"b\.png: damaged"):
+        read(tmp_path, skip_broken=False)
+
+
+def test_a_folder_of_only_broken_images(make_image: MakeImage, tmp_path: Path) -> None:
+    break_some(make_image, "ab")
+    with pytest.raises(DataError, match=r"none of its 2 images(.|\n)*a\.png") as caught:
+        read(tmp_path)
+    assert caught.value.remedy
+
+
+# ---- COCO annotations ----------------------------------------------------------------------
+
+CATEGORIES = [{"id": 18, "name": "dog"}, {"id": 3, "name": "car"}]  # neither sorted nor 0, 1, ...
+
+
+def annotation(number: int, bbox: list[float], category: int = 3, **more) -> dict:
+    return {"id": number, "image_id": 7, "category_id": category, "bbox": bbox} | more
+
+
+def write_coco(path: Path, annotations: list[dict], **changes) -> Path:
+    """Two images of 40 x 30: a.png (id 7), which ``annotations`` are of, and b.png (id 9)."""
+    images = [
+        {"id": 9, "file_name": "./b.png", "width": 40, "height": 30},
+        {"id": 7, "file_name": "a.png", "width": 40, "height": 30},
+    ]
+    content = {"images": images, "annotations": annotations, "categories": CATEGORIES} | changes
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.fixture
+def pair(make_image: MakeImage, tmp_path: Path) -> Path:
+    """Folder with a.png and b.png, 40 x 30 pixels."""
+    make_image("pair/a.png")
+    make_image("pair/b.png", seed=1)
+    return tmp_path / "pair"
+
+
+def test_boxes_by_hand(pair: Path, tmp_path: Path) -> None:
+    annotations = [
+        annotation(1, [1, 2, 3, 4], 18),
+        annotation(2, [-5, -5, 25, 15]),  # clipped to 20 x 10: the largest object
+        annotation(3, [30, 20, 50, 50], 18),  # clipped to 10 x 10
+        annotation(4, [0, 0, 40, 30], iscrowd=1),  # larger, but no object
+        annotation(5, [4, 4, 0, 9]),  # no width
+        annotation(6, [60, 4, 9, 9]),  # outside
+    ]
+    with pytest.warns(UserWarning, match="2 boxes without area dropped"):
+        data = read(pair, write_coco(tmp_path / "boxes.json", annotations))
+    assert data.boxes[0].tolist() == [
+        [0, 0, 20, 10],
+        [30, 20, 40, 30],
+        [1, 2, 4, 6],
+        [0, 0, 40, 30],
+    ]
+    assert data.boxes[0].dtype == np.float32
+    assert data.boxes[1].shape == (0, 4)
+    assert data.label_names == data.category_names == ["car", "dog"]
+    assert data.box_labels[0].tolist() == [0, 1, 1, 0]
+    assert data.labels.tolist() == data.categories.tolist() == [0, -1]
+    assert data.masks is None
+    assert data.extra[0]["annotation_ids"] == [2, 3, 1, 4]
+    assert data.extra[0]["iscrowd"] == [False, False, False, True]
+    assert [extra["image_id"] for extra in data.extra] == [7, 9]
+
+
+def test_images_that_the_file_does_not_name_stay(
+    pair: Path, make_image: MakeImage, tmp_path: Path
+) -> None:
+    make_image("pair/c.png")
+    data = read(pair, write_coco(tmp_path / "boxes.json", [annotation(1, [0, 0, 9, 9])]))
+    assert data.files == ("a.png", "b.png", "c.png")
+    assert data.labels.tolist() == [0, -1, -1]
+    assert data.extra[2]["image_id"] is None
+
+
+def test_folders_name_the_main_object_and_no_other(make_image: MakeImage, tmp_path: Path) -> None:
+    make_image("pair/rex/a.png")
+    make_image("pair/fido/b.png")
+    images = [{"id": 7, "file_name": "rex\\a.png"}, {"id": 9, "file_name": "fido/b.png"}]
+    annotations = [annotation(1, [0, 0, 9, 9]), annotation(2, [0, 0, 20, 20], 18)]
+    path = write_coco(tmp_path / "boxes.json", annotations, images=images)
+    data = read(tmp_path / "pair", path)
+    assert data.files == ("fido/b.png", "rex/a.png")
+    assert data.label_names == ["fido", "rex"]
+    assert data.labels.tolist() == [0, 1]
+    assert data.categories.tolist() == [-1, 1]
+    assert data.box_labels[1].tolist() == [1, -1]  # category 0 is a car, label 0 is Fido
+    assert data.box_categories[1].tolist() == [1, 0]
+    assert not data.junk(0)[1]
+
+
+def test_a_split_has_its_own_annotations(pair: Path, tmp_path: Path) -> None:
+    path = write_coco(tmp_path / "boxes.json", [annotation(1, [0, 0, 9, 9])])
+    data = read(tmp_path, path, split="pair")
+    assert data.boxes[0].tolist() == [[0, 0, 9, 9]]
+
+
+def test_other_annotations_other_fingerprint(pair: Path, tmp_path: Path) -> None:
+    path = write_coco(tmp_path / "boxes.json", [annotation(1, [0, 0, 9, 9])])
+    first = read(pair, path).fingerprint
+    assert read(pair, path).fingerprint == first != read(pair).fingerprint
+    write_coco(path, [annotation(1, [0, 0, 9, 8])])
+    assert read(pair, path).fingerprint != first
+
+
+def block(x0: int, y0: int, x1: int, y1: int, size: tuple[int, int] = (40, 30)) -> np.ndarray:
+    mask = np.zeros(size[::-1], np.uint8)
+    mask[y0:y1, x0:x1] = 1
+    return mask
+
+
+def test_all_kinds_of_segmentation(pair: Path, tmp_path: Path) -> None:
+    target = block(4, 6, 20, 16)
+    flat = target.ravel("F")
+    changes = np.flatnonzero(np.diff(flat)) + 1
+    runs = np.diff(np.r_[0, changes, flat.size]).tolist()  # starts with background, as COCO asks
+    compressed = coco_mask.encode(np.asfortranarray(target))["counts"].decode()
+    halves = [[4, 6, 12, 6, 12, 16, 4, 16], [12, 6, 20, 6, 20, 16, 12, 16]]
+    box = [4, 6, 16, 10]
+    annotations = [
+        annotation(1, box, segmentation=halves),
+        annotation(2, box, segmentation={"size": [30, 40], "counts": runs}, iscrowd=1),
+        annotation(3, box, segmentation={"size": [30, 40], "counts": compressed}, iscrowd=1),
+        annotation(4, box, segmentation=[], iscrowd=1),  # none: its box
+        annotation(5, box, segmentation=[[1, 1, 2, 2]], iscrowd=1),  # a line: its box
+    ]
+    data = read(pair, write_coco(tmp_path / "masks.json", annotations))
+    for k in range(5):
+        assert np.array_equal(data.mask(0, k), target), annotations[k]["id"]
+        assert isinstance(data.masks[0][k]["counts"], (bytes, str))  # compressed
+    assert data.masks[1] == []
+
+
+def test_masks_follow_their_boxes(pair: Path, tmp_path: Path) -> None:
+    small, large = [1, 1, 5, 1, 5, 5, 1, 5], [10, 10, 30, 10, 30, 20, 10, 20]
+    annotations = [
+        annotation(1, [1, 1, 4, 4], segmentation=[small]),
+        annotation(2, [10, 10, 20, 10], segmentation=[large]),
+    ]
+    data = read(pair, write_coco(tmp_path / "masks.json", annotations))
+    assert np.array_equal(data.mask(0, 0), block(10, 10, 30, 20))
+    assert np.array_equal(data.mask(0, 1), block(1, 1, 5, 5))
+
+
+def test_very_large_images_and_their_boxes_are_reduced_together(
+    make_image: MakeImage, tmp_path: Path
+) -> None:
+    make_image("wide/a.png", size=(8192, 64))
+    square = [4096, 16, 4160, 16, 4160, 48, 4096, 48]
+    images = [{"id": 7, "file_name": "a.png", "width": 8192, "height": 64}]
+    annotations = [annotation(1, [4096, 16, 64, 32], segmentation=[square])]
+    data = read(tmp_path / "wide", write_coco(tmp_path / "a.json", annotations, images=images))
+    assert data.image(0).size == (4096, 32)
+    assert data.boxes[0].tolist() == [[2048, 8, 2080, 24]]
+    assert np.array_equal(data.mask(0), block(2048, 8, 2080, 24, (4096, 32)))
+
+
+def test_rotated_photographs_need_upright_annotations(pair: Path, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(pair / "a.png") as image:
+        image.save(pair / "a.png", exif=exif)
+    upright = [{"id": 7, "file_name": "a.png", "width": 30, "height": 40}]
+    path = write_coco(tmp_path / "up.json", [annotation(1, [0, 0, 30, 40])], images=upright)
+    data = read(pair, path)
+    assert data.boxes[0].tolist() == [[0, 0, 30, 40]]
+    assert data.image(0).size == (30, 40)
+
+    path = write_coco(tmp_path / "lying.json", [annotation(1, [0, 0, 40, 30])])
+    with pytest.warns(UserWarning, match=r"1 of 2 images(.|\n)*a\.png: annotated at 40 x 30"):
+        assert read(pair, path).files == ("b.png",)
+    with pytest.raises(ImageError, match="but 30 x 40 when upright"):
+        read(pair, path, skip_broken=False)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        "3",
+        "{}",
+        '{"images": [], "annotations": []}',
+        '{"images": {"a.png": 1}, "annotations": [], "categories": []}',
+        '{"images": [{"id": 7}], "annotations": [], "categories": []}',
+        '{"images": [{"file_name": 7, "id": 7}], "annotations": [], "categories": []}',
+        '{"images": [], "annotations": [{"bbox": [1, 2, 3, 4]}], "categories": []}',
+        '{"images": null, "annotations": null, "categories": null}',
+        "\N{SNOWMAN}",
+    ],
+)
+def test_files_that_are_not_coco(pair: Path, tmp_path: Path, text: str) -> None:
+    path = tmp_path / "labels.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=r"labels\.json: not ") as caught:
+        read(pair, path)
+    assert "COCO" in caught.value.remedy
+
+
+def test_annotations_that_are_no_text(pair: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none\.json: cannot be read"):
+        read(pair, tmp_path / "none.json")
+    with pytest.raises(DataError, match="pair: cannot be read"):
+        read(pair, pair)
+    with pytest.raises(DataError, match=r"a\.png: not JSON"):
+        read(pair, pair / "a.png")
+
+
+@pytest.mark.parametrize("fault", [{"image_id": 8}, {"category_id": 1}])
+def test_annotations_of_unknown_things(pair: Path, tmp_path: Path, fault: dict) -> None:
+    path = write_coco(tmp_path / "a.json", [annotation(31, [0, 0, 9, 9]) | fault])
+    with pytest.raises(DataError, match="annotation 31"):
+        read(pair, path)
+
+
+def test_images_that_do_not_exist(pair: Path, tmp_path: Path) -> None:
+    (pair / "b.png").unlink()
+    with pytest.raises(
+        DataError, match=r"names 1 of 2 images that are not in .*: b\.png"
+    ) as caught:
+        read(pair, write_coco(tmp_path / "a.json", [annotation(1, [0, 0, 9, 9])]))
+    assert "file_name" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"bbox": None},
+        {"bbox": [1, 2, 3]},
+        {"bbox": ["a", 2, 3, 4]},
+        {"segmentation": {"size": [40, 30], "counts": [1200]}},  # width and height swapped
+        {"segmentation": {"size": [30, 40], "counts": [5, 5]}},
+        {"segmentation": {"size": [30, 40], "counts": ""}},
+        {"segmentation": {"size": [30, 40], "counts": "zzzz!!"}},
+        {"segmentation": {"counts": [1200]}},
+        {"segmentation": [[0, 0, float("nan"), 5, 5, 5]]},  # pycocotools would not come back
+        {"segmentation": [[0, 0, 1e9, 5, 5, 5]]},
+        {"segmentation": [[0, 0, 5, 5, 5, 0, 2]]},
+        {"segmentation": [0, 0, 5, 5, 5, 0]},
+    ],
+)
+def test_annotations_that_cannot_be_used(pair: Path, tmp_path: Path, fault: dict) -> None:
+    good = annotation(1, [0, 0, 9, 9], segmentation=[[0, 0, 9, 0, 9, 9]])
+    path = write_coco(tmp_path / "a.json", [good, annotation(44, [0, 0, 9, 9]) | fault])
+    with pytest.raises(DataError, match=r"annotation 44 of a\.png") as caught:
+        read(pair, path)
+    assert "bbox" in caught.value.remedy
+
+
+def test_a_missing_box_number_is_dropped(pair: Path, tmp_path: Path) -> None:
+    path = write_coco(tmp_path / "a.json", [annotation(1, [float("nan"), 0, 9, 9])])
+    with pytest.warns(UserWarning, match="1 boxes without area"):
+        assert read(pair, path).boxes[0].shape == (0, 4)
+
+
+# ---- properties ----------------------------------------------------------------------------
+
+number = st.floats(-1000, 1000, width=32)
+some_boxes = st.lists(st.tuples(number, number, number, number), max_size=6)
+
+
+@given(some_boxes, st.tuples(st.integers(1, 500), st.integers(1, 500)))
+def test_clipped_boxes(xywh: list[tuple], size: tuple[int, int]) -> None:
+    boxes, kept = clip_boxes(xywh, size)
+    assert boxes.shape == (len(xywh), 4)
+    assert kept.shape == (len(xywh),)
+    assert (boxes >= 0).all()
+    assert (boxes <= [*size, *size]).all()
+    for (x, y, w, h), box, keep in zip(xywh, boxes, kept):
+        for low, extent, side, x0, x1 in ((x, w, size[0], *box[::2]), (y, h, size[1], *box[1::2])):
+            assert x0 == np.float32(min(max(low, 0), side))
+            assert x1 == np.float32(min(max(low + extent, 0), side))
+        overlap = min(x + w, size[0]) > max(x, 0) and min(y + h, size[1]) > max(y, 0)
+        assert overlap or not keep  # nothing outside the image, or turned inside out, survives
+        inside = x >= 0 and y >= 0 and x + w <= size[0] and y + h <= size[1]
+        if inside and w > 1e-3 and h > 1e-3:
+            assert keep
+
+
+@given(st.integers(0, 30), st.integers(0, 20), st.integers(1, 10), st.integers(1, 10))
+def test_a_box_on_pixel_edges_is_its_mask(x: int, y: int, w: int, h: int) -> None:
+    encoded = encode_mask(None, np.array([x, y, x + w, y + h]), (40, 30))
+    assert np.array_equal(coco_mask.decode(encoded), block(x, y, x + w, y + h))
+
+
+# ---- real photographs ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split", ["train2017", "val2017"])
+def test_real_coco(real_photographs: Path, split: str) -> None:
+    path = real_photographs / "coco" / "annotations" / f"instances_{split}.json"
+    said = json.loads(path.read_text())
+    data = read(real_photographs / "coco", path, split=split)
+    assert len(data) == len(said["images"])
+    assert sum(map(len, data.boxes)) == len(said["annotations"])
+    by_id = {entry["id"]: entry for entry in said["annotations"]}
+    names = {entry["id"]: entry["name"] for entry in said["categories"]}
+    area = {"said": 0.0, "ours": 0.0}
+    for i in range(len(data)):
+        entries = [by_id[number] for number in data.extra[i]["annotation_ids"]]
+        assert len(entries) == len(data.boxes[i])
+        for k, entry in enumerate(entries):
+            x, y, w, h = entry["bbox"]
+            assert data.boxes[i][k] == pytest.approx([x, y, x + w, y + h], abs=0.02)
+            assert data.label_names[data.box_labels[i][k]] == names[entry["category_id"]]
+            ours = coco_mask.area(data.masks[i][k])
+            if entry["iscrowd"]:  # their "area" is not that of their own run lengths in COCO
+                assert ours == sum(entry["segmentation"]["counts"][1::2])
+                continue
+            area["said"] += entry["area"]
+            area["ours"] += ours
+            if entry["area"] > 3000:  # outlines of small objects are many of their pixels
+                assert ours == pytest.approx(entry["area"], rel=0.03)
+        plain = [e["bbox"][2] * e["bbox"][3] for e in entries if not e["iscrowd"]]
+        assert plain == sorted(plain, reverse=True)
+        assert data.mask(i).shape == data.image(i).size[::-1] if entries else True
+    assert area["ours"] == pytest.approx(area["said"], rel=0.005)
+
+
+def test_real_birds_by_species(real_photographs: Path, tmp_path: Path) -> None:
+    place = real_photographs / "cub_2011_species"
+    species = sorted(p.name for p in place.iterdir())[:10]
+    for name in species:  # links, as people choose some of many classes
+        (tmp_path / name).symlink_to(place / name)
+    data = read(tmp_path)
+    assert data.label_names == species
+    assert np.bincount(data.labels).tolist() == [len(list((place / s).iterdir())) for s in species]
+    query = int(np.flatnonzero(data.labels == 7)[0])
+    assert data.relevant(query).sum() == (data.labels == 7).sum() - 1
+
+
+def test_real_groceries(real_photographs: Path) -> None:
+    fruit = real_photographs / "grocery" / "dataset" / "test" / "Fruit"
+    data = read(fruit)
+    assert data.label_names == sorted(p.name for p in fruit.iterdir())
+    assert list(data.files) == list_images(fruit)
+    assert len(data) == sum(1 for _ in fruit.rglob("*.jpg"))

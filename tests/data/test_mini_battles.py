@@ -1,0 +1,670 @@
+"""mini-battles: the reviewed lists, the built data, and builds that go wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import itertools
+import json
+import multiprocessing
+import os
+import re
+import select
+import shutil
+import signal
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from filelock import FileLock
+from PIL import Image, ImageFilter
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+from objemb_lib import config
+from objemb_lib.config import DataError, DownloadError, ObjembError
+from objemb_lib.data import mini_battles, packed
+from objemb_lib.data.dataset import ImageDataset
+
+if TYPE_CHECKING:
+    from tiny_battles import Tiny
+
+pytest_plugins = ("tiny_battles",)
+NAME = mini_battles.NAME
+README = config.PROJECT / "data" / "README.md"
+FORK = multiprocessing.get_context("fork") if hasattr(os, "fork") else None
+
+
+# The reviewed lists -----------------------------------------------------------------------
+
+
+def test_lists_are_large_and_every_file_is_pinned_once() -> None:
+    objects, backgrounds = mini_battles.objects(), mini_battles.backgrounds()
+    assert len(objects) >= 200 and len(backgrounds) >= 30
+    assert len(mini_battles.categories()) == 12
+    hashes = [row["sha256"] for row in (*objects, *backgrounds)]
+    assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in hashes)
+    assert len(set(hashes)) == len(hashes), "the same photograph twice: the splits could share it"
+    assert len({o["path"] for o in objects}) == len(objects)
+    assert len({(b["collection"], b["path"]) for b in backgrounds}) == len(backgrounds)
+    names = Counter(o["name"] for o in objects)
+    assert not [name for name, count in names.items() if count > 1]
+
+
+def test_lists_split_in_two_halves_that_know_the_same_categories() -> None:
+    for rows in (mini_battles.objects(), mini_battles.backgrounds()):
+        assert {row["split"] for row in rows} == {"train", "test"}
+    known = {(o["category"], o["split"]) for o in mini_battles.objects()}
+    assert known == set(itertools.product(mini_battles.categories(), ("train", "test")))
+
+
+def test_lists_give_every_background_an_author_and_a_licence() -> None:
+    assert all(b["author"].strip() and b["licence"].strip() for b in mini_battles.backgrounds())
+
+
+def test_readme_credits_every_background() -> None:
+    text = README.read_text(encoding="utf-8")
+    block = re.search(r"<!-- attributions -->\n(.*?)\n<!-- /attributions -->", text, re.DOTALL)
+    assert block, "data/README.md has lost the markers around its table of attributions"
+    assert block[1].strip() == mini_battles.attributions(), (
+        "data/README.md is out of date: put mini_battles.attributions() between its markers"
+    )
+    for row in mini_battles.backgrounds():
+        assert row["author"] in block[1] and row["path"] in block[1]
+
+
+def test_readme_has_licences_and_counts() -> None:
+    text = README.read_text(encoding="utf-8")
+    for name in {b["collection"] for b in mini_battles.backgrounds()} | {"tuxpaint-stamps"}:
+        assert f"| {name} |" in text
+    objects = Counter(o["split"] for o in mini_battles.objects())
+    for split, rule in mini_battles.SPLITS.items():
+        count = objects[rule.pool] * rule.scenes_per_object
+        row = f"| `{split}` | {objects[rule.pool]} | {rule.scenes_per_object} | {count:,} |"
+        assert row in text
+
+
+# The built data ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def splits(mini_battles_built: Path) -> dict[str, ImageDataset]:
+    return {s: mini_battles.mini_battles(s) for s in mini_battles.SPLITS}
+
+
+@pytest.fixture(scope="module")
+def cocos(mini_battles_built: Path) -> dict[str, dict]:
+    files = {s: mini_battles_built / "annotations" / f"{s}.json" for s in mini_battles.SPLITS}
+    return {split: json.loads(file.read_text()) for split, file in files.items()}
+
+
+def test_splits_are_large_enough(splits: dict[str, ImageDataset]) -> None:
+    assert len(splits["train"]) >= 1500
+    assert len(splits["battle"]) >= 800
+    assert len(splits["clean"]) >= 400
+    for data in splits.values():
+        assert len(set(data.files)) == len(data) and data.image(0).size == (256, 256)
+
+
+def test_every_query_has_five_relevant_images(splits: dict[str, ImageDataset]) -> None:
+    for split in ("battle", "clean"):
+        data = splits[split]
+        assert len(data.queries) == len(data)
+        assert min(data.relevant(q).sum() for q in data.queries) >= 5
+
+
+def test_labels_are_the_objects_of_the_list(splits: dict[str, ImageDataset]) -> None:
+    objects = mini_battles.objects()
+    for data in splits.values():
+        pool = {i for i, o in enumerate(objects) if o["split"] == ("train", "test")[
+            data.split != "train"]}  # fmt: skip
+        assert set(data.labels.tolist()) == pool
+        assert tuple(data.label_names) == tuple(o["name"] for o in objects)
+        for i in range(0, len(data), 97):
+            assert data.category_names[data.categories[i]] == objects[data.labels[i]]["category"]
+
+
+def test_train_shares_no_object_and_no_background_with_the_tests(cocos: dict[str, dict]) -> None:
+    shown = {s: {a["object_id"] for a in coco["annotations"]} for s, coco in cocos.items()}
+    behind = {s: {i["background"] for i in coco["images"]} for s, coco in cocos.items()}
+    for split in ("battle", "clean"):
+        assert not shown["train"] & shown[split]
+        assert not behind["train"] & behind[split]
+    assert len(behind["train"]) > 10 and len(behind["battle"]) > 10  # all of them are in use
+
+
+def test_no_object_stands_twice_in_front_of_one_background(cocos: dict[str, dict]) -> None:
+    for coco in cocos.values():
+        behind = {i["id"]: i["background"] for i in coco["images"]}
+        pairs = [
+            (a["object_id"], behind[a["image_id"]])
+            for a in coco["annotations"]
+            if a["role"] == "main"
+        ]
+        assert len(pairs) == len(behind)
+        assert len(set(pairs)) == len(pairs)
+
+
+def test_annotations_are_coco(mini_battles_built: Path, cocos: dict[str, dict]) -> None:
+    for split, raw in cocos.items():
+        with contextlib.redirect_stdout(io.StringIO()):
+            coco = COCO(mini_battles_built / "annotations" / f"{split}.json")
+        assert len(coco.getImgIds()) == len(raw["images"])
+        assert len({a["id"] for a in raw["annotations"]}) == len(raw["annotations"])
+        assert len(coco.getCatIds()) == 12
+        assert all((mini_battles_built / image["file_name"]).is_file() for image in raw["images"])
+        for number in coco.getImgIds()[:40]:
+            for found in coco.loadAnns(coco.getAnnIds(number)):
+                mask = coco.annToMask(found)
+                y, x = np.nonzero(mask)
+                box = [x.min(), y.min(), np.ptp(x) + 1, np.ptp(y) + 1]
+                assert mask.shape == (256, 256) and found["bbox"] == box
+                assert found["area"] == mask.sum() > 0
+
+
+def test_every_box_fits_its_mask(cocos: dict[str, dict]) -> None:
+    for coco in cocos.values():
+        for one in coco["annotations"]:  # one by one: toBbox of thousands at once overflows
+            assert one["bbox"] == coco_mask.toBbox(one["segmentation"]).tolist()
+            assert one["area"] == coco_mask.area(one["segmentation"])
+
+
+def test_main_object_comes_first_and_is_well_visible(cocos: dict[str, dict]) -> None:
+    for split, coco in cocos.items():
+        for _, group in itertools.groupby(coco["annotations"], lambda a: a["image_id"]):
+            main, *others = group
+            assert main["role"] == "main" and len(others) <= (0 if split == "clean" else 2)
+            assert all(other["role"] == "distractor" for other in others)
+            assert len({a["object_id"] for a in (main, *others)}) == 1 + len(others)
+            assert main["visible"] >= (0.6 if split != "clean" else 0.3)
+
+
+def test_edits_are_kept_and_various(cocos: dict[str, dict]) -> None:
+    for coco in cocos.values():
+        edits = [a["edits"] for a in coco["annotations"]]
+        for key in ("scale", "angle", "mirror", "brightness", "contrast", "saturation", "hue"):
+            assert len({edit[key] for edit in edits}) > 1, key
+        assert {bool(edit["blur"]) for edit in edits} == {True, False}
+        assert all(55 <= image["quality"] <= 92 for image in coco["images"])
+    assert any(a["visible"] < 0.9 for a in cocos["battle"]["annotations"] if a["role"] == "main")
+
+
+def test_images_with_an_object_as_distractor_are_junk_for_it(
+    splits: dict[str, ImageDataset],
+) -> None:
+    data = splits["battle"]
+    beside = [(i, lab) for i, labs in enumerate(data.box_labels) for lab in labs[1:].tolist()]
+    assert len(beside) > 100
+    for image, label in beside[::5]:
+        query = int(np.flatnonzero(data.labels == label)[0])
+        assert data.junk(query)[image] and not data.relevant(query)[image]
+
+
+def test_masks_and_boxes_agree_in_the_data_set(splits: dict[str, ImageDataset]) -> None:
+    for data in splits.values():
+        for i in range(0, len(data), 41):
+            for k, (x0, y0, x1, y1) in enumerate(data.boxes[i].astype(int)):
+                mask = data.mask(i, k)
+                assert mask.shape == (256, 256) and mask.dtype == bool
+                assert mask[y0:y1, x0:x1].sum() == mask.sum() > 0
+                edges = mask[y0, x0:x1], mask[y1 - 1, x0:x1], mask[y0:y1, x0], mask[y0:y1, x1 - 1]
+                assert all(edge.any() for edge in edges)
+
+
+def test_built_data_verifies_and_has_all_thumbnails(mini_battles_built: Path) -> None:
+    assert set(mini_battles.verify(progress=False)) <= set(mini_battles.SPLITS)
+    assert len(mini_battles.selection("objects")) == len(mini_battles.objects())
+    assert len(mini_battles.selection("backgrounds")) == len(mini_battles.backgrounds())
+
+
+# One scene --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def raw(tiny: Tiny, tmp_path: Path) -> Path:
+    mini_battles.gather_raw(tmp_path / "raw", tmp_path / "dl", tiny.source, None, progress=False)
+    return tmp_path / "raw"
+
+
+def same_layers(one: dict, other: dict) -> bool:
+    strip = lambda scene: [{k: v for k, v in f.items() if k != "mask"} for f in scene["layers"]]  # noqa: E731
+    masks = zip(one["layers"], other["layers"])
+    return strip(one) == strip(other) and all((a["mask"] == b["mask"]).all() for a, b in masks)
+
+
+@pytest.mark.parametrize("split", ["train", "battle", "clean"])
+def test_a_scene_is_the_same_alone_and_after_others(raw: Path, split: str) -> None:
+    jpeg, scene = mini_battles.compose(raw, split, 2, 0)
+    for number in (0, 1, 2):
+        after = mini_battles.compose(raw, split, number, 0)
+    assert after[0] == jpeg and same_layers(after[1], scene)
+    assert mini_battles.compose(raw, split, 2, 1)[0] != jpeg  # another seed, another scene
+    assert mini_battles.compose(raw, split, 1, 0)[0] != jpeg
+
+
+def test_a_scene_is_the_same_in_another_process(raw: Path) -> None:
+    with FORK.Pool(1) as pool:
+        jpeg, _ = pool.apply(mini_battles.compose, (raw, "battle", 3, 0))
+    assert mini_battles.compose(raw, "battle", 3, 0)[0] == jpeg
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_masks_of_a_scene_never_overlap(raw: Path, seed: int) -> None:
+    for split, number in itertools.product(("train", "battle"), range(6)):
+        jpeg, scene = mini_battles.compose(raw, split, number, seed)
+        assert Image.open(io.BytesIO(jpeg)).size == (256, 256)
+        masks = [layer["mask"] for layer in scene["layers"]]
+        assert np.sum(masks, 0).max() == 1
+        pool = [o for o in mini_battles.objects() if o["split"] == mini_battles.SPLITS[split].pool]
+        assert scene["layers"][0]["object"] is pool[number // 2]
+        assert 0.6 <= scene["layers"][0]["visible"] <= 1
+
+
+def grown(mask: np.ndarray, by: int) -> np.ndarray:
+    """``mask`` wider by so many pixels on every side; narrower where ``by`` is negative."""
+    kind = ImageFilter.MaxFilter if by > 0 else ImageFilter.MinFilter
+    image = Image.fromarray(mask.astype(np.uint8) * 255)
+    return np.asarray(image.filter(kind(2 * abs(by) + 1))) > 127
+
+
+@pytest.mark.parametrize("split", ["battle", "clean"])
+def test_the_mask_is_where_the_object_is(raw: Path, tmp_path: Path, split: str) -> None:
+    """Paint the main object black, then white: only its mask may change, and all of it must."""
+    for number in range(6 if split == "battle" else 3):
+        _, scene = mini_battles.compose(raw, split, number, 0)
+        main = scene["layers"][0]
+        images = []
+        for shade in (0, 255):
+            copy = tmp_path / f"{split}{number}-{shade}"
+            shutil.copytree(raw, copy)
+            stamp = copy / "objects" / main["object"]["path"]
+            alpha = Image.open(stamp).getchannel("A")
+            flat = Image.new("L", alpha.size, shade)
+            Image.merge("RGBA", (flat, flat, flat, alpha)).save(stamp)
+            jpeg, _ = mini_battles.compose(copy, split, number, 0)
+            images.append(np.asarray(Image.open(io.BytesIO(jpeg)).convert("L"), int))
+        changed = abs(images[1] - images[0])
+        core = grown(main["mask"], -3)
+        assert core.any() and (changed[core] > 60).mean() > 0.99
+        assert not changed[~grown(main["mask"], 18)].any()  # JPEG's blocks spread it a little
+
+
+# The whole build --------------------------------------------------------------------------
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    files = (f for f in folder.rglob("*") if f.is_file())
+    return {str(f.relative_to(folder)): f.read_bytes() for f in files}
+
+
+def left_behind(root: Path) -> list[str]:
+    """Everything in the folder of data sets but the data set and the lock."""
+    return sorted(p.name for p in root.iterdir() if p.name not in (NAME, f".{NAME}.lock"))
+
+
+def test_build_makes_every_split(tiny_root: Path) -> None:
+    data = {s: mini_battles.mini_battles(s, tiny_root) for s in ("train", "battle", "clean")}
+    assert [len(d) for d in data.values()] == [6, 6, 3]
+    assert data["train"].labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert data["clean"].labels.tolist() == [3, 4, 5]
+    assert [len(mini_battles.selection(k, tiny_root)) for k in ("objects", "backgrounds")] == [6, 4]
+    assert left_behind(tiny_root) == []
+
+
+def test_one_process_and_two_build_the_same(tiny: Tiny, tiny_root: Path, tmp_path: Path) -> None:
+    again = tiny.build(tmp_path / "again", workers=2)
+    assert content(again) == content(tiny_root / NAME)
+
+
+def test_another_seed_is_another_data_set(tiny: Tiny, tiny_root: Path, tmp_path: Path) -> None:
+    other = mini_battles._read_manifest(tiny.build(tmp_path / "other", seed=1))
+    mine = mini_battles._read_manifest(tiny_root / NAME)
+    assert other["seed"] == 1 and mine["seed"] == 0
+    assert all(other["splits"][s]["sha256"] != mine["splits"][s]["sha256"] for s in mine["splits"])
+
+
+def test_a_second_build_replaces_the_first(tiny: Tiny, tiny_root: Path) -> None:
+    (tiny_root / NAME / "stray.txt").write_text("from an older version")
+    tiny.build(tiny_root, seed=5)
+    assert mini_battles._read_manifest(tiny_root / NAME)["seed"] == 5
+    assert not (tiny_root / NAME / "stray.txt").exists() and left_behind(tiny_root) == []
+
+
+def broken_scene(job: tuple) -> None:
+    raise RuntimeError("a defect in a worker")
+
+
+def full_disk_scene(job: tuple) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(job[1]))
+
+
+def killed_scene(job: tuple) -> None:
+    os._exit(9)  # what the system does to a process when memory runs out
+
+
+@pytest.mark.parametrize(
+    ("scene", "error", "says"),
+    [
+        (broken_scene, RuntimeError, "a defect in a worker"),
+        (full_disk_scene, DataError, "No space left(.|\n)*OBJEMB_DATA"),
+        (killed_scene, DataError, "ended from outside(.|\n)*Close other programs"),
+    ],
+)
+def test_a_build_that_fails_leaves_the_old_one(
+    tiny: Tiny, tiny_root: Path, monkeypatch: pytest.MonkeyPatch, scene, error, says
+) -> None:
+    before = content(tiny_root / NAME)
+    monkeypatch.setattr(mini_battles, "_write_scene", scene)
+    with pytest.raises(error, match=says):
+        tiny.build(tiny_root, seed=5)
+    assert content(tiny_root / NAME) == before
+    # What was downloaded is kept for the next try; half a data set is not.
+    assert left_behind(tiny_root) == [f".downloads-{NAME}"]
+
+
+def test_a_build_that_fails_makes_no_half_data_set(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mini_battles, "_write_scene", broken_scene)
+    with pytest.raises(RuntimeError):
+        tiny.build(tmp_path)
+    assert not (tmp_path / NAME).exists()
+    with pytest.raises(DataError, match="download.py build mini-battles"):
+        mini_battles.mini_battles("battle", tmp_path)
+
+
+def test_source_that_is_no_folder_starts_nothing(tiny: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="misspelt.*not a folder(.|\n)*--source"):
+        tiny.build(tmp_path / "data", source=tmp_path / "misspelt")
+    assert not (tmp_path / "data").exists()
+
+
+def test_data_folder_that_cannot_be_made(tiny: Tiny, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(DataError, match="file(.|\n)*OBJEMB_DATA"):
+        tiny.build(tmp_path / "file" / "data")
+
+
+# Builds that are killed, and two at once --------------------------------------------------
+
+SIGNAL: list[int] = []  # the writing end of a pipe, in a build's processes
+real_write_scene = mini_battles._write_scene
+
+
+def endless_scene(job: tuple) -> None:
+    os.write(SIGNAL[0], b"s")
+    time.sleep(600)
+
+
+def slow_scene(job: tuple) -> tuple:
+    os.write(SIGNAL[0], b"s")
+    time.sleep(0.02)
+    return real_write_scene(job)
+
+
+class Pipe:
+    """Tells what a build's processes do: they inherit the writing end."""
+
+    def __init__(self) -> None:
+        self.read_end, self.write_end = os.pipe()
+        SIGNAL[:] = [self.write_end]
+
+    def wait(self, count: int = 1) -> bytes:
+        """The next ``count`` bytes; b"" when all processes that could write are gone."""
+        got = b""
+        while len(got) < count:
+            assert select.select([self.read_end], [], [], 30)[0], "no word from the build"
+            if not (new := os.read(self.read_end, count - len(got))):
+                break
+            got += new
+        return got
+
+    def start(self, *args: object, **options: object):
+        process = FORK.Process(target=build_and_exit, args=args, kwargs=options)
+        process.start()
+        return process
+
+
+def build_and_exit(tiny: Tiny, root: Path, **options: object) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        tiny.build(root, **options)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@pytest.fixture
+def pipe():
+    pipe = Pipe()
+    yield pipe
+    os.close(pipe.read_end)
+    with contextlib.suppress(OSError):
+        os.close(pipe.write_end)
+
+
+def test_a_killed_build_leaves_no_process_and_no_litter_for_long(
+    tiny: Tiny, tiny_root: Path, pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = content(tiny_root / NAME)
+    with monkeypatch.context() as patch:
+        patch.setattr(mini_battles, "_write_scene", endless_scene)
+        build = pipe.start(tiny, tiny_root, seed=5, workers=2)
+        assert pipe.wait(2) == b"ss"  # both workers are at it
+        build.kill()
+        build.join()
+    os.close(pipe.write_end)
+    assert pipe.wait() == b""  # the workers are gone too
+    assert content(tiny_root / NAME) == before
+    assert [name for name in left_behind(tiny_root) if name.startswith(f".{NAME}-")]
+    tiny.build(tiny_root, seed=5)  # nobody holds the lock
+    assert left_behind(tiny_root) == []
+    assert mini_battles._read_manifest(tiny_root / NAME)["seed"] == 5
+
+
+def test_ctrl_c_ends_a_build_cleanly(
+    tiny: Tiny, tiny_root: Path, pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = content(tiny_root / NAME)
+    monkeypatch.setattr(mini_battles, "_write_scene", slow_scene)
+    build = pipe.start(tiny, tiny_root, seed=5)
+    pipe.wait()
+    os.kill(build.pid, signal.SIGINT)
+    build.join(30)
+    assert build.exitcode == 130
+    assert content(tiny_root / NAME) == before
+    assert left_behind(tiny_root) == [f".downloads-{NAME}"]
+
+
+def test_a_build_killed_between_two_renames_loses_nothing(tiny: Tiny, tiny_root: Path) -> None:
+    before = content(tiny_root / NAME)
+    (tiny_root / f".{NAME}-old-abc").mkdir()
+    os.replace(tiny_root / NAME, tiny_root / f".{NAME}-old-abc" / NAME)
+    with pytest.raises(DownloadError):  # the next build fails: what there was must be back
+        tiny.build(tiny_root, source=None)
+    assert content(tiny_root / NAME) == before
+
+
+def test_two_builds_at_once_build_once(
+    tiny: Tiny, tmp_path: Path, pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Bar(mini_battles.tqdm):
+        @classmethod
+        def write(cls, *args: object, **options: object) -> None:
+            os.write(SIGNAL[0], b"w")  # "another process is building it; waiting"
+
+    monkeypatch.setattr(mini_battles, "tqdm", Bar)
+    monkeypatch.setattr(mini_battles, "_write_scene", slow_scene)
+    lock = FileLock(tmp_path / f".{NAME}.lock")
+    with lock:
+        builds = [pipe.start(tiny, tmp_path) for _ in range(2)]
+        assert pipe.wait(2) == b"ww"
+    for build in builds:
+        build.join(30)
+        assert build.exitcode == 0
+    os.close(pipe.write_end)
+    assert pipe.wait(99) == b"s" * 15  # each scene was made once
+    assert len(mini_battles.verify(tmp_path, progress=False)) == 3 and left_behind(tmp_path) == []
+
+
+# verify and reading back ------------------------------------------------------------------
+
+
+def test_an_intact_build_verifies(tiny_root: Path, tiny_reference: Path) -> None:
+    assert mini_battles.verify(tiny_root, progress=False) == []
+
+
+def test_verify_names_what_differs_from_the_reference(
+    tiny: Tiny, tiny_root: Path, tiny_reference: Path, tmp_path: Path
+) -> None:
+    reference = json.loads(tiny_reference.read_text())
+    reference["splits"]["clean"]["sha256"] = "0" * 64
+    tiny_reference.write_text(json.dumps(reference))
+    assert mini_battles.verify(tiny_root, progress=False) == ["clean"]
+    tiny.build(tmp_path / "other", seed=1)
+    assert mini_battles.verify(tmp_path / "other", progress=False) == ["train", "battle", "clean"]
+
+
+def one_pixel(folder: Path) -> str:
+    pixels = np.array(Image.open(folder / "battle/00003.jpg"))
+    pixels[100, 100] ^= 1
+    Image.fromarray(pixels).save(folder / "battle/00003.jpg", "PNG")  # lossless: this pixel only
+    return "battle/00003.jpg"
+
+
+def missing_image(folder: Path) -> str:
+    (folder / "clean/00001.jpg").unlink()
+    return "clean/00001.jpg"
+
+
+def truncated_image(folder: Path) -> str:
+    file = folder / "train/00004.jpg"
+    file.write_bytes(file.read_bytes()[:-500])
+    return "train/00004.jpg"
+
+
+def empty_image(folder: Path) -> str:
+    (folder / "train/00000.jpg").write_bytes(b"")
+    return "train/00000.jpg"
+
+
+def missing_manifest(folder: Path) -> str:
+    (folder / "manifest.json").unlink()
+    return "manifest.json"
+
+
+def foreign_manifest(folder: Path) -> str:
+    (folder / "manifest.json").write_text('{"name": "mini-battles", "splits": {}}')
+    return "manifest.json"
+
+
+def cut_annotations(folder: Path) -> str:
+    file = folder / "annotations/battle.json"
+    file.write_text(file.read_text()[:1000])
+    return "annotations/battle.json"
+
+
+def missing_annotations(folder: Path) -> str:
+    (folder / "annotations/clean.json").unlink()
+    return "annotations/clean.json"
+
+
+def moved_box(folder: Path) -> str:
+    file = folder / "annotations/train.json"
+    coco = json.loads(file.read_text())
+    coco["annotations"][0]["bbox"][0] += 1
+    file.write_text(json.dumps(coco))
+    return "annotations/train.json"
+
+
+DAMAGES = [one_pixel, missing_image, truncated_image, empty_image, missing_manifest,
+           foreign_manifest, cut_annotations, missing_annotations, moved_box]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_verify_names_the_damaged_file(tiny_root: Path, tiny_reference: Path, damage) -> None:
+    name = damage(tiny_root / NAME)
+    with pytest.raises(DataError) as caught:
+        mini_battles.verify(tiny_root, progress=False)
+    assert str(tiny_root / NAME / name) in caught.value.problem
+    assert "data/download.py build mini-battles --force" in caught.value.remedy
+
+
+@pytest.mark.parametrize("damage", [missing_manifest, foreign_manifest, cut_annotations])
+def test_reading_damaged_data_says_what_to_do(tiny_root: Path, damage) -> None:
+    name = damage(tiny_root / NAME)
+    with pytest.raises(DataError, match="--force") as caught:
+        mini_battles.mini_battles("battle", tiny_root)
+    assert name in str(caught.value)
+
+
+def test_missing_thumbnail_is_named(tiny_root: Path) -> None:
+    (tiny_root / NAME / "objects" / "004.png").unlink()
+    with pytest.raises(DataError, match="objects(.|\n)*004.png(.|\n)*--force"):
+        mini_battles.selection("objects", tiny_root)
+
+
+def test_absent_data_and_unknown_splits_say_what_to_do(tiny_root: Path, tmp_path: Path) -> None:
+    for read in (mini_battles.verify, lambda root: mini_battles.mini_battles("battle", root)):
+        with pytest.raises(DataError, match="download.py build mini-battles"):
+            read(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="train, battle, clean"):
+        mini_battles.mini_battles("val", tiny_root)
+
+
+def test_fingerprints_differ_between_splits_and_seeds(
+    tiny: Tiny, tiny_root: Path, tmp_path: Path
+) -> None:
+    tiny.build(tmp_path / "other", seed=1)
+    sets = itertools.product(("train", "battle", "clean"), (tiny_root, tmp_path / "other"))
+    assert len({mini_battles.mini_battles(*s).fingerprint for s in sets}) == 6
+
+
+# A classroom's mirror ---------------------------------------------------------------------
+
+
+def test_build_takes_the_mirrors_copy(tiny: Tiny, tiny_root: Path, tmp_path: Path) -> None:
+    packed.pack(tiny_root / NAME, tmp_path / "mirror")
+    built = tiny.build(tmp_path / "new", source=None, mirror=str(tmp_path / "mirror"))
+    assert content(built) == content(tiny_root / NAME) and left_behind(tmp_path / "new") == []
+
+
+def test_mirror_of_archives_only(tiny: Tiny, tiny_root: Path, tmp_path: Path) -> None:
+    built = tiny.build(tmp_path / "new", source=None, mirror=str(tiny.archives))
+    assert content(built) == content(tiny_root / NAME)
+
+
+def test_mirrors_copy_of_another_seed_is_not_taken(
+    tiny: Tiny, tiny_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    packed.pack(tiny_root / NAME, tmp_path / "mirror")
+    built = tiny.build(tmp_path / "new", seed=1, mirror=str(tmp_path / "mirror"))
+    assert mini_battles._read_manifest(built)["seed"] == 1
+    assert "another version or seed" in caplog.text
+
+
+def test_bad_mirror_installs_nothing(tiny: Tiny, tiny_root: Path, tmp_path: Path) -> None:
+    archive = packed.pack(tiny_root / NAME, tmp_path / "mirror")
+    before = content(tiny_root / NAME)
+    data = bytearray(archive.read_bytes())
+    data[len(data) // 2] ^= 1
+    archive.write_bytes(data)
+    for root in (tiny_root, tmp_path / "new"):
+        with pytest.raises(DownloadError, match=f"{NAME}.tar"):
+            tiny.build(root, source=None, mirror=str(tmp_path / "mirror"))
+    assert content(tiny_root / NAME) == before and left_behind(tiny_root) == []
+    assert not (tmp_path / "new" / NAME).exists()
+
+
+def test_mirror_that_was_packed_from_damaged_data(
+    tiny: Tiny, tiny_root: Path, tmp_path: Path
+) -> None:
+    one_pixel(tiny_root / NAME)
+    packed.pack(tiny_root / NAME, tmp_path / "mirror")
+    with pytest.raises(ObjembError, match="battle/00003.jpg"):
+        tiny.build(tmp_path / "new", source=None, mirror=str(tmp_path / "mirror"))
+    assert not (tmp_path / "new" / NAME).exists()

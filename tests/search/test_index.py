@@ -1,0 +1,494 @@
+"""Index: exact against a slow search, families against exact, removal, refusals, files."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import signal
+import subprocess
+import sys
+
+import faiss
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from objemb_lib.config import DataError, ObjembError
+from objemb_lib.search import exact
+from objemb_lib.search.index import Index, provenance, recall, rerank
+
+BOTH = pytest.mark.parametrize("backend", ["torch", "faiss"])
+
+
+def vectors(n: int, dim: int = 8, seed: int = 0) -> np.ndarray:
+    x = np.random.default_rng(seed).standard_normal((n, dim)).astype(np.float32)
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def filled(n: int = 50, dim: int = 8, backend: str = "torch", ids=None) -> Index:
+    made = Index(dim, backend, meta={"trunk": "toy"})
+    made.add(vectors(n, dim), ids)
+    return made
+
+
+def slow_search(gallery, ids, queries, k):
+    """Sort everything by falling score, then by id, one query at a time."""
+    found = []
+    for query in queries:
+        scores = [float(np.dot(row, query)) for row in gallery]
+        found.append(sorted(zip([-s for s in scores], ids))[:k])
+    table = np.array(found, dtype=object).reshape(len(queries), -1, 2)
+    return -table[..., 0].astype(np.float32), table[..., 1].astype(np.int64)
+
+
+@BOTH
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(1, 30),
+    st.integers(1, 30),
+    st.integers(1, 6),
+    st.integers(1, 40),
+    st.integers(0, 99),
+)
+def test_matches_slow_search_ties_too(backend, n, q, dim, k, seed):
+    """Small whole numbers: inner products are exact, and many are equal."""
+    rng = np.random.default_rng(seed)
+    gallery, queries = (rng.integers(-2, 3, (m, dim)).astype(np.float32) for m in (n, q))
+    gallery[~gallery.any(axis=1)] = queries[~queries.any(axis=1)] = 1  # zeros are refused
+    ids = rng.permutation(1000)[:n]
+    made = Index(dim, backend)
+    made.add(gallery, ids)
+    scores, found = made.search(queries, k)
+    expected_scores, expected = slow_search(gallery, ids, queries, k)
+    assert scores.dtype == np.float32 and found.dtype == np.int64
+    assert found.shape == (q, min(k, n))
+    np.testing.assert_array_equal(scores, expected_scores)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_backends_agree_across_chunks(monkeypatch):
+    monkeypatch.setattr(exact, "CHUNK_BYTES", 4 * 500 * 7)  # seven queries at a time
+    queries = vectors(40, 64, seed=1)
+    (a, a_ids), (b, b_ids) = (filled(500, 64, way).search(queries, 9) for way in ("torch", "faiss"))
+    np.testing.assert_allclose(a, b, atol=1e-6)
+    np.testing.assert_array_equal(a_ids, b_ids)
+
+
+@BOTH
+def test_equal_photographs_come_in_order_of_id(backend):
+    """The same vector many times: the cut at k keeps the smallest ids."""
+    made = Index(8, backend)
+    made.add(np.repeat(vectors(1), 20, axis=0), np.arange(20)[::-1])
+    assert made.search(vectors(1), 5)[1].tolist() == [[0, 1, 2, 3, 4]]
+
+
+def test_auto_measures_once_and_only_for_big_problems(monkeypatch):
+    asked = []
+    monkeypatch.setattr(exact, "fastest_backend", lambda: asked.append(1) or "faiss")
+    made = filled(backend="auto")
+    made.search(vectors(3), 2)
+    assert asked == []
+    monkeypatch.setattr(exact, "WORTH_MEASURING", 50 * 50 * 8)
+    monkeypatch.setattr(exact, "MANY", 50)
+    made.search(vectors(49), 1)
+    assert asked == []
+    used = []
+    real = exact.WAYS["faiss"]
+    monkeypatch.setitem(exact.WAYS, "faiss", lambda *a: used.append(1) or real(*a))
+    _, ids = made.search(vectors(50), 1)
+    assert asked == [1] and used == [1]
+    assert ids[:, 0].tolist() == list(range(50))
+
+
+@pytest.fixture
+def unmeasured():
+    exact.fastest_backend.cache_clear()
+    yield
+    exact.fastest_backend.cache_clear()
+
+
+@pytest.mark.parametrize("slow, expected", [("faiss", "torch"), ("torch", "faiss")])
+def test_the_faster_way_is_chosen_once(monkeypatch, unmeasured, slow, expected):
+    """On a clock that only the two ways move."""
+    clock = [0.0]
+
+    def timed(name):
+        def way(*_):
+            clock[0] += 3 if name == slow else 2
+
+        return way
+
+    monkeypatch.setattr(exact, "WAYS", {name: timed(name) for name in exact.WAYS})
+    monkeypatch.setattr(exact.time, "perf_counter", lambda: clock[0])
+    assert exact.fastest_backend() == expected
+    total = clock[0]
+    assert exact.fastest_backend() == expected and clock[0] == total
+
+
+def test_ids_continue_over_several_adds():
+    made = filled(5)
+    made.add(vectors(3, seed=1))
+    made.add(vectors(1, seed=2), [70])
+    made.add(vectors(1, seed=3))
+    assert len(made) == 10 and made.search(vectors(1, seed=3), 1)[1].tolist() == [[71]]
+    assert made.search(vectors(3, seed=1), 1)[1].tolist() == [[5], [6], [7]]
+    assert made.search(vectors(1, seed=2), 1)[1].tolist() == [[70]]
+
+
+def test_no_queries_give_no_rows():
+    scores, ids = filled().search(np.zeros((0, 8)), 3)
+    assert scores.shape == ids.shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        (np.zeros((2, 7)), r"shape \(2, 7\) for an index of 8"),
+        (np.zeros(8), r"shape \(8,\)"),
+        (np.full((1, 8), np.nan), "NaN"),
+        (np.full((1, 8), np.inf), "NaN"),
+        (np.eye(9, 8), "zeros, e.g. row 8"),
+    ],
+)
+def test_bad_vectors_are_refused_and_nothing_is_added(bad, message):
+    made = filled()
+    for call in (lambda: made.add(bad), lambda: made.search(bad, 1)):
+        with pytest.raises(DataError, match=message):
+            call()
+    assert len(made) == 50
+
+
+@pytest.mark.parametrize(
+    "ids, message",
+    [
+        ([70, 70], "twice"),
+        ([3, 60], "twice"),
+        ([-1, 60], "negative"),
+        ([1], "2 vectors but 1"),
+        ([0.5, 1.5], "integer"),
+    ],
+)
+def test_bad_ids_are_refused_and_nothing_is_added(ids, message):
+    made = filled()
+    with pytest.raises(DataError, match=message):
+        made.add(vectors(2), ids)
+    assert len(made) == 50 and made.search(vectors(50), 1)[1].max() == 49
+
+
+def test_search_needs_vectors_and_a_count():
+    with pytest.raises(DataError, match="of 0 vectors"):
+        Index(8).search(vectors(1), 1)
+    with pytest.raises(DataError, match="search for 0"):
+        filled().search(vectors(1), 0)
+    with pytest.raises(DataError, match="auto, torch, faiss"):
+        Index(8, backend="annoy")
+
+
+@BOTH
+def test_saved_and_loaded_finds_the_same_and_can_grow(tmp_path, backend):
+    path = tmp_path / "Café.index"
+    made = filled(ids=np.arange(100, 150), backend=backend)
+    made.save(path)
+    loaded = Index.load(path, backend)
+    queries = vectors(5, seed=4)
+    for a, b in zip(made.search(queries, 4), loaded.search(queries, 4)):
+        np.testing.assert_array_equal(a, b)
+    assert loaded.meta == {"trunk": "toy"} and len(loaded) == 50
+    with pytest.raises(DataError, match="twice"):
+        loaded.add(queries[:1], [100])
+    loaded.add(queries)  # by default after the highest id, so 150 to 154
+    assert loaded.search(queries, 1)[1].ravel().tolist() == list(range(150, 155))
+    assert [f.name for f in tmp_path.iterdir()] == [path.name]
+
+
+def test_an_empty_index_can_be_saved(tmp_path):
+    Index(8).save(tmp_path / "a.index")
+    loaded = Index.load(tmp_path / "a.index")
+    loaded.add(vectors(2))
+    assert loaded.search(vectors(2), 1)[1].tolist() == [[0], [1]]
+
+
+def test_plain_faiss_reads_the_file(tmp_path):
+    filled().save(tmp_path / "a.index")
+    plain = faiss.read_index(str(tmp_path / "a.index"))
+    assert plain.search(vectors(3), 1)[1].ravel().tolist() == [0, 1, 2]
+
+
+def test_broken_files_are_named(tmp_path):
+    path = tmp_path / "a.index"
+    with pytest.raises(DataError, match="a.index"):
+        Index.load(path)
+    filled().save(path)
+    whole = path.read_bytes()
+    header = b"\xff" + whole[1:]
+    for content in (b"", whole[:-1], whole[:300], whole[300:], header, b"no index" * 50):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match="a.index"):
+            Index.load(path)
+
+
+def test_an_index_of_distances_is_refused(tmp_path):
+    """Its scores would be distances: smaller is better."""
+    path = tmp_path / "a.index"
+    made = filled()
+    made._store = faiss.IndexIDMap(faiss.IndexFlatL2(8))
+    made.save(path)
+    with pytest.raises(DataError, match="distances"):
+        Index.load(path)
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path):
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "a.index"
+    filled().save(path)
+    large = filled(5000)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+        with pytest.raises(ObjembError, match="a.index"):
+            large.save(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(Index.load(path)) == 50 and len(list(tmp_path.iterdir())) == 1
+
+
+# --- families -----------------------------------------------------------------------------
+
+FAMILIES = [  # factory, setting under which it looks at everything it has
+    ("Flat", ""),
+    ("SQ8", ""),
+    ("PCA12,SQ8", ""),
+    ("IVF4,Flat", "nprobe=4"),
+    ("OPQ4,IVF4,PQ4x6", "nprobe=4"),
+    ("HNSW8", "efSearch=400"),
+]
+EVERY = pytest.mark.parametrize("factory, hard", FAMILIES, ids=[name for name, _ in FAMILIES])
+
+
+@functools.cache
+def kept(factory: str, hard: str, n: int = 400, dim: int = 16) -> Index:
+    """Training takes a second or two: once for all tests."""
+    made = Index(dim, factory=factory, meta={"trunk": "toy"})
+    made.train(vectors(n, dim))
+    made.add(vectors(n, dim), 1000 + np.arange(n))
+    return made.tune(hard) if hard else made
+
+
+def trained(factory: str, hard: str) -> Index:
+    """A copy that a test may change."""
+    made = copy.copy(kept(factory, hard))
+    made._take(faiss.deserialize_index(faiss.serialize_index(made._store)))
+    return made
+
+
+@EVERY
+def test_every_family_finds_most_of_what_exact_search_finds(factory, hard):
+    made, exact_one = trained(factory, hard), trained("Flat", "")
+    queries = vectors(40, 16, seed=7)
+    scores, ids = made.search(queries, 10)
+    true_scores, true_ids = exact_one.search(queries, 10)
+    share = recall(ids, true_ids)
+    assert share == 1 if factory in ("Flat", "IVF4,Flat") else share > 0.4
+    assert (np.diff(scores, axis=1) <= 0).all() and scores.dtype == np.float32
+    np.testing.assert_allclose(scores, true_scores, atol=0.35)  # codes are coarse, not wrong
+    first = rerank(queries, ids, exact_one, 10)[1][:, 0]
+    assert (first == true_ids[:, 0]).mean() >= max(0.8, (ids[:, 0] == true_ids[:, 0]).mean())
+
+
+@EVERY
+def test_what_is_removed_is_not_found_and_the_rest_keep_their_ids(tmp_path, factory, hard):
+    made, x = trained(factory, hard), vectors(400, 16)
+    before = made.vectors(np.array([1399, 1001]))
+    made.remove(np.arange(1010, 1060))
+    made.save(tmp_path / "a.index")
+    for index in (made, Index.load(tmp_path / "a.index")):
+        assert len(index) == 350
+        _, ids = index.search(x, 350)
+        assert not np.isin(ids, np.arange(1010, 1060)).any()
+        top = index.search(x[60:], 20)[1]
+        assert (top == np.arange(1060, 1400)[:, None]).any(axis=1).mean() > 0.95
+        np.testing.assert_array_equal(index.vectors(np.array([1399, 1001])), before)
+        with pytest.raises(DataError, match="1010"):
+            index.vectors(np.array([1010]))
+        with pytest.raises(DataError, match=r"no vectors of the ids \[1011\]"):
+            index.remove([1001, 1011])
+        assert len(index) == 350
+        index.add(x[10:11], [1010])  # an id that was taken out is free again
+        assert 1010 in index.search(x[10:11], 5)[1] and len(index) == 351
+
+
+@EVERY
+def test_from_disk_by_memory_mapping_it_finds_the_same_and_changes_nothing(tmp_path, factory, hard):
+    made, path, queries = trained(factory, hard), tmp_path / "a.index", vectors(9, 16, seed=3)
+    made.remove([1003])
+    made.save(path)
+    mapped = Index.load(path, mmap=True)
+    for a, b in zip(made.search(queries, 7), mapped.search(queries, 7)):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(mapped.vectors([1007]), made.vectors([1007]))
+    for change in (
+        lambda: mapped.add(queries),
+        lambda: mapped.remove([1007]),
+        lambda: mapped.train(queries),
+        lambda: mapped.save(path),
+    ):
+        with pytest.raises(DataError, match="without mmap"):
+            change()
+    made.save(path)  # a new file in its place does not disturb who reads the old one
+    np.testing.assert_array_equal(mapped.search(queries, 7)[1], made.search(queries, 7)[1])
+
+
+@EVERY
+def test_a_file_keeps_its_settings(tmp_path, factory, hard):
+    made = trained(factory, hard)
+    made.save(tmp_path / "a.index")
+    loaded = Index.load(tmp_path / "a.index")
+    assert repr(loaded) == repr(made) and loaded.n_bytes == made.n_bytes
+    with pytest.raises(DataError, match="no setting"):
+        loaded.tune("looks=3")
+    if hard:
+        name = hard.partition("=")[0]
+        easy = loaded.tune(f"{name}=1").search(vectors(40, 16, seed=7), 10)[0]
+        assert easy.sum() != made.search(vectors(40, 16, seed=7), 10)[0].sum()
+
+
+def test_codes_are_smaller():
+    sizes = [trained(*one).n_bytes for one in (FAMILIES[0], FAMILIES[1])]
+    assert sizes[0] - sizes[1] == pytest.approx(400 * 16 * 3, rel=0.05)
+    assert trained(*FAMILIES[-1]).n_bytes > sizes[0]  # the graph comes on top
+
+
+def test_lists_hold_too_few():
+    """One list of four is read: what is not there has no id."""
+    made = trained("IVF4,Flat", "nprobe=1")
+    scores, ids = made.search(vectors(3, 16, seed=7), 400)
+    assert ids.shape == (3, 400) and (ids[:, -1] == -1).all() and (ids[:, 0] >= 1000).all()
+    assert (scores[ids == -1] == -np.inf).all() and np.isfinite(scores[ids >= 0]).all()
+
+
+def test_a_sample_is_enough_to_train_and_the_same_seed_gives_the_same_index():
+    found = []
+    for seed in (0, 0, 1):
+        made = Index(16, factory="IVF4,PQ4x4")
+        made.train(vectors(2000, 16), at_most=300, seed=seed)
+        made.add(vectors(500, 16))
+        found.append(made.search(vectors(9, 16, seed=5), 5)[0])
+    np.testing.assert_array_equal(found[0], found[1])
+    assert not np.array_equal(found[0], found[2])
+
+
+def test_training_comes_first_and_once():
+    made = Index(16, factory="IVF4,Flat")
+    with pytest.raises(DataError, match=r"train\(sample\)"):
+        made.add(vectors(9, 16))
+    with pytest.raises(DataError, match="3 vectors cannot train"):
+        made.train(vectors(3, 16))
+    assert not made.trained
+    made.train(vectors(50, 16))
+    made.add(vectors(9, 16))
+    with pytest.raises(DataError, match="holds vectors already"):
+        made.train(vectors(50, 16))
+
+
+@pytest.mark.parametrize("factory", ["Flatt", "PQ3", "LSH", "IVF4,Flat,RFlat", "IDMap,Flat", ""])
+def test_families_that_cannot_do_everything_are_refused(factory):
+    with pytest.raises(DataError, match="Use e.g. Flat"):
+        Index(16, factory=factory)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.tuples(st.booleans(), st.sets(st.integers(0, 30), min_size=1)), max_size=12))
+def test_adding_and_removing_in_any_order_leaves_what_a_dictionary_holds(steps):
+    """All families that remove in their own way, beside a plain set."""
+    x = vectors(31, 16)
+    for factory, hard in (FAMILIES[0], FAMILIES[3], FAMILIES[5]):
+        made, held = Index(16, factory=factory), set()
+        made.train(vectors(200, 16, seed=1))
+        for adds, chosen in steps:
+            ids = np.array(sorted(chosen - held if adds else chosen & held), int)
+            (made.add(x[ids], ids) if adds else made.remove(ids))
+            held = held | chosen if adds else held - chosen
+        assert len(made) == len(held)
+        if held:
+            ids = (made.tune(hard) if hard else made).search(x, 31)[1]
+            assert set(ids[ids >= 0].tolist()) <= held
+            if factory != "HNSW8":  # a graph may miss
+                assert ids[sorted(held), 0].tolist() == sorted(held)
+
+
+# --- a short list, ranked again -----------------------------------------------------------
+
+
+def test_reranking_puts_a_short_list_in_exact_order():
+    exact_one, queries = filled(50), vectors(4, seed=9)
+    _, ids = exact_one.search(queries, 12)
+    shuffled = np.random.default_rng(0).permuted(ids, axis=1)
+    for a, b in zip(rerank(queries, shuffled, exact_one, 5), exact_one.search(queries, 5)):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    shuffled[:, :8] = -1  # nothing was found there
+    scores, found = rerank(queries, shuffled, exact_one, 6)
+    assert (found[:, 4:] == -1).all() and (scores[:, 4:] == -np.inf).all()
+    with pytest.raises(DataError, match="no vectors of the ids"):
+        rerank(queries, np.full((4, 2), 77), exact_one, 1)
+
+
+# --- whose vectors ------------------------------------------------------------------------
+
+
+class Toy:
+    """As much of a trunk as :func:`provenance` asks."""
+
+    name = "toy"
+
+    def __init__(self, weights: str) -> None:
+        self.fingerprint = lambda: weights
+
+
+def test_an_index_refuses_another_model(tmp_path):
+    own = provenance(Toy("abc"), 256, ("head", "gem"))
+    made = Index(8, meta=own)
+    made.add(vectors(3))
+    made.save(tmp_path / "a.index")
+    assert Index.load(tmp_path / "a.index", meta=own).meta == own
+    for other, words in (
+        (provenance(Toy("abd"), 256, ("head", "gem")), "weights is 'abc', not 'abd'"),
+        (provenance(Toy("abc"), 256, ("head", "spoc")), "pooling is 'gem', not 'spoc'"),
+        (own | {"margin": "0.1"}, "margin is None"),
+    ):
+        with pytest.raises(DataError, match=words):
+            Index.load(tmp_path / "a.index", meta=other)
+        with pytest.raises(DataError, match="another model"):
+            made.require(other)
+
+
+# --- killed -------------------------------------------------------------------------------
+
+KILLED = """
+import os, signal, sys
+import faiss
+import numpy as np
+from objemb_lib.search.index import Index
+
+whole = faiss.write_index
+
+def half(store, path):
+    whole(store, path)
+    os.truncate(path, os.path.getsize(path) // 2)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+index = Index(8)
+index.add(np.eye(8), np.arange(8))
+index.save(sys.argv[1])
+faiss.write_index = half
+index.remove([3])
+index.save(sys.argv[1])
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
+def test_a_save_that_is_killed_half_way_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.index"
+    done = subprocess.run([sys.executable, "-c", KILLED, str(path)], timeout=120)
+    assert done.returncode == -signal.SIGKILL
+    assert len(Index.load(path)) == 8

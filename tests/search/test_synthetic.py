@@ -1,0 +1,94 @@
+"""Grow: as spread and as close to each other as real vectors that it has not seen."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from objemb_lib.config import DataError
+from objemb_lib.data.catalogue import entry, load_splits
+from objemb_lib.embed.boxes import true_boxes
+from objemb_lib.embed.extract import extract_objects
+from objemb_lib.embed.trunks import load_trunk
+from objemb_lib.embed.whitening import PCAWhitening, l2
+from objemb_lib.measure.comparison import few_scenes
+from objemb_lib.search.synthetic import neighbour_distances, spectrum, synthetic_vectors
+
+PAIR = ("stage4", "spoc")
+LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+@pytest.fixture(scope="module")
+def real() -> tuple[np.ndarray, np.ndarray]:
+    """Vectors of real objects: to grow from (train), and held out (other objects, battle)."""
+    if not entry("mini-battles").built():
+        pytest.skip("no mini-battles: make data")
+    train, tests = load_splits("mini-battles")
+    trunk, found = load_trunk(), []
+    for data in (few_scenes(train, 1), few_scenes(tests["battle"], 1)):
+        (some,) = extract_objects(
+            data, trunk, [PAIR], [true_boxes(data)], 128, cache=False, progress=False
+        ).values()
+        found.append(l2(some.vectors[PAIR]))
+    short = PCAWhitening(32, whiten=False).fit(found[0])
+    n = min(map(len, found))  # as many of each, since more vectors lie closer
+    return short(found[0])[:n], short(found[1])[:n]
+
+
+def apart(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    """How far spectra and quantiles of neighbour distances differ at most."""
+    distances = [np.quantile(neighbour_distances(x), LEVELS) for x in (a, b)]
+    return np.abs(spectrum(a) - spectrum(b)).max(), np.abs(np.subtract(*distances)).max()
+
+
+def test_what_is_grown_is_like_what_was_held_out(real):
+    train, held_out = real
+    grown = synthetic_vectors(train, len(train))
+    in_spectrum, in_distance = apart(grown, held_out)
+    assert in_spectrum < 0.05 and in_distance < 0.12
+    noise = np.random.default_rng(0).multivariate_normal(
+        train.mean(axis=0), np.cov(train, rowvar=False), len(train)
+    )
+    assert apart(l2(noise), held_out)[1] > 2 * in_distance  # as good a spectrum is not enough
+
+
+def test_growing_far_keeps_the_spectrum_and_fills_the_space(real):
+    train, held_out = real
+    few, many = synthetic_vectors(train, len(train)), synthetic_vectors(train, 20 * len(train))
+    assert np.abs(spectrum(many) - spectrum(held_out)).max() < 0.05
+    assert np.median(neighbour_distances(many)) < np.median(neighbour_distances(few))
+    assert neighbour_distances(many)[0] > 0  # new vectors, no copies
+
+
+def test_it_gives_unit_vectors_the_same_for_the_same_seed():
+    x = l2(np.random.default_rng(0).standard_normal((60, 8)))
+    a, b, c = (synthetic_vectors(x, 5000, seed) for seed in (3, 3, 4))
+    assert a.shape == (5000, 8) and a.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(a, axis=1), 1, atol=1e-5)
+    np.testing.assert_array_equal(a, b)
+    assert not np.array_equal(a, c)
+
+
+def test_it_stays_where_its_neighbourhood_is():
+    """Two far clusters, each in a plane of its own: nothing grows between or beside them."""
+    rng = np.random.default_rng(0)
+    angles = rng.uniform(0, 0.5, (2, 30))
+    x = np.zeros((60, 4), np.float32)
+    x[:30, :2] = np.stack([np.cos(angles[0]), np.sin(angles[0])], 1)
+    x[30:, 2:] = np.stack([np.cos(angles[1]), np.sin(angles[1])], 1)
+    grown = synthetic_vectors(x, 400)
+    left, right = (np.abs(grown[:, part]).max(axis=1) < 1e-6 for part in (slice(0, 2), slice(2, 4)))
+    assert (left ^ right).all() and 100 < left.sum() < 300
+
+
+def test_spectrum_and_distances_of_a_known_set():
+    x = np.array([[1, 0], [-1, 0], [0, 0.5], [0, -0.5]])
+    np.testing.assert_allclose(spectrum(x), [0.8, 1])
+    unit = np.array([[1, 0], [0.6, 0.8], [-1, 0]], np.float32)
+    expected = [np.hypot(0.4, 0.8), np.hypot(0.4, 0.8), np.hypot(1.6, 0.8)]
+    np.testing.assert_allclose(neighbour_distances(unit), expected, atol=1e-6)
+
+
+def test_too_few_vectors_are_refused():
+    with pytest.raises(DataError, match="more than 8"):
+        synthetic_vectors(np.eye(8), 10)

@@ -1,0 +1,184 @@
+"""ObjectSearch in JupyterLab, with a mouse, a keyboard and a photograph: what is found is right."""
+
+from __future__ import annotations
+
+import base64
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from browser import chromium, lab, needs_chromium, notebook
+from tiny_gallery import retriever, scenes
+
+from objemb_lib.search.objects import photograph
+
+pytestmark = needs_chromium
+MAKE = """
+from tiny_gallery import retriever, scenes
+from objemb_lib.show.widgets import ObjectSearch
+data = scenes()
+ObjectSearch([retriever(data), retriever(data, main_only=True), retriever(data, 2)], k=5)
+"""
+PASTE = """
+encoded => {
+  const bytes = Uint8Array.from(atob(encoded), letter => letter.charCodeAt(0));
+  const files = new DataTransfer();
+  files.items.add(new File([bytes], "pasted.jpg", { type: "image/jpeg" }));
+  document.querySelector(".objemb-own").dispatchEvent(
+    new ClipboardEvent("paste", { clipboardData: files, bubbles: true }));
+}
+"""
+QUERY = "section:nth-of-type(1)"
+FOUND = "section:nth-of-type(2)"
+
+
+@pytest.fixture
+def page(tmp_path):
+    """JupyterLab showing the widget; checked for errors and requests at the end."""
+    scenes()  # skips without data
+    notebook(tmp_path / "search.ipynb", MAKE)
+    with lab(tmp_path) as base, chromium() as watched:
+        watched.run_all(base, "search.ipynb")
+        watched.page.locator(f"{FOUND} button").first.wait_for()
+        yield watched
+        watched.check()
+
+
+class Shown:
+    """What the widget shows, and what a user does to it."""
+
+    def __init__(self, page) -> None:
+        self.page = page
+
+    def found(self) -> list[tuple[int, float]]:
+        """Images and scores of the results."""
+        texts = self.page.locator(f"{FOUND} figcaption").all_inner_texts()
+        numbers = [re.search(r"(-?[\d.]+)\s+image (\d+)", text) for text in texts]
+        return [(int(n[2]), float(n[1])) for n in numbers]
+
+    def until(self, says: str) -> None:
+        self.page.get_by_role("status").filter(has_text=says).wait_for()
+
+    def until_found(self, number: int) -> None:
+        self.page.wait_for_function(
+            f"() => document.querySelectorAll('{FOUND} button').length === {number}"
+        )
+
+    def until_first(self, image: int) -> None:
+        self.page.locator(f"{FOUND} figcaption").first.filter(has_text=f"image {image}").wait_for()
+
+    def click(self, place: tuple[float, float], width: int) -> None:
+        """Press at a place, given in pixels of the picture."""
+        picture = self.page.locator(f"{QUERY} svg").bounding_box()
+        scale = picture["width"] / width
+        self.page.mouse.click(picture["x"] + place[0] * scale, picture["y"] + place[1] * scale)
+
+    def drag(self, ends: np.ndarray, width: int) -> None:
+        """Draw a box by mouse, given in pixels of the picture."""
+        picture, mouse = self.page.locator(f"{QUERY} svg").bounding_box(), self.page.mouse
+        places = ends * picture["width"] / width + np.tile([picture["x"], picture["y"]], 2)
+        x0, y0, x1, y1 = places.tolist()
+        mouse.move(x0, y0)
+        mouse.down()
+        mouse.move((x0 + x1) / 2, y1)
+        mouse.move(x1, y1)
+        mouse.up()
+
+
+def answer(way, query, chosen, k=5, threshold=-1.0) -> list[tuple[int, float]]:
+    """What the plain function finds, as the widget writes it."""
+    found = way.search(query, chosen, k, threshold).matches
+    return [(match.image, round(match.score, 2)) for match in found]
+
+
+def test_clicks_drags_keys_and_photographs_find_what_the_function_finds(page) -> None:
+    data, see, shown = scenes(), page.page, Shown(page.page)
+    way, main, coarse = retriever(data), retriever(data, main_only=True), retriever(data, 2)
+    query, box = way.query(0), lambda n: see.get_by_role("button", name=f"box {n}: search for it")
+    assert shown.found() == answer(way, query, 0)
+    page.screenshot("search", ".jp-OutputArea")
+
+    box(1).click()
+    shown.until("box 1 of image 0")
+    assert shown.found() == answer(way, query, 1) != answer(way, query, 0)
+
+    shown.drag(np.array([20.0, 30.0, 120.0, 110.0]), data.image(0).width)
+    drawn, number = way.aim(query, (20, 30, 120, 110))
+    shown.until(f"box {number} of image 0")
+    assert shown.found() == answer(way, drawn, number)
+    page.screenshot("search-drawn", ".jp-OutputArea")
+
+    see.get_by_role("button", name="back").click()
+    shown.until("box 1 of image 0")
+    assert shown.found() == answer(way, query, 1)
+
+    box(0).focus()  # by keys alone: choose, then move a box and search for what is in it now
+    see.keyboard.press("Enter")
+    shown.until("box 0 of image 0")
+    assert shown.found() == answer(way, query, 0)
+    see.keyboard.press("ArrowRight")  # the focus has stayed where it was
+    see.keyboard.press("Shift+ArrowDown")
+    see.keyboard.press("Enter")
+    step = 0.04 * data.image(0).width
+    moved, number = way.aim(query, query.boxes[0] + np.array([step, 0, step, step]))
+    shown.until(f"box {number} of image 0")
+    assert shown.found() == answer(way, moved, number)
+
+    see.get_by_role("button", name="whole image").click()
+    shown.until(f"box {number + 1} of image 0")
+    whole, last = way.aim(moved, (0, 0, *data.image(0).size))
+    assert last == number + 1 and shown.found() == answer(way, whole, last)
+    for beneath in (1, last, 1, last):  # box 1 lies upon the whole image: press again and again
+        x0, _, _, y1 = query.boxes[1].tolist()
+        shown.click((x0 + 4, y1 - 4), data.image(0).width)
+        shown.until(f"box {beneath} of image 0")
+
+    match = way.search(whole, last, 5).matches[2]
+    see.locator(f"{FOUND} button").nth(2).click()
+    shown.until(f"of image {match.image}")
+    query, number = way.aim(way.query(match.image), match.box)
+    assert shown.found() == answer(way, query, number)
+
+    see.locator(".noUi-handle").nth(0).focus()
+    for _ in range(3):
+        see.keyboard.press("ArrowRight")
+    shown.until_found(8)
+    assert shown.found() == answer(way, query, number, 8)
+    threshold = see.locator(".noUi-handle").nth(1)
+    second = answer(way, query, number)[1][1]
+    steps = int((1 - second) / 0.05) + 1  # from 1 down to just below the second score
+    threshold.press("End")
+    shown.until_found(0)
+    for _ in range(steps):
+        threshold.press("ArrowLeft")
+    wanted = answer(way, query, number, 8, 1 - 0.05 * steps)
+    shown.until_found(len(wanted))
+    assert shown.found() == wanted and 2 <= len(wanted) < 8
+    threshold.press("Home")
+    shown.until_found(8)
+
+    see.get_by_label("network").select_option("colours, 2 cells")
+    shown.until_found(8)
+    see.wait_for_function(f"() => !document.body.innerText.includes('{wanted[0][1]:.2f}')")
+    assert shown.found() == answer(coarse, *coarse.aim(coarse.query(match.image), match.box), 8)
+    see.get_by_label("boxes").select_option("true main box")  # with this network there is none
+    see.get_by_role("alert").filter(has_text="no index of colours, 2 cells").wait_for()
+    page.screenshot("search-error", ".jp-OutputArea")
+    see.get_by_label("network").select_option("colours, 4 cells")
+    see.get_by_role("alert").filter(has_text="no index").wait_for(state="detached")
+    shown.until_found(8)
+    assert shown.found() == answer(main, *main.aim(main.query(match.image), match.box), 8)
+
+    def best(file: Path) -> int:
+        return main.search(main.look(photograph(file)), 0, 1).matches[0].image
+
+    files = [data.root / file for file in data.files]
+    own, pasted = files[7], next(file for file in files if best(file) != best(files[7]))
+    see.get_by_label("Your own photograph:").set_input_files(own)
+    shown.until_first(best(own))
+    see.get_by_label("Your own photograph:").set_input_files(__file__)
+    see.get_by_role("alert").filter(has_text="no image").wait_for()
+    see.evaluate(PASTE, base64.b64encode(pasted.read_bytes()).decode())
+    shown.until_first(best(pasted))
+    page.screenshot("search-own-photograph", ".jp-OutputArea")
