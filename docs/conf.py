@@ -30,7 +30,7 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx
 root_doc = "docs/index"
 include_patterns = ["README.md", "data/README.md", "docs/**", "notebooks/**"]
 exclude_patterns = [".*", "docs/templates", "benchmarks", "data/[!R]*", "results", "runs", "tests",
-                    "weights", "**/.ipynb_checkpoints"]  # fmt: skip
+                    "**/.ipynb_checkpoints"]  # fmt: skip
 templates_path = [str(Path(__file__).with_name("templates"))]
 
 # The notebooks are shown as they were run.

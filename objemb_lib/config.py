@@ -22,12 +22,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import platformdirs
 
 if TYPE_CHECKING:
     import torch
 
 SEED = 0
 PROJECT = Path(__file__).resolve().parent.parent
+IN_CHECKOUT = (PROJECT / "pyproject.toml").is_file()  # else pip installed the library alone
 
 
 class ObjembError(Exception):
@@ -94,12 +96,14 @@ def needs(extra: str) -> Iterator[None]:
 
 def data_root() -> Path:
     """Folder that holds built data sets, one folder each."""
-    return Path(os.environ.get("OBJEMB_DATA", PROJECT / "data"))
+    own = PROJECT / "data" if IN_CHECKOUT else platformdirs.user_data_path("objemb")
+    return Path(os.environ.get("OBJEMB_DATA", own))
 
 
 def cache_root() -> Path:
     """Folder that holds cached embeddings; safe to delete at any time."""
-    return Path(os.environ.get("OBJEMB_CACHE", PROJECT / ".cache"))
+    own = PROJECT / ".cache" if IN_CHECKOUT else platformdirs.user_cache_path("objemb")
+    return Path(os.environ.get("OBJEMB_CACHE", own))
 
 
 def mirror() -> str | None:

@@ -3,7 +3,7 @@
     python -m objemb_lib.course.train                    all of them, an hour on two cores
     python -m objemb_lib.course.train faster_rcnn        one
     python -m objemb_lib.course.train student            the student, begins as the Faster R-CNN
-    python -m objemb_lib.course.train fcos --steps 20    a try; goes to runs/, not to weights/
+    python -m objemb_lib.course.train fcos --steps 20    a try; goes to runs/, is not shipped
 
 Another student begins as another detector, imitates another teacher, or sees other photographs:
 
@@ -22,8 +22,8 @@ are computed in bfloat16 if it multiplies that. A batch that does not fit into m
 through in parts, with a warning; their gradients add up.
 
 Each run writes a log and checkpoints to runs/train/<name>/; started again after a kill it goes
-on where it stopped. Finished weights go to weights/, those of other students to runs/weights/, with
-a card of their metrics.
+on where it stopped. Finished weights go to objemb_lib/detect/shipped/, those of other students to
+runs/weights/, with a card of their metrics.
 """
 
 from __future__ import annotations
@@ -331,13 +331,13 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: {', '.join(NAMES)}")
-    parser.add_argument("--steps", type=int, help="fewer than usual: a try, kept out of weights/")
+    parser.add_argument("--steps", type=int, help="fewer than usual: a try, which is not shipped")
     parser.add_argument(
         "--labels",
         choices=GRANULARITIES,
         default="category",
         help="what a box is called: one class for all, the coarse category (default), or the "
-        "object itself; others than the default are kept out of weights/",
+        "object itself; others than the default are not shipped",
     )
     other = parser.add_argument_group("another student")
     begins = "faster_rcnn (default), mask_rcnn, torchvision/fasterrcnn_resnet50_fpn, ..."

@@ -1,6 +1,6 @@
 """Shipped detectors: fp16 safetensors of a few megabytes, each with a card that says how it came.
 
-``weights/<kind>.safetensors`` holds the numbers, ``weights/<kind>.json`` the card: the command
+``shipped/<kind>.safetensors`` holds the numbers, ``shipped/<kind>.json`` the card: the command
 and seed that make it again, the data it learned from, its losses, its metrics on unseen objects,
 and how retrieval changed while it learned.
 """
@@ -17,7 +17,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from objemb_lib import config
 from objemb_lib.cache import atomic_path, atomic_write_text
 from objemb_lib.config import DataError
 from objemb_lib.data.download import sha256_file
@@ -26,14 +25,14 @@ from objemb_lib.detect.detectors import Detector, build_detector
 from objemb_lib.embed.trunks import load_trunk
 
 LIMIT = 12_000_000  # bytes a file: thirty people fetch it over one Wi-Fi
-REMEDY = "Get the file again (git checkout weights), or make it: `make train`."
+REMEDY = "Get the file again (git checkout objemb_lib/detect/shipped), or make it: `make train`."
 
 Network = TypeVar("Network", bound=nn.Module)
 
 
 def weights_root() -> Path:
-    """Folder of the shipped weights."""
-    return config.PROJECT / "weights"
+    """Folder of the shipped weights: they come with the package."""
+    return Path(__file__).parent / "shipped"
 
 
 def save_weights(detector: Detector, card: dict, name: str, root: Path | None = None) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -166,22 +167,38 @@ def test_no_room_needs_an_optional_package_to_be_imported():
             assert not asked & names, f"{file.name}: import {asked} where it is used"
 
 
-def test_an_installed_library_has_all_its_files():
-    """Not only an editable one: setuptools takes other files than Python's only where told."""
-    told = project()["tool"]["setuptools"]
-    declared = {
-        file
-        for package, patterns in told["package-data"].items()
-        for pattern in patterns
-        for file in (PROJECT / package.replace(".", "/")).glob(pattern)
-    }
-    files = [f for f in (PROJECT / "objemb_lib").rglob("*") if f.is_file()]
-    files = [f for f in files if "__pycache__" not in f.parts and not f.name.startswith(".")]
-    assert declared
-    for file in files:
-        assert file in declared or (
-            file.suffix == ".py" and (file.parent / "__init__.py").exists()
-        ), file
+LOADS_WHAT_IS_SHIPPED = """
+import sys
+from objemb_lib import config, detect
+from objemb_lib.detect.weights import load_detector, read_card, weights_root
+names = sorted(path.stem for path in weights_root().glob("*.safetensors"))
+assert "student" in names and all(read_card(name) for name in names)
+print(load_detector("fcos").kind, detect.__file__, sep="\\n")
+print(config.data_root(), config.cache_root(), sep="\\n")
+"""
+
+
+def test_an_installed_wheel_has_all_files_and_keeps_the_users_data_elsewhere(tmp_path):
+    """Not an editable one: weights come with it, data and cache stay out of site-packages."""
+    source, target = tmp_path / "source", tmp_path / "site-packages"
+    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    shutil.copytree(PROJECT / "objemb_lib", source / "objemb_lib", ignore=ignored)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(PROJECT / name, source)
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "--no-index", "--target", str(target), str(source)], check=True)
+    for file in (source / "objemb_lib").rglob("*.*"):
+        assert (target / file.relative_to(source)).exists(), file
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("OBJEMB_")}
+    clean |= {"PYTHONPATH": str(target), "HOME": str(tmp_path)}
+    command = [sys.executable, "-c", LOADS_WHAT_IS_SHIPPED]
+    ran = subprocess.run(command, env=clean, cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    kind, package, *folders = ran.stdout.splitlines()
+    assert kind == "fcos" and Path(package).is_relative_to(target)
+    assert len(folders) == 2
+    for folder in map(Path, folders):
+        assert not folder.is_relative_to(target) and not folder.is_relative_to(source)
 
 
 def test_the_gate_and_a_forks_first_push_run_the_two_commands():

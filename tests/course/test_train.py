@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from objemb_lib.course import train
 from objemb_lib.data.mini_battles import mini_battles
 from objemb_lib.detect.coco import load_coco_detector
 from objemb_lib.detect.detectors import KINDS, Detector
-from objemb_lib.detect.weights import load_detector, read_card
+from objemb_lib.detect.weights import load_detector, read_card, weights_root
 from objemb_lib.embed.trunks import load_trunk
 from objemb_lib.teach import training
 from objemb_lib.teach.student import load_student
@@ -26,11 +26,14 @@ pytest_plugins = ("tiny_battles",)
 
 
 @pytest.fixture
-def root(tiny_root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def root(tiny_root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """The tiny data; a try leaves the shipped weights as they are."""
     monkeypatch.setenv("OBJEMB_DEVICE", "cpu")
     monkeypatch.setenv("OBJEMB_DATA", str(tiny_root))
     monkeypatch.setattr(config, "PROJECT", tmp_path / "project")
-    return tiny_root
+    before = {file: file.stat().st_mtime_ns for file in weights_root().iterdir()}
+    yield tiny_root
+    assert before == {file: file.stat().st_mtime_ns for file in weights_root().iterdir()}
 
 
 @pytest.mark.parametrize(
@@ -91,7 +94,6 @@ def test_the_command_ships_a_try_with_its_card(
     assert set(metrics) >= {"box AP", "box AP50", "recall of main objects, IoU 0.5"}
     out = capsys.readouterr().out
     assert "faster_rcnn" in out and all(name in out for name in metrics)
-    assert not (config.PROJECT / "weights").exists()
 
 
 def test_what_goes_wrong_is_one_line(root: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +116,6 @@ def test_what_goes_wrong_is_one_line(root: Path, capsys, monkeypatch: pytest.Mon
 def test_the_student_begins_as_the_shipped_detector_and_is_scored(
     root: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(weights_root_of_the_course(), config.PROJECT / "weights")
     monkeypatch.setattr(train.student, "SCHEDULE", Schedule(steps=300, batch_size=1, warmup=1))
     assert train.main(["student", "--steps", "1"]) == 0
     said = capsys.readouterr().out
@@ -132,10 +133,6 @@ def test_the_student_begins_as_the_shipped_detector_and_is_scored(
     )
     assert load_student("student-steps-1", made).detector.categories == tuple(card["categories"])
     assert train.main(["student", "--steps", "1"]) == 0, "done already: scored again at once"
-
-
-def weights_root_of_the_course() -> Path:
-    return Path(train.__file__).parents[2] / "weights"
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "student"])
@@ -234,5 +231,5 @@ def test_processes_other_than_the_first_ship_nothing(
     monkeypatch.setattr(train, "load_detector", lambda *given, **how: small("faster_rcnn"))
     for given in (["student", "--batch", "2"], ["student"], ["fcos"]):
         assert train.main(given) == 0
-    assert capsys.readouterr().out == "" and not (config.PROJECT / "weights").exists()
+    assert capsys.readouterr().out == ""
     assert not (config.PROJECT / "runs" / "weights").exists()
