@@ -35,7 +35,7 @@ from objemb_lib.embed.extract import Objects, extract_objects
 from objemb_lib.embed.trunks import load_trunk
 from objemb_lib.embed.whitening import l2
 from objemb_lib.measure import claims
-from objemb_lib.measure.comparison import BODY, few_scenes
+from objemb_lib.measure.comparison import BODY
 from objemb_lib.measure.metrics import Evaluation, evaluate_scores, metric_function
 from objemb_lib.teach.student import StudentTrunk, load_student
 
@@ -184,7 +184,7 @@ def grocery_store(place: Path) -> ImageDataset:
 
 def chosen_on_battles(trunk, detector) -> dict[str, tuple[str, str]]:
     """Stage and pooling that train scenes choose for each source that needs no truth."""
-    train = few_scenes(mini_battles("train"), 3)
+    train = mini_battles("train").first_of_each(3)
     train = train.subset(train.labels % 2 == 0)
     names = ["whole image", "detector, top 1", "detector, top 3", "detector, top 5",
              "detector masks, top 5", "proposals, top 10", "R-MAC grid", "centre box"]  # fmt: skip

@@ -34,7 +34,6 @@ from objemb_lib.embed.extract import extract, extract_scales
 from objemb_lib.embed.regions import CROP, WHOLE, Region
 from objemb_lib.embed.trunks import Trunk, load_trunk
 from objemb_lib.embed.whitening import alpha_query_expansion, database_augmentation, l2
-from objemb_lib.measure.comparison import few_scenes
 from objemb_lib.measure.metrics import Evaluation, evaluate, evaluate_scores, paired_difference
 from objemb_lib.search.rerank import diffusion, k_reciprocal
 
@@ -170,8 +169,8 @@ def main() -> None:
         return write_page()
     train, tests = load_splits(DATA)
     if asked.scenes:
-        train = few_scenes(train, asked.scenes)
-        tests = {name: few_scenes(data, asked.scenes) for name, data in tests.items()}
+        train = train.first_of_each(asked.scenes)
+        tests = {name: data.first_of_each(asked.scenes) for name, data in tests.items()}
     trunk, table = load_trunk(), []
     for region, pair in BASES.values():
         table += compared(trunk, region, pair, train, tests)

@@ -30,7 +30,6 @@ from objemb_lib.embed.extract import extract
 from objemb_lib.embed.regions import CROP, ROI
 from objemb_lib.embed.trunks import load_trunk
 from objemb_lib.embed.whitening import PCAWhitening, l2
-from objemb_lib.measure.comparison import few_scenes
 from objemb_lib.measure.metrics import evaluate
 from objemb_lib.teach.student import (
     SCHEDULE,
@@ -53,7 +52,7 @@ def teacher(trunk: str = "efficientnet_lite0", **how: object) -> Teacher:
 
 
 def whitened() -> Teacher:
-    train = few_scenes(mini_battles("train"), 5)
+    train = mini_battles("train").first_of_each(5)
     pair = ("head", "rmac")
     vectors = l2(extract(train, load_trunk(), [pair], CROP, SIDE, progress=False)[pair])
     return teacher(whitening=PCAWhitening(WHITENED, shrink=0.3).fit(vectors))
@@ -104,13 +103,13 @@ def run(name: str, seed: int) -> dict:
 
 def score(student: Student) -> dict:
     """mAP of each battle object by true boxes, and box AP."""
-    battle, pair = few_scenes(mini_battles("battle"), 3), ("student", "spoc")
+    battle, pair = mini_battles("battle").first_of_each(3), ("student", "spoc")
     trunk = StudentTrunk(student)
     vectors = extract(battle, trunk, [pair], ROI, cache=False, progress=False)[pair]
     found = evaluate(l2(vectors), battle, metrics=["mAP"])
     objects = np.unique(found.groups)
     means = [float(found.values["mAP"][found.groups == k].mean()) for k in objects]
-    few = few_scenes(battle, 2)
+    few = battle.first_of_each(2)
     ap = coco_ap(detect(student.detector, few, progress=False, masks=False), few)["AP"]
     return {"mAP": round(found.mean("mAP"), 4), "objects": [round(m, 4) for m in means],
             "box AP": round(ap, 4)}  # fmt: skip

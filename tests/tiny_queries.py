@@ -20,6 +20,6 @@ def dataset(labels, beside=None, **parts) -> ImageDataset:
         np.array(labels),
         boxes=[np.ones((len(labs), 4), np.float32) for labs in shown],
         box_labels=shown,
-        fingerprint="f",
+        content="f",
         **parts,
     )

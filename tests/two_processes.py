@@ -70,7 +70,7 @@ def equal_gradients() -> bool:
 
 def taught(folder: Path, place: Path) -> str:
     """Hash of a student after two steps with a detector's losses."""
-    data = replace(scenes(place / f"photographs-{distributed.rank()}"), fingerprint="scenes")
+    data = replace(scenes(place / f"photographs-{distributed.rank()}"), content="scenes")
     made = train_student(
         small("faster_rcnn"), data, Teacher(lively(), size=64), folder,
         schedule=Schedule(2, 2, warmup=1), leave_out=(), progress=False,

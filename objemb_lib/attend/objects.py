@@ -74,7 +74,7 @@ def listed_scores(
 
     >>> from pathlib import Path
     >>> from objemb_lib.data.dataset import ImageDataset
-    >>> three = ImageDataset("toy", "test", Path(), list("abc"), np.arange(3), fingerprint="x")
+    >>> three = ImageDataset("toy", "test", Path(), list("abc"), np.arange(3), content="x")
     >>> scores = np.array([[0.9, 0.8, 0.7]] * 3)
     >>> found = listed_scores(scores, np.array([[7, 1, 0]] * 3), np.array([0, 0, 1, 2]), three)
     >>> found[0].round(1).tolist()

@@ -15,7 +15,6 @@ from objemb_lib.config import ReproduceError
 from objemb_lib.course.doctor import GIB, estimate, free_bytes
 from objemb_lib.data.catalogue import Splits
 from objemb_lib.embed.trunks import load_trunk
-from objemb_lib.measure.comparison import few
 
 NOTEBOOKS = config.PROJECT / "notebooks"
 PROFILES = Path(__file__).parent / "profiles"
@@ -148,7 +147,7 @@ def forecast(stated: Profile, notebooks: Sequence[Path], data: str, roles: Split
         if not (work := WORK.get(notebook.name[:2])):
             continue
         with_all = defaults(notebook) | stated.given(notebook, data)
-        small = few(roles, with_all.get("SCENES"), with_all.get("LIMIT", 0))
+        small = roles.limit(with_all.get("SCENES"), with_all.get("LIMIT", 0))
         here = len(small.train) + sum(map(len, small.tests.values()))
         networks = 1 + len(with_all.get("DETECTORS", ()))
         passes = here * work.passes * networks + work.fixed

@@ -59,7 +59,6 @@ from objemb_lib.embed.extract import extract_objects, extract_regions
 from objemb_lib.embed.regions import CROP, ROI, WHOLE
 from objemb_lib.embed.trunks import Trunk, load_trunk
 from objemb_lib.embed.whitening import l2
-from objemb_lib.measure.comparison import few_scenes
 from objemb_lib.measure.metrics import evaluate, evaluate_scores
 from objemb_lib.teach import distributed, student
 from objemb_lib.teach.targets import (
@@ -199,7 +198,7 @@ def ship_student(schedule: Schedule = student.SCHEDULE, root: Path | None = None
     shipped = student.load_student(name, root)
     card[METRICS] = score_detector(shipped.detector, battle)
     card[METRICS] |= score_student(shipped, battle, teacher)
-    card[FEW] = score_student(shipped, few_scenes(battle, 2), teacher)
+    card[FEW] = score_student(shipped, battle.first_of_each(2), teacher)
     student.save_student(learnt, card, name, root)
     return read_card(name, root)
 
@@ -301,7 +300,7 @@ def history(
         "command": f"python -m objemb_lib.course.train {command}",
         "schedule": asdict(schedule),
         "augmentation": "mirror, colours, zoom in and out: detectors.targets.augmentation",
-        "data": {one.split: one.fingerprint for one in data},
+        "data": {one.split: one.content or one.fingerprint for one in data},
         "environment": {name: version(name) for name in ("torch", "torchvision", "timm")}
         | {"machine": platform.machine(), "device": str(config.device())},
         "minutes": round(log[-1]["seconds"] / 60, 1),

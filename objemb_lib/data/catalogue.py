@@ -6,7 +6,7 @@ whatever the data set calls them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,14 +19,12 @@ from objemb_lib.data import (
     benchmarks,
     classes,
     coco,
-    groceries,
     landmarks,
     mini_battles,
-    open_images,
     ps_battles,
 )
 from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.data.own import folder_roles
+from objemb_lib.data.folder import folder_splits
 
 
 class Splits(NamedTuple):
@@ -40,6 +38,19 @@ class Splits(NamedTuple):
 
     train: ImageDataset
     tests: dict[str, ImageDataset]
+
+    def limit(self, scenes: Mapping[str, int] | None = None, images: int = 0) -> Splits:
+        """The same splits with fewer images, to keep a notebook short.
+
+        Args:
+            scenes: split ("train" or the name of a test) -> images a label; of others all.
+            images: a split at most, see :meth:`ImageDataset.limit`; 0 for no limit.
+        """
+        splits = {"train": self.train} | self.tests
+        splits = {split: data.limit(images) for split, data in splits.items()}
+        for split in splits.keys() & (scenes or {}).keys():
+            splits[split] = splits[split].first_of_each(scenes[split])
+        return Splits(splits.pop("train"), splits)
 
 
 @dataclass(frozen=True)
@@ -181,18 +192,10 @@ DATASETS = {
             "up to 4,000 images",
             "annotations CC-BY-4.0, images CC-BY-2.0",
             f"{LOADER} a made-up copy; {NOT_TRIED}",
-            open_images.open_images,
-            open_images.build,
+            coco.open_images,
+            coco.build_open_images,
             partial(archives.verify, "open-images"),
             links=True,
-        ),
-        Entry(
-            "groceries",
-            "photographs from shops ask for the iconic picture of their product",
-            "a copy of yours",
-            "MIT",
-            f"{LOADER} 405 photographs and 81 iconic pictures",
-            groceries.groceries,
         ),
     )
 }  # fmt: skip
@@ -216,7 +219,7 @@ def load_splits(data: str) -> Splits:
     """
     name, _, path = data.partition(":")
     if name == "folder":
-        train, test = folder_roles(path)
+        train, test = folder_splits(path)
         return Splits(train, {"test": test})
     chosen = entry(name)
     where = {"root": Path(path).expanduser()} if path else {}

@@ -3,14 +3,17 @@
 CUB-200-2011 (Wah et al. 2011) and Cars-196 (Krause et al. 2013) train on the first half of their
 classes and test on the second, whatever their official classification split says; Stanford Online
 Products (Oh Song et al. 2016, who set all three) has a split of its own.
+
+A copy may be a part of the benchmark, and its images may already be cut to their objects: what
+differs from the official data is said in a warning and in the data set's name.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +25,40 @@ from tqdm.auto import tqdm
 from objemb_lib import config
 from objemb_lib.cache import atomic_write_text
 from objemb_lib.config import DataError
-from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.data.folder import encode_mask, list_images
+from objemb_lib.data.dataset import ImageDataset, content_hash
+from objemb_lib.data.folder import check_split, encode_mask, folder_with, note_part
 from objemb_lib.data.images import fit_within, image_size, load_image
-from objemb_lib.data.listing import Listing, folder_with, load_split
 
-CUB_IMAGES, CARS_IMAGES = 11_788, 16_185  # of the whole benchmarks, for copies of a part
+CARS_IMAGES = 16_185  # of the whole benchmark: half of its annotations are another file
+SLACK = 2.0  # pixels that an annotated box may reach beyond its image
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a benchmark says of its ``N`` images, whether they are there or not.
+
+    Args:
+        name: the data set. root: folder of the copy.
+        files: ``N`` paths, relative to ``root``.
+        labels: ``(N,)`` class of each image; ``label_names`` its name.
+        test: ``(N,)`` boolean: images of the test split.
+        boxes: ``(N, 4)`` ``x0, y0, x1, y1`` in pixels of the stored image, or None.
+        categories: ``(N,)`` coarse category, or None; ``category_names`` its name.
+        protocol: how the benchmark is scored, see :data:`objemb_lib.measure.metrics.PROTOCOLS`.
+        total: images of the whole benchmark, where ``files`` are fewer.
+    """
+
+    name: str
+    root: Path
+    files: Sequence[str]
+    labels: np.ndarray
+    label_names: Sequence[str]
+    test: np.ndarray
+    boxes: np.ndarray | None = None
+    categories: np.ndarray | None = None
+    category_names: Sequence[str] = ()
+    protocol: str = "metric learning"
+    total: int = 0
 
 
 def cub(split: str, root: Path | None = None) -> ImageDataset:
@@ -38,11 +69,11 @@ def cub(split: str, root: Path | None = None) -> ImageDataset:
 
     Args:
         split: "train" or "test".
-        root: folder that the archive unpacks to, or one with a sub-folder per species.
+        root: folder that the archive unpacks to.
     Raises:
-        DataError: no such split, or the folder is none of these.
+        DataError: no such split, or the folder is another.
     """
-    data = _load(cub_listing, "cub", split, root)
+    data = load_split(cub_listing(Path(root or config.data_root() / "cub")), split)
     return _with_masks(data) if (data.root / "segmentations").is_dir() else data
 
 
@@ -56,7 +87,7 @@ def cars(split: str, root: Path | None = None) -> ImageDataset:
     Raises:
         DataError: no such split, or the folder is none of these.
     """
-    return _load(cars_listing, "cars", split, root)
+    return load_split(cars_listing(Path(root or config.data_root() / "cars")), split)
 
 
 def sop(split: str, root: Path | None = None) -> ImageDataset:
@@ -68,91 +99,47 @@ def sop(split: str, root: Path | None = None) -> ImageDataset:
     Raises:
         DataError: no such split, or the folder is none of these.
     """
-    return _load(sop_listing, "sop", split, root)
+    return load_split(sop_listing(Path(root or config.data_root() / "sop")), split)
 
 
-def _load(listing, name: str, split: str, root: Path | None) -> ImageDataset:
-    root = Path(root or config.data_root() / name)
-    place, found = listing(root)
-    return load_split(found, place, split)
+# --- what the benchmarks' lists say -------------------------------------------------------
 
 
-def cub_listing(root: Path) -> tuple[Path, Listing]:
-    """The folder of CUB's lists, and what they say; files are below ``images/``.
-
-    Raises:
-        DataError: no list and no species folders, or lists that contradict each other.
-    """
+def _read(file: Path, reader: Callable[[Path], dict]) -> dict:
     try:
-        place = folder_with(root, ["images.txt"], ["CUB_200_2011"])
-    except DataError:
-        if not root.is_dir():
-            raise
-        return root, _by_species(root)
-    rows = {name: _rows(place / f"{name}.txt") for name in
+        return reader(file)
+    except (OSError, ValueError, MatReadError, NotImplementedError) as error:
+        raise DataError(f"{file}: cannot be read ({error})", "Get the lists again.") from error
+
+
+def _rows(file: Path) -> dict[str, list[str]]:
+    """``{first word: other words}`` of a text file's lines."""
+    lines = file.read_text().splitlines()
+    return {words[0]: words[1:] for words in map(str.split, lines) if words}
+
+
+def _mat(file: Path) -> dict:
+    return loadmat(file, squeeze_me=True)
+
+
+def cub_listing(root: Path) -> Listing:
+    """What CUB's lists say. Raises DataError if they are absent or contradict each other."""
+    place = folder_with(root, ["images.txt"], ["CUB_200_2011"])
+    rows = {name: _read(place / f"{name}.txt", _rows) for name in
             ("images", "image_class_labels", "bounding_boxes", "classes")}  # fmt: skip
     ids = list(rows["images"])
     if any(list(rows[name]) != ids for name in ("image_class_labels", "bounding_boxes")):
         raise DataError(f"{place}: its lists name different images", "Unpack the archive again.")
     labels = np.array([int(row[0]) - 1 for row in rows["image_class_labels"].values()])
-    boxes = np.array([row for row in rows["bounding_boxes"].values()], np.float64)
+    boxes = np.array(list(rows["bounding_boxes"].values()), np.float64)
     boxes[:, 2:] += boxes[:, :2]
     files = [f"images/{row[0]}" for row in rows["images"].values()]
     names = [row[0].partition(".")[2] for row in rows["classes"].values()]
-    return place, Listing("cub", files, labels, names, labels >= 100, boxes)
+    return Listing("cub", place, files, labels, names, labels >= 100, boxes)
 
 
-def _with_masks(data: ImageDataset) -> ImageDataset:
-    """Masks of the pixels that most annotators marked; the box where an image has none."""
-    key = hashlib.sha256(f"{data.fingerprint} masks 1".encode()).hexdigest()
-    cached = config.cache_root() / "masks" / f"{key}.json"
-    if not cached.exists():
-        found = [_mask(data, i) for i in tqdm(range(len(data)), "Reading masks")]
-        runs = [{"size": one["size"], "counts": one["counts"].decode()} for one in found]
-        atomic_write_text(cached, json.dumps(runs))
-    masks = [[one] for one in json.loads(cached.read_text())]
-    return replace(data, masks=masks, fingerprint=key)
-
-
-def _mask(data: ImageDataset, i: int) -> dict:
-    file = data.root / "segmentations" / Path(data.files[i]).relative_to("images")
-    size = fit_within(image_size(data.root / data.files[i])[0])
-    file = file.with_suffix(".png")
-    if file.exists():
-        grey = np.asarray(load_image(file).convert("L"))
-        if grey.shape == size[::-1]:  # else the image is another version than the mask's
-            return coco_mask.encode(np.asfortranarray(grey >= 128, np.uint8))
-    return encode_mask(None, data.boxes[i][0], size)
-
-
-def _by_species(root: Path) -> Listing:
-    """A copy of the images alone. Folders called ``001.Black_footed_Albatross`` say their class;
-    without numbers the order of the names stands in, and no official split is known."""
-    files = [file for file in list_images(root) if "/" in file]
-    species = sorted({file.split("/")[-2] for file in files})
-    if not files:
-        raise DataError(f"{root}: no images in sub-folders", "One sub-folder per species.")
-    numbers = [re.match(r"(\d{3})\.", name) for name in species]
-    known = all(numbers)
-    number = {s: int(m[1]) - 1 if known else i for i, (s, m) in enumerate(zip(species, numbers))}
-    names = {number[one]: one.partition(".")[2] if known else one for one in species}
-    labels = np.array([number[file.split("/")[-2]] for file in files])
-    test = labels >= 100 if known else np.ones(len(files), bool)
-    listed = [names.get(i, "") for i in range(max(names) + 1)]
-    return Listing("cub", files, labels, listed, test, total=CUB_IMAGES)
-
-
-def _rows(file: Path) -> dict[str, list[str]]:
-    """``{first word: other words}`` of a text file's lines."""
-    try:
-        lines = file.read_text().splitlines()
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror})", "Unpack it again.") from error
-    return {words[0]: words[1:] for words in map(str.split, lines) if words}
-
-
-def cars_listing(root: Path) -> tuple[Path, Listing]:
-    """The folder of the Cars-196 annotations, and what they say.
+def cars_listing(root: Path) -> Listing:
+    """What the annotations of Cars-196 say.
 
     Without the labels of the official test images (``cars_test_annos_withlabels.mat``, which the
     devkit does not hold) only those of ``cars_train/`` are known.
@@ -162,56 +149,133 @@ def cars_listing(root: Path) -> tuple[Path, Listing]:
     """
     place = folder_with(root, ["cars_annos.mat", "devkit"], ["stanford_cars", "cars"])
     if (place / "cars_annos.mat").exists():
-        content = _mat(place / "cars_annos.mat")
-        notes, names = content["annotations"], content["class_names"]
-        files = [str(file) for file in notes["relative_im_path"]]
+        content = _read(place / "cars_annos.mat", _mat)
+        names, parts = content["class_names"], [content["annotations"]]
+        files = [str(file) for file in parts[0]["relative_im_path"]]
     else:
-        names = _mat(place / "devkit" / "cars_meta.mat")["class_names"]
-        train = _mat(place / "devkit" / "cars_train_annos.mat")["annotations"]
-        files, parts = [f"cars_train/{file}" for file in train["fname"]], [train]
+        names = _read(place / "devkit" / "cars_meta.mat", _mat)["class_names"]
+        parts, files = [], []
         labelled = "cars_test_annos_withlabels.mat"
-        for file in (place / labelled, place / "devkit" / labelled):
-            if file.exists() and len(parts) == 1:
-                parts.append(_mat(file)["annotations"])
-                files += [f"cars_test/{name}" for name in parts[1]["fname"]]
-        fields = ["class", *_CORNERS]
-        notes = {f: np.concatenate([p[f].astype(np.int64) for p in parts]) for f in fields}
-    labels = np.asarray(notes["class"], np.int64) - 1
-    boxes = np.stack([np.asarray(notes[corner], np.float64) for corner in _CORNERS], axis=1)
+        for folder, options in (("cars_train", ["devkit/cars_train_annos.mat"]),
+                                ("cars_test", [labelled, f"devkit/{labelled}"])):  # fmt: skip
+            for file in [file for file in options if (place / file).exists()][:1]:
+                parts.append(_read(place / file, _mat)["annotations"])
+                files += [f"{folder}/{name}" for name in parts[-1]["fname"]]
+    column = lambda name: np.concatenate([p[name].astype(np.int64) for p in parts])  # noqa: E731
+    labels = column("class") - 1
+    corners = [column(f"bbox_{corner}") for corner in ("x1", "y1", "x2", "y2")]
+    boxes = np.stack(corners, axis=1).astype(np.float64)
     boxes[:, :2] -= 1  # MATLAB counts pixels from 1 and includes the last
-    return place, Listing("cars", files, labels, [str(n) for n in names], labels >= 98, boxes,
-                          total=CARS_IMAGES)  # fmt: skip
+    return Listing("cars", place, files, labels, [str(n) for n in names], labels >= 98, boxes,
+                   total=CARS_IMAGES)  # fmt: skip
 
 
-_CORNERS = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2")
+def sop_listing(root: Path) -> Listing:
+    """What the products' lists say. Raises DataError if one is absent or damaged."""
+    place = folder_with(root, ["Ebay_train.txt"], ["Stanford_Online_Products"])
+    parts = [list(_read(place / f"Ebay_{split}.txt", _rows).values())[1:]
+             for split in ("train", "test")]  # fmt: skip
+    labels, categories, files = zip(*(row for part in parts for row in part))
+    labels, categories = np.array(labels, np.int64) - 1, np.array(categories, np.int64) - 1
+    test = np.repeat([False, True], [len(part) for part in parts])
+    names = {c: file.partition("_final/")[0] for c, file in zip(categories.tolist(), files)}
+    coarse = [names.get(i, "") for i in range(max(names) + 1)]
+    products = [f"product {i + 1}" for i in range(labels.max() + 1)]
+    return Listing("sop", place, files, labels, products, test, None, categories, coarse,
+                   "metric learning, products")  # fmt: skip
 
 
-def _mat(file: Path) -> dict:
-    try:
-        return loadmat(file, squeeze_me=True)
-    except (OSError, ValueError, MatReadError, NotImplementedError) as error:
-        raise DataError(
-            f"{file}: cannot be read ({error})", "Get the annotations again."
-        ) from error
+# --- lists -> splits, from the images that are there --------------------------------------
 
 
-def sop_listing(root: Path) -> tuple[Path, Listing]:
-    """The folder of the products' lists, and what they say.
+def load_split(listing: Listing, split: str) -> ImageDataset:
+    """The images of one split that are there, all querying and all searched.
+
+    Where a copy has images of only one official split, its classes are halved in their order:
+    the first half trains. The data set is then called "(part)", as any incomplete one.
 
     Raises:
-        DataError: a list is absent or damaged.
+        DataError: no such split, or no image of it is there.
     """
-    place = folder_with(root, ["Ebay_train.txt"], ["Stanford_Online_Products"])
-    files, labels, categories, test = [], [], [], []
-    names: dict[int, str] = {}
-    for split in ("train", "test"):
-        for _, (label, category, file) in list(_rows(place / f"Ebay_{split}.txt").items())[1:]:
-            files.append(file)
-            labels.append(int(label) - 1)
-            categories.append(int(category) - 1)
-            test.append(split == "test")
-            names[categories[-1]] = file.partition("_final/")[0]
-    coarse = [names.get(i, "") for i in range(max(names) + 1)]
-    products = [f"product {i + 1}" for i in range(max(labels) + 1)]
-    return place, Listing("sop", files, np.array(labels), products, np.array(test), None,
-                          np.array(categories), coarse, "metric learning, products")  # fmt: skip
+    check_split(listing.name, split)
+    root, test, said = listing.root, listing.test, []
+    here = np.array([(root / file).is_file() for file in listing.files])
+    if not here.any():
+        raise DataError(
+            f"{root}: none of the {len(here):,} images of {listing.name} are there "
+            f"(the first would be {listing.files[0]})",
+            "Put the images beside the annotations, as the official archive has them; for a "
+            "folder of images alone, one sub-folder a class, use folder:PATH.",
+        )
+    if not (here & test).any() or not (here & ~test).any():
+        known = np.unique(listing.labels[here])
+        test = np.isin(listing.labels, known[len(known) // 2 :])
+        said.append("of one official split only: its classes are halved, the first half trains")
+    chosen = np.flatnonzero(here & (test if split == "test" else ~test))
+    if not len(chosen):
+        raise DataError(f"{root}: its images show one class only", "Two classes are needed.")
+    boxes = ()
+    if listing.boxes is not None:
+        boxes, fits = zip(*(_box(root / listing.files[i], listing.boxes[i]) for i in chosen))
+        if not all(fits):
+            said.append(f"{fits.count(False)} of {len(chosen)} boxes lie outside their image, "
+                        "which is then taken as cut to its object")  # fmt: skip
+    return ImageDataset(
+        name=note_part(listing.name, root, here.sum(), listing.total or len(here), said),
+        split=split,
+        root=root,
+        files=tuple(listing.files[i] for i in chosen),
+        labels=listing.labels[chosen],
+        label_names=tuple(listing.label_names),
+        categories=None if listing.categories is None else listing.categories[chosen],
+        category_names=tuple(listing.category_names),
+        boxes=boxes,
+        protocol=listing.protocol,
+    )
+
+
+def _box(path: Path, box: np.ndarray) -> tuple[np.ndarray, bool]:
+    """A box as ``(1, 4)`` pixels of the loaded image, and whether it is of this version of it."""
+    size, upright = image_size(path)
+    inside = clip_to(box, size) if upright else None
+    fits = inside is not None  # else another version of the image: all of it is the object
+    box = inside if fits else np.array([0, 0, *size])
+    scale = np.divide(fit_within(size), size)  # very large images are reduced when loaded
+    return (box * np.tile(scale, 2)).astype(np.float32)[None], fits
+
+
+def clip_to(box: np.ndarray, size: tuple[int, int], slack: float = SLACK) -> np.ndarray | None:
+    """A box inside an image of ``size``; None if it reaches outside by more than ``slack``.
+
+    >>> clip_to([3, 4, 11, 8], (10, 10)).tolist(), clip_to([3, 4, 19, 8], (10, 10))
+    ([3.0, 4.0, 10.0, 8.0], None)
+    """
+    box, edge = np.asarray(box, np.float64), np.array([*size, *size])
+    if (box > edge + slack).any() or (box < -slack).any():
+        return None
+    box = box.clip(0, edge)
+    return box if (box[2:] > box[:2]).all() else None
+
+
+def _with_masks(data: ImageDataset) -> ImageDataset:
+    """Masks of the pixels that most annotators marked; the box where an image has none."""
+    stems = [file.removeprefix("images/").rpartition(".")[0] for file in data.files]
+    drawn = [f"segmentations/{stem}.png" for stem in stems]
+    there = [file for file in drawn if (data.root / file).exists()]
+    known = f"{data.fingerprint} {there} {content_hash(data.root, there)}"
+    name = hashlib.sha256(known.encode()).hexdigest()
+    cached = config.cache_root() / "masks" / f"{name}.json"
+    if not cached.exists():
+        found = [_mask(data, i, file) for i, file in enumerate(tqdm(drawn, "Reading masks"))]
+        runs = [one | {"counts": one["counts"].decode()} for one in found]
+        atomic_write_text(cached, json.dumps(runs))
+    return replace(data, masks=[[one] for one in json.loads(cached.read_text())])
+
+
+def _mask(data: ImageDataset, i: int, file: str) -> dict:
+    width, height = data.sizes()[i].tolist()
+    if (data.root / file).exists():
+        grey = np.asarray(load_image(data.root / file).convert("L"))
+        if grey.shape == (height, width):  # else the image is another version than the mask's
+            return coco_mask.encode(np.asfortranarray(grey >= 128, np.uint8))
+    return encode_mask(None, data.boxes[i][0], (width, height))

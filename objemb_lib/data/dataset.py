@@ -14,20 +14,25 @@ Conventions, the same everywhere:
 from __future__ import annotations
 
 import hashlib
+import json
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from objemb_lib.config import DataError
-from objemb_lib.data.images import load_image
+from objemb_lib import config
+from objemb_lib.cache import atomic_write_text
+from objemb_lib.config import DataError, ObjembError
+from objemb_lib.data.images import fit_within, image_size, load_image
 
-
-def no_boxes(n: int) -> tuple[np.ndarray, ...]:
-    """``n`` empty ``(0, 4)`` arrays: a data set without boxes."""
-    return tuple(np.zeros((0, 4), np.float32) for _ in range(n))
+EACH = 4  # images a label that a limit keeps, where there are so many
+SETTLED = 2_000_000_000  # ns that a file must have rested: clocks of file systems are coarse
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no truth value: a data set equals itself only
@@ -55,8 +60,9 @@ class ImageDataset:
         judged: query -> (relevant images, junk images), as indices, where a benchmark lists
             them one by one; other queries go by their labels.
         protocol: how it is scored, a key of :data:`objemb_lib.measure.metrics.PROTOCOLS`.
-        fingerprint: hash of the content, the key of every cache; default a hash of the
-            files' names, sizes and times, and of the boxes and crops.
+        content: hash of what is in the files (and maybe others), where a manifest states it;
+            default: they are read when :attr:`fingerprint` is asked for.
+        extra: ``N`` dictionaries of what else is known of an image, or nothing.
     Raises:
         DataError: when the lengths do not agree or an index is out of range.
     """
@@ -78,37 +84,35 @@ class ImageDataset:
     crops: Sequence[tuple[int, int, int, int] | None] = ()
     judged: Mapping[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     protocol: str = "objects"
-    fingerprint: str = ""
-    extra: Sequence[dict] = field(default=())
+    content: str = ""
+    extra: Sequence[dict] = ()
 
     def __post_init__(self) -> None:
-        n = len(self.files)
-        fill = object.__setattr__
+        n, parts = len(self.files), vars(self)  # vars: the data set is frozen for everybody else
         if not n:
             raise DataError(
                 f"{self.name}/{self.split}: no images in {self.root}", "Check the folder's name."
             )
-        fill(self, "labels", np.asarray(self.labels, np.int64))
-        unknown = np.full(n, -1)
-        categories = unknown if self.categories is None else self.categories
-        fill(self, "categories", np.asarray(categories, np.int64))
+        categories = np.full(n, -1) if self.categories is None else self.categories
+        parts["labels"] = np.asarray(self.labels, np.int64)
+        parts["categories"] = np.asarray(categories, np.int64)
         if not len(self.boxes):
-            fill(self, "boxes", no_boxes(n))
+            parts["boxes"] = tuple(np.zeros((0, 4), np.float32) for _ in range(n))
         if not len(self.box_labels):
             same = [np.full(len(b), lab) for b, lab in zip(self.boxes, self.labels)]
-            fill(self, "box_labels", tuple(same))
+            parts["box_labels"] = tuple(same)
         if not len(self.box_categories):
             first = [np.where(np.arange(len(b)) == 0, c, -1)
                      for b, c in zip(self.boxes, self.categories)]  # fmt: skip
-            fill(self, "box_categories", tuple(first))
+            parts["box_categories"] = tuple(first)
         for part in ("queries", "gallery"):
-            index = getattr(self, part)
-            fill(self, part, np.arange(n) if index is None else np.asarray(index, np.int64))
-        self._check(n)
-        if not self.fingerprint:
-            fill(self, "fingerprint", self._fingerprint())
+            index = parts[part]
+            parts[part] = np.arange(n) if index is None else np.asarray(index, np.int64)
+            if len(parts[part]) and not (0 <= parts[part].min() and parts[part].max() < n):
+                raise DataError(f"{self.name}: {part} point outside the {n} images")
+        self._check_lengths(n)
 
-    def _check(self, n: int) -> None:
+    def _check_lengths(self, n: int) -> None:
         for part in ("labels", "categories", "boxes", "box_labels", "box_categories"):
             if len(getattr(self, part)) != n:
                 raise DataError(f"{self.name}: {n} images but {len(getattr(self, part))} {part}")
@@ -119,26 +123,6 @@ class ImageDataset:
             for file, boxes, values in zip(self.files, self.boxes, getattr(self, part) or ()):
                 if len(values) != len(boxes):
                     raise DataError(f"{self.name}: {file} has {len(boxes)} boxes, other {part}")
-        for part in ("queries", "gallery"):
-            index = getattr(self, part)
-            if len(index) and not (0 <= index.min() and index.max() < n):
-                raise DataError(f"{self.name}: {part} point outside the {n} images")
-
-    def _fingerprint(self) -> str:
-        digest = hashlib.sha256(f"{self.name}/{self.split}".encode())
-        for file in self.files:
-            try:
-                stat = (Path(self.root) / file).stat()
-            except OSError as error:
-                raise DataError(
-                    f"{self.name}: {Path(self.root) / file} cannot be read ({error.strerror})",
-                    "Put the file back, or build the data set again.",
-                ) from error
-            digest.update(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-        for boxes in self.boxes:  # other boxes or parts: other embeddings of the same files
-            digest.update(np.asarray(boxes, np.float32).tobytes() + b"\n")
-        digest.update(repr(list(self.crops)).encode())
-        return digest.hexdigest()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -149,6 +133,19 @@ class ImageDataset:
             f"ImageDataset({self.name}/{self.split}: {len(self)} images, "
             f"{len(known)} labels, {sum(map(len, self.boxes))} boxes)"
         )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of what decides vectors: files and what is in them, crops, boxes, masks.
+
+        A part of the key of every cache. Raises DataError, naming a file that cannot be read.
+        """
+        content = self.content or content_hash(self.root, self.files)
+        told = [content, list(self.files), list(self.crops), self.masks]
+        digest = hashlib.sha256(json.dumps(told, default=_as_json).encode())
+        for boxes in self.boxes:
+            digest.update(np.asarray(boxes, np.float32).tobytes() + b"\n")
+        return digest.hexdigest()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -162,6 +159,23 @@ class ImageDataset:
         whole = load_image(Path(self.root) / self.files[i])
         part = self.crops[i] if self.crops else None
         return whole if part is None else whole.crop(part)
+
+    def sizes(self) -> np.ndarray:
+        """``(N, 2)``: width and height of each image as :meth:`image` gives it, by its header.
+
+        Raises:
+            ImageError: naming the first file that cannot be used.
+        """
+        return self._sizes
+
+    @cached_property
+    def _sizes(self) -> np.ndarray:
+        parts = self.crops or [None] * len(self)
+        return np.array([
+            (part[2] - part[0], part[3] - part[1]) if part
+            else fit_within(image_size(Path(self.root) / file)[0])
+            for file, part in zip(self.files, parts)
+        ])  # fmt: skip
 
     def mask(self, i: int, k: int = 0) -> np.ndarray:
         """``(H, W)`` boolean mask of object ``k`` in image ``i``."""
@@ -185,53 +199,165 @@ class ImageDataset:
             relevant, junk = (np.isin(self.gallery, images) for images in self.judged[query])
             junk |= self.gallery == query
             return relevant & ~junk, junk
-        label = self.labels[query]
-        junk = self._shown_beside(label) | (self.gallery == query)
+        label = int(self.labels[query])
+        junk = self.gallery == query
+        junk[self._shown_beside.get(label, [])] = True
         same = (self.labels[self.gallery] == label) & (label >= 0)
         return same & ~junk, junk
 
-    def _shown_beside(self, label: int) -> np.ndarray:
-        """``(G,)`` boolean: images with ``label`` among their boxes though it is not their own."""
-        found = np.zeros(len(self.gallery), bool)
-        if label < 0:  # unknown objects are not the same object
-            return found
-        table = self.__dict__.get("_beside")
-        if table is None:  # label -> places in the gallery, built once: else quadratic
-            table = {}
-            for place, i in enumerate(self.gallery.tolist()):
-                for other in set(np.asarray(self.box_labels[i]).tolist()) - {int(self.labels[i])}:
-                    table.setdefault(other, []).append(place)
-            object.__setattr__(self, "_beside", table)
-        found[table.get(int(label), [])] = True
-        return found
+    @cached_property
+    def _shown_beside(self) -> dict[int, list[int]]:
+        """Label -> places in the gallery that show it though it is not their own label."""
+        table: dict[int, list[int]] = {}
+        for place, i in enumerate(self.gallery.tolist()):
+            for label in set(np.asarray(self.box_labels[i]).tolist()) - {int(self.labels[i])}:
+                if label >= 0:  # unknown objects are not the same object
+                    table.setdefault(label, []).append(place)
+        return table
 
-    def subset(self, images: Sequence[int]) -> ImageDataset:
-        """The same data set with only ``images``, in that order; all query and are searched.
+    # --- parts of it ----------------------------------------------------------------------
+
+    def subset(self, images: Sequence[int], keep_roles: bool = False) -> ImageDataset:
+        """The same data set with only ``images``, in that order.
 
         Queries that the benchmark judged keep what is left of their relevant and junk images.
 
-        ``images`` are indices, or an ``(N,)`` boolean that keeps where it is true.
+        Args:
+            images: indices, or an ``(N,)`` boolean that keeps where it is true.
+            keep_roles: who asks and who is searched stays; else all ask and all are searched.
         """
         chosen = np.asarray(images)
-        if chosen.dtype == bool:
-            chosen = np.flatnonzero(chosen)
-        pick = [int(i) for i in chosen]
-        take = lambda values: tuple(values[i] for i in pick) if len(values) else ()  # noqa: E731
-        part = hashlib.sha256(f"{self.fingerprint}{pick}".encode()).hexdigest()
-        return ImageDataset(
-            self.name, self.split, self.root, take(self.files), self.labels[pick],
-            self.label_names, self.categories[pick], self.category_names, take(self.boxes),
-            take(self.box_labels), take(self.box_categories),
-            None if self.masks is None else take(self.masks), crops=take(self.crops),
-            judged=self._judged_among(pick), protocol=self.protocol,
-            fingerprint=part, extra=take(self.extra),
+        pick = (np.flatnonzero(chosen) if chosen.dtype == bool else chosen).tolist()
+        every = ("files", "boxes", "box_labels", "box_categories", "masks", "crops", "extra")
+        parts = {part: tuple(values[i] for i in pick)
+                 for part in every
+                 if (values := getattr(self, part)) is not None and len(values)}  # fmt: skip
+        roles = {
+            part: np.flatnonzero(np.isin(pick, getattr(self, part))) if keep_roles else None
+            for part in ("queries", "gallery")
+        }
+        judged = {
+            new: tuple(np.flatnonzero(np.isin(pick, found)) for found in self.judged[old])
+            for new, old in enumerate(pick)
+            if old in self.judged
+        }
+        return replace(
+            self, **parts, **roles, labels=self.labels[pick], categories=self.categories[pick],
+            judged=judged,
         )  # fmt: skip
 
-    def _judged_among(self, pick: list[int]) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-        """``judged`` in the numbers of a subset of the images ``pick``."""
-        found = {}
-        for new, old in enumerate(pick):
-            if old in self.judged:
-                relevant, junk = (np.flatnonzero(np.isin(pick, a)) for a in self.judged[old])
-                found[new] = relevant, junk
-        return found
+    def first_of_each(self, count: int) -> ImageDataset:
+        """The first ``count`` images of each label: every object, in less time. Roles stay."""
+        return self.subset(_first_of_each(self.labels, count), keep_roles=True)
+
+    def limit(self, images: int) -> ImageDataset:
+        """At most ``images`` images: whole labels left out, evenly, until four of each fit.
+
+        Only labels of two images or more are kept (the others could not be found again), two
+        labels at least. Data with images of unknown label, which only distract, stay whole. Roles
+        stay. 0: no limit.
+        """
+        if not images or len(self) <= images or (self.labels < 0).any():
+            return self
+        labels, counts = np.unique(self.labels, return_counts=True)
+        labels = labels[counts > 1]
+        kept = min(max(2, images // EACH), len(labels))
+        chosen = labels[np.linspace(0, len(labels) - 1, kept).astype(int)]
+        there = np.flatnonzero(np.isin(self.labels, chosen))
+        first = _first_of_each(self.labels[there], max(2, images // max(kept, 1)))
+        return self.subset(there[first], keep_roles=True)
+
+    def subsample_labels(self) -> ImageDataset:
+        """The labels of even number; all where that leaves one, or some are unknown. Roles stay."""
+        even = self.labels % 2 == 0
+        scarce = len(np.unique(self.labels[even])) < 2 or (self.labels < 0).any()
+        return self if scarce else self.subset(even, keep_roles=True)
+
+    def fit_val_split(self) -> tuple[np.ndarray, np.ndarray]:
+        """Images to fit something on, and others to judge it by: ``(F,)`` and ``(J,)`` indices.
+
+        Every other object fits, the others judge. Where backgrounds are known, every other
+        background too: were they shared, what is fitted would know those of its judges. Where too
+        few images would be left to judge, backgrounds are not split; and if objects neither,
+        because labels are unknown, all images do both.
+        """
+        some = np.isin(self.labels, np.unique(self.labels)[::2])
+        ways, grounds = [(some, ~some)], backgrounds(self)
+        if grounds is not None:
+            there = np.isin(grounds, np.unique(grounds)[::2])
+            ways.insert(0, (some & there, ~some & ~there))
+        for fit, judge in ways:
+            if fit.sum() > 1 and judge.any():
+                judges = self.subset(judge, keep_roles=True)
+                if any(judges.relevant(query).any() for query in judges.queries):
+                    return np.flatnonzero(fit), np.flatnonzero(judge)
+        return np.arange(len(self)), np.arange(len(self))
+
+
+def backgrounds(dataset: ImageDataset) -> np.ndarray | None:
+    """``(N,)``: a number for each image's background, where a data set recorded all; else None."""
+    names = [known.get("background") for known in dataset.extra]
+    if not names or None in names:
+        return None
+    return np.unique(names, return_inverse=True)[1]
+
+
+def _first_of_each(labels: np.ndarray, count: int) -> np.ndarray:
+    """Where each label stands for the first ``count`` times, in order.
+
+    >>> _first_of_each(np.array([3, 1, 3, 3, 1]), 2).tolist()
+    [0, 1, 2, 4]
+    """
+    order = np.argsort(labels, kind="stable")
+    before = np.arange(len(labels)) - np.searchsorted(labels[order], labels[order])
+    return np.sort(order[before < count])
+
+
+# --- content --------------------------------------------------------------------------------
+
+
+def content_hash(root: Path, files: Sequence[str]) -> str:
+    """Hash of the bytes in ``files``, in their order.
+
+    A file is read once: its hash is kept in the cache folder, and believed while the file's size,
+    inode and times stay (the inode's own time too: a program that sets a photograph's date back
+    cannot hide that it turned it).
+
+    Raises:
+        DataError: naming a file that cannot be read.
+    """
+    name = hashlib.sha256(str(Path(root).resolve()).encode()).hexdigest()[:20]
+    memory = config.cache_root() / "content" / f"{name}.json"
+    known, fresh = _read_memory(memory), {}
+
+    def digest(file: str) -> str:
+        path = Path(root) / file
+        try:
+            stat = path.stat()
+            state = [stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns]
+            if known.get(file, [])[:-1] != state:
+                fresh[file] = [*state, hashlib.sha256(path.read_bytes()).hexdigest()]
+        except OSError as error:
+            remedy = "Put the file back, or build the data set again."
+            raise DataError(f"{path}: cannot be read ({error.strerror})", remedy) from error
+        return (fresh.get(file) or known[file])[-1]
+
+    with ThreadPoolExecutor(8) as pool:
+        digests = list(pool.map(digest, dict.fromkeys(files)))
+    fresh = {file: one for file, one in fresh.items() if one[-2] < time.time_ns() - SETTLED}
+    if fresh:  # of two processes one may be forgotten: it then reads again
+        with suppress(OSError, ObjembError):  # as where nothing can be kept
+            atomic_write_text(memory, json.dumps(_read_memory(memory) | fresh))
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _read_memory(memory: Path) -> dict[str, list]:
+    try:
+        return json.loads(memory.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _as_json(value: object) -> str | int:
+    """pycocotools gives run lengths as bytes, files hold them as text; and NumPy's integers."""
+    return value.decode() if isinstance(value, bytes) else int(value)

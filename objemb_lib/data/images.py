@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -78,19 +79,12 @@ def image_size(path: str | os.PathLike[str]) -> tuple[tuple[int, int], bool]:
     Raises:
         ImageError: as :func:`load_image`, as far as the header shows it.
     """
-    path = Path(path)
-    try:
-        with path.open("rb") as file:
-            image = _open(path, file)
-            orientation = _orientation(image)
-            turned = _UPRIGHT.get(orientation) in _ON_ITS_SIDE
-            return image.size[::-1] if turned else image.size, orientation not in _UPRIGHT
-    except ImageError:
-        raise
-    except OSError as error:
-        raise _cannot_open(path, error) from error
-    except Exception as error:  # on damaged bytes Pillow raises almost anything
-        raise ImageError(f"{path}: damaged or cut off ({error})", _COPY_AGAIN) from error
+    with _opened(Path(path)) as image:
+        size, orientation = image.size, _orientation(image)
+        if image.format == "TIFF":  # Pillow turns the size too, at one time or another
+            size = image.tag_v2[256], image.tag_v2[257]
+        turned = _UPRIGHT.get(orientation) in _ON_ITS_SIDE
+        return size[::-1] if turned else size, orientation not in _UPRIGHT
 
 
 def measure_images(
@@ -107,12 +101,7 @@ def measure_images(
 def check_images(
     paths: Sequence[str | os.PathLike[str]], progress: bool = True
 ) -> tuple[list[Path], list[ImageError]]:
-    """Sort files into usable images and errors that name the rest, by decoding each one.
-
-    Args:
-        paths: the files, in an order that is kept.
-        progress: show a progress bar.
-    """
+    """Sort files into usable images and errors that name the rest, by decoding each one."""
     found = measure_images(paths, progress)
     errors = [size for size in found if isinstance(size, ImageError)]
     return [Path(p) for p, size in zip(paths, found) if not isinstance(size, ImageError)], errors
@@ -127,39 +116,37 @@ def _measure(path: str | os.PathLike[str]) -> tuple[int, int] | ImageError:
 
 def _load(path: Path, max_pixels: int, max_side: int) -> tuple[Image.Image, tuple[int, int]]:
     """The image, and the upright size it had before it was reduced to ``max_side``."""
-    try:
-        file = path.open("rb")
-    except (OSError, ValueError) as error:
-        raise _cannot_open(path, error) from error
-    with file:
-        try:
-            image = _open(path, file)
-            _check_size(path, image.size, max_pixels)
-            return _decode(image, max_side)
-        except ImageError:
-            raise
-        except MemoryError as error:
+    with _opened(path) as image:
+        width, height = image.size
+        if width * height > max_pixels:
             raise ImageError(
-                f"{path}: not enough memory to decode it", "Shrink it, or close other programs."
-            ) from error
-        except Image.DecompressionBombError as error:  # a few formats have a limit of their own
-            raise ImageError(f"{path}: too large ({error})", "Shrink it.") from error
-        except Exception as error:  # on damaged bytes Pillow's decoders raise almost anything
-            raise ImageError(f"{path}: damaged or cut off ({error})", _COPY_AGAIN) from error
+                f"{path}: {width} x {height} = {width * height:,} pixels, "
+                f"more than the limit of {max_pixels:,}",
+                "Shrink it, or pass a larger max_pixels if the memory is there (4 bytes a pixel).",
+            )
+        return _decode(image, max_side)
 
 
-def _cannot_open(path: Path, error: Exception) -> ImageError:
-    if isinstance(error, FileNotFoundError):
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The image, its header read; whatever goes wrong until it is closed is an ImageError."""
+    try:
+        with path.open("rb") as file:
+            yield _open(path, file)
+    except ImageError:
+        raise
+    except FileNotFoundError as error:
         remedy = f"Check the spelling; relative paths start at {Path.cwd()}."
-        return ImageError(f"{path}: no such file", remedy)
-    if path.is_dir():  # Windows reports a folder as a lack of permission
-        return ImageError(
-            f"{path}: a folder, not an image",
-            "Name one image in it, or open all of it with objemb_lib.data.folder.folder.",
-        )
-    if isinstance(error, PermissionError):
-        return ImageError(f"{path}: no permission to read it", "Change its permissions.")
-    return ImageError(f"{path}: cannot be read ({error})", _COPY_AGAIN)
+        raise ImageError(f"{path}: no such file", remedy) from error
+    except (MemoryError, Image.DecompressionBombError) as error:
+        raise ImageError(f"{path}: too large to decode ({error})", "Shrink it.") from error
+    except Exception as error:  # on damaged bytes Pillow's decoders raise almost anything
+        if path.is_dir():  # Windows reports a folder as a lack of permission
+            raise ImageError(f"{path}: a folder, not an image", "Name one image in it.") from error
+        if isinstance(error, PermissionError):
+            remedy = "Change its permissions."
+            raise ImageError(f"{path}: no permission to read it", remedy) from error
+        raise ImageError(f"{path}: damaged or cut off ({error})", _COPY_AGAIN) from error
 
 
 def _open(path: Path, file: BinaryIO) -> Image.Image:
@@ -180,15 +167,6 @@ def _open(path: Path, file: BinaryIO) -> Image.Image:
         f"{path}: not an image of a kind that can be read here",
         "Convert it to JPEG or PNG (HEIC and raw files too), or remove it.",
     )
-
-
-def _check_size(path: Path, size: tuple[int, int], max_pixels: int) -> None:
-    if size[0] * size[1] > max_pixels:
-        raise ImageError(
-            f"{path}: {size[0]} x {size[1]} = {size[0] * size[1]:,} pixels, "
-            f"more than the limit of {max_pixels:,}",
-            "Shrink it, or pass a larger max_pixels if the memory is there (4 bytes a pixel).",
-        )
 
 
 def _decode(image: Image.Image, max_side: int) -> tuple[Image.Image, tuple[int, int]]:

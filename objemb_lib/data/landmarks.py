@@ -22,7 +22,7 @@ import numpy as np
 from objemb_lib import config
 from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.data.listing import folder_with, note_part
+from objemb_lib.data.folder import check_split, folder_with, note_part
 
 OTHER = {"roxford5k": "rparis6k", "rparis6k": "roxford5k"}
 TOTAL = {"roxford5k": (4_993, 70), "rparis6k": (6_322, 70)}  # images searched, queries
@@ -74,35 +74,26 @@ def landmarks(name: str, split: str, root: Path | None = None) -> ImageDataset:
     root = Path(root or config.data_root() / name)
     if split == "train":
         return landmarks(OTHER[name], "medium", root.absolute().parent / OTHER[name])
-    if split not in PROTOCOLS:
-        raise DataError(f"{name} has no split {split!r}", f"Use {', '.join(PROTOCOLS)} or train.")
+    check_split(name, split, (*PROTOCOLS, "train"))
     place = folder_with(root, [f"gnd_{name}.pkl"], [name])
     truth = read_truth(place / f"gnd_{name}.pkl")
-    names = [*truth.images, *truth.queries]
-    here = np.array([(place / "jpg" / f"{one}.jpg").is_file() for one in names])
-    searched = len(truth.images)
+    names, searched = [*truth.images, *truth.queries], len(truth.images)
+    files = [f"jpg/{one}.jpg" for one in names]
+    crops = [None] * searched + [tuple(box) for box in truth.boxes.round().astype(int).tolist()]
+    labels, label_names = _labels(truth)
+    judged = {
+        searched + q: tuple(np.concatenate([lists[kind] for kind in kinds])
+                            for kinds in PROTOCOLS[split])
+        for q, lists in enumerate(truth.judged)
+    }  # fmt: skip
+    here = np.array([(place / file).is_file() for file in files])
     if not here[:searched].any() or not here[searched:].any():
         raise DataError(f"{place}/jpg: no queries, or no images to search", "Unpack them there.")
-    new = np.cumsum(here) - 1  # old index -> new index, where here
-    asking = np.flatnonzero(here[searched:])
-    labels, label_names = _labels(truth)
-    crops = [None] * int(here[:searched].sum())
-    crops += [tuple(int(round(v)) for v in truth.boxes[q]) for q in asking]
     return ImageDataset(
-        note_part(name, place, int(here.sum()), sum(TOTAL[name])),
-        split,
-        place,
-        tuple(f"jpg/{one}.jpg" for one, there in zip(names, here) if there),
-        labels[here],
-        label_names,
-        queries=new[searched + asking],
-        gallery=new[:searched][here[:searched]],
-        crops=crops,
-        judged={
-            int(new[searched + q]): _judgement(truth.judged[q], split, here, new) for q in asking
-        },
-        protocol="revisited",
-    )
+        note_part(name, place, int(here.sum()), sum(TOTAL[name])), split, place, files, labels,
+        label_names, queries=np.arange(searched, len(files)), gallery=np.arange(searched),
+        crops=crops, judged=judged, protocol="revisited",
+    ).subset(here, keep_roles=True)  # fmt: skip
 
 
 def drop_unlisted(name: str, root: Path) -> None:
@@ -114,23 +105,14 @@ def drop_unlisted(name: str, root: Path) -> None:
             file.unlink()
 
 
-def _judgement(
-    judged: dict[str, np.ndarray], split: str, here: np.ndarray, new: np.ndarray
-) -> tuple[np.ndarray, ...]:
-    """Relevant and junk images, those that are there, in new numbers."""
-    lists = [np.concatenate([judged[kind] for kind in kinds]) for kinds in PROTOCOLS[split]]
-    return tuple(new[images[here[images]]] for images in lists)
-
-
 def _labels(truth: Truth) -> tuple[np.ndarray, list[str]]:
     """The landmark of every image and query; -1 where no query shows it."""
     of_query = [name.rpartition("_")[0] for name in truth.queries]
     names = sorted(set(of_query))
     labels = np.full(len(truth.images) + len(of_query), -1)
     for q, landmark in enumerate(of_query):
-        labels[len(truth.images) + q] = names.index(landmark)
-        for kind in ("easy", "hard"):
-            labels[truth.judged[q][kind]] = names.index(landmark)
+        shown = [truth.judged[q][kind] for kind in ("easy", "hard")]
+        labels[np.concatenate([*shown, [len(truth.images) + q]])] = names.index(landmark)
     return labels, names
 
 
@@ -140,7 +122,6 @@ def read_truth(file: Path) -> Truth:
     Raises:
         DataError: it asks for anything else, is too large, or says something else.
     """
-    remedy = "Get it again from http://cmp.felk.cvut.cz/revisitop."
     try:
         if file.stat().st_size > MAX_PICKLE:
             raise ValueError(f"more than {MAX_PICKLE} bytes")
@@ -160,9 +141,8 @@ def read_truth(file: Path) -> Truth:
         for name in [*images, *queries]:
             if not isinstance(name, str) or Path(name).name != name:
                 raise ValueError(f"an image called {name!r}")
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror})", remedy) from error
     except Exception as error:  # a hostile or cut pickle may raise anything
+        remedy = "Get it again from http://cmp.felk.cvut.cz/revisitop."
         raise DataError(f"{file}: not the revisited ground truth ({error})", remedy) from error
     return Truth(list(images), list(queries), boxes, parts)
 

@@ -702,7 +702,7 @@ def mini_battles(split: str, root: Path | None = None) -> ImageDataset:
         box_labels=tuple(np.array([one["object_id"] for one in many]) for many in layers),
         box_categories=tuple(np.array([o["category_id"] - 1 for o in many]) for many in layers),
         masks=tuple([one["segmentation"] for one in many] for many in layers),
-        fingerprint=stated["splits"][split]["sha256"],
+        content=stated["splits"][split]["sha256"],
         extra=tuple({**r, "layers": many} for r, many in zip(coco["images"], layers)),
     )
 

@@ -16,10 +16,8 @@ import numpy as np
 
 from objemb_lib import config
 from objemb_lib.config import DataError
-from objemb_lib.data.archives import Archive, fetch_links, obtain
 from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.data.harvest import Wanted
-from objemb_lib.data.listing import SPLITS, folder_with
+from objemb_lib.data.folder import SPLITS, check_split, folder_with
 
 NAME = "ps-battles"
 LISTS = ("originals.tsv", "photoshops.tsv")
@@ -40,8 +38,7 @@ def ps_battles(split: str, root: Path | None = None) -> ImageDataset:
     Raises:
         DataError: no such split, no lists, or no pair of images.
     """
-    if split not in SPLITS:
-        raise DataError(f"{NAME} has no split {split!r}", f"Use {' or '.join(SPLITS)}.")
+    check_split(NAME, split)
     place = folder_with(Path(root or config.data_root() / NAME), LISTS, ["PS-Battles"])
     originals, photoshops = (read_list(place / one) for one in LISTS)
     files, label_of = [], {}
@@ -52,11 +49,10 @@ def ps_battles(split: str, root: Path | None = None) -> ImageDataset:
             files.append(file)
     gallery, labels = np.arange(len(files)), list(range(len(files)))
     for row in photoshops:
-        for file in _places(row):
-            if row["original"] in label_of and (place / file).is_file():
-                files.append(file)
-                labels.append(label_of[row["original"]])
-                break
+        there = [file for file in _places(row) if (place / file).is_file()]
+        if row["original"] in label_of and there:
+            files.append(there[0])
+            labels.append(label_of[row["original"]])
     if len(files) == len(gallery):
         raise DataError(f"{place}: no photoshop with its original in {split}", "Build it again.")
     return ImageDataset(
@@ -105,10 +101,6 @@ def read_list(file: Path, photoshops: bool | None = None) -> list[dict[str, str]
     return rows
 
 
-def _check_list(name: str, file: Path) -> None:
-    read_list(file, photoshops=name == LISTS[1])
-
-
 def build(
     root: Path | None = None,
     source: Path | None = None,
@@ -126,17 +118,18 @@ def build(
     Raises:
         DownloadError: no list, no server answers, or the disk is full.
     """
+    from objemb_lib.data.archives import Archive, fetch_links, obtain
+    from objemb_lib.data.harvest import Wanted
+
     folder = Path(root or config.data_root()) / NAME
     folder.mkdir(parents=True, exist_ok=True)
+    wanted = []
     for name in LISTS:
-        listed = Archive(name, (f"{REPOSITORY}/{name}",), check=partial(_check_list, name))
+        check = partial(read_list, photoshops=name == LISTS[1])
+        listed = Archive(name, (f"{REPOSITORY}/{name}",), check=check)
         obtain(listed, folder, source, mirror, progress)
-    wanted = [
-        Wanted(row["url"], folder / place, row["hash"], int(row["filesize"]))
-        for name in LISTS
-        for row in read_list(folder / name)
-        for place in [
-            _places(row)[0] if "original" in row else f"originals/{row['id']}.{row['end']}"
+        wanted += [
+            Wanted(row["url"], folder / _places(row)[0], row["hash"], int(row["filesize"]))
+            for row in read_list(folder / name)
         ]
-    ]
     return fetch_links(folder, wanted, retry_dead, progress=progress)

@@ -12,16 +12,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from objemb_lib.config import DataError, ImageError
+from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.data.images import fit_within, measure_images
 from objemb_lib.embed import pooling
 from objemb_lib.embed.regions import CELLS, TRUTH, WHOLE, Region, cut, roi_align
 from objemb_lib.embed.trunks import Trunk
@@ -137,22 +135,7 @@ def image_sizes(dataset: ImageDataset) -> np.ndarray:
     Raises:
         ImageError: naming the first file that cannot be used.
     """
-    known = dataset.__dict__.get("_sizes")
-    if known is None:  # measured once: every file is decoded
-        paths = [Path(dataset.root) / file for file in dataset.files]
-        found = measure_images(paths, progress=False)
-        for one in found:
-            if isinstance(one, ImageError):
-                raise one
-        parts = dataset.crops or [None] * len(paths)
-        known = np.array(
-            [
-                (part[2] - part[0], part[3] - part[1]) if part else fit_within(size)
-                for part, size in zip(parts, found)
-            ]
-        )
-        object.__setattr__(dataset, "_sizes", known)
-    return known
+    return dataset.sizes()
 
 
 def or_whole(

@@ -8,7 +8,6 @@ want the same vectors compute them once.
 
 from __future__ import annotations
 
-import hashlib
 import statistics
 import time
 from collections import deque
@@ -206,10 +205,9 @@ def _one_each(dataset: ImageDataset, region: ObjectRegion) -> ImageDataset:
         raise DataError(f"{region.name} has no crops", "Crop boxes, without masks.")
     owners = region.boxes.owners
     boxes = tuple(box[None] for box in np.concatenate(region.boxes.boxes))
-    content = hashlib.sha256(f"{dataset.fingerprint}{region.boxes.digest}".encode()).hexdigest()
     return ImageDataset(
         dataset.name, dataset.split, dataset.root, [dataset.files[i] for i in owners],
-        dataset.labels[owners], boxes=boxes, fingerprint=content,
+        dataset.labels[owners], boxes=boxes, content=dataset.content,
         crops=[dataset.crops[i] for i in owners] if dataset.crops else (),
     )  # fmt: skip
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from objemb_lib import config
 from objemb_lib.config import DataError
-from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.data.dataset import ImageDataset, backgrounds
 
 
 def linear_cka(x: np.ndarray, y: np.ndarray) -> float:
@@ -153,14 +153,6 @@ def spread(x: np.ndarray, labels: np.ndarray) -> Spread:
     within = 1 - (of_objects - squares.sum()) / same_pairs
     between = 1 - (of_all - of_objects) / other_pairs
     return Spread(max(float(within), 0.0), max(float(between), 0.0))  # rounding may leave -1e-17
-
-
-def backgrounds(dataset: ImageDataset) -> np.ndarray | None:
-    """``(N,)``: a number for each image's background, where a data set recorded all; else None."""
-    names = [known.get("background") for known in dataset.extra]
-    if not names or None in names:
-        return None
-    return np.unique(names, return_inverse=True)[1]
 
 
 def area_ratio(dataset: ImageDataset, i: int) -> float:

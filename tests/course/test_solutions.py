@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from objemb_lib.data import mini_battles
-from objemb_lib.measure.comparison import few_scenes
 
 pytest_plugins = ("tiny_battles",)
 PROJECT = Path(__file__).resolve().parents[2]
@@ -36,7 +35,7 @@ def test_its_code_runs(path: Path, solutions, mini_battles_built, monkeypatch, t
     def few(split: str):
         """Two scenes of each of five objects: enough to run every line."""
         some = whole(split)
-        return few_scenes(some.subset(some.labels <= sorted({*some.labels})[4]), 2)
+        return some.subset(some.labels <= sorted({*some.labels})[4]).first_of_each(2)
 
     monkeypatch.setattr(mini_battles, "mini_battles", few)
     monkeypatch.setenv("OBJEMB_CACHE", str(tmp_path))

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
+from tiny_queries import dataset
 
+from objemb_lib import config
 from objemb_lib.config import DataError, ImageError
+from objemb_lib.data import dataset as module
+from objemb_lib.data.catalogue import Splits
 from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.embed.boxes import ObjectRegion, image_sizes, true_boxes
+from objemb_lib.embed.boxes import ObjectRegion, true_boxes
 from objemb_lib.embed.extract import _one_each
 
 BOX = np.array([[0, 0, 4, 3]], np.float32)
@@ -37,7 +47,7 @@ def hand_made(**changes) -> ImageDataset:
         "label_names": ["cat", "dog"],
         "boxes": [BOX, BOX, BOX, np.repeat(BOX, 2, 0), BOX, np.repeat(BOX, 2, 0)],
         "box_labels": [[0], [0], [1], [1, 0], [-1], [-1, 1]],
-        "fingerprint": "hand-made",
+        "content": "hand-made",
     } | changes
     return ImageDataset("pets", "test", Path("nowhere"), **parts)
 
@@ -106,11 +116,10 @@ def test_subset_keeps_the_truth() -> None:
     assert part.gallery.tolist() == part.queries.tolist() == [0, 1, 2]
 
 
-def test_subset_has_a_fingerprint_of_its_own() -> None:
-    data = hand_made()
-    prints = {data.fingerprint, data.subset([0, 1]).fingerprint, data.subset([1, 0]).fingerprint}
-    assert len(prints) == 3
-    assert data.subset([0, 1]).fingerprint == data.subset(np.array([0, 1])).fingerprint
+def test_a_subset_may_keep_who_asks_and_who_is_searched() -> None:
+    data = hand_made(queries=[0, 3], gallery=[1, 2, 3])
+    part = data.subset([3, 2, 5], keep_roles=True)
+    assert (part.queries.tolist(), part.gallery.tolist()) == ([0], [0, 1])
 
 
 def test_subset_by_true_and_false() -> None:
@@ -170,21 +179,6 @@ def test_mask_is_the_stored_one(tmp_path: Path) -> None:
         hand_made().mask(0)
 
 
-def test_the_fingerprint_follows_the_files(make_image, tmp_path: Path) -> None:
-    make_image("a.png")
-
-    def read() -> str:
-        return ImageDataset("one", "all", tmp_path, ["a.png"], [0]).fingerprint
-
-    first = read()
-    assert read() == first
-    make_image("a.png", size=(50, 20), seed=1)
-    assert read() != first
-    (tmp_path / "a.png").unlink()
-    with pytest.raises(DataError, match=r"a\.png"):
-        read()
-
-
 def test_image_is_upright_rgb_or_names_the_file(make_image, tmp_path: Path) -> None:
     make_image("grey.png", mode="L")
     (tmp_path / "cut.png").write_bytes((tmp_path / "grey.png").read_bytes()[:60])
@@ -200,11 +194,9 @@ def test_a_crop_is_the_image(make_image, tmp_path: Path) -> None:
     data = ImageDataset("one", "all", crops=[None, (5, 2, 25, 12)], **parts)
     assert (data.image(0).size, data.image(1).size) == ((40, 30), (20, 10))
     assert np.array_equal(data.image(1), np.asarray(data.image(0))[2:12, 5:25])
-    assert image_sizes(data).tolist() == [[40, 30], [20, 10]]
+    assert data.sizes().tolist() == [[40, 30], [20, 10]]
     assert data.subset([1]).image(0).size == (20, 10)
     assert data.names == ("a.png", "a.png#5,2,25,12")
-    others = [ImageDataset("one", "all", crops=c, **parts) for c in ((), [None, (5, 2, 25, 13)])]
-    assert len({data.fingerprint, *(other.fingerprint for other in others)}) == 3
 
 
 def test_crops_of_objects_are_cut_from_the_part(make_image, tmp_path: Path) -> None:
@@ -234,3 +226,154 @@ def test_a_subset_keeps_judgements_in_its_own_numbers() -> None:
     part = hand_made(judged=judged, protocol="revisited").subset([4, 3, 0])
     assert where(part.relevant(2)) == [1] and where(part.junk(2)) == [0, 2]
     assert part.protocol == "revisited" and set(part.judged) == {2}
+
+
+# ---- parts ---------------------------------------------------------------------------------
+
+
+def test_the_first_of_each_label_keep_every_object_and_the_order() -> None:
+    data = dataset([3, 1, 3, 3, 1, 2])
+    few = data.first_of_each(2)
+    assert few.labels.tolist() == [3, 1, 3, 1, 2]
+    assert list(few.files) == [data.files[i] for i in (0, 1, 2, 4, 5)]
+
+
+def test_a_limit_leaves_out_whole_labels_evenly() -> None:
+    data = dataset(np.repeat(np.arange(10), 6))
+    assert data.limit(12).labels.tolist() == [0] * 4 + [4] * 4 + [9] * 4
+    assert data.limit(60) is data and data.limit(0) is data
+    assert data.limit(1).labels.tolist() == [0, 0, 9, 9]  # else nothing can be found again
+    assert dataset([0, 1, 1, 2, 3, 3]).limit(4).labels.tolist() == [1, 1, 3, 3]
+    distracted = dataset([0, 0, 1, 1, -1, -1])
+    assert distracted.limit(4) is distracted
+
+
+def test_a_limit_keeps_who_asks_and_who_is_searched() -> None:
+    data = dataset([0, 0, 0, 1, 1, 1, 2, 2, 2], queries=[0, 3, 6], gallery=[1, 2, 4, 5, 7])
+    small = data.limit(6)
+    assert [small.files[q] for q in small.queries] == [data.files[q] for q in (0, 6)]
+    assert [small.files[g] for g in small.gallery] == [data.files[g] for g in (1, 2, 7)]
+
+
+def test_splits_are_limited_by_name() -> None:
+    labels = np.repeat([0, 1], 5)
+    splits = Splits(dataset(labels), {"battle": dataset(labels), "clean": dataset(labels)})
+    train, tests = splits.limit({"train": 3, "clean": 2, "elsewhere": 1})
+    assert (len(train), len(tests["battle"]), len(tests["clean"])) == (6, 10, 4)
+    assert list(tests) == ["battle", "clean"]
+    assert len(splits.limit(images=4).tests["battle"]) == 4
+
+
+def test_half_of_the_labels_unless_one_would_be_left() -> None:
+    assert dataset([0, 1, 2, 3, 2]).subsample_labels().labels.tolist() == [0, 2, 2]
+    for whole in ([1, 2, 3], [0, 1, 2, 3, -1]):
+        assert dataset(whole).subsample_labels().labels.tolist() == whole
+
+
+def test_halves_share_no_object_and_where_known_no_background() -> None:
+    labels, grounds = np.repeat(np.arange(4), 6), np.tile(["a", "b"], 12)
+    data = dataset(labels)
+    fit, judge = data.fit_val_split()
+    assert set(labels[fit]) == {0, 2} and set(labels[judge]) == {1, 3}
+    known = replace(data, extra=[{"background": ground} for ground in grounds])
+    fit, judge = known.fit_val_split()
+    assert set(labels[fit]) == {0, 2} and set(labels[judge]) == {1, 3}
+    assert set(grounds[fit]) == {"a"} and set(grounds[judge]) == {"b"}
+    scarce = known.subset([0, 2, 7, 9, 8])  # no judge has a second scene on the other background
+    fit, judge = replace(scarce, extra=[{"background": g} for g in "aabcc"]).fit_val_split()
+    assert fit.tolist() == [0, 1] and judge.tolist() == [2, 3, 4]
+    fit, judge = dataset([-1, -1, 0, 1]).fit_val_split()  # nothing to judge by
+    assert fit.tolist() == judge.tolist() == [0, 1, 2, 3]
+
+
+# ---- fingerprints --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def photographs(make_image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ImageDataset:
+    """a.bmp and b.bmp, 40 x 30 pixels, and a cache of their own."""
+    monkeypatch.setenv("OBJEMB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(module, "SETTLED", 0)  # ns: tests do not wait
+    for name in "ab":
+        make_image(f"photos/{name}.bmp", seed=ord(name))
+    return ImageDataset("two", "all", tmp_path / "photos", ["a.bmp", "b.bmp"], [0, 0],
+                        boxes=[BOX, BOX])  # fmt: skip
+
+
+def test_a_photograph_that_is_turned_in_place_is_another_though_its_date_stays(photographs):
+    path, first = photographs.root / "a.bmp", photographs.fingerprint
+    before, raw = path.stat(), path.read_bytes()
+    Image.open(path).rotate(180).save(path)
+    turned = path.read_bytes()
+    while path.stat().st_ctime_ns == before.st_ctime_ns:  # until the file system's clock ticks
+        path.write_bytes(turned)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_mtime_ns == before.st_mtime_ns and len(raw) == len(turned)
+    assert replace(photographs).fingerprint != first
+
+
+def test_what_decides_vectors_is_in_the_fingerprint_and_nothing_else(photographs):
+    mask = coco_mask.encode(np.ones((30, 40), np.uint8, order="F"))
+    text = mask | {"counts": mask["counts"].decode()}
+    one = photographs
+    others = [
+        replace(one, boxes=[BOX, BOX + 1]),
+        replace(one, crops=[None, (0, 0, 9, 9)]),
+        replace(one, masks=[[mask], [mask]]),
+        replace(one, masks=[[mask], [coco_mask.encode(np.eye(30, 40, dtype=np.uint8, order="F"))]]),
+        one.subset([0]), one.subset([1]), one.subset([1, 0]),
+        replace(one, content="stated"), replace(one, content="stated").subset([0]),
+    ]  # fmt: skip
+    assert len({one.fingerprint, *(other.fingerprint for other in others)}) == 1 + len(others)
+    same = [replace(one, labels=[0, 1], name="x"), replace(one, boxes=[np.array(BOX)] * 2),
+            one.subset([1, 0]).subset([1, 0])]  # fmt: skip
+    assert {one.fingerprint} == {other.fingerprint for other in same}
+    assert others[2].fingerprint == replace(one, masks=[[text], [text]]).fingerprint
+
+
+def test_a_file_is_read_once_also_by_another_process(photographs, monkeypatch):
+    first = photographs.fingerprint
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", None)
+        assert replace(photographs).fingerprint == first
+        assert photographs.subset([1]).fingerprint != first
+    (kept,) = (config.cache_root() / "content").iterdir()
+    kept.write_text("{ cut off")
+    assert replace(photographs).fingerprint == first
+    assert set(json.loads(kept.read_text())) == {"a.bmp", "b.bmp"}
+
+
+def _ask(data: ImageDataset, _: int) -> str:
+    return replace(data).fingerprint
+
+
+def test_two_processes_hash_the_same_files_at_once(photographs):
+    with ProcessPoolExecutor(4, mp_context=multiprocessing.get_context("fork")) as pool:
+        assert len(set(pool.map(partial(_ask, photographs), range(12)))) == 1
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(photographs, monkeypatch, tmp_path):
+    first = photographs.fingerprint
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("OBJEMB_CACHE", str(tmp_path / "file"))
+    assert replace(photographs).fingerprint == first
+
+
+def test_a_missing_file_is_named(photographs):
+    (photographs.root / "b.bmp").unlink()
+    with pytest.raises(DataError, match=r"b\.bmp"):
+        replace(photographs).fingerprint  # noqa: B018
+
+
+def test_sizes_are_read_from_headers(photographs, make_image):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    make_image("photos/a.bmp", size=(8192, 64), format="PNG", exif=exif)  # on its side, too large
+    file = photographs.root / "b.bmp"
+    file.write_bytes(file.read_bytes()[:100])  # no pixel is there
+    data = replace(photographs, files=["a.bmp", "b.bmp"])
+    assert data.sizes().tolist() == [[32, 4096], [40, 30]]
+    assert data.image(0).size == (32, 4096)
+    file.write_text("no picture")
+    with pytest.raises(ImageError, match=r"b\.bmp"):
+        replace(data).sizes()

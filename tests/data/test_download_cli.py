@@ -188,8 +188,6 @@ def test_pack_refuses_damaged_data(cli: Cli, tiny_root: Path, tmp_path: Path) ->
         (["pack", NAME, "copy"], f"data/download.py build {NAME}"),
         (["build", NAME, "--mirror", "no-such-folder"], "no-such-folder is not a folder"),
         (["build", NAME, "--source", "no-such-folder"], "no-such-folder is not a folder"),
-        (["build", "groceries"], "Use groceries:PATH"),
-        (["verify", "groceries"], "Use groceries:PATH"),
         (["verify", "cub"], "data/download.py build cub"),
         (["pack", "cub", "copy"], "into the mirror's folder"),
         (["build", "cars", "--accept-licence", "--source", "no-such-folder"], "no-such-folder"),

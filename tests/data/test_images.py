@@ -189,7 +189,7 @@ def test_exif_rotation(tmp_path: Path, orientation: int, suffix: str, size: tupl
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif"])
 def test_the_header_knows_the_upright_size(tmp_path: Path, orientation: int, suffix: str) -> None:
     path, exif = tmp_path / f"a{suffix}", Image.Exif()
     exif[0x0112] = orientation

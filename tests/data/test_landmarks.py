@@ -183,7 +183,7 @@ def test_a_pickle_too_large_is_not_opened(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("load", [roxford5k, rparis6k])
 def test_no_such_split_or_folder(load: Callable, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="easy, medium, hard or train"):
+    with pytest.raises(DataError, match="Use easy or medium"):
         load("all", tmp_path)
     with pytest.raises(DataError, match="is not there"):
         load("hard", tmp_path)

@@ -418,7 +418,7 @@ def test_random_boxes_keep_sizes_and_stay_inside(seed: int) -> None:
     rng = np.random.default_rng(seed)
     low = rng.uniform(0, 40, (6, 2))
     given_ = ObjectBoxes("some", [np.concatenate([low, low + rng.uniform(1, 8, (6, 2))], 1)])
-    data = ImageDataset("sized", "test", Path("."), ["a.png"], [0], fingerprint="f")
+    data = ImageDataset("sized", "test", Path("."), ["a.png"], [0], content="f")
     data.__dict__["_sizes"] = np.array([[48, 48]])
     moved = boxes.random_like(given_, data, seed).boxes[0]
     sides = [b[:, 2:] - b[:, :2] for b in (moved, given_.boxes[0])]

@@ -61,7 +61,7 @@ def case(seed: int, n: int = 40) -> tuple[np.ndarray, ImageDataset]:
         box_labels=shown,
         queries=rng.permutation(n)[: n // 2],
         gallery=rng.permutation(n)[: n - 6],
-        fingerprint="f",
+        content="f",
     )
     vectors = rng.standard_normal((9, 6))[labels] + rng.standard_normal((n, 6))
     return l2(vectors).astype(np.float64), data
@@ -305,9 +305,9 @@ def test_nearest_keeps_the_gallerys_order_and_says_where_all_is_junk():
     for query, image in zip(data.queries, same):
         assert image == data.gallery[~data.junk(query)][0]
     files = ["0.jpg", "1.jpg"]
-    alone = ImageDataset("toy", "t", Path("."), files, [0, 1], gallery=[0], fingerprint="f")
+    alone = ImageDataset("toy", "t", Path("."), files, [0, 1], gallery=[0], content="f")
     assert nearest(np.eye(2), alone).tolist() == [-1, 0]
-    empty = ImageDataset("toy", "t", Path("."), files, [0, 1], gallery=[], fingerprint="f")
+    empty = ImageDataset("toy", "t", Path("."), files, [0, 1], gallery=[], content="f")
     assert nearest(np.eye(2), empty).tolist() == [-1, -1]
 
 

@@ -11,7 +11,6 @@ from objemb_lib.embed.boxes import true_boxes
 from objemb_lib.embed.extract import extract_objects
 from objemb_lib.embed.trunks import load_trunk
 from objemb_lib.embed.whitening import PCAWhitening, l2
-from objemb_lib.measure.comparison import few_scenes
 from objemb_lib.search.synthetic import neighbour_distances, spectrum, synthetic_vectors
 
 PAIR = ("stage4", "spoc")
@@ -25,7 +24,7 @@ def real() -> tuple[np.ndarray, np.ndarray]:
         pytest.skip("no mini-battles: make data")
     train, tests = load_splits("mini-battles")
     trunk, found = load_trunk(), []
-    for data in (few_scenes(train, 1), few_scenes(tests["battle"], 1)):
+    for data in (train.first_of_each(1), tests["battle"].first_of_each(1)):
         (some,) = extract_objects(
             data, trunk, [PAIR], [true_boxes(data)], 128, cache=False, progress=False
         ).values()

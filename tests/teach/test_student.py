@@ -29,7 +29,6 @@ from objemb_lib.embed.pooling import rmac
 from objemb_lib.embed.regions import ROI
 from objemb_lib.embed.trunks import load_trunk
 from objemb_lib.embed.whitening import PCAWhitening
-from objemb_lib.measure.comparison import few_scenes
 from objemb_lib.teach import student as room
 from objemb_lib.teach import training
 from objemb_lib.teach.student import (
@@ -316,7 +315,7 @@ def scenes_of(categories: np.ndarray, objects: np.ndarray) -> ImageDataset:
     boxes = np.tile([0.0, 0.0, 9.0, 9.0], (len(categories), 1))
     return ImageDataset("made", "train", Path(), ["a.png"], [0], category_names=list("abcd"),
                         boxes=[boxes], box_labels=[objects], box_categories=[categories],
-                        fingerprint="x")  # fmt: skip
+                        content="x")  # fmt: skip
 
 
 # --- recipes ------------------------------------------------------------------------------
@@ -610,7 +609,7 @@ def test_the_shipped_student_knows_objects_as_its_card_says(mini_battles_built: 
     assert (weights_root() / "student.safetensors").stat().st_size <= LIMIT
     teacher = Teacher(load_trunk())
     assert repr(teacher) == card["teacher"]
-    found = score_student(load_student(), few_scenes(mini_battles("battle"), 2), teacher)
+    found = score_student(load_student(), mini_battles("battle").first_of_each(2), teacher)
     assert found == {name: pytest.approx(value, abs=0.015) for name, value in card[FEW].items()}
 
 

@@ -198,7 +198,7 @@ def test_boxes_can_be_called_by_coarser_and_finer_names() -> None:
         categories=[0, 1], category_names=["bird", "tool"],
         boxes=[np.zeros((2, 4)), np.zeros((1, 4))],
         box_labels=[np.array([5, 7]), np.array([7])],
-        box_categories=[np.array([0, -1]), np.array([1])], fingerprint="f",
+        box_categories=[np.array([0, -1]), np.array([1])], content="f",
     )  # fmt: skip
     one, same, each = (relabel(data, labels) for labels in GRANULARITIES)
     assert same is data

@@ -22,7 +22,6 @@ from objemb_lib.detect.detectors import Detector
 from objemb_lib.detect.weights import read_card
 from objemb_lib.embed.boxes import ObjectBoxes, ObjectRegion, true_boxes
 from objemb_lib.embed.trunks import Trunk, load_trunk
-from objemb_lib.measure.comparison import few_scenes
 from objemb_lib.search.objects import ObjectIndex
 from objemb_lib.search.retriever import Pairs, Retriever, build, embedder
 from objemb_lib.teach.student import StudentTrunk, load_student
@@ -40,7 +39,7 @@ def gallery() -> ImageDataset:
     """The photographs of the folder that ``OBJEMB_PHOTOS`` names, else scenes of mini-battles."""
     if place := os.environ.get(PHOTOS):
         return folder(place, progress=False)
-    return few_scenes(load_splits("mini-battles").tests["battle"], 3)
+    return load_splits("mini-battles").tests["battle"].first_of_each(3)
 
 
 def ways(dataset: ImageDataset, progress: bool = False) -> list[Retriever]:
