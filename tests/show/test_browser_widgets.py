@@ -37,17 +37,17 @@ map = Map(way, search)
 map.add_class("t-map"), search.add_class("t-search")
 display(map, search)
 """
-LOOK = """
+SHOWN = """
 region = ObjectRegion(true_boxes(data), masked=True)
-look = Attention(data, load_trunk("efficientnet_lite0"), region, ["stage4", "head"])
-look.add_class("t-attention")
-look
+shown = Attention(data, load_trunk("efficientnet_lite0"), region, ["stage4", "head"])
+shown.add_class("t-attention")
+shown
 """
 
 
 def test_each_widget_answers_and_is_right(tmp_path) -> None:
     scenes()  # skips without data
-    notebook(tmp_path / "widgets.ipynb", MAKE, SHOW, MAP, LOOK)
+    notebook(tmp_path / "widgets.ipynb", MAKE, SHOW, MAP, SHOWN)
     with lab(tmp_path) as base, chromium(height=1400) as page:
         page.run_all(base, "widgets.ipynb")
         compare_shows_where_images_went(page)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,9 +15,10 @@ from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.embed.boxes import ObjectRegion, true_boxes
 from objemb_lib.measure.analysis import project
+from objemb_lib.measure.metrics import ranking
 from objemb_lib.search.retriever import Retriever
 from objemb_lib.show import plots
-from objemb_lib.show.widgets import Attention, Compare, Map, ObjectSearch
+from objemb_lib.show.widgets import Attention, Compare, Map, ObjectSearch, Retrieval
 
 
 @pytest.fixture
@@ -38,7 +40,7 @@ def asked(widget: ObjectSearch) -> tuple[int, int]:
 def test_a_press_on_a_box_searches_for_it(data) -> None:
     widget = ObjectSearch(by_colour(data), k=2)
     assert asked(widget) == (0, 0) and found(widget)[0] == (1, "✓ right 1.00")
-    widget._act({"kind": "box", "key": 0, "box": 1}, [])
+    widget.act({"kind": "box", "key": 0, "box": 1}, [])
     assert asked(widget) == (0, 1) and found(widget)[0] == (2, "✓ right 1.00")
     (best, other) = widget.pictures.rows[1]["cards"]
     assert best["boxes"][0]["box"] == [*BOXES["c.png"][0]] and best["ink"] == plots.RIGHT
@@ -49,12 +51,12 @@ def test_a_press_on_a_box_searches_for_it(data) -> None:
 def test_a_result_asks_next_and_back_returns(data) -> None:
     widget = ObjectSearch(by_colour(data))
     assert widget.back.disabled
-    widget._act({"kind": "box", "key": 0, "box": 1}, [])
-    widget._act({"kind": "card", "key": 2}, [])
+    widget.act({"kind": "box", "key": 0, "box": 1}, [])
+    widget.act({"kind": "card", "key": 2}, [])
     assert asked(widget) == (2, 0) and widget.image.value == 2
-    widget._act({"kind": "drawn", "key": 2, "box": [2, 20, 12, 28]}, [])
+    widget.act({"kind": "drawn", "key": 2, "box": [2, 20, 12, 28]}, [])
     assert asked(widget) == (2, 2)
-    widget._act({"kind": "box", "key": 2, "box": 0}, [])
+    widget.act({"kind": "box", "key": 2, "box": 0}, [])
     for before in ((2, 2), (2, 0), (0, 1), (0, 0)):
         widget.back.click()
         assert asked(widget) == before
@@ -65,11 +67,11 @@ def test_a_photograph_of_ones_own_asks(data) -> None:
     widget = ObjectSearch(by_colour(data), k=3)
     file = io.BytesIO()
     data.image(1).crop(BOXES["b.png"][0]).save(file, "JPEG")  # red alone
-    widget._act({"kind": "photograph"}, [memoryview(file.getvalue())])
+    widget.act({"kind": "photograph"}, [memoryview(file.getvalue())])
     assert {i for i, _ in found(widget)[:2]} == {0, 1}
     assert widget.pictures.says == "box 0 of your photograph: 3 images"
     assert {caption[0] for _, caption in found(widget)} <= set("01-"), "nobody knows its label"
-    widget._act({"kind": "photograph"}, [memoryview(b"no image")])
+    widget.act({"kind": "photograph"}, [memoryview(b"no image")])
     assert "ImageError" in widget.pictures.error and len(found(widget)) == 3
     widget.back.click()
     assert widget.pictures.error == "" and asked(widget) == (0, 0)
@@ -78,7 +80,7 @@ def test_a_photograph_of_ones_own_asks(data) -> None:
 def test_menus_ask_the_same_box_of_another_gallery(data) -> None:
     ways = [by_colour(data), by_colour(data, main_only=True), by_colour(data, "other")]
     widget = ObjectSearch(ways)
-    widget._act({"kind": "box", "key": 0, "box": 1}, [])
+    widget.act({"kind": "box", "key": 0, "box": 1}, [])
     widget.boxes.value = "true main box"  # that box is none of its own: it is embedded
     assert asked(widget) == (0, 1) and widget.answer.matches[0].file == "c.png"
     widget.network.value = "other"
@@ -102,7 +104,7 @@ def test_a_failed_callback_says_so_and_the_next_one_takes_it_back(data) -> None:
     widget.whole.click()
     assert "no network" in widget.pictures.error and "What to do" in widget.pictures.error
     widget.choose(7)
-    assert "no box 7" in widget.pictures.error and asked(widget) == (0, 0)
+    assert "IndexError" in widget.pictures.error and asked(widget) == (0, 0)
     widget.choose(1)
     assert widget.pictures.error == "" and asked(widget) == (0, 1)
     (data.root / "b.png").write_bytes(b"")
@@ -115,6 +117,37 @@ def test_ways_search_the_same_images(data) -> None:
         ObjectSearch([by_colour(data), by_colour(data.subset([0, 1, 2]))])
 
 
+def test_retrieval_finds_what_the_function_finds_and_says_what_fails(data) -> None:
+    near = np.array([[1, 0], [0.8, 0.6], [0, 1]], np.float32)
+    vectors = {("s", "a"): near, ("t", "b"): near[::-1].copy()}
+    widget = Retrieval(data, vectors, k=2)  # starts with the last stage and the first pooling
+    assert widget.found is None and "KeyError" in widget.pictures.error
+    widget.stage.value = "s"
+    assert widget.pictures.error == "" and widget.pictures.says == "image 0, red: 1 of 2 right"
+    assert [card["caption"] for card in widget.pictures.rows[1]["cards"]] == [
+        ["✓ right 0.80", "image 1"], ["✗ wrong 0.00", "image 2"],
+    ]  # fmt: skip
+    widget.stage.value, widget.pooling.value, widget.k.value = "t", "b", 1
+    assert np.array_equal(widget.found.images, ranking(near[::-1], data, 0, 1).images)
+    widget.act({"kind": "card", "key": 2}, [])
+    assert widget.query.value == widget.found.query == 2
+    widget.random.click()
+    assert widget.found.query == widget.query.value
+    (data.root / "b.png").write_bytes(b"")
+    widget.query.value = 1
+    assert "ImageError" in widget.pictures.error and "b.png" in widget.pictures.error
+
+
+def test_what_has_no_label_is_not_judged(data) -> None:
+    unknown = replace(data, labels=np.array([-1, 0, 1]))
+    widget = Retrieval(unknown, {("s", "p"): np.eye(3, dtype=np.float32)})
+    asking, found = (row["cards"] for row in widget.pictures.rows)
+    assert widget.pictures.says == "image 0, unlabelled"
+    assert asking[0]["caption"] == ["query: unlabelled"]
+    assert {card["caption"][0] for card in found} == {"0.00"}
+    assert {card["ink"] for card in found} == {plots.UNKNOWN}
+
+
 def test_compare_counts_places_from_the_first_embedding(data) -> None:
     first = np.array([[1, 0], [0.8, 0.6], [0, 1]], np.float32)
     second = np.array([[1, 0], [0, 1], [0.8, 0.6]], np.float32)
@@ -125,7 +158,7 @@ def test_compare_counts_places_from_the_first_embedding(data) -> None:
     assert one["title"].startswith("first: mAP 1.00") and two["title"].startswith(
         "second: mAP 0.50"
     )
-    widget._act({"kind": "card", "key": 1}, [])
+    widget.act({"kind": "card", "key": 1}, [])
     assert widget.query.value == 1 and widget.sides["first"].found.query == 1
 
 
@@ -137,14 +170,14 @@ def test_the_map_shows_what_is_chosen_and_asks_with_it(data) -> None:
     assert widget.plane.groups == [0, 1, 0, 1, 2] and widget.plane.names[:2] == ["warm", "cold"]
     widget.colour.value = "first answer"
     assert widget.plane.groups == [0, 0, 0, 0, 2], "yellow is there once only"
-    widget._act({"kind": "chosen", "rows": [0, 3]}, [])
-    assert [card["key"] for card in widget.chosen.rows[0]["cards"]] == [0, 3]
-    widget._ask({"kind": "card", "key": 3}, [])
+    widget.act({"kind": "chosen", "rows": [0, 3]}, [])
+    assert [card["key"] for card in widget.pictures.rows[0]["cards"]] == [0, 3]
+    widget.act({"kind": "card", "key": 3}, [])
     assert asked(search) == (2, 0)
-    widget._act({"kind": "hover", "row": 4}, [])
+    widget.act({"kind": "hover", "row": 4}, [])
     assert widget.plane.seen["caption"] == "yellow, image 2"
-    widget._act({"kind": "chosen", "rows": [99]}, [])
-    assert "IndexError" in widget.plane.error
+    widget.act({"kind": "chosen", "rows": [99]}, [])
+    assert "IndexError" in widget.pictures.error
 
 
 @pytest.mark.parametrize("how", ["PCA", "t-SNE"])
@@ -164,16 +197,16 @@ def test_attention_follows_box_and_stage(data) -> None:
     widget = Attention(data, trunk, ObjectRegion(true_boxes(data)), ["stage4", "head"],
                        size=64)  # fmt: skip
     before = widget.found["similarity"]
-    widget._act({"kind": "box", "key": 0, "box": 1}, [])
+    widget.act({"kind": "box", "key": 0, "box": 1}, [])
     assert widget.pictures.error == "" and not np.array_equal(before, widget.found["similarity"])
     widget.stage.value = "stage4"
     assert widget.found["similarity"].shape == (4, 4)  # stride 16
     names = [card["caption"][0] for card in widget.pictures.rows[1]["cards"]]
     assert names == ["boxes", "CroW", "similarity"]
-    widget._act({"kind": "drawn", "key": 0, "box": [1, 1, 9, 9]}, [])
+    widget.act({"kind": "drawn", "key": 0, "box": [1, 1, 9, 9]}, [])
     assert len(widget.pictures.rows[0]["cards"][0]["boxes"]) == 3
     (data.root / "b.png").write_bytes(b"")
-    widget.look()
+    widget.refresh()
     assert "b.png" in widget.pictures.error
 
 

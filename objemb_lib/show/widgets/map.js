@@ -23,11 +23,11 @@ function mark(pen, [ink, shape], x, y, r) {
 function render({ model, el }) {
   const side = model.get("side");
   el.classList.add("objemb-map");
-  el.innerHTML = `<p class="objemb-error" role="alert"></p><p role="status"></p>
+  el.innerHTML = `<p role="status"></p>
     <div class="objemb-plane"><canvas width="${side}" height="${side}" tabindex="0" role="application"
     aria-label="map of objects: arrow keys go from one to the next, Enter chooses it"></canvas>
     <figure hidden><img alt=""><figcaption></figcaption></figure></div><ul></ul>`;
-  const [error, says] = el.querySelectorAll("p");
+  const says = el.querySelector("p");
   const [canvas, figure, list] = ["canvas", "figure", "ul"].map((tag) => el.querySelector(tag));
   const pen = canvas.getContext("2d");
   let [held, lasso] = [-1, null];
@@ -48,7 +48,6 @@ function render({ model, el }) {
   };
 
   function draw() {
-    error.textContent = model.get("error");
     says.textContent = model.get("says");
     pen.clearRect(0, 0, side, side);
     const [every, glyphs, groups] = [places(), model.get("glyphs"), model.get("groups")];
@@ -154,11 +153,11 @@ function render({ model, el }) {
   };
   anew();
   model.on("change:points change:groups change:names", anew);
-  model.on("change:selected change:says change:error", draw);
+  model.on("change:selected change:says", draw);
   model.on("change:seen", peek);
   return () => {
     model.off("change:points change:groups change:names", anew);
-    model.off("change:selected change:says change:error", draw);
+    model.off("change:selected change:says", draw);
     model.off("change:seen", peek);
   };
 }

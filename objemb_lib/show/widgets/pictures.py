@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import functools
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import anywidget
 import ipywidgets
@@ -18,7 +19,7 @@ from PIL import Image
 from objemb_lib.data.dataset import ImageDataset
 
 HERE = Path(__file__).parent
-MARKS = {"right": "✓ right", "wrong": "✗ wrong", "": ""}  # colour alone says too little
+MARKS = {"right": "✓ right ", "wrong": "✗ wrong ", "": ""}  # colour alone says too little
 
 
 class Pictures(anywidget.AnyWidget):
@@ -40,25 +41,74 @@ class Pictures(anywidget.AnyWidget):
     error = traitlets.Unicode().tag(sync=True)
     accepts = traitlets.Bool(False).tag(sync=True)
 
-    def __init__(self, act: Callable[[dict, list], None] | None = None, **traits: object) -> None:
+    def __init__(self, act: Callable[[dict, list], None], **traits: object) -> None:
         super().__init__(**traits)
-        if act:
-            self.on_msg(lambda _, what, buffers: act(what, buffers))
+        self.on_msg(lambda _, what, buffers: act(what, buffers))
+
+    def show(self, says: str, *rows: dict) -> None:
+        """Rows and the words above them in one message: never the one without the other."""
+        with self.hold_sync():
+            self.says, self.rows = says, list(rows)
 
 
 def said(method: Callable) -> Callable:
-    """A callback whose error is said in the widget (its ``pictures``): else it would vanish."""
+    """A callback whose error is said in the widget: else it would vanish."""
 
     @functools.wraps(method)
-    def call(self: ipywidgets.Widget, *given: object) -> object:
+    def call(self: Panel, *given: object) -> None:
         try:
             self.pictures.error = ""
-            return method(self, *given)
+            method(self, *given)
         except Exception as error:
             self.pictures.error = f"{type(error).__name__}: {error}"
-            return None
 
     return call
+
+
+class Panel(ipywidgets.VBox):
+    """Controls above pictures: what every widget is. A press on a picture calls ``act``.
+
+    Args:
+        lines: of controls. label: of the pictures. beside: what stands left of them, if anything.
+        accepts: photographs.
+    """
+
+    def __init__(
+        self,
+        lines: Sequence[Sequence[ipywidgets.Widget]],
+        label: str,
+        beside: ipywidgets.Widget | None = None,
+        accepts: bool = False,
+    ) -> None:
+        self.pictures = Pictures(self.act, label=label, accepts=accepts)
+        lines = [*lines, [beside, self.pictures]] if beside else lines
+        boxes = [ipywidgets.HBox(line, layout={"flex_flow": "row wrap"}) for line in lines]
+        super().__init__(boxes if beside else [*boxes, self.pictures])
+
+
+def control(kind: type[ipywidgets.Widget], name: str, change: Callable, **how: object) -> Any:
+    """A control called ``name``; ``change()`` is called with its new value."""
+    made = kind(description=name, **how)
+    made.observe(lambda event: change(), "value")
+    return made
+
+
+def menu(name: str, change: Callable, options: Iterable[str], **how: object) -> ipywidgets.Dropdown:
+    """A menu of the different ones among some options."""
+    return control(ipywidgets.Dropdown, name, change, options=list(dict.fromkeys(options)), **how)
+
+
+def number(name: str, change: Callable, value: int, most: int) -> ipywidgets.BoundedIntText:
+    """A field for the number of an image, from 0."""
+    how = {"value": value, "min": 0, "max": most, "tooltip": f"0 to {most}"}
+    return control(ipywidgets.BoundedIntText, name, change, **how)
+
+
+def button(name: str, press: Callable, tooltip: str = "") -> ipywidgets.Button:
+    """A button."""
+    made = ipywidgets.Button(description=name, tooltip=tooltip)
+    made.on_click(lambda _: press())
+    return made
 
 
 def row(cards: Sequence[dict], title: str = "", linked: bool = False) -> dict:
@@ -99,7 +149,7 @@ def box(
 ) -> dict:
     """A box on a card. word: written in it. label: for screen readers."""
     ends = [float(end) for end in ends]
-    return {"box": ends, "ink": ink, "word": word, "label": label or word, "chosen": chosen}
+    return {"box": ends, "ink": ink, "word": word, "label": label or word, "chosen": bool(chosen)}
 
 
 @functools.lru_cache(maxsize=4096)

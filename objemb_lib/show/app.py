@@ -1,29 +1,30 @@
 """The search as an app, without code: ``python -m objemb_lib.show.app``, or ``make app``.
 
-Voilà serves the notebook ``search.ipynb`` of this folder. Each visitor has a kernel of their own;
-the indexes are made once, before the first one comes, and read from the cache.
+Voilà serves ``voila/search.ipynb``. Each visitor has a kernel of their own; the indexes are made
+once, before the first one comes, and read from the cache.
 """
 
 from __future__ import annotations
 
+import argparse
 import functools
 import hashlib
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from objemb_lib import config
 from objemb_lib.attend import attention
+from objemb_lib.config import ObjembError
 from objemb_lib.data.catalogue import load_splits
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.folder import folder
 from objemb_lib.detect.detectors import Detector
 from objemb_lib.detect.weights import read_card
 from objemb_lib.embed.boxes import ObjectBoxes, ObjectRegion, true_boxes
-from objemb_lib.embed.trunks import Trunk, load_trunk
+from objemb_lib.embed.trunks import load_trunk
 from objemb_lib.search.objects import ObjectIndex
-from objemb_lib.search.retriever import Pairs, Retriever, build, embedder
+from objemb_lib.search.retriever import Retriever, build, embedder
 from objemb_lib.teach.student import StudentTrunk, load_student
 
 HERE = Path(__file__).parent
@@ -55,35 +56,23 @@ def ways(dataset: ImageDataset, progress: bool = False) -> list[Retriever]:
     def find(data: ImageDataset) -> ObjectBoxes:
         return own_boxes(data, detector, progress)
 
-    places = {"detected": find}
-    if any(map(len, dataset.boxes)):
-        places["true boxes"] = true_boxes
+    places = {"detected": find} | (
+        {"true boxes": true_boxes} if any(map(len, dataset.boxes)) else {}
+    )
     found = []
     for name, (network, pairs, context) in networks.items():
         embed = embedder(network, pairs, SIZE, context)
         for boxes, place in places.items():
-            what = (dataset, network, pairs, context)
-            index = _index(*what, boxes, lambda place=place: place(dataset), progress)
-            found.append(Retriever(dataset, index, name, boxes, embed, find))
+            made_of = (dataset.fingerprint, network.fingerprint(), pairs, context, boxes, SIZE,
+                       read_card("student")["sha256"])  # fmt: skip
+            key = hashlib.sha256(repr(made_of).encode()).hexdigest()
+            path = config.cache_root() / "app" / f"{key}.index"
+            if not path.exists():
+                region = ObjectRegion(place(dataset), context)
+                made = build(dataset, network, pairs, region, SIZE, progress=progress)
+                made.index.save(path)
+            found.append(Retriever(dataset, ObjectIndex.load(path), name, boxes, embed, find))
     return found
-
-
-def _index(
-    dataset: ImageDataset,
-    network: Trunk,
-    pairs: Pairs,
-    context: float,
-    boxes: str,
-    where: Callable[[], ObjectBoxes],
-    progress: bool,
-) -> ObjectIndex:
-    key = (dataset.fingerprint, network.fingerprint(), pairs, context, boxes, SIZE,
-           read_card("student")["sha256"])  # fmt: skip
-    path = config.cache_root() / "app" / f"{hashlib.sha256(repr(key).encode()).hexdigest()}.index"
-    if not path.exists():
-        region = ObjectRegion(where(), context)
-        build(dataset, network, pairs, region, SIZE, progress=progress).index.save(path)
-    return ObjectIndex.load(path)
 
 
 def own_boxes(data: ImageDataset, detector: Detector, progress: bool = False) -> ObjectBoxes:
@@ -92,17 +81,30 @@ def own_boxes(data: ImageDataset, detector: Detector, progress: bool = False) ->
     return attention.detector_boxes(data, detector, seen).top(TOP)
 
 
-def command(port: int, browser: bool = False) -> list[str]:
-    """What serves the app on loopback; give it :func:`environment`."""
-    return [
-        sys.executable, "-m", "voila", str(HERE / "search.ipynb"), "--template=offline",
-        f"--port={port}", "--Voila.ip=127.0.0.1", "--show_tracebacks=True",
-        *([] if browser else ["--no-browser"]),
-    ]  # fmt: skip
+def main() -> int:
+    """Make the indexes, then serve the app on loopback."""
+    config.tune_process()
+    parser = argparse.ArgumentParser(prog="python -m objemb_lib.show.app", description=__doc__)
+    parser.add_argument("--photos", help="folder to search (default: mini-battles)")
+    parser.add_argument("--port", type=int, default=8866)
+    parser.add_argument("--no-browser", action="store_true", help="only print the address")
+    asked = parser.parse_args()
+    if asked.photos:
+        os.environ[PHOTOS] = str(Path(asked.photos).resolve())
+    paths = [str(HERE), os.environ.get("JUPYTER_PATH", "")]  # our page template is there
+    os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, paths))
+    try:
+        ways(gallery(), progress=True)
+    except ObjembError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"The search is at http://127.0.0.1:{asked.port}/ until you press Ctrl+C.", flush=True)
+    command = [sys.executable, "-m", "voila", str(HERE / "voila" / "search.ipynb"),
+               "--template=offline", f"--port={asked.port}", "--Voila.ip=127.0.0.1",
+               "--show_tracebacks=True"]  # fmt: skip
+    command += ["--no-browser"] if asked.no_browser else []
+    return os.execv(sys.executable, command)
 
 
-def environment(photos: str = "") -> dict[str, str]:
-    """The environment of :func:`command`: our page template, and the folder to be searched."""
-    paths = [str(HERE), os.environ.get("JUPYTER_PATH", "")]
-    given = {"JUPYTER_PATH": os.pathsep.join(filter(None, paths))}
-    return dict(os.environ) | given | ({PHOTOS: str(Path(photos).resolve())} if photos else {})
+if __name__ == "__main__":
+    sys.exit(main())
