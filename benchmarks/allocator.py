@@ -24,12 +24,13 @@ from objemb_lib.cache import atomic_write_text
 from objemb_lib.data.catalogue import load_splits
 from objemb_lib.detect.features import DetectorTrunk
 from objemb_lib.detect.weights import load_detector
-from objemb_lib.embed.extract import extract_regions
-from objemb_lib.embed.regions import ROI, WHOLE
+from objemb_lib.embed.extract import ExtractOptions, extract_regions
+from objemb_lib.embed.regions import WHOLE, roi
 from objemb_lib.embed.trunks import load_trunk
 
 RESULT = Path(__file__).parent / "results" / "allocator.json"
 WAYS = {"as glibc does": {"MALLOC_CHECK_": "0"}, "kept": {}}  # any such name keeps ours away
+OPTIONS = ExtractOptions(cache=False, progress=False)
 PAIRS = [("stage4", "spoc"), ("stage4", "rmac"), ("head", "crow")]
 
 
@@ -39,7 +40,7 @@ def once(images: int) -> dict[str, float]:
     networks = load_trunk("efficientnet_lite0"), DetectorTrunk(load_detector("faster_rcnn"))
     before, start = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
     for network in networks:
-        extract_regions(data, network, PAIRS, [WHOLE, ROI], cache=False, progress=False)
+        extract_regions(data, network, PAIRS, {"whole": WHOLE, "RoI": roi(data)}, OPTIONS)
     after = resource.getrusage(resource.RUSAGE_SELF)
     return {
         "seconds": time.perf_counter() - start,

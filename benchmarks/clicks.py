@@ -22,10 +22,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from objemb_lib.attend.sources import grid
 from objemb_lib.cache import atomic_write_text
 from objemb_lib.data.catalogue import load_splits
 from objemb_lib.detect.weights import load_detector
-from objemb_lib.embed.boxes import ObjectRegion, grid
+from objemb_lib.embed.regions import Region
 from objemb_lib.embed.trunks import load_trunk
 from objemb_lib.search.retriever import build
 from objemb_lib.show import app
@@ -54,7 +55,7 @@ def main() -> None:
     data = data.subset(range(min(asked.images, len(data))))
     pairs, context = app.TEACHER
     detector = load_detector("faster_rcnn")
-    way = build(data, load_trunk("efficientnet_lite0"), pairs, ObjectRegion(grid(data), context),
+    way = build(data, load_trunk("efficientnet_lite0"), pairs, Region(grid(data), context=context),
                 find=lambda photograph: app.own_boxes(photograph, detector))  # fmt: skip
     widget, rng = ObjectSearch(way), np.random.default_rng(0)
     images = rng.integers(len(data), size=asked.clicks + 1).tolist()

@@ -26,8 +26,8 @@ from torchvision.transforms import functional as transforms
 
 from objemb_lib.cache import atomic_write_text
 from objemb_lib.data.mini_battles import mini_battles
-from objemb_lib.embed.extract import extract
-from objemb_lib.embed.regions import CROP, WHOLE
+from objemb_lib.embed.extract import ExtractOptions, extract
+from objemb_lib.embed.regions import WHOLE, crop, model_input
 from objemb_lib.embed.trunks import Trunk, load_trunk
 from objemb_lib.embed.whitening import l2
 from objemb_lib.measure.metrics import evaluate, paired_difference
@@ -57,7 +57,7 @@ def forward(trunk: Trunk, pixels: torch.Tensor, size: int, layout: torch.memory_
 
 def speeds(dataset, trunk: Trunk, rounds: int) -> dict[str, float]:
     """Median images a second of each variant."""
-    stack = np.stack([WHOLE.pixels(dataset, i, 256) for i in range(len(dataset))])
+    stack = np.stack([model_input(dataset.image(i), 256) for i in range(len(dataset))])
     pixels = trunk.normalise(torch.from_numpy(stack).permute(0, 3, 1, 2).contiguous())
     last, first = torch.channels_last, torch.contiguous_format
     plain_last = copy.deepcopy(trunk).to(memory_format=last)
@@ -71,9 +71,11 @@ def speeds(dataset, trunk: Trunk, rounds: int) -> dict[str, float]:
         "forward: + batch 4 (shipped)": lambda: forward(fast, pixels, 4, last),
         "forward: + bf16 (not shipped)": lambda: forward(half, pixels.bfloat16(), 4, last),
         "extract, files to vectors": lambda: extract(
-            dataset, trunk, pair, cache=False, progress=False
+            dataset, trunk, pair, options=ExtractOptions(cache=False, progress=False)
         ),
-        "extract again, from the cache": lambda: extract(dataset, trunk, pair, progress=False),
+        "extract again, from the cache": lambda: extract(
+            dataset, trunk, pair, options=ExtractOptions(progress=False)
+        ),
     }
     seconds = {name: [] for name in variants}
     for round_ in range(rounds + 1):  # the first one warms up
@@ -89,9 +91,9 @@ def bf16_costs(trunk: Trunk) -> dict[str, str]:
     """What bf16 does to R@1 on the battle split: the reason that it is not shipped."""
     battle, found = mini_battles("battle"), {}
     pairs = [("head", "spoc"), ("head", "gem")]
-    for region in (WHOLE, CROP):
+    for region in (WHOLE, crop(battle)):
         half, full = (
-            extract(battle, trunk, pairs, region, precision=p, progress=False)
+            extract(battle, trunk, pairs, region, ExtractOptions(precision=p, progress=False))
             for p in ("bf16", "fp32")
         )
         for pair in pairs:

@@ -29,9 +29,9 @@ from pycocotools import mask as coco_mask
 
 from objemb_lib.cache import atomic_write_text
 from objemb_lib.data.mini_battles import mini_battles
-from objemb_lib.embed.boxes import ObjectBoxes, ObjectRegion
+from objemb_lib.embed.boxes import Boxes
 from objemb_lib.embed.pooling import POOLINGS
-from objemb_lib.embed.regions import WHOLE, cut
+from objemb_lib.embed.regions import Region, cut, model_input
 from objemb_lib.embed.trunks import Trunk, load_trunk
 
 RESULT = Path(__file__).parent / "results" / "objects.json"
@@ -99,15 +99,15 @@ def weights_of(dataset, boxes: list[torch.Tensor], size: int) -> Callable[[int],
         runs.append(coco_mask.encode(np.asfortranarray(np.stack(discs, 2).astype(np.uint8))))
     for mask in (mask for many in runs for mask in many):
         mask["counts"] = mask["counts"].decode()
-    found = ObjectBoxes("discs", [b.numpy() for b in boxes], masks=runs)
-    region = ObjectRegion(found, masked=True)
-    return lambda i: region.weights(dataset, i)
+    found = Boxes("discs", [b.numpy() for b in boxes], masks=runs)
+    region = Region(found, masked=True)
+    return lambda i: region.mask_shares(i, (size, size))
 
 
 def bare(dataset, trunk: Trunk, size: int) -> dict[str, Callable[[], None]]:
     """Variants from decoded pixels to vectors."""
     fast = trunk.for_inference(CPU)
-    stack = np.stack([WHOLE.pixels(dataset, i, size) for i in range(len(dataset))])
+    stack = np.stack([model_input(dataset.image(i), size) for i in range(len(dataset))])
     pixels = fast.normalise(torch.from_numpy(stack).permute(0, 3, 1, 2))
     batches = list(pixels.contiguous(memory_format=torch.channels_last).split(BATCH))
     many = {k: boxes_of(len(dataset), k, size) for k in COUNTS}

@@ -17,21 +17,20 @@ from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from objemb_lib.attend import attention
 from objemb_lib.attend.objects import image_scores, oracle_query, retrieval_scores, top1_query
+from objemb_lib.attend.sources import detector_boxes, run_detector, sources
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.folder import folder
 from objemb_lib.data.mini_battles import mini_battles
 from objemb_lib.detect.metrics import crowds
 from objemb_lib.detect.weights import load_detector
-from objemb_lib.embed import boxes
-from objemb_lib.embed.boxes import ObjectRegion
-from objemb_lib.embed.extract import Objects, extract_objects
+from objemb_lib.embed.boxes import true_boxes
+from objemb_lib.embed.extract import ExtractOptions, Objects, extract_objects
+from objemb_lib.embed.regions import Region
 from objemb_lib.embed.trunks import load_trunk
 from objemb_lib.embed.whitening import l2
 from objemb_lib.measure import claims
@@ -43,6 +42,7 @@ PAIRS = [(stage, pooling) for stage in BODY for pooling in ("spoc", "rmac", "cro
 METRICS = ("mAP", "R@1")
 SMALLEST = 32  # pixels: smaller objects are a few cells of the map
 CONTEXTS = (-0.1, -0.2, -0.3)
+QUIET = ExtractOptions(progress=False)
 
 
 # --- COCO: a true box asks for images that hold its category -----------------------------
@@ -78,17 +78,17 @@ def by_category(data: ImageDataset, scores: np.ndarray, owners, categories) -> E
     return Evaluation(found, owners, np.arange(len(owners)), f"{data.name}/{data.split} f")
 
 
-def coco_ways(data: ImageDataset, detector) -> dict[str, list[ObjectRegion]]:
+def coco_ways(data: ImageDataset, detector) -> dict[str, list[Region]]:
     """What is looked at in each way; the first region of a list is the one that asks."""
-    true = boxes.true_boxes(data)
-    sources = attention.sources(data, detector=detector, progress=False)
-    whole, plain = sources["whole image"], ObjectRegion(true)
+    true = true_boxes(data)
+    named = sources(data, detector, progress=False)
+    whole, plain = named["whole image"], Region(true)
     ways = {"whole image": [whole, whole], "true boxes": [plain, plain]}
     for context in CONTEXTS:
-        ways[f"true boxes, context {context}"] = [ObjectRegion(true, context)] * 2
-    ways["true masks"] = [ObjectRegion(true, masked=True)] * 2
+        ways[f"true boxes, context {context}"] = [Region(true, context=context)] * 2
+    ways["true masks"] = [Region(true, masked=True)] * 2
     for name in ("detector, top 5", "proposals, top 10", "R-MAC grid", "random boxes"):
-        ways[name] = [plain, sources[name]]
+        ways[name] = [plain, named[name]]
     return ways
 
 
@@ -96,24 +96,23 @@ def coco_vectors(data: ImageDataset, trunk, detector) -> dict[str, list]:
     """Asking and answering objects of each way, with a way of crops."""
     ways = coco_ways(data, detector)
     regions = {r.name: r for pair in ways.values() for r in pair}
-    found = extract_objects(data, trunk, PAIRS, list(regions.values()), progress=False)
+    regions["crops"] = Region(true_boxes(data), "pixels")
+    found = extract_objects(data, trunk, PAIRS, regions, QUIET)
     made = {way: [found[r.name] for r in pair] for way, pair in ways.items()}
-    crops = extract_objects(
-        data, trunk, PAIRS, [boxes.true_boxes(data)], on="pixels", progress=False
-    )
-    made["crops of true boxes"] = [crops["true boxes"]] * 2
-    asking, answering = students(data, [boxes.true_boxes(data)])
+    made["crops of true boxes"] = [found["crops"]] * 2
+    asking, answering = students(data, Region(true_boxes(data)))
     made["student, true boxes"] = [asking, asking]
     return made | {"student, its own boxes": [asking, answering]}
 
 
-def students(data: ImageDataset, others: Sequence[boxes.ObjectBoxes] = ()) -> list[Objects]:
+def students(data: ImageDataset, *others: Region) -> list[Objects]:
     """The shipped student's vectors of some boxes, last of its own five best."""
     student = load_student()
-    seen = attention.run_detector(data, student.detector, progress=False)
-    own = attention.detector_boxes(data, student.detector, seen).top(5, name="its own boxes")
+    seen = run_detector(data, student.detector, progress=False)
+    own = Region(detector_boxes(data, student.detector, seen).top(5, name="its own boxes"))
     trunk, pair = StudentTrunk(student), ("student", "spoc")
-    return list(extract_objects(data, trunk, [pair], [*others, own], progress=False).values())
+    regions = {region.name: region for region in (*others, own)}
+    return list(extract_objects(data, trunk, [pair], regions, QUIET).values())
 
 
 def coco_scores(data: ImageDataset, asking, answering, pair) -> Evaluation:
@@ -146,9 +145,9 @@ def groceries(place: Path, trunk, detector) -> None:
     """Any object of the photograph asks; the iconic picture answers with any of its own."""
     data = grocery_store(place)
     chosen = chosen_on_battles(trunk, detector)
-    sources = attention.sources(data, list(chosen), detector, progress=False)
+    named = sources(data, detector, truth=False, progress=False)
     wanted = sorted(set(chosen.values()))
-    found, objects = {}, extract_objects(data, trunk, wanted, sources.values(), progress=False)
+    found, objects = {}, extract_objects(data, trunk, wanted, named, QUIET)
     mine = "student, its own boxes"
     (objects[mine],), chosen[mine] = students(data), ("student", "spoc")
     for name, some in objects.items():
@@ -186,10 +185,8 @@ def chosen_on_battles(trunk, detector) -> dict[str, tuple[str, str]]:
     """Stage and pooling that train scenes choose for each source that needs no truth."""
     train = mini_battles("train").first_of_each(3)
     train = train.subset(train.labels % 2 == 0)
-    names = ["whole image", "detector, top 1", "detector, top 3", "detector, top 5",
-             "detector masks, top 5", "proposals, top 10", "R-MAC grid", "centre box"]  # fmt: skip
-    sources, found = attention.sources(train, names, detector, progress=False), {}
-    objects = extract_objects(train, trunk, PAIRS, sources.values(), progress=False)
+    named, found = sources(train, detector, truth=False, progress=False), {}
+    objects = extract_objects(train, trunk, PAIRS, named, QUIET)
     for name, some in objects.items():
         found[name] = max(PAIRS, key=lambda pair: _on_train(some, pair, train))
     return found

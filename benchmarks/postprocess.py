@@ -30,10 +30,15 @@ from billion import rewritten
 from objemb_lib.cache import atomic_write_text
 from objemb_lib.data.catalogue import load_splits
 from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.embed.extract import extract, extract_scales
-from objemb_lib.embed.regions import CROP, WHOLE, Region
+from objemb_lib.embed.extract import ExtractOptions, extract
+from objemb_lib.embed.regions import WHOLE, Region, crop
 from objemb_lib.embed.trunks import Trunk, load_trunk
-from objemb_lib.embed.whitening import alpha_query_expansion, database_augmentation, l2
+from objemb_lib.embed.whitening import (
+    alpha_query_expansion,
+    database_augmentation,
+    l2,
+    multiscale_mean,
+)
 from objemb_lib.measure.metrics import Evaluation, evaluate, evaluate_scores, paired_difference
 from objemb_lib.search.rerank import diffusion, k_reciprocal
 
@@ -41,7 +46,10 @@ RESULT = Path(__file__).parent / "results" / "postprocess.json"
 PAGE = Path(__file__).parents[1] / "docs" / "postprocessing.md"
 START, END = "<!-- generated: python benchmarks/postprocess.py --page -->", "<!-- end -->"
 SIZE, DATA = 256, "mini-battles"
-BASES = {"whole image": (WHOLE, ("head", "crow")), "crop": (CROP, ("head", "rmac"))}
+BASES = {
+    "whole image": (lambda _: WHOLE, ("head", "crow")),
+    "crop": (crop, ("head", "rmac")),
+}
 METRICS = ("mAP", "R@1")
 
 Step = Callable[..., Evaluation]
@@ -104,15 +112,18 @@ def line(name: str, how: dict, found: Evaluation, plain: Evaluation, seconds: fl
 
 
 def compared(
-    trunk: Trunk, region: Region, pair: tuple[str, str], train: ImageDataset, tests: dict
+    trunk: Trunk,
+    region: Callable[[ImageDataset], Region],
+    pair: tuple[str, str],
+    train: ImageDataset,
+    tests: dict,
 ) -> list[dict]:
     """All steps on one kind of vectors."""
-    vectors = {d: l2(extract(d, trunk, [pair], region)[pair]) for d in (train, *tests.values())}
+    vectors = {d: l2(extract(d, trunk, [pair], region(d))[pair]) for d in (train, *tests.values())}
 
     def scales(x: np.ndarray, data: ImageDataset, sizes: tuple[int, ...]) -> Evaluation:
-        return evaluate(
-            extract_scales(data, trunk, [pair], sizes, region)[pair], data, None, METRICS
-        )
+        each = [extract(data, trunk, [pair], region(data), ExtractOptions(s)) for s in sizes]
+        return evaluate(multiscale_mean([one[pair] for one in each]), data, None, METRICS)
 
     table = []
     steps = {SIZES: (scales, {"sizes": SCALES}), **STEPS}
@@ -124,7 +135,7 @@ def compared(
             found = step(vectors[data], data, **how)
             row = line(name, how, found, plain[test], time.perf_counter() - start)
             about = {"data": f"{data.name}/{data.split}", "trunk": trunk.name, "size": SIZE,
-                     "stage": pair[0], "pooling": pair[1], "region": region.name}  # fmt: skip
+                     "stage": pair[0], "pooling": pair[1], "region": region(data).name}  # fmt: skip
             values = {f"plain {m}": round(plain[test].mean(m), 4) for m in METRICS}
             table.append(about | values | row)
             print(table[-1])

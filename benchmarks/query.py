@@ -37,10 +37,10 @@ from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.images import load_image
 from objemb_lib.data.mini_battles import mini_battles
 from objemb_lib.detect.weights import load_detector
-from objemb_lib.embed.boxes import ObjectBoxes
-from objemb_lib.embed.extract import Objects, extract_objects
+from objemb_lib.embed.boxes import Boxes
+from objemb_lib.embed.extract import ExtractOptions, Objects, extract
 from objemb_lib.embed.pooling import POOLINGS
-from objemb_lib.embed.regions import cut
+from objemb_lib.embed.regions import Region, cut
 from objemb_lib.embed.trunks import load_trunk
 from objemb_lib.embed.whitening import l2
 from objemb_lib.search.objects import ObjectIndex
@@ -163,10 +163,9 @@ def filled(real: list[Answer], n: int, seed: int = 0) -> tuple[ObjectIndex, Cloc
     mean = len(vectors) / len(real)
     drawn = [real[i][0] for i in rng.integers(len(real), size=int(2 * n / mean) + 9)]
     most = int(np.searchsorted(np.cumsum([len(b) for b in drawn]), n)) + 1
-    where = ObjectBoxes("grown", drawn[:most])
+    where = Boxes("grown", drawn[:most])
     grown = synthetic_vectors(vectors, len(where.owners), seed)
-    scores = np.concatenate(where.scores)
-    objects = Objects({PAIR: grown}, where.owners, np.concatenate(where.boxes), scores, where)
+    objects = Objects({PAIR: grown}, where)
     index = ObjectIndex(vectors.shape[1])
     with clock("fill"):
         index.add(objects, PAIR, [f"{i}.jpg" for i in range(most)])
@@ -254,9 +253,9 @@ def extraction_growth(dataset: ImageDataset, counts: list[int]) -> tuple[dict[in
     trunk, seconds = load_trunk(), {}
     for count in counts[:1] + counts:
         some = dataset.subset(range(count))
-        boxes = ObjectBoxes("true boxes", [b if len(b) else [[0, 0, 9, 9]] for b in some.boxes])
+        boxes = Boxes("true boxes", [b if len(b) else [[0, 0, 9, 9]] for b in some.boxes])
         start = time.perf_counter()
-        extract_objects(some, trunk, [PAIR], [boxes], cache=False, progress=False)
+        extract(some, trunk, [PAIR], Region(boxes), ExtractOptions(cache=False, progress=False))
         seconds[count] = round(time.perf_counter() - start, 3)
     return seconds, exponent(counts, [seconds[c] for c in counts])
 

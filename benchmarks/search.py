@@ -35,7 +35,8 @@ import torch
 from objemb_lib.cache import atomic_path, atomic_write_text
 from objemb_lib.data import catalogue
 from objemb_lib.embed.boxes import true_boxes
-from objemb_lib.embed.extract import extract_objects
+from objemb_lib.embed.extract import extract
+from objemb_lib.embed.regions import Region
 from objemb_lib.embed.whitening import PCAWhitening, l2
 from objemb_lib.search.index import Index, fastest_backend, recall, rerank
 from objemb_lib.search.synthetic import synthetic_vectors
@@ -55,8 +56,7 @@ def collection(n: int, n_queries: int, dim: int) -> tuple[np.ndarray, np.ndarray
     roles, network = catalogue.load_splits("mini-battles"), StudentTrunk(load_student())
     real = []
     for data in (roles.train, next(iter(roles.tests.values()))):
-        (some,) = extract_objects(data, network, [PAIR], [true_boxes(data)]).values()
-        real.append(l2(some.vectors[PAIR]))
+        real.append(l2(extract(data, network, [PAIR], Region(true_boxes(data)))[PAIR]))
     pca = PCAWhitening(dim, whiten=False).fit(real[0])
     queries = np.random.default_rng(0).permutation(pca(real[1]))[:n_queries]
     return synthetic_vectors(pca(real[0]), n), np.ascontiguousarray(queries)

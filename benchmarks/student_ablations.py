@@ -26,8 +26,8 @@ from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.mini_battles import mini_battles
 from objemb_lib.detect.metrics import coco_ap, detect
 from objemb_lib.detect.weights import load_detector
-from objemb_lib.embed.extract import extract
-from objemb_lib.embed.regions import CROP, ROI
+from objemb_lib.embed.extract import ExtractOptions, extract
+from objemb_lib.embed.regions import crop, roi
 from objemb_lib.embed.trunks import load_trunk
 from objemb_lib.embed.whitening import PCAWhitening, l2
 from objemb_lib.measure.metrics import evaluate
@@ -54,7 +54,7 @@ def teacher(trunk: str = "efficientnet_lite0", **how: object) -> Teacher:
 def whitened() -> Teacher:
     train = mini_battles("train").first_of_each(5)
     pair = ("head", "rmac")
-    vectors = l2(extract(train, load_trunk(), [pair], CROP, SIDE, progress=False)[pair])
+    vectors = l2(extract(train, load_trunk(), [pair], crop(train), ExtractOptions(SIDE))[pair])
     return teacher(whitening=PCAWhitening(WHITENED, shrink=0.3).fit(vectors))
 
 
@@ -105,7 +105,7 @@ def score(student: Student) -> dict:
     """mAP of each battle object by true boxes, and box AP."""
     battle, pair = mini_battles("battle").first_of_each(3), ("student", "spoc")
     trunk = StudentTrunk(student)
-    vectors = extract(battle, trunk, [pair], ROI, cache=False, progress=False)[pair]
+    vectors = extract(battle, trunk, [pair], roi(battle), ExtractOptions(cache=False))[pair]
     found = evaluate(l2(vectors), battle, metrics=["mAP"])
     objects = np.unique(found.groups)
     means = [float(found.values["mAP"][found.groups == k].mean()) for k in objects]

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.embed.boxes import ObjectBoxes, true_boxes
+from objemb_lib.embed.boxes import Boxes, true_boxes
 from objemb_lib.embed.extract import Objects
 from objemb_lib.search.objects import ObjectIndex
 from objemb_lib.search.retriever import Retriever
@@ -39,7 +39,7 @@ def coloured(folder: Path) -> ImageDataset:
     )  # fmt: skip
 
 
-def mean_colours(dataset: ImageDataset, where: ObjectBoxes) -> np.ndarray:
+def mean_colours(dataset: ImageDataset, where: Boxes) -> np.ndarray:
     """``(M, 3)``: mean colour of each box, around grey."""
     crops = [
         np.asarray(dataset.image(i).crop(np.round(box).astype(int).tolist()))
@@ -52,7 +52,6 @@ def mean_colours(dataset: ImageDataset, where: ObjectBoxes) -> np.ndarray:
 def by_colour(dataset: ImageDataset, network: str = "colour", main_only: bool = False) -> Retriever:
     """A gallery of true boxes."""
     where = true_boxes(dataset, main_only)
-    parts = (where.owners, np.concatenate(where.boxes), np.concatenate(where.scores), where)
     index = ObjectIndex(3)
-    index.add(Objects({PAIR: mean_colours(dataset, where)}, *parts), PAIR, dataset.files)
+    index.add(Objects({PAIR: mean_colours(dataset, where)}, where), PAIR, dataset.files)
     return Retriever(dataset, index, network, where.name, mean_colours)

@@ -7,7 +7,7 @@ import pytest
 
 from objemb_lib.data.catalogue import DATASETS
 from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.embed.boxes import ObjectBoxes, true_boxes
+from objemb_lib.embed.boxes import Boxes, true_boxes
 from objemb_lib.embed.extract import Objects
 from objemb_lib.embed.whitening import l2
 from objemb_lib.search.objects import ObjectIndex
@@ -27,7 +27,7 @@ def scenes(count: int = 15) -> ImageDataset:
     return battle.subset(np.concatenate(three))
 
 
-def colours(dataset: ImageDataset, where: ObjectBoxes, cells: int = 4) -> np.ndarray:
+def colours(dataset: ImageDataset, where: Boxes, cells: int = 4) -> np.ndarray:
     """``(M, 48)``: mean colours of a grid of cells of each box, around grey."""
     found = []
     for i, boxes in enumerate(where.boxes):
@@ -41,8 +41,7 @@ def retriever(dataset: ImageDataset, cells: int = 4, main_only: bool = False) ->
     """A gallery of true boxes by their colours; ``cells`` makes it another network."""
     where = true_boxes(dataset, main_only)
     vectors = {PAIR: colours(dataset, where, cells)}
-    parts = (where.owners, np.concatenate(where.boxes), np.concatenate(where.scores), where)
     index = ObjectIndex(vectors[PAIR].shape[1])
-    index.add(Objects(vectors, *parts), PAIR, dataset.files)
+    index.add(Objects(vectors, where), PAIR, dataset.files)
     embed = lambda data, boxes: colours(data, boxes, cells)  # noqa: E731
     return Retriever(dataset, index, f"colours, {cells} cells", where.name, embed)

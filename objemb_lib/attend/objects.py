@@ -15,7 +15,7 @@ from torchvision.ops import box_iou
 
 from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.embed.boxes import ObjectBoxes
+from objemb_lib.embed.boxes import Boxes
 from objemb_lib.embed.extract import Objects
 from objemb_lib.measure.metrics import evaluate_scores
 
@@ -198,7 +198,7 @@ def first_right(vectors: np.ndarray, image: np.ndarray, labels: np.ndarray) -> n
     return found
 
 
-def meets_main(dataset: ImageDataset, where: ObjectBoxes) -> np.ndarray:
+def meets_main(dataset: ImageDataset, where: Boxes) -> np.ndarray:
     """``(N,)`` boolean: whether one of the boxes lies on the main object (IoU 0.5)."""
     labels = [[object_label(dataset, i, box) for box in many] for i, many in enumerate(where.boxes)]
     return np.array([own in some for own, some in zip(dataset.labels.tolist(), labels)])

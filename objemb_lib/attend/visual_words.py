@@ -23,12 +23,12 @@ from objemb_lib import config
 from objemb_lib.cache import Store
 from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.embed.regions import CROP, WHOLE, Region
 from objemb_lib.embed.whitening import l2
 
 DIM = 128  # of a SIFT descriptor: 4 x 4 cells, 8 directions
 WORDS = 2000  # best of 500, 1000 and 2000 on mini-battles' train split
-LONGER_SIDE = {WHOLE: 256, CROP: 96}  # pixels; for crops best of 64, 96, 128, 160 and 256 on train
+# Pixels of the whole image, and of the main object alone: there best of 64 to 256 on train.
+LONGER_SIDE = {False: 256, True: 96}
 ITERATIONS, POINTS_PER_WORD = 10, 50  # of k-means: it learns from a sample of the descriptors
 IMAGES_AT_ONCE = 64  # whose words are looked up together
 VERSION = 1  # raise when the code changes the numbers
@@ -51,34 +51,30 @@ def root_sift(image: Image.Image) -> np.ndarray:
 
 def describe(
     dataset: ImageDataset,
-    region: Region = WHOLE,
+    crop: bool = False,
     longer_side: int | None = None,
     progress: bool = True,
 ) -> list[np.ndarray]:
     """:func:`root_sift` of every image, or of every main object cut out with its true box.
 
     Args:
-        region: ``WHOLE`` or ``CROP``.
+        crop: only the main object, by the true box.
         longer_side: in pixels, of what SIFT sees; the aspect ratio is kept, since squeezing would
             change the shape of what a key point sees. Default :data:`LONGER_SIDE`.
     Returns:
         ``N`` arrays ``(n_i, 128)``.
     Raises:
-        DataError: another region, a size below 1, or no box. ImageError: naming the file.
+        DataError: a size below 1, or no box. ImageError: naming the file.
     """
-    if region not in LONGER_SIDE:
-        raise DataError(f"no visual words for {region}", "Use regions.WHOLE or regions.CROP.")
-    side = LONGER_SIDE[region] if longer_side is None else longer_side
+    side = LONGER_SIDE[crop] if longer_side is None else longer_side
     if side < 1:
         raise DataError(f"images of {side} pixels", "Use a longer_side of at least 1.")
 
     def one(i: int) -> np.ndarray:
         image = dataset.image(i)
-        return root_sift(
-            _resized(_main_object(dataset, i, image) if region == CROP else image, side)
-        )
+        return root_sift(_resized(_main_object(dataset, i, image) if crop else image, side))
 
-    what = f"{dataset.name}/{dataset.split}, SIFT, {region.name}, {side} px"
+    what = f"{dataset.name}/{dataset.split}, SIFT, {side} px"
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
         each = threads.map(one, range(len(dataset)))
         return list(tqdm(each, what, len(dataset), unit="image", disable=not progress))
@@ -87,7 +83,7 @@ def describe(
 def _main_object(dataset: ImageDataset, i: int, image: Image.Image) -> Image.Image:
     """Image ``i`` inside its first box, in whole pixels, at least one."""
     if not len(dataset.boxes[i]):
-        raise DataError(f"{dataset.files[i]} has no box", "Use the whole image (WHOLE).")
+        raise DataError(f"{dataset.files[i]} has no box", "Use the whole image (crop=False).")
     x0, y0, x1, y1 = map(float, dataset.boxes[i][0])
     left, top = (max(0, min(floor(a), b - 1)) for a, b in zip((x0, y0), image.size))
     right, bottom = max(min(ceil(x1), image.width), left + 1), min(ceil(y1), image.height)
@@ -228,7 +224,7 @@ def _joined(descriptors: Sequence[np.ndarray], dim: int | None = None) -> np.nda
 def bag_of_visual_words(
     dataset: ImageDataset,
     train: ImageDataset,
-    region: Region = WHOLE,
+    crop: bool = False,
     words: int = WORDS,
     seed: int = config.SEED,
     cache: bool = True,
@@ -236,11 +232,11 @@ def bag_of_visual_words(
 ) -> np.ndarray:
     """tf-idf vectors of every image, or of every main object, for :func:`evaluate.evaluate`.
 
-    Words and weights come from the same region of ``train``. Cached by content, as
+    Words and weights come from the same part of ``train``. Cached by content, as
     :func:`extract.extract` does.
 
     Args:
-        region: ``WHOLE`` or ``CROP``. words, seed: see :class:`Vocabulary`.
+        crop: only the main object. words, seed: see :class:`Vocabulary`.
         cache: False neither reads nor writes the cache.
     Returns:
         ``(N, words)`` float32, L2-normalised; zero for an image without key points.
@@ -250,13 +246,13 @@ def bag_of_visual_words(
     """
 
     def compute() -> np.ndarray:
-        vocabulary = Vocabulary(words, seed).fit(describe(train, region, progress=progress))
-        return vocabulary(describe(dataset, region, progress=progress))
+        vocabulary = Vocabulary(words, seed).fit(describe(train, crop, progress=progress))
+        return vocabulary(describe(dataset, crop, progress=progress))
 
     if not cache:
         return compute()
     key = {"version": VERSION, "data": dataset.fingerprint, "train": train.fingerprint}
-    key |= {"region": region, "side": LONGER_SIDE.get(region), "words": words, "seed": seed}
+    key |= {"crop": crop, "side": LONGER_SIDE[crop], "words": words, "seed": seed}
     key |= {"opencv": cv2.__version__, "faiss": faiss.__version__}
     store = Store(config.cache_root() / "embeddings", {k: str(v) for k, v in key.items()})
     pair = ("sift", "tf-idf")

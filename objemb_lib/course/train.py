@@ -43,8 +43,8 @@ import torch
 from safetensors.torch import load_file
 
 from objemb_lib import config
-from objemb_lib.attend import attention
 from objemb_lib.attend.objects import oracle_query, retrieval_scores
+from objemb_lib.attend.sources import detector_boxes, run_detector
 from objemb_lib.config import ObjembError
 from objemb_lib.data.catalogue import load_splits
 from objemb_lib.data.coco import coco_photographs
@@ -54,9 +54,9 @@ from objemb_lib.detect.detectors import KINDS, Detector, build_detector
 from objemb_lib.detect.features import DetectorTrunk
 from objemb_lib.detect.metrics import coco_ap, detect, main_recall
 from objemb_lib.detect.weights import load_detector, load_state, read_card, save_weights
-from objemb_lib.embed.boxes import ObjectRegion, true_boxes
-from objemb_lib.embed.extract import extract_objects, extract_regions
-from objemb_lib.embed.regions import CROP, ROI, WHOLE
+from objemb_lib.embed.boxes import true_boxes
+from objemb_lib.embed.extract import ExtractOptions, extract_objects, extract_regions
+from objemb_lib.embed.regions import WHOLE, Region, crop, roi
 from objemb_lib.embed.trunks import Trunk, load_trunk
 from objemb_lib.embed.whitening import l2
 from objemb_lib.measure.metrics import evaluate, evaluate_scores
@@ -138,9 +138,9 @@ def curve(detector: Detector, folder: Path, schedule: Schedule, dataset: ImageDa
     for step in (*schedule.snapshots, schedule.steps):
         path = snapshot_path(folder, step)
         trunk = DetectorTrunk(load_state(moving, load_file(path), path))
-        vectors = extract_regions(
-            dataset, trunk, CURVE, [WHOLE, ROI, CROP], detector.size, cache=False, progress=False
-        )
+        regions = {region.name: region for region in (WHOLE, roi(dataset), crop(dataset))}
+        options = ExtractOptions(detector.size, cache=False, progress=False)
+        vectors = extract_regions(dataset, trunk, CURVE, regions, options)
         for region, many in vectors.items():
             for (stage, pooling), x in many.items():
                 found = evaluate(l2(x), dataset, metrics=["mAP", "R@1"])
@@ -259,19 +259,19 @@ def score_student(learnt: student.Student, dataset: ImageDataset, teacher: stude
 
     *Share* is that of the mAP that the teacher reaches with crops of the true boxes.
     """
-    true = ObjectRegion(true_boxes(dataset, main_only=True))
-    seen = attention.run_detector(dataset, learnt.detector, progress=False)
-    own = ObjectRegion(attention.detector_boxes(dataset, learnt.detector, seen).top(5))
+    true = Region(true_boxes(dataset, main_only=True))
+    seen = run_detector(dataset, learnt.detector, progress=False)
+    own = Region(detector_boxes(dataset, learnt.detector, seen).top(5))
     ways = {
-        "true boxes": (student.StudentTrunk(learnt), ("student", "spoc"), true, "map"),
-        "own boxes": (student.StudentTrunk(learnt), ("student", "spoc"), own, "map"),
-        "crop teacher": (teacher.trunk, (teacher.stage, teacher.pooling), true, "pixels"),
+        "true boxes": (student.StudentTrunk(learnt), ("student", "spoc"), true),
+        "own boxes": (student.StudentTrunk(learnt), ("student", "spoc"), own),
+        "crop teacher": (teacher.trunk, (teacher.stage, teacher.pooling), crop(dataset)),
     }
     scores = {}
-    for name, (trunk, pair, region, on) in ways.items():
-        size = learnt.detector.size if on == "map" else teacher.size
-        (some,) = extract_objects(dataset, trunk, [pair], [region], size, on=on,
-                                  cache=False, progress=False).values()  # fmt: skip
+    for name, (trunk, pair, region) in ways.items():
+        size = learnt.detector.size if region.on == "map" else teacher.size
+        options = ExtractOptions(size, cache=False, progress=False)
+        some = extract_objects(dataset, trunk, [pair], {name: region}, options)[name]
         vectors, asking = l2(some.vectors[pair]), oracle_query(some, dataset)
         found = evaluate_scores(retrieval_scores(vectors, some, asking, dataset, "best"), dataset)
         scores |= {f"{name}, {m}": round(found.mean(m), 4) for m in ("mAP", "R@1")}

@@ -89,13 +89,13 @@ def gem(features: Tensor, p: float = 3.0, eps: float = 1e-6) -> Tensor:
     return top[..., 0, 0] * (features / top).pow(p).mean(dim=(2, 3)).pow(1 / p)
 
 
-def _rmac_grid(height: int, width: int, levels: int) -> list[tuple[int, list[int], list[int]]]:
+def rmac_grid(height: int, width: int, levels: int) -> list[tuple[int, list[int], list[int]]]:
     """R-MAC's squares, level by level: their side, and the rows and columns where they begin.
 
     Level l has squares of side ``2 min(H, W) / (l + 1)``: l along the short side and
     l + m - 1 along the long one, where m squares at level 1 overlap by about 40 %.
 
-    >>> _rmac_grid(2, 3, 1), _rmac_grid(8, 8, 3)[1:]
+    >>> rmac_grid(2, 3, 1), rmac_grid(8, 8, 3)[1:]
     ([(2, [0], [0, 1])], [(5, [0, 3], [0, 3]), (4, [0, 2, 4], [0, 2, 4])])
     """
     short, long = min(height, width), max(height, width)
@@ -141,7 +141,7 @@ def rmac(features: Tensor, levels: int = 3) -> Tensor:
         raise DataError(f"R-MAC needs at least one level, got {levels}", "Use levels = 3.")
     features = _as_float32(features)
     total = 0.0
-    for side, tops, lefts in _rmac_grid(*features.shape[2:], levels):
+    for side, tops, lefts in rmac_grid(*features.shape[2:], levels):
         # One pooling a level: its stride is the largest that meets every square.
         steps = [gcd(*starts) or 1 for starts in (tops, lefts)]
         maxima = F.max_pool2d(features, side, steps)

@@ -1,9 +1,7 @@
-"""Regions: where in an image to look.
+"""Regions: where in an image a vector comes from.
 
-A region says what becomes a vector. ``WHOLE`` takes the image as it is. ``CROP`` cuts the main
-object out with its true box and sends only that through the trunk, one forward pass per object.
-``ROI`` sends the whole image through and cuts the box out of the feature map (RoIAlign), so that
-one forward pass serves every box.
+The whole image; or boxes, any number an image, cut out of its *pixels* (crop and embed: a forward
+pass for each box) or of the feature *map* of the whole image (RoIAlign: one pass serves them all).
 """
 
 from __future__ import annotations
@@ -15,109 +13,171 @@ from typing import Literal, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.embed.boxes import Boxes, true_boxes, widen
 from objemb_lib.embed.trunks import Trunk, per_image
 
-TRUTH = "ground truth"
 CELLS = 7  # side of what RoIAlign cuts out, as in Fast R-CNN
 
 
-@dataclass(frozen=True)
+class CellWeights(Protocol):
+    """Weights of a map's cells, such as :class:`objemb_lib.attend.soft.ClassActivation`."""
+
+    key: str  # what decides them, for the cache
+
+    def __call__(self, maps: dict[str, Tensor]) -> Tensor: ...  # (N, h, w)
+
+
+@dataclass(frozen=True, eq=False)
 class Region:
-    """One way of looking.
+    """One way of looking at the images of a data set: what becomes a vector.
 
     Args:
-        name: for tables.
-        boxes: box source, for tables: ``none`` (the whole image) or ``ground truth``.
-        margin: context around the box, as a part of its sides.
-        on: where the box is cut out, of the ``pixels`` or of the feature ``map``.
+        boxes: of that data set; None is the whole image.
+        on: where boxes are cut out, of the feature ``map`` or of the ``pixels``.
+        context: around each box, as a part of its sides; a negative one shrinks it.
+        masked: cells of the map count by how much of them a box's mask covers.
+        weights: of the cells of the whole map (soft attention), instead of cutting boxes out.
+        called: name for tables, if not the usual.
+    Raises:
+        DataError: ``masked`` without masks, or on pixels.
     """
 
-    name: str
-    boxes: str = "none"
-    margin: float = 0.0
-    on: Literal["pixels", "map"] = "pixels"
+    boxes: Boxes | None = None
+    on: Literal["map", "pixels"] = "map"
+    context: float = 0.0
+    masked: bool = False
+    weights: CellWeights | None = None
+    called: str = ""
+
+    def __post_init__(self) -> None:
+        if self.masked and (self.boxes is None or self.boxes.masks is None):
+            raise DataError(f"{self.name} has no masks", "Use boxes, or a source with masks.")
+        if self.on == "pixels" and (self.masked or self.weights or self.boxes is None):
+            raise DataError(f"{self.name} cannot be cropped", "Crop boxes, without masks.")
 
     @property
-    def seen(self) -> Region:
-        """The region whose pixels the trunk sees: this one, or the whole image."""
-        return WHOLE if self.on == "map" else self
+    def name(self) -> str:
+        """For tables."""
+        if self.called or self.boxes is None:
+            return self.called or "whole image"
+        context = f", context {self.context:g}" if self.context else ""
+        return self.boxes.name + context + (", masked" if self.masked else "")
 
-    def pixels(self, dataset: ImageDataset, i: int, size: int) -> np.ndarray:
-        """``(size, size, 3)`` uint8: what the trunk sees of image ``i``, see :func:`view`."""
-        return view([self], dataset, i, size)[0]
+    @property
+    def source(self) -> str:
+        """Who said where to look, for tables."""
+        return self.boxes.source if self.boxes else "none"
 
-    def box(
-        self, dataset: ImageDataset, i: int, image: tuple[int, int], size: int
-    ) -> tuple[float, ...]:
-        """The box to pool, in pixels of what the trunk sees; all of it for boxes on pixels.
+    @property
+    def key(self) -> str:
+        """All that decides what is pooled, without the names: its part of a cache key."""
+        if self.weights:
+            return f"whole map, weights {self.weights.key}"
+        if self.boxes is None:
+            return "whole image"
+        masked = ", masked" if self.masked else ""
+        return f"boxes {self.boxes.digest} on {self.on}, context {self.context:g}{masked}"
+
+    def views(self, dataset: ImageDataset) -> list[tuple[int, np.ndarray | None]]:
+        """What the trunk sees: images, or a part of one for each box on pixels."""
+        if self.on == "map":
+            return [(i, None) for i in range(len(dataset))]
+        return [(i, box) for i, many in enumerate(self.boxes.boxes) for box in many]
+
+    def rows(self, views: range) -> int:
+        """The number of vectors of some views."""
+        if self.on == "pixels" or self.boxes is None or self.weights:
+            return len(views)
+        return int(self.boxes.counts[views.start : views.stop].sum())
+
+    def input_boxes(self, i: int, image: tuple[int, int], size: int) -> np.ndarray:
+        """``(K_i, 4)`` float32: what to cut out of the map of image ``i``, in input pixels.
 
         Args:
-            image: width and height of image ``i`` itself.
+            image: its width and height. size: side of what the trunk sees.
         """
-        if self.on == "pixels" or self.boxes != TRUTH:
-            return 0.0, 0.0, float(size), float(size)
-        x0, y0, x1, y1 = map(float, _main_box(dataset, i))
-        dx, dy = self.margin * (x1 - x0), self.margin * (y1 - y0)
-        ends = zip((x0 - dx, y0 - dy, x1 + dx, y1 + dy), (*image, *image))
-        return tuple(min(max(end / side * size, 0.0), float(size)) for end, side in ends)
+        if self.on == "pixels" or self.boxes is None:
+            return np.array([[0, 0, size, size]], np.float32)
+        boxes = widen(self.boxes.boxes[i], self.context, np.array(image))
+        return (boxes * (size / np.tile(image, 2))).astype(np.float32)
 
-    def rows(self, images: range) -> int:
-        """The number of vectors of some images: one each."""
-        return len(images)
-
-    def look(self, dataset: ImageDataset, i: int, image: tuple[int, int], size: int) -> np.ndarray:
-        """``(1, 4)``: :meth:`box`, as a region of many boxes gives its own."""
-        return np.array([self.box(dataset, i, image, size)], np.float32)
-
-    def features(
+    def cells(
         self, trunk: Trunk, maps: dict[str, Tensor], stage: str, boxes: Sequence[Tensor]
     ) -> Tensor:
         """The part of a stage's maps to pool.
 
         Args:
-            maps: of ``N`` images, as the trunk gives them. boxes: ``N`` times ``(1, 4)``.
+            maps: of ``N`` images, as the trunk gives them. boxes: ``N`` times ``(K_i, 4)``, of
+                :meth:`input_boxes`.
         Returns:
-            ``(N, C, h, w)``; h = w = 7 for a box on the map.
+            ``(M, C, h, w)``, the boxes of the first image first; h = w = 7 for boxes on the map.
         """
-        if self.on == "pixels" and not trunk.stages[stage].per_box:
+        if self.weights:
+            heat = self.weights(maps)[:, None]
+            heat = F.interpolate(heat, maps[stage].shape[-2:], mode="bilinear")
+            return maps[stage].float() * heat
+        if (self.on == "pixels" or self.boxes is None) and not trunk.stages[stage].per_box:
             return maps[stage]
         return cut(trunk, maps, stage, boxes)
 
-    def weights(self, dataset: ImageDataset, i: int) -> None:
-        """No cell counts less than another."""
-        return None
+    def mask_shares(self, i: int, image: tuple[int, int]) -> Tensor | None:
+        """``(K_i, 7, 7)``: the share of each cell that the mask covers; None without masks."""
+        if not self.masked:
+            return None
+        found = []
+        for k, box in enumerate(widen(self.boxes.boxes[i], self.context, np.array(image))):
+            mask = torch.from_numpy(self.boxes.mask(i, k)).float()[None, None]  # one at a time
+            box = torch.from_numpy(box[None]).float()
+            found.append(roi_align(mask, [box], CELLS, 1.0, samples=8)[0, 0])
+        return torch.stack(found)
 
 
-class Looked(Protocol):
-    """What extraction asks of a region, whether it has one box an image or many."""
-
-    name: str
-    seen: Region
-
-    def rows(self, images: range) -> int: ...
-    def look(
-        self, dataset: ImageDataset, i: int, image: tuple[int, int], size: int
-    ) -> np.ndarray: ...
-    def features(
-        self, trunk: Trunk, maps: dict[str, Tensor], stage: str, boxes: Sequence[Tensor]
-    ) -> Tensor: ...
-    def weights(self, dataset: ImageDataset, i: int) -> Tensor | None: ...
+WHOLE = Region()
 
 
-WHOLE = Region("whole image")
-CROP = Region("crop", TRUTH)
-ROI = Region("RoI", TRUTH, on="map")
+def crop(dataset: ImageDataset) -> Region:
+    """Each image's main object, cut out of its pixels by the true box."""
+    return Region(true_boxes(dataset, main_only=True), "pixels", called="crop")
 
 
-def usable(regions: Sequence[Region], *datasets: ImageDataset) -> list[Region]:
-    """The regions that can be looked at in every image: true boxes only where all have one."""
-    boxed = all(len(boxes) for dataset in datasets for boxes in dataset.boxes)
-    return [region for region in regions if boxed or region.boxes != TRUTH]
+def roi(dataset: ImageDataset) -> Region:
+    """Each image's main object, cut out of the map by the true box."""
+    return Region(true_boxes(dataset, main_only=True), called="RoI")
+
+
+def every_image_has_a_box(*datasets: ImageDataset) -> bool:
+    """Whether true boxes are a place to look at, in all of some data sets."""
+    return all(len(boxes) for dataset in datasets for boxes in dataset.boxes)
+
+
+def model_input(
+    image: Image.Image, size: int, box: np.ndarray | None = None, context: float = 0.0
+) -> np.ndarray:
+    """``(size, size, 3)`` uint8: what a trunk sees of an image, or of a box in it.
+
+    The aspect ratio is not kept: the whole content is squeezed into the square, as the paper's
+    networks see it.
+    """
+    if box is not None:  # cut first: resize(box=...) would mix in what lies just outside the box
+        image = image.crop(_whole_pixels(box, context, image.size))
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.BICUBIC, reducing_gap=2.0)
+    return np.asarray(image)
+
+
+def _whole_pixels(box: np.ndarray, context: float, size: tuple[int, int]) -> tuple[int, ...]:
+    """A box with context on all sides, in whole pixels inside the image, at least one wide."""
+    x0, y0, x1, y1 = map(float, box)
+    dx, dy = context * (x1 - x0), context * (y1 - y0)
+    left, top = max(0, min(floor(x0 - dx), size[0] - 1)), max(0, min(floor(y0 - dy), size[1] - 1))
+    right, bottom = max(ceil(x1 + dx), left + 1), max(ceil(y1 + dy), top + 1)
+    return left, top, min(size[0], right), min(size[1], bottom)
 
 
 def cut(
@@ -174,43 +234,3 @@ def _shares(low: Tensor, high: Tensor, cells: int, samples: int, length: int) ->
     lines = torch.arange(length, device=low.device)
     shares = (1 - (at.clamp(0, length - 1)[..., None] - lines).abs()).clamp(min=0)
     return (shares * there[..., None]).reshape(len(low), cells, samples, length).mean(2)
-
-
-def view(
-    regions: Sequence[Looked], dataset: ImageDataset, i: int, size: int
-) -> tuple[np.ndarray, list[np.ndarray]]:
-    """What the trunk sees of image ``i``, and each region's boxes on it.
-
-    The aspect ratio is not kept: the whole content is squeezed into the square, as the paper's
-    networks see it.
-
-    Args:
-        regions: with the same pixels (:attr:`Region.seen`).
-    Returns:
-        ``(size, size, 3)`` uint8, and for each region ``(K, 4)`` float32 in its pixels.
-    Raises:
-        ImageError: naming the file, if it cannot be read. DataError: no box to look at.
-    """
-    seen, image = regions[0].seen, dataset.image(i)
-    boxes = [region.look(dataset, i, image.size, size) for region in regions]
-    if seen.boxes == TRUTH:
-        # Cut first: resize(box=...) would mix in what lies just outside the box.
-        image = image.crop(_widen(_main_box(dataset, i), seen.margin, image.size))
-    if image.size != (size, size):
-        image = image.resize((size, size), Image.BICUBIC, reducing_gap=2.0)
-    return np.asarray(image), boxes
-
-
-def _main_box(dataset: ImageDataset, i: int) -> np.ndarray:
-    if not len(dataset.boxes[i]):
-        raise DataError(f"{dataset.files[i]} has no box", "Use the whole image (WHOLE).")
-    return np.asarray(dataset.boxes[i][0])
-
-
-def _widen(box: np.ndarray, margin: float, size: tuple[int, int]) -> tuple[int, ...]:
-    """A box with context on all sides, in whole pixels inside the image, at least one wide."""
-    x0, y0, x1, y1 = map(float, box)
-    dx, dy = margin * (x1 - x0), margin * (y1 - y0)
-    left, top = max(0, min(floor(x0 - dx), size[0] - 1)), max(0, min(floor(y0 - dy), size[1] - 1))
-    right, bottom = max(ceil(x1 + dx), left + 1), max(ceil(y1 + dy), top + 1)
-    return left, top, min(size[0], right), min(size[1], bottom)

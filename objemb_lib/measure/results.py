@@ -14,7 +14,6 @@ from pathlib import Path
 from objemb_lib.cache import atomic_write_text
 from objemb_lib.config import ReproduceError
 from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.embed.boxes import ObjectRegion
 from objemb_lib.embed.regions import Region
 from objemb_lib.embed.trunks import Trunk
 from objemb_lib.measure.metrics import Evaluation, Interval
@@ -109,7 +108,7 @@ def where(
     trunk: Trunk,
     size: int,
     pair: tuple[str, str],
-    region: Region | ObjectRegion,
+    region: Region,
     note: str = "",
 ) -> dict[str, str | int]:
     """What a :class:`Measurement` says of its setting.
@@ -124,7 +123,7 @@ def where(
         "stage": pair[0],
         "pooling": pair[1] + note,
         "region": region.name,
-        "boxes": getattr(region.boxes, "source", region.boxes),
+        "boxes": region.source,
     }
 
 

@@ -26,8 +26,9 @@ from objemb_lib.cache import atomic_write_bytes
 from objemb_lib.config import DataError, ImageError, ObjembError, needs
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.images import measure_images
-from objemb_lib.embed.boxes import ObjectBoxes, ObjectRegion
-from objemb_lib.embed.extract import Objects, extract_objects
+from objemb_lib.embed.boxes import Boxes
+from objemb_lib.embed.extract import ExtractOptions, Objects, extract_objects
+from objemb_lib.embed.regions import Region
 from objemb_lib.embed.trunks import Trunk
 from objemb_lib.search.milvus import FAILED, MilvusIndex
 
@@ -40,7 +41,7 @@ SHARED = 256 << 20  # bytes that Ray's processes on this machine share
 TRIES = 3  # more, a second or so apart, of an index that fails
 META = b"objemb"
 
-Look = Callable[[ImageDataset], ObjectBoxes | ObjectRegion]
+Look = Callable[[ImageDataset], Region]
 Load = Callable[[], tuple[Trunk, Look]]
 
 
@@ -169,11 +170,9 @@ class _Worker:
         if not len(images):
             return None, ""
         some = self.work.dataset.subset(images)
-        found = extract_objects(
-            some, self.trunk, [self.work.pair], [self.look(some)], size, cache=False, progress=False
-        )
-        ((name, objects),) = found.items()
-        return objects, name
+        region, options = self.look(some), ExtractOptions(size, cache=False, progress=False)
+        found = extract_objects(some, self.trunk, [self.work.pair], {"": region}, options)
+        return found[""], region.name
 
     def _broken(self, images: np.ndarray) -> dict[str, str]:
         """Which images cannot be used, and why; asked only when there is one."""
@@ -264,13 +263,13 @@ def _extracted(tables: list[pyarrow.Table]) -> Extracted:
     for table in tables:
         broken |= _said_by(table.schema)["broken"]
     key, table = _key(tables[0].schema), pa.concat_tables(tables).combine_chunks()
-    numbers, first, image = np.unique(table["image"], return_index=True, return_inverse=True)
+    numbers, first = np.unique(table["image"], return_index=True)
     boxes = _flat(table["box"]).reshape(-1, 4)
     scores, cuts = table["score"].to_numpy(), first[1:]
-    where = ObjectBoxes(key.get("region", ""), np.split(boxes, cuts) if len(boxes) else [],
+    where = Boxes(key.get("region", ""), np.split(boxes, cuts) if len(boxes) else [],
                         np.split(scores, cuts) if len(boxes) else [])  # fmt: skip
     vectors = _flat(table["vector"]).reshape(len(table), -1) if len(table) else np.zeros((0, 0))
-    objects = Objects({(key["stage"], key["pooling"]): vectors}, image, boxes, scores, where)
+    objects = Objects({(key["stage"], key["pooling"]): vectors}, where)
     return Extracted(objects, table["file"].take(first).to_pylist(), numbers, broken)
 
 

@@ -13,16 +13,17 @@ import numpy as np
 
 from objemb_lib.config import DataError, device
 from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.embed.boxes import ObjectBoxes, ObjectRegion, whole
-from objemb_lib.embed.extract import extract_objects
+from objemb_lib.embed.boxes import Boxes, whole_image
+from objemb_lib.embed.extract import ExtractOptions, extract, extract_objects
+from objemb_lib.embed.regions import Region
 from objemb_lib.embed.trunks import Trunk
 from objemb_lib.embed.whitening import concat_descriptors, l2
 from objemb_lib.measure.metrics import Evaluation, Neighbours, evaluate, ranking
 from objemb_lib.search.objects import Answer, ObjectIndex
 
 Pairs = Sequence[tuple[str, str]]
-Embed = Callable[[ImageDataset, ObjectBoxes], np.ndarray]
-Find = Callable[[ImageDataset], ObjectBoxes]
+Embed = Callable[[ImageDataset, Boxes], np.ndarray]
+Find = Callable[[ImageDataset], Boxes]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +59,7 @@ class Retriever:
     network: str = "network"
     boxes: str = "boxes"
     embed: Embed | None = None
-    find: Find = whole
+    find: Find = whole_image
 
     def __post_init__(self) -> None:
         if self.index.files != list(self.dataset.names):
@@ -95,7 +96,7 @@ class Retriever:
         if same.any():
             return query, int(np.argmax(same))
         one = query.dataset.subset([query.image])
-        vector = self._embed(one, ObjectBoxes("drawn", [aimed], source="by hand"))
+        vector = self._embed(one, Boxes("drawn", [aimed], source="by hand"))
         boxes = np.concatenate([query.boxes, aimed[None]])
         more = replace(query, boxes=boxes, vectors=np.concatenate([query.vectors, vector]))
         return more, len(boxes) - 1
@@ -117,7 +118,7 @@ class Retriever:
         matches = [match for match in found if match.score >= threshold]
         return Answer(query.dataset, query.image, query.boxes, chosen, matches)
 
-    def _embed(self, dataset: ImageDataset, where: ObjectBoxes) -> np.ndarray:
+    def _embed(self, dataset: ImageDataset, where: Boxes) -> np.ndarray:
         if self.embed is None:
             raise DataError(
                 "this index has no network to embed a new box with",
@@ -126,15 +127,14 @@ class Retriever:
         return l2(self.embed(dataset, where))
 
 
-def embedder(trunk: Trunk, pairs: Pairs, size: int = 256, margin: float = 0.0) -> Embed:
+def embedder(trunk: Trunk, pairs: Pairs, size: int = 256, context: float = 0.0) -> Embed:
     """What embeds boxes as :func:`build` embeds the gallery's; see there."""
     trunk = trunk.for_inference(device())
 
-    def embed(dataset: ImageDataset, where: ObjectBoxes) -> np.ndarray:
-        region = ObjectRegion(where, margin)
-        options = {"size": size, "cache": False, "progress": False}
-        (some,) = extract_objects(dataset, trunk, pairs, [region], **options).values()
-        return concat_descriptors([some.vectors[pair] for pair in pairs])
+    def embed(dataset: ImageDataset, where: Boxes) -> np.ndarray:
+        options = ExtractOptions(size, cache=False, progress=False)
+        vectors = extract(dataset, trunk, pairs, Region(where, context=context), options)
+        return concat_descriptors([vectors[pair] for pair in pairs])
 
     return embed
 
@@ -143,9 +143,9 @@ def build(
     dataset: ImageDataset,
     trunk: Trunk,
     pairs: Pairs,
-    region: ObjectRegion,
+    region: Region,
     size: int = 256,
-    find: Find = whole,
+    find: Find = whole_image,
     progress: bool = True,
 ) -> Retriever:
     """Embed every object of a gallery, and make it searchable.
@@ -155,11 +155,12 @@ def build(
         region: boxes of ``dataset``; a query's box gets the same context, but no mask.
         find: boxes of a photograph that is not in the gallery.
     """
-    (some,) = extract_objects(dataset, trunk, pairs, [region], size, progress=progress).values()
+    options = ExtractOptions(size, progress=progress)
+    (some,) = extract_objects(dataset, trunk, pairs, {region.name: region}, options).values()
     joined = concat_descriptors([some.vectors[pair] for pair in pairs])
     index = ObjectIndex(joined.shape[1], meta={"trunk": trunk.name, "boxes": region.name})
     index.add(replace(some, vectors={pairs[0]: joined}), pairs[0], dataset.names)
-    embed = embedder(trunk, pairs, size, region.margin)
+    embed = embedder(trunk, pairs, size, region.context)
     return Retriever(dataset, index, trunk.name, region.name, embed, find)
 
 

@@ -14,14 +14,15 @@ import sys
 from pathlib import Path
 
 from objemb_lib import config
-from objemb_lib.attend import attention
+from objemb_lib.attend.sources import detector_boxes, run_detector
 from objemb_lib.config import ObjembError
 from objemb_lib.data.catalogue import load_splits
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.folder import folder
 from objemb_lib.detect.detectors import Detector
 from objemb_lib.detect.weights import read_card
-from objemb_lib.embed.boxes import ObjectBoxes, ObjectRegion, true_boxes
+from objemb_lib.embed.boxes import Boxes, true_boxes
+from objemb_lib.embed.regions import Region
 from objemb_lib.embed.trunks import load_trunk
 from objemb_lib.search.objects import ObjectIndex
 from objemb_lib.search.retriever import Retriever, build, embedder
@@ -53,7 +54,7 @@ def ways(dataset: ImageDataset, progress: bool = False) -> list[Retriever]:
     networks = {"student": (StudentTrunk(student), *STUDENT), trunk.name: (trunk, *TEACHER)}
 
     @functools.cache  # both networks look at the same boxes
-    def find(data: ImageDataset) -> ObjectBoxes:
+    def find(data: ImageDataset) -> Boxes:
         return own_boxes(data, detector, progress)
 
     places = {"detected": find} | (
@@ -68,17 +69,17 @@ def ways(dataset: ImageDataset, progress: bool = False) -> list[Retriever]:
             key = hashlib.sha256(repr(made_of).encode()).hexdigest()
             path = config.cache_root() / "app" / f"{key}.index"
             if not path.exists():
-                region = ObjectRegion(place(dataset), context)
+                region = Region(place(dataset), context=context)
                 made = build(dataset, network, pairs, region, SIZE, progress=progress)
                 made.index.save(path)
             found.append(Retriever(dataset, ObjectIndex.load(path), name, boxes, embed, find))
     return found
 
 
-def own_boxes(data: ImageDataset, detector: Detector, progress: bool = False) -> ObjectBoxes:
+def own_boxes(data: ImageDataset, detector: Detector, progress: bool = False) -> Boxes:
     """The boxes that a detector is surest of; the whole image where it finds nothing."""
-    seen = attention.run_detector(data, detector, progress=progress)
-    return attention.detector_boxes(data, detector, seen).top(TOP)
+    seen = run_detector(data, detector, progress=progress)
+    return detector_boxes(data, detector, seen).top(TOP)
 
 
 def main() -> int:

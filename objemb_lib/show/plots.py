@@ -18,8 +18,10 @@ from PIL import Image
 from torch import Tensor
 
 from objemb_lib.attend.objects import object_label
+from objemb_lib.attend.soft import inside
 from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.embed.boxes import ObjectRegion, inside, widen
+from objemb_lib.embed.boxes import widen
+from objemb_lib.embed.regions import Region
 from objemb_lib.measure.metrics import Interval, Neighbours
 from objemb_lib.search.objects import Answer, Match
 
@@ -146,17 +148,17 @@ def heat(image: Image.Image, weights: np.ndarray, title: str = "", ax: Axes | No
     return ax
 
 
-def pooled(dataset: ImageDataset, i: int, region: ObjectRegion, ax: Axes | None = None) -> Axes:
+def pooled(dataset: ImageDataset, i: int, region: Region, ax: Axes | None = None) -> Axes:
     """Image ``i`` with what a region pools of it: the rest is dark, boxes are drawn.
 
     An image in which the source found nothing is said to be whole.
     """
     image = dataset.image(i)
-    seen = inside(dataset, i, region.boxes, region.margin, region.masked)
+    seen = inside(dataset, i, region)
     bright = (np.asarray(image) * np.where(seen > 0, 1, 0.25)[..., None]).astype(np.uint8)
     back = " (found nothing: whole)" if region.boxes.fell_back[i] else ""
     ax = show(bright, ax or plt.gca(), region.name + back)
-    for box in widen(region.boxes.boxes[i], region.margin, np.array(image.size)):
+    for box in widen(region.boxes.boxes[i], region.context, np.array(image.size)):
         draw_box(ax, box, QUERY)
     return ax
 

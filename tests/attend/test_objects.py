@@ -25,7 +25,7 @@ from objemb_lib.attend.objects import (
 )
 from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.embed.boxes import ObjectBoxes
+from objemb_lib.embed.boxes import Boxes
 from objemb_lib.embed.extract import Objects
 from objemb_lib.embed.whitening import l2
 from objemb_lib.measure.metrics import evaluate_scores
@@ -37,14 +37,12 @@ PAIR = ("head", "spoc")
 
 def made(vectors: list[list], boxes: list[list] | None = None, scores=()) -> Objects:
     """Objects with the given vectors, a list for each image."""
-    where = ObjectBoxes(
+    where = Boxes(
         "made", boxes or [[[9 * k, 0, 9 * k + 5, 5] for k in range(len(v))] for v in vectors],
         scores,
     )  # fmt: skip
-    image = np.repeat(np.arange(len(vectors)), where.counts)
     flat = np.array([v for many in vectors for v in many], np.float32)
-    return Objects({PAIR: flat}, image, np.concatenate(where.boxes),
-                   np.concatenate(where.scores), where)  # fmt: skip
+    return Objects({PAIR: flat}, where)
 
 
 @settings(deadline=None, max_examples=40)
@@ -322,7 +320,7 @@ def with_boxes(boxes: list, labels: list[int], root: Path) -> ImageDataset:
 def test_the_main_object_is_met_by_half_an_overlap_and_no_other_object(tmp_path: Path) -> None:
     data = with_boxes([[[0, 0, 10, 10], [20, 20, 30, 30]]] * 3, [4, 4, 4], tmp_path)
     looked = [[[0, 0, 10, 6]], [[0, 0, 10, 4]], [[20, 20, 30, 30]]]
-    assert meets_main(data, ObjectBoxes("ours", looked)).tolist() == [True, False, False]
+    assert meets_main(data, Boxes("ours", looked)).tolist() == [True, False, False]
 
 
 def test_suspects_are_told_by_what_the_data_set_knows(tmp_path: Path) -> None:

@@ -25,7 +25,6 @@ from objemb_lib.attend.visual_words import (
 from objemb_lib.config import DataError, ImageError
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.images import load_image
-from objemb_lib.embed.regions import CROP, ROI, WHOLE, Region
 from objemb_lib.measure.metrics import evaluate
 
 TRAIN = ("astronaut.png", "coins.png", "grass.png", "motorcycle_left.png", "page.png")
@@ -188,16 +187,16 @@ def test_a_box_says_where_to_look(train, tmp_path):
     pasted = dataset(tmp_path / "pasted", images, list(range(len(TEST))) * 2, boxes)
     found = {}
     words = Vocabulary(200).fit(describe(train, progress=False))
-    for region in (WHOLE, CROP):
-        vectors = words(describe(pasted, region, longer_side=256, progress=False))
-        found[region] = evaluate(vectors, pasted).mean("R@1")
-    assert found[CROP] == 1 > found[WHOLE]
+    for crop in (False, True):
+        vectors = words(describe(pasted, crop, longer_side=256, progress=False))
+        found[crop] = evaluate(vectors, pasted).mean("R@1")
+    assert found[True] == 1 > found[False]
 
 
 def test_a_crop_is_the_box_of_the_first_object_and_keeps_its_shape(tmp_path):
     image = photograph("coffee.png")
     box = np.float32([[30.5, 10, 130, 60.2], [0, 0, 200, 100]])
-    (found,) = describe(dataset(tmp_path / "one", [image], boxes=[box]), CROP, 200, progress=False)
+    (found,) = describe(dataset(tmp_path / "one", [image], boxes=[box]), True, 200, progress=False)
     expected = root_sift(image.crop((30, 10, 130, 61)).resize((200, 102), Image.BICUBIC))
     assert len(expected) > 10 and np.array_equal(found, expected)
 
@@ -209,7 +208,7 @@ def test_a_crop_is_the_box_of_the_first_object_and_keeps_its_shape(tmp_path):
 )
 def test_tiny_and_outlying_boxes_are_images_without_words(box, tmp_path):
     one = dataset(tmp_path / "one", [photograph("coffee.png")], boxes=[np.float32([box])])
-    (found,) = describe(one, CROP, progress=False)
+    (found,) = describe(one, True, progress=False)
     assert found.shape[1:] == (128,)
     vector = Vocabulary(3).fit([np.eye(128, dtype=np.float32)])([found])
     assert vector.shape == (1, 3) and np.isfinite(vector).all()
@@ -239,8 +238,8 @@ def test_the_cache_is_read_and_only_for_the_same_settings(train, pairs, tmp_path
     with monkeypatch.context() as patch:
         patch.setattr(room, "root_sift", None)  # computing anything again fails
         assert np.array_equal(bag_of_visual_words(few, train, words=30), first)
-        others = [(few, train, WHOLE, 31, 0), (few, train, WHOLE, 30, 1), (few, few, WHOLE, 30, 0),
-                  (pairs.subset(range(3)), train, WHOLE, 30, 0)]  # fmt: skip
+        others = [(few, train, False, 31, 0), (few, train, False, 30, 1), (few, few, False, 30, 0),
+                  (pairs.subset(range(3)), train, False, 30, 0)]  # fmt: skip
         for other in others:
             with pytest.raises(TypeError, match="not callable"):
                 bag_of_visual_words(*other, progress=False)
@@ -249,10 +248,7 @@ def test_the_cache_is_read_and_only_for_the_same_settings(train, pairs, tmp_path
 
 def test_unusable_images_regions_and_sizes_are_named(train, tmp_path):
     with pytest.raises(DataError, match=r"0\.png has no box"):
-        describe(train, CROP, progress=False)
-    for region in (ROI, Region("crop with context", CROP.boxes, margin=0.2)):
-        with pytest.raises(DataError, match="Use regions.WHOLE or regions.CROP"):
-            bag_of_visual_words(train, train, region)
+        describe(train, True, progress=False)
     with pytest.raises(DataError, match="at least 1"):
         describe(train, longer_side=0)
     broken = scenes(tmp_path / "scenes")

@@ -21,8 +21,8 @@ from objemb_lib.config import DataError, ImageError
 from objemb_lib.data import dataset as module
 from objemb_lib.data.catalogue import Splits
 from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.embed.boxes import ObjectRegion, true_boxes
-from objemb_lib.embed.extract import _one_each
+from objemb_lib.embed.boxes import true_boxes
+from objemb_lib.embed.regions import model_input
 
 BOX = np.array([[0, 0, 4, 3]], np.float32)
 
@@ -203,9 +203,9 @@ def test_crops_of_objects_are_cut_from_the_part(make_image, tmp_path: Path) -> N
     make_image("a.png")
     box = [np.array([[1, 2, 9, 8]], np.float32)]
     data = ImageDataset("one", "all", tmp_path, ["a.png"], [0], boxes=box, crops=[(5, 2, 25, 12)])
-    each = _one_each(data, ObjectRegion(true_boxes(data)))
-    whole = np.asarray(Image.open(tmp_path / "a.png"))
-    assert np.array_equal(each.image(0).crop((1, 2, 9, 8)), whole[4:10, 6:14])
+    seen = model_input(data.image(0), 6, true_boxes(data).boxes[0][0])
+    whole = Image.open(tmp_path / "a.png").crop((6, 4, 14, 10)).resize((6, 6), Image.BICUBIC)
+    assert np.array_equal(seen, np.asarray(whole))
 
 
 def test_judged_queries_go_by_their_judgement() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ from torchvision.ops import roi_align
 
 from objemb_lib.detect.detectors import KINDS, Detector
 from objemb_lib.detect.features import DetectorTrunk
-from objemb_lib.embed.extract import extract
-from objemb_lib.embed.regions import CROP, ROI, TRUTH, WHOLE, Region, view
+from objemb_lib.embed.boxes import true_boxes
+from objemb_lib.embed.extract import ExtractOptions, extract
+from objemb_lib.embed.regions import WHOLE, Region, crop, roi
 
 CPU = torch.device("cpu")
 TWO_STAGE = [kind for kind in KINDS if kind != "fcos"]
@@ -168,6 +170,9 @@ def test_other_stages_are_no_boxes(detector: Detector) -> None:
         lively().box_features({}, "roi", BOXES)
 
 
+QUIET = ExtractOptions(64, cache=False, progress=False)
+
+
 # --- through extract ----------------------------------------------------------------------
 
 
@@ -176,42 +181,43 @@ def squeezed(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.asarray(small_).copy()).permute(2, 0, 1)[None].float() / 255
 
 
-def seen(data, i: int, region: Region) -> tuple[Tensor, Tensor]:
+def seen(data, i: int, region: str) -> tuple[Tensor, Tensor]:
     """What the trunk should see of an image, and where to look on it."""
     image, box = data.image(i), torch.tensor([0.0, 0, 64, 64])
     x0, y0, x1, y1 = (float(side) for side in data.boxes[i][0])
-    if region is CROP:
+    if region == "crop":
         image = image.crop((int(x0), int(y0), int(x1), int(y1)))
-    elif region is ROI:  # 100 x 48 pixels become 64 x 64
+    elif region == "RoI":  # 100 x 48 pixels become 64 x 64
         box = torch.tensor([x0 * 64 / 100, y0 * 64 / 48, x1 * 64 / 100, y1 * 64 / 48])
     return squeezed(image), box
 
 
-@pytest.mark.parametrize("region", [WHOLE, ROI, CROP], ids=lambda region: region.name)
+@pytest.mark.parametrize("region", ["whole image", "RoI", "crop"])
 @torch.inference_mode()
 def test_extraction_pools_what_the_detector_computes(
-    detector: Detector, region: Region, tmp_path: Path
+    detector: Detector, region: str, tmp_path: Path
 ) -> None:
     data = scenes(tmp_path, size=(100, 48))
     trunk = DetectorTrunk(detector)
     wanted = [("roi", "spoc"), ("box_head", "mac"), ("head", "spoc"), ("fpn4", "mac")]
-    found = extract(data, trunk, wanted, region, size=64, progress=False)
+    looked = {"whole image": WHOLE, "RoI": roi(data), "crop": crop(data)}[region]
+    found = extract(data, trunk, wanted, looked, QUIET)
     for i in range(len(data)):
         pixels, box = seen(data, i, region)
         images = (pixels - trunk.mean) / trunk.std
         levels, body = detector.network.backbone(images), detector.trunk(images)
-        roi = by_hand(levels, box, 0)
+        region_ = by_hand(levels, box, 0)
         if detector.kind == "fcos":
             tower = detector.network.head.classification_head.conv
             vector = by_hand({k: tower(v) for k, v in levels.items()}, box, 0).amax((2, 3))
         else:
-            vector = detector.network.roi_heads.box_head(roi)
+            vector = detector.network.roi_heads.box_head(region_)
         maps = [(body["head"], 32), (levels["fpn4"], 16)]
-        if region is ROI:
+        if region == "RoI":
             head, fpn = (roi_align(m, [box[None]], 7, 1 / s, 2, aligned=True) for m, s in maps)
         else:
             head, fpn = (m for m, _ in maps)
-        expected = [roi.mean((2, 3)), vector, head.mean((2, 3)), fpn.amax((2, 3))]
+        expected = [region_.mean((2, 3)), vector, head.mean((2, 3)), fpn.amax((2, 3))]
         for pair, one in zip(wanted, expected):
             assert close(torch.from_numpy(found[pair][i]), one[0], 1e-3), (pair, i)
 
@@ -220,9 +226,9 @@ def test_extraction_pools_what_the_detector_computes(
 def test_roi_on_a_plain_trunk_is_roi_align(tmp_path: Path) -> None:
     data, trunk = scenes(tmp_path, size=(100, 48)), lively()
     wanted = [("stage3", "spoc"), ("head", "mac"), ("stage1", "spoc")]
-    found = extract(data, trunk, wanted, ROI, size=64, progress=False)
+    found = extract(data, trunk, wanted, roi(data), QUIET)
     for i in range(len(data)):
-        pixels, box = seen(data, i, ROI)
+        pixels, box = seen(data, i, "RoI")
         maps = trunk((pixels - trunk.mean) / trunk.std)
         for (stage, pooling), scale in zip(wanted, (1 / 8, 1 / 32, 1 / 2)):
             cut = roi_align(maps[stage], [box[None]], 7, scale, sampling_ratio=2, aligned=True)
@@ -232,22 +238,20 @@ def test_roi_on_a_plain_trunk_is_roi_align(tmp_path: Path) -> None:
 
 def test_a_box_on_the_map_is_scaled_by_each_side_and_widened_inside(tmp_path: Path) -> None:
     data = scenes(tmp_path, [([(10, 12, 50, 36)], [0]), ([(0, 0, 90, 48)], [0])], size=(100, 48))
-    assert np.allclose(view([ROI], data, 0, 64)[1][0], [6.4, 16, 32, 48])
-    wide = Region("RoI with context", TRUTH, margin=0.25, on="map")
+    size = (100, 48)
+    assert np.allclose(roi(data).input_boxes(0, size, 64), [6.4, 16, 32, 48])
+    wide = Region(true_boxes(data), context=0.25)
     # 10 pixels more left and right, 6 above and below, then scaled
-    assert np.allclose(view([wide], data, 0, 64)[1][0], [0, 8, 38.4, 56])
-    assert np.allclose(view([wide], data, 1, 64)[1][0], [0, 0, 64, 64])
-    for region in (ROI, wide):
-        pixels, (box,) = view([region], data, 0, 64)
-        assert (pixels == WHOLE.pixels(data, 0, 64)).all() and box.dtype == np.float32
-    assert view([WHOLE], data, 0, 64)[1][0].tolist() == [[0, 0, 64, 64]]
+    assert np.allclose(wide.input_boxes(0, size, 64), [0, 8, 38.4, 56])
+    assert np.allclose(wide.input_boxes(1, size, 64), [0, 0, 64, 64])
+    assert WHOLE.input_boxes(0, size, 64).tolist() == [[0, 0, 64, 64]]
 
 
 def test_extraction_in_half_precision_stays_near(detector: Detector, tmp_path: Path) -> None:
     data, trunk = scenes(tmp_path), DetectorTrunk(detector)
     wanted = [("roi", "spoc"), ("box_head", "spoc")]
     full, half = (
-        extract(data, trunk, wanted, ROI, size=64, precision=precision, progress=False)
+        extract(data, trunk, wanted, roi(data), replace(QUIET, precision=precision))
         for precision in ("fp32", "bf16")
     )
     for pair in wanted:

@@ -19,16 +19,16 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
-from objemb_lib import cache
+from objemb_lib import cache, config
 from objemb_lib.config import CacheError, DataError, ImageError
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.images import load_image
 from objemb_lib.embed import extract as room
 from objemb_lib.embed import pooling
-from objemb_lib.embed.extract import Job, extract, extract_regions, extract_scales
-from objemb_lib.embed.regions import CROP, ROI, WHOLE, Region
+from objemb_lib.embed.boxes import true_boxes
+from objemb_lib.embed.extract import Extraction, ExtractOptions, extract, extract_regions
+from objemb_lib.embed.regions import WHOLE, Region, crop, model_input, roi
 from objemb_lib.embed.trunks import Stage, Trunk, load_trunk
-from objemb_lib.embed.whitening import l2
 
 CPU = torch.device("cpu")
 SIZE, PART, N = 32, 4, 10  # three parts, the last one shorter
@@ -97,7 +97,9 @@ def seen() -> Iterator[object]:
 
 
 def quick(data: ImageDataset, wanted: tuple = (SPOC,), trunk: Trunk | None = None, **how) -> dict:
-    return extract(data, trunk or tiny(), wanted, size=SIZE, progress=False, **how)
+    region = how.pop("region", WHOLE)
+    options = ExtractOptions(**{"size": SIZE, "progress": False} | how)
+    return extract(data, trunk or tiny(), wanted, region, options)
 
 
 def cached(tmp_path: Path, pattern: str = "*.safetensors") -> list[Path]:
@@ -128,16 +130,20 @@ def slow_widen(box: tuple, margin: float, size: tuple[int, int]) -> np.ndarray:
     return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
 
 
+def cropped(data: ImageDataset, size: int, context: float = 0.0) -> np.ndarray:
+    return model_input(data.image(0), size, data.boxes[0][0], context)
+
+
 @pytest.mark.parametrize("size", [8, 16, 224])
 def test_crop_is_the_object_and_nothing_else(tmp_path: Path, size: int) -> None:
     data = framed(tmp_path, [(8, 4, 24, 20), (0, 0, 5, 5)])
-    assert (CROP.pixels(data, 0, size) == RED).all()  # not a trace of what lies beside it
-    assert CROP.pixels(data, 0, size).shape == (size, size, 3)
+    seen = cropped(data, size)
+    assert (seen == RED).all() and seen.shape == (size, size, 3)  # not a trace of what is beside it
 
 
 def test_crop_of_a_large_photograph_is_the_object_and_nothing_else(tmp_path: Path) -> None:
     data = framed(tmp_path, [(103, 55, 901, 747)], size=(1000, 800))
-    assert (CROP.pixels(data, 0, 64) == RED).all()
+    assert (cropped(data, 64) == RED).all()
 
 
 def test_crop_at_the_size_of_the_box_keeps_every_pixel(tmp_path: Path) -> None:
@@ -145,18 +151,17 @@ def test_crop_at_the_size_of_the_box_keeps_every_pixel(tmp_path: Path) -> None:
     Image.fromarray(noise).save(tmp_path / "noise.png")
     boxes = [np.array([[9, 3, 25, 19]], np.float32)]
     data = ImageDataset("noise", "test", tmp_path, ["noise.png"], [0], boxes=boxes)
-    assert (CROP.pixels(data, 0, 16) == noise[3:19, 9:25]).all()
-    padded = Region("with context", boxes="ground truth", margin=0.125)  # two pixels on each side
-    assert (padded.pixels(data, 0, 20) == noise[1:21, 7:27]).all()
+    assert (cropped(data, 16) == noise[3:19, 9:25]).all()
+    assert (cropped(data, 20, 0.125) == noise[1:21, 7:27]).all()  # two pixels more on each side
 
 
 def test_whole_squeezes_the_image_and_keeps_one_of_the_right_size(tmp_path: Path) -> None:
     data = framed(tmp_path, [(24, 0, 48, 40)])
-    whole = WHOLE.pixels(data, 0, 16)
+    whole = model_input(data.image(0), 16)
     assert whole.shape == (16, 16, 3) and whole.dtype == np.uint8
     assert (whole[:, 2] == GREEN).all() and (whole[:, -2] == RED).all()  # left and right halves
     square = framed(tmp_path, [(3, 1, 9, 20)], size=(32, 32))
-    assert (WHOLE.pixels(square, 0, 32) == np.asarray(square.image(0))).all()
+    assert (model_input(square.image(0), 32) == np.asarray(square.image(0))).all()
 
 
 @pytest.mark.parametrize(
@@ -179,29 +184,20 @@ def test_crops_stay_inside_the_image(box: tuple, margin: float, tmp_path: Path) 
     x0, y0, x1, y1 = slow_widen(box, margin, (48, 40))
     cut = Image.fromarray(noise[y0:y1, x0:x1])
     expected = np.asarray(cut.resize((24, 24), Image.Resampling.BICUBIC))
-    assert (Region("r", "ground truth", margin).pixels(data, 0, 24) == expected).all()
-
-
-def test_an_image_without_a_box_cannot_be_cropped(tmp_path: Path) -> None:
-    data = framed(tmp_path, [])
-    with pytest.raises(DataError, match=r"framed\.png has no box") as caught:
-        CROP.pixels(data, 0, 16)
-    assert "WHOLE" in caught.value.remedy
-    with pytest.raises(DataError, match=r"framed\.png has no box"):
-        quick(data, region=CROP)
+    assert (cropped(data, 24, margin) == expected).all()
 
 
 # --- the numbers --------------------------------------------------------------------------
 
 
 def slow_vectors(
-    data: ImageDataset, trunk: Trunk, region: Region, size: int
+    data: ImageDataset, trunk: Trunk, region: str, size: int
 ) -> dict[tuple[str, str], np.ndarray]:
     """One image after another, the trunk as it was loaded, poolings by hand."""
     found: dict = {}
     for i, file in enumerate(data.files):
         image = load_image(Path(data.root) / file)
-        if region == CROP:
+        if region == "crop":
             image = image.crop(tuple(int(side) for side in data.boxes[i][0]))
         pixels = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC), np.float64) / 255
         pixels = (pixels - trunk.mean.view(3).numpy()) / trunk.std.view(3).numpy()
@@ -218,14 +214,15 @@ def slow_vectors(
     return {pair: np.stack(vectors) for pair, vectors in found.items()}
 
 
-@pytest.mark.parametrize("region", [WHOLE, CROP], ids=lambda r: r.name)
+@pytest.mark.parametrize("region", ["whole image", "crop"])
 @pytest.mark.parametrize("cache", [True, False])
 def test_the_fast_way_gives_the_numbers_of_the_plain_loop(
-    data: ImageDataset, region: Region, cache: bool
+    data: ImageDataset, region: str, cache: bool
 ) -> None:
     trunk = load_trunk()
     slow = slow_vectors(data, trunk, region, size=64)
-    fast = extract(data, trunk, list(slow), region, size=64, cache=cache, progress=False)
+    looked = crop(data) if region == "crop" else WHOLE
+    fast = quick(data, list(slow), trunk, region=looked, size=64, cache=cache)
     assert list(fast) == list(slow)
     for pair, vectors in slow.items():
         assert fast[pair].dtype == np.float32 and fast[pair].shape == vectors.shape
@@ -264,43 +261,35 @@ def test_a_batch_that_does_not_fit_is_halved_and_gives_the_same(
     assert tried == [4] + [2] * 5  # parts of 4, 4 and 2 images: learnt once
 
 
-def test_several_sizes_are_one_vector(data: ImageDataset) -> None:
-    small, large = (
-        extract(data, tiny(), [SPOC, MAC], size=size, progress=False) for size in (SIZE, 48)
-    )
-    found = extract_scales(data, tiny(), [SPOC, MAC], (SIZE, 48), progress=False)
-    for pair, vectors in found.items():
-        by_hand = sum(x[pair] / np.linalg.norm(x[pair], axis=1)[:, None] for x in (small, large))
-        by_hand /= np.linalg.norm(by_hand, axis=1)[:, None]
-        np.testing.assert_allclose(vectors, by_hand, atol=1e-6)
-        assert not np.allclose(vectors, l2(small[pair]), atol=1e-3)
+def _read(data, kind: str, batches: list[range], monkeypatch: pytest.MonkeyPatch) -> list:
+    run = Extraction(data, tiny(), (roi(data),), ExtractOptions(SIZE, 3))
+    monkeypatch.setattr(config, "device", lambda: torch.device(kind))
+    return list(run.read(batches))
 
 
-def test_reading_ahead_for_an_accelerator_gives_the_same_batches(data: ImageDataset) -> None:
+def test_reading_ahead_for_an_accelerator_gives_the_same_batches(data, monkeypatch) -> None:
     batches = [range(i, min(i + 3, N)) for i in range(0, N, 3)]
     for n in (1, 2, len(batches)):  # fewer than are read ahead, too
-        read = {
-            kind: list(Job(data, tiny(), (WHOLE,), SIZE, 3, "fp32", torch.device(kind), False)
-                       ._read(batches[:n]))
-            for kind in ("cpu", "cuda")
-        }  # fmt: skip
-        assert [len(pixels) for pixels, _ in read["cuda"]] == [len(b) for b in batches[:n]]
+        read = {kind: _read(data, kind, batches[:n], monkeypatch) for kind in ("cpu", "cuda")}
+        assert [len(pixels) for pixels, *_ in read["cuda"]] == [len(b) for b in batches[:n]]
         for ahead, now in zip(read["cuda"], read["cpu"], strict=True):
-            (pixels, boxes), (same_pixels, same_boxes) = ahead, now
+            (pixels, boxes, _), (same_pixels, same_boxes, _) = ahead, now
             assert torch.equal(pixels, same_pixels) and len(boxes) == len(pixels)
             for some, same in zip(boxes, same_boxes, strict=True):
                 assert all(torch.equal(a, b) for a, b in zip(some, same, strict=True))
 
 
 def test_regions_on_one_map_share_the_forward_passes(data: ImageDataset, seen) -> None:
+    regions = {"crop": crop(data), "whole image": WHOLE, "RoI": roi(data)}
     apart = {
-        region.name: extract(data, tiny(), [SPOC], region, SIZE, cache=False, progress=False)[SPOC]
-        for region in (WHOLE, CROP, ROI)
+        name: quick(data, region=region, cache=False)[SPOC] for name, region in regions.items()
     }
+    options = ExtractOptions(SIZE, progress=False)
     seen()
-    both = extract_regions(data, tiny(), [SPOC], [WHOLE, ROI], SIZE, progress=False)
+    on_map = {name: regions[name] for name in ("whole image", "RoI")}
+    both = extract_regions(data, tiny(), [SPOC], on_map, options)
     assert seen() == N  # once an image, not once a region
-    every = extract_regions(data, tiny(), [SPOC], [CROP, WHOLE, ROI], SIZE, progress=False)
+    every = extract_regions(data, tiny(), [SPOC], regions, options)
     assert seen() == N  # the crops; the others came from the cache
     for name, vectors in apart.items():
         assert np.array_equal(every[name][SPOC], vectors)
@@ -362,14 +351,12 @@ def test_whatever_decides_the_numbers_has_a_cache_of_its_own(
     usual = quick(data)[SPOC]
     other_trunk, brighter = tiny(seed=1), tiny()
     brighter.mean += 0.1
-    margin = Region("crop", boxes="ground truth", margin=0.2)
+    regions = [crop(data), roi(data), Region(true_boxes(data), "pixels", context=0.2)]
     seen()
-    for how in ({"trunk": other_trunk}, {"trunk": brighter}, {"region": CROP}, {"region": margin}):
+    for how in ({"trunk": other_trunk}, {"trunk": brighter}, *({"region": r} for r in regions)):
         assert not np.allclose(quick(data, **how)[SPOC], usual), how
         assert seen() == N, how
-    assert not np.allclose(
-        extract(data, tiny(), [SPOC], size=2 * SIZE, progress=False)[SPOC], usual
-    )
+    assert not np.allclose(quick(data, size=2 * SIZE)[SPOC], usual)
     Image.new("RGB", (50, 50), GREEN).save(tmp_path / "photographs" / "03.png")
     changed = quick(photographs(tmp_path / "photographs"))[SPOC]  # same names, other content
     assert seen() == N

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from objemb_lib.config import DataError
-from objemb_lib.embed.pooling import POOLINGS, _rmac_grid, crow, gem, mac, rmac, spoc
+from objemb_lib.embed.pooling import POOLINGS, crow, gem, mac, rmac, rmac_grid, spoc
 
 SIZES = st.tuples(st.integers(1, 9), st.integers(1, 9))
 SEEDS = st.integers(0, 2**16)
@@ -75,7 +75,7 @@ def test_by_hand():
 
 def squares_of(height: int, width: int, levels: int) -> list[tuple[int, int, int]]:
     """R-MAC's squares as (row, column, side)."""
-    grid = _rmac_grid(height, width, levels)
+    grid = rmac_grid(height, width, levels)
     return [(y, x, side) for side, tops, lefts in grid for y in tops for x in lefts]
 
 
@@ -90,7 +90,7 @@ def test_rmac_by_hand():
     "size, per_level",
     [((7, 7), [1, 4, 9]), ((24, 32), [2, 6, 12]), ((32, 24), [2, 6, 12]), ((10, 30), [4, 10, 18])],
 )
-def test_rmac_grid_is_the_papers(size, per_level):
+def testrmac_grid_is_the_papers(size, per_level):
     """l x (l + m - 1) squares at level l; the usual 3:4 photograph has m = 2, 3 levels 20."""
     counts = [len(squares_of(*size, level)) for level in (1, 2, 3)]
     assert np.diff([0, *counts]).tolist() == per_level

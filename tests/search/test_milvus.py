@@ -14,8 +14,9 @@ import pytest
 
 from objemb_lib.config import DataError
 from objemb_lib.data.mini_battles import mini_battles
-from objemb_lib.embed.boxes import ObjectBoxes, ObjectRegion, true_boxes
-from objemb_lib.embed.extract import Objects, extract_objects
+from objemb_lib.embed.boxes import Boxes, true_boxes
+from objemb_lib.embed.extract import ExtractOptions, Objects, extract_objects
+from objemb_lib.embed.regions import Region
 from objemb_lib.embed.trunks import load_trunk
 from objemb_lib.search.milvus import MilvusIndex
 from objemb_lib.search.objects import ObjectIndex
@@ -29,10 +30,10 @@ PAIR, META = ("stage4", "spoc"), {"trunk": "lite0"}
 def real() -> tuple[Objects, list[str], list[str]]:
     """Some hundred real objects of battle scenes, their files, and the category of each."""
     data = mini_battles("battle").subset(range(0, 812, 8))
-    region = ObjectRegion(true_boxes(data))
-    found = extract_objects(data, load_trunk(), [PAIR], [region], cache=False, progress=False)
+    region, options = Region(true_boxes(data)), ExtractOptions(cache=False, progress=False)
+    found = extract_objects(data, load_trunk(), [PAIR], {"true": region}, options)
     names = [data.category_names[c] if c >= 0 else "" for c in np.concatenate(data.box_categories)]
-    return found[region.name], list(data.files), names
+    return found["true"], list(data.files), names
 
 
 @pytest.fixture(scope="module")
@@ -47,17 +48,15 @@ def filled(real, tmp_path_factory) -> MilvusIndex:
 def part_of(objects: Objects, images: range) -> Objects:
     """The objects of some images in a row."""
     rows = np.isin(objects.image, images)
-    where = ObjectBoxes("part", objects.where.boxes[images.start : images.stop])
+    where = Boxes("part", objects.where.boxes[images.start : images.stop])
     vectors = {pair: v[rows] for pair, v in objects.vectors.items()}
-    return Objects(vectors, objects.image[rows] - images.start, objects.boxes[rows],
-                   objects.scores[rows], where)  # fmt: skip
+    return Objects(vectors, where)
 
 
 def made(vectors: np.ndarray) -> Objects:
     """One object an image, with the given vectors."""
-    where = ObjectBoxes("made", [np.array([[0, 0, 5, 5]])] * len(vectors))
-    boxes, scores = np.concatenate(where.boxes), np.concatenate(where.scores)
-    return Objects({PAIR: vectors}, where.owners, boxes, scores, where)
+    where = Boxes("made", [np.array([[0, 0, 5, 5]])] * len(vectors))
+    return Objects({PAIR: vectors}, where)
 
 
 def assert_same(found, expected) -> None:

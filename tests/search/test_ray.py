@@ -18,8 +18,9 @@ from PIL import Image
 from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.mini_battles import mini_battles
-from objemb_lib.embed.boxes import ObjectBoxes, true_boxes
-from objemb_lib.embed.extract import Objects, extract_objects
+from objemb_lib.embed.boxes import Boxes, true_boxes
+from objemb_lib.embed.extract import ExtractOptions, Objects, extract_objects
+from objemb_lib.embed.regions import Region
 from objemb_lib.embed.trunks import load_trunk
 from objemb_lib.search.milvus import FAILED, MilvusIndex
 from objemb_lib.search.objects import ObjectIndex
@@ -37,10 +38,8 @@ def data() -> ImageDataset:
 @pytest.fixture(scope="module")
 def alone(data) -> Objects:
     """The vectors of one process."""
-    (found,) = extract_objects(
-        data, load_trunk(), [PAIR], [true_boxes(data)], cache=False, progress=False
-    ).values()
-    return found
+    region, options = Region(true_boxes(data)), ExtractOptions(cache=False, progress=False)
+    return extract_objects(data, load_trunk(), [PAIR], {"true": region}, options)["true"]
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +65,7 @@ def load_true(log: Path | None = None, kill_at: str = "") -> tuple:
         if kill_at in some.files and not (log / "killed").exists():
             (log / "killed").touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return true_boxes(some)
+        return Region(true_boxes(some))
 
     return load_trunk(), look
 
@@ -101,9 +100,8 @@ def test_a_lost_worker_costs_nothing_and_what_is_done_is_not_done_again(
     assert len(list(log.glob("load-*"))) == loads
 
     late, memory = alone.image >= 8, ObjectIndex(112)
-    boxes = ObjectBoxes("true", alone.where.boxes[8:])
-    memory.add(Objects({PAIR: alone.vectors[PAIR][late]}, alone.image[late] - 8, alone.boxes[late],
-                       alone.scores[late], boxes), PAIR, data.files[8:])  # fmt: skip
+    boxes = Boxes("true", alone.where.boxes[8:])
+    memory.add(Objects({PAIR: alone.vectors[PAIR][late]}, boxes), PAIR, data.files[8:])
     index = opened()
     assert len(index) == late.sum()
     for vector in alone.vectors[PAIR][::7]:
@@ -133,9 +131,9 @@ def test_a_slow_index_holds_the_workers_back_and_is_tried_again(ray_here, data, 
     log.mkdir()
 
     def load() -> tuple:
-        def look(some: ImageDataset) -> ObjectBoxes:
+        def look(some: ImageDataset) -> Region:
             (log / f"made-{Path(some.files[0]).stem}").touch()
-            return true_boxes(some)
+            return Region(true_boxes(some))
 
         return load_trunk(), look
 

@@ -8,12 +8,13 @@ import torch
 from tiny_colours import BOXES, by_colour, coloured
 from tiny_scenes import lively
 
-from objemb_lib.attend.attention import overlays
 from objemb_lib.attend.objects import first_right, object_truth
+from objemb_lib.attend.soft import overlays
 from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.embed.boxes import ObjectRegion, true_boxes
-from objemb_lib.embed.extract import extract_objects
+from objemb_lib.embed.boxes import true_boxes
+from objemb_lib.embed.extract import ExtractOptions, extract
+from objemb_lib.embed.regions import Region
 from objemb_lib.embed.whitening import concat_descriptors, l2
 from objemb_lib.measure.metrics import average_precision, ranking
 from objemb_lib.search import retriever
@@ -88,13 +89,13 @@ def test_what_cannot_be_asked_is_refused(data) -> None:
 
 def test_a_built_gallery_embeds_queries_as_it_embeds_itself(data) -> None:
     trunk = lively("efficientnet_lite0")
-    pairs, region = [("stage4", "spoc"), ("head", "gem")], ObjectRegion(true_boxes(data), 0.1)
+    pairs, region = [("stage4", "spoc"), ("head", "gem")], Region(true_boxes(data), context=0.1)
     way = retriever.build(data, trunk, pairs, region, 64, progress=False)
-    (some,) = extract_objects(data, trunk, pairs, [region], 64, cache=False).values()
-    wanted = concat_descriptors([some.vectors[pair] for pair in pairs])
+    vectors = extract(data, trunk, pairs, region, ExtractOptions(64, cache=False))
+    wanted = concat_descriptors([vectors[pair] for pair in pairs])
     assert np.allclose(way.index.vectors, wanted, atol=1e-5)
     again = way.embed(data.subset([1]), true_boxes(data.subset([1])))
-    assert np.allclose(again, wanted[some.image == 1], atol=1e-4)
+    assert np.allclose(again, wanted[region.boxes.owners == 1], atol=1e-4)
 
 
 def test_an_index_outlives_a_kill_of_its_program(data, tmp_path) -> None:
@@ -144,7 +145,7 @@ def test_a_first_answer_is_right_in_another_image_only() -> None:
 
 def test_overlays_are_bright_where_something_is_pooled(data) -> None:
     trunk = lively("efficientnet_lite0")
-    region = ObjectRegion(true_boxes(data))
+    region = Region(true_boxes(data))
     vector = np.ones(trunk.stages["stage4"].channels, np.float32)
     found = overlays(data, 0, trunk, "stage4", region, vector, 64)
     inside = np.zeros((30, 40))

@@ -8,7 +8,8 @@ import pytest
 from objemb_lib.config import DataError
 from objemb_lib.data.catalogue import entry, load_splits
 from objemb_lib.embed.boxes import true_boxes
-from objemb_lib.embed.extract import extract_objects
+from objemb_lib.embed.extract import ExtractOptions, extract
+from objemb_lib.embed.regions import Region
 from objemb_lib.embed.trunks import load_trunk
 from objemb_lib.embed.whitening import PCAWhitening, l2
 from objemb_lib.search.synthetic import neighbour_distances, spectrum, synthetic_vectors
@@ -25,10 +26,8 @@ def real() -> tuple[np.ndarray, np.ndarray]:
     train, tests = load_splits("mini-battles")
     trunk, found = load_trunk(), []
     for data in (train.first_of_each(1), tests["battle"].first_of_each(1)):
-        (some,) = extract_objects(
-            data, trunk, [PAIR], [true_boxes(data)], 128, cache=False, progress=False
-        ).values()
-        found.append(l2(some.vectors[PAIR]))
+        options = ExtractOptions(128, cache=False, progress=False)
+        found.append(l2(extract(data, trunk, [PAIR], Region(true_boxes(data)), options)[PAIR]))
     short = PCAWhitening(32, whiten=False).fit(found[0])
     n = min(map(len, found))  # as many of each, since more vectors lie closer
     return short(found[0])[:n], short(found[1])[:n]

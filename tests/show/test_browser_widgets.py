@@ -10,8 +10,9 @@ from browser import chromium, lab, needs_chromium, notebook
 from PIL import Image
 from tiny_gallery import retriever, scenes
 
-from objemb_lib.attend.attention import overlays
-from objemb_lib.embed.boxes import ObjectBoxes, ObjectRegion, true_boxes
+from objemb_lib.attend.soft import overlays
+from objemb_lib.embed.boxes import Boxes, true_boxes
+from objemb_lib.embed.regions import Region
 from objemb_lib.embed.trunks import load_trunk
 from objemb_lib.search.retriever import embedder, side_by_side
 from objemb_lib.show.widgets.pictures import heat_source
@@ -19,7 +20,8 @@ from objemb_lib.show.widgets.pictures import heat_source
 pytestmark = needs_chromium
 MAKE = """
 from tiny_gallery import retriever, scenes
-from objemb_lib.embed.boxes import ObjectRegion, true_boxes
+from objemb_lib.embed.boxes import true_boxes
+from objemb_lib.embed.regions import Region
 from objemb_lib.embed.trunks import load_trunk
 from objemb_lib.show.widgets import Attention, Compare, Map, ObjectSearch
 data = scenes()
@@ -38,7 +40,7 @@ map.add_class("t-map"), search.add_class("t-search")
 display(map, search)
 """
 SHOWN = """
-region = ObjectRegion(true_boxes(data), masked=True)
+region = Region(true_boxes(data), masked=True)
 shown = Attention(data, load_trunk("efficientnet_lite0"), region, ["stage4", "head"])
 shown.add_class("t-attention")
 shown
@@ -137,8 +139,8 @@ def attention_follows_the_box(page) -> None:
         arg=before,
     )
     data, trunk = scenes(), load_trunk("efficientnet_lite0")
-    region = ObjectRegion(true_boxes(data), masked=True)
-    asking = ObjectBoxes("asking", [region.boxes.boxes[0][1:2]])
+    region = Region(true_boxes(data), masked=True)
+    asking = Boxes("asking", [region.boxes.boxes[0][1:2]])
     (vector,) = embedder(trunk, [("head", "spoc")])(data.subset([0]), asking)
     alike = overlays(data, 1, trunk.eval(), "head", region, vector)["similarity"]
     assert np.allclose(pixels(heat.get_attribute("href")), pixels(heat_source(alike)), atol=9)

@@ -17,8 +17,9 @@ from PIL import Image
 
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.folder import folder
-from objemb_lib.embed.boxes import ObjectBoxes, ObjectRegion
+from objemb_lib.embed.boxes import Boxes
 from objemb_lib.embed.extract import Objects
+from objemb_lib.embed.regions import Region
 from objemb_lib.measure.metrics import Interval, ranking
 from objemb_lib.search.objects import ObjectIndex, search_object
 from objemb_lib.show import plots
@@ -136,10 +137,9 @@ def pair_of_scenes(tmp_path: Path) -> tuple[ImageDataset, Objects]:
     boxes = [np.array(many, np.float32) for many in SEEN.values()]
     data = ImageDataset("two", "all", tmp_path, ["a.png", "b.png"], [0, 0], ["cup", "jug", "pot"],
                         boxes=boxes, box_labels=[np.array([0, 1]), np.array([0, 2])])  # fmt: skip
-    where = ObjectBoxes("true", boxes, fell_back=[False, True])
+    where = Boxes("true", boxes, fell_back=[False, True])
     vectors = {PAIR: np.array([[1, 0, 0], [0, 1, 0], [0.9, 0.1, 0], [0, 0.5, 0.8]])}
-    image = np.array([0, 0, 1, 1])
-    return data, Objects(vectors, image, np.concatenate(boxes), np.ones(4), where)
+    return data, Objects(vectors, where)
 
 
 def test_a_click_is_drawn_with_the_box_that_was_meant(pair_of_scenes: tuple) -> None:
@@ -164,7 +164,7 @@ def test_a_click_is_drawn_with_the_box_that_was_meant(pair_of_scenes: tuple) -> 
 
 def test_what_is_pooled_is_bright_and_the_rest_dark(pair_of_scenes: tuple) -> None:
     data, objects = pair_of_scenes
-    region = ObjectRegion(replace(objects.where, name="guess"))
+    region = Region(replace(objects.where, name="guess"))
     ax = plots.pooled(data, 0, region)
     shown = ax.images[0].get_array()
     assert (shown[5, 5] == 255).all() and (shown[19, 1] < 100).all() and len(ax.patches) == 2

@@ -13,7 +13,8 @@ from tiny_scenes import lively
 
 from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.embed.boxes import ObjectRegion, true_boxes
+from objemb_lib.embed.boxes import true_boxes
+from objemb_lib.embed.regions import Region
 from objemb_lib.measure.analysis import project
 from objemb_lib.measure.metrics import ranking
 from objemb_lib.search.retriever import Retriever
@@ -194,7 +195,7 @@ def test_near_vectors_are_near_on_the_map(how) -> None:
 
 def test_attention_follows_box_and_stage(data) -> None:
     trunk = lively("efficientnet_lite0")
-    widget = Attention(data, trunk, ObjectRegion(true_boxes(data)), ["stage4", "head"],
+    widget = Attention(data, trunk, Region(true_boxes(data)), ["stage4", "head"],
                        size=64)  # fmt: skip
     before = widget.found["similarity"]
     widget.act({"kind": "box", "key": 0, "box": 1}, [])

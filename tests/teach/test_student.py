@@ -24,9 +24,9 @@ from objemb_lib.data.mini_battles import mini_battles
 from objemb_lib.detect.coco import load_coco_detector
 from objemb_lib.detect.features import DetectorTrunk
 from objemb_lib.detect.weights import LIMIT, read_card, save_weights, weights_root
-from objemb_lib.embed.extract import extract
+from objemb_lib.embed.extract import ExtractOptions, extract
 from objemb_lib.embed.pooling import rmac
-from objemb_lib.embed.regions import ROI
+from objemb_lib.embed.regions import roi
 from objemb_lib.embed.trunks import load_trunk
 from objemb_lib.embed.whitening import PCAWhitening
 from objemb_lib.teach import student as room
@@ -188,8 +188,8 @@ def test_boxes_of_one_pixel_and_hundreds_of_boxes_are_embedded() -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_it_is_extracted_as_any_trunk(data, precision: str) -> None:
-    found = extract(data, StudentTrunk(student()), [("student", "spoc")], ROI, 64,
-                    precision=precision, cache=False, progress=False)  # fmt: skip
+    options = ExtractOptions(64, precision=precision, cache=False, progress=False)
+    found = extract(data, StudentTrunk(student()), [("student", "spoc")], roi(data), options)
     x = found["student", "spoc"]
     assert x.shape == (4, 176) and np.isfinite(x).all() and np.ptp(x) > 0
 

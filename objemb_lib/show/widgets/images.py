@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 import ipywidgets
 import numpy as np
 
-from objemb_lib.attend.attention import overlays
+from objemb_lib.attend.soft import overlays
 from objemb_lib.config import device
 from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.embed.boxes import ObjectBoxes, ObjectRegion
+from objemb_lib.embed.boxes import Boxes
+from objemb_lib.embed.regions import Region
 from objemb_lib.embed.trunks import Trunk
 from objemb_lib.measure.metrics import Neighbours, evaluate, ranking
 from objemb_lib.search.retriever import Side, embedder, side_by_side
@@ -143,7 +144,7 @@ class Attention(Panel):
     """Click or draw a box in the query; another image shows where it looks like that.
 
     Beside it: what its boxes, masks and CroW's weights let through. The plain function is
-    :func:`attention.overlays`; :func:`plots.heat` draws each of its maps.
+    :func:`soft.overlays`; :func:`plots.heat` draws each of its maps.
 
     Args:
         region: boxes of ``dataset``, with or without masks. stages: to choose from; default all
@@ -154,7 +155,7 @@ class Attention(Panel):
         self,
         dataset: ImageDataset,
         trunk: Trunk,
-        region: ObjectRegion,
+        region: Region,
         stages: Sequence[str] = (),
         query: int = 0,
         image: int = 1,
@@ -163,7 +164,7 @@ class Attention(Panel):
         self.dataset, self.region, self.size = dataset, region, size
         self.trunk, self.found = trunk.for_inference(device()), {}
         self._embed = functools.cache(
-            lambda stage: embedder(trunk, [(stage, "spoc")], size, region.margin)
+            lambda stage: embedder(trunk, [(stage, "spoc")], size, region.context)
         )
         maps = [name for name, stage in trunk.stages.items() if not stage.per_box]
         offered = list(stages) or maps
@@ -190,7 +191,7 @@ class Attention(Panel):
     def refresh(self) -> None:
         """Compare the two images with the present settings."""
         stage, query, i = self.stage.value, self.query.value, self.image.value
-        asking = ObjectBoxes("query", [self.box[None]])
+        asking = Boxes("query", [self.box[None]])
         (vector,) = self._embed(stage)(self.dataset.subset([query]), asking)
         self.found = overlays(self.dataset, i, self.trunk, stage, self.region, vector, self.size)
         mine = self.region.boxes.boxes[query]

@@ -1,0 +1,240 @@
+"""Where boxes come from: the truth, a detector, a rule, or chance.
+
+A detector that says where to look is *hard attention*: what lies inside a box is kept, the rest is
+forgotten. :func:`sources` gives every kind of box of a data set by its name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import nn
+from torchvision.ops import nms
+
+from objemb_lib import config
+from objemb_lib.cache import atomic_path
+from objemb_lib.config import DataError
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.detect.detectors import Detector, Target
+from objemb_lib.detect.metrics import detect
+from objemb_lib.embed.boxes import Boxes, or_whole, true_boxes, whole_image
+from objemb_lib.embed.pooling import rmac_grid
+from objemb_lib.embed.regions import Region, every_image_has_a_box
+
+SAME = 0.5  # overlap (IoU) from which two detections are one object called by two names
+
+
+def sources(
+    dataset: ImageDataset,
+    detector: Detector | None = None,
+    truth: bool | None = None,
+    seed: int = config.SEED,
+    progress: bool = True,
+) -> dict[str, Region]:
+    """Every kind of box of a data set by its name, on the map; a detector runs once for all.
+
+    Args:
+        detector: of whose boxes, masks and proposals there will be those that it gives.
+        truth: whether to give what needs true boxes; default where every image has one.
+        seed: of the random boxes, which have the sizes of the true ones.
+    """
+    boxed = every_image_has_a_box(dataset) if truth is None else truth
+    found = {"whole image": Region(whole_image(dataset))}
+    if boxed:
+        true = true_boxes(dataset)
+        found["true boxes"] = Region(true)
+        if true.masks is not None:
+            found["true masks"] = Region(true, masked=True, called="true masks")
+    found |= _guesses(dataset, detector, progress) if detector else {}
+    found["R-MAC grid"] = Region(grid(dataset))
+    found["centre box"] = Region(centre(dataset))
+    if boxed:
+        found["random boxes"] = Region(random_like(true, dataset, seed))
+    return found
+
+
+def _guesses(dataset: ImageDataset, detector: Detector, progress: bool) -> dict[str, Region]:
+    """What a detector says: its best boxes, those it is sure of, its masks, its proposals."""
+    seen = detect_cached(dataset, detector, True, progress)
+    boxes = detector_boxes(dataset, detector, seen, masks=all("rles" in one for one in seen))
+    some = [boxes.top(k) for k in (1, 3, 5)] + [boxes.top(100, 0.5, "detector, score >= 0.5")]
+    found = {guess.name: Region(guess) for guess in some}
+    if boxes.masks is not None:
+        name = "detector masks, top 5"
+        found[name] = Region(boxes.top(5), masked=True, called=name)
+    if all("proposals" in one for one in seen):
+        proposals = proposal_boxes(dataset, detector, seen)
+        found[proposals.name] = Region(proposals)
+    return found
+
+
+# --- a detector -------------------------------------------------------------------------------
+
+
+def run_detector(
+    dataset: ImageDataset, detector: Detector, masks: bool = False, progress: bool = True
+) -> list[Target]:
+    """:func:`detect`, and what a two-stage detector proposed on the way, in the same pass.
+
+    Returns:
+        for each image what ``detect`` gives, and ``proposals`` ``(P, 4)`` in pixels of it, best
+        first: boxes that hold *something*, of no category yet. One-stage detectors have none.
+    Source: Ren et al., Faster R-CNN, 2015, section 3 (region proposal network).
+    """
+    proposer, seen = getattr(detector.network, "rpn", None), []
+    if proposer is None:
+        return detect(detector, dataset, progress=progress, masks=masks)
+
+    def keep(_: nn.Module, given: tuple, out: tuple) -> None:
+        seen.extend((b.cpu(), size[::-1]) for b, size in zip(out[0], given[0].image_sizes))
+
+    hook = proposer.register_forward_hook(keep)
+    try:
+        found = detect(detector, dataset, progress=progress, masks=masks)
+    finally:
+        hook.remove()
+    for one, (proposals, size), image in zip(found, seen, dataset.sizes()):
+        one["proposals"] = proposals * torch.tensor(image / size).float().repeat(2)
+    return found
+
+
+def detect_cached(
+    dataset: ImageDataset, detector: Detector, masks: bool = False, progress: bool = True
+) -> list[Target]:
+    """:func:`run_detector`, and what it found is kept: the next time nothing is detected again.
+
+    The cache is keyed by the images, the detector's weights and settings, and the kind of device.
+    """
+    key = ["2", dataset.fingerprint, _fingerprint(detector), masks, config.device().type]
+    name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]
+    path = config.cache_root() / "detections" / f"{name}.pt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        if path.exists():
+            try:
+                return torch.load(path, weights_only=True)
+            except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+                warnings.warn(f"{path} is damaged ({error}): detecting again", stacklevel=2)
+        found = run_detector(dataset, detector, masks, progress)
+        with atomic_path(path) as part:
+            torch.save([{k: _compact(v) for k, v in one.items()} for one in found], part)
+    return found
+
+
+def _compact(value: object) -> object:
+    """A tensor without the larger storage that it may be a view of."""
+    return value.clone() if isinstance(value, torch.Tensor) else value
+
+
+def _fingerprint(detector: Detector) -> str:
+    """Hash of every weight, and of every number that says how its modules detect."""
+    digest = hashlib.sha256(repr(detector).encode())
+    for name, tensor in sorted(detector.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    for name, module in detector.named_modules():
+        for what, value in sorted(vars(module).items()):
+            if what != "training" and _is_plain(value):
+                digest.update(f"{name} {what} {value}".encode())
+    return digest.hexdigest()
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, dict):
+        return bool(value) and all(map(_is_plain, value.values()))
+    if isinstance(value, (tuple, list)):
+        return bool(value) and all(map(_is_plain, value))
+    return isinstance(value, (bool, int, float, str))
+
+
+def detector_boxes(
+    dataset: ImageDataset, detector: Detector, found: Sequence[Target], masks: bool = False
+) -> Boxes:
+    """What a detector found, whatever it calls it; the whole image where it found nothing.
+
+    Detections of different categories that overlap by :data:`SAME` are one object.
+
+    Args:
+        found: as :func:`run_detector` gives it. masks: keep the masks as well.
+    Raises:
+        DataError: ``masks`` of a detector that gives none.
+    """
+    if masks and any("rles" not in one for one in found):
+        raise DataError(f"{detector.kind} gives no masks", "Use a mask_rcnn, run with masks.")
+    keep = [nms(one["boxes"], one["scores"], SAME) for one in found]
+    return or_whole(
+        "detector",
+        dataset,
+        [one["boxes"][k].numpy() for one, k in zip(found, keep)],
+        [one["scores"][k].numpy() for one, k in zip(found, keep)],
+        [[one["rles"][j] for j in k.tolist()] for one, k in zip(found, keep)] if masks else None,
+        detector.kind,
+    )
+
+
+def proposal_boxes(
+    dataset: ImageDataset, detector: Detector, found: Sequence[Target], top: int = 10
+) -> Boxes:
+    """A two-stage detector's proposals. Arguments as for :func:`detector_boxes`.
+
+    Scores are ``1 / rank``: torchvision keeps the order of the proposals, not what made it.
+
+    Raises:
+        DataError: a one-stage detector.
+    """
+    if any("proposals" not in one for one in found):
+        raise DataError(f"{detector.kind} proposes nothing", "Use a two-stage detector.")
+    some = [one["proposals"][:top].numpy() for one in found]
+    scores = [1 / np.arange(1, len(b) + 1) for b in some]
+    return or_whole(f"proposals, top {top}", dataset, some, scores, None, detector.kind)
+
+
+# --- a rule, or chance ------------------------------------------------------------------------
+
+
+def centre(dataset: ImageDataset, part: float = 0.5) -> Boxes:
+    """A box in the middle, ``part`` of the image's sides: photographers put things there."""
+    edge = (1 - part) / 2
+    return _fractions("centre box", dataset, np.array([[edge, edge, 1 - edge, 1 - edge]]))
+
+
+def grid(dataset: ImageDataset, levels: int = 3) -> Boxes:
+    """R-MAC's squares as boxes: where to look, for somebody who knows nothing of objects.
+
+    On the square that a trunk sees, so that every image has the same ones.
+
+    Source: Tolias et al., Particular Object Retrieval with Integral Max-Pooling of CNN
+    Activations, 2016, "R-MAC".
+    """
+    fine = 60  # cells a side: the squares of the first three levels meet whole cells
+    found = [
+        (x / fine, y / fine, (x + side) / fine, (y + side) / fine)
+        for side, tops, lefts in rmac_grid(fine, fine, levels)
+        for y in tops
+        for x in lefts
+    ]
+    return _fractions("R-MAC grid", dataset, np.array(found))
+
+
+def _fractions(name: str, dataset: ImageDataset, ends: np.ndarray) -> Boxes:
+    """The same boxes for every image, given as parts of its sides."""
+    return Boxes(name, [ends * np.tile(size, 2) for size in dataset.sizes()], source="fixed")
+
+
+def random_like(boxes: Boxes, dataset: ImageDataset, seed: int = config.SEED) -> Boxes:
+    """As many boxes of the same sizes, each at a random place: the control that must lose.
+
+    It tells what *where* is worth from what it is worth to look at less.
+    """
+    rng, moved = np.random.default_rng(seed), []
+    for many, size in zip(boxes.boxes, dataset.sizes()):
+        sides = np.minimum(many[:, 2:] - many[:, :2], size)
+        corner = rng.uniform(size=sides.shape) * (size - sides)
+        moved.append(np.concatenate([corner, corner + sides], axis=1))
+    return Boxes("random boxes", moved, boxes.scores, source=f"random, sizes of {boxes.name}")

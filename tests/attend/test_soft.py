@@ -1,0 +1,87 @@
+"""Soft attention: weights of cells by hand, and through extraction."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_scenes import lively, scenes
+
+from objemb_lib.attend import soft
+from objemb_lib.config import DataError
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.embed.boxes import Boxes
+from objemb_lib.embed.extract import (
+    ExtractOptions,
+    Objects,
+    extract_objects,
+)
+from objemb_lib.embed.regions import Region
+
+SIZE = (100, 48)  # of the pictures, while the trunk sees 64 x 64
+PAIR = ("head", "spoc")
+FULL = [[0, 0, *SIZE]]
+QUIET = ExtractOptions(64, cache=False, progress=False)
+
+
+@pytest.fixture(autouse=True)
+def on_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OBJEMB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OBJEMB_DEVICE", "cpu")
+    monkeypatch.delenv("OBJEMB_PRECISION", raising=False)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> ImageDataset:
+    return scenes(tmp_path / "scenes", size=SIZE)
+
+
+def objects_of(
+    data: ImageDataset, where: Boxes | Region, trunk=None, wanted=(PAIR,), **how
+) -> Objects:
+    region = Region(where) if isinstance(where, Boxes) else where
+    options = ExtractOptions(64, **{"progress": False} | how)
+    return extract_objects(data, trunk or lively(), wanted, {"some": region}, options)["some"]
+
+
+def test_a_class_activation_map_by_hand() -> None:
+    """Two channels, one cell each; the classifier's class 1 listens to channel 1 only."""
+    features = torch.zeros(1, 2, 2, 2)
+    features[0, 0, 0, 0], features[0, 1, 1, 1] = 2.0, 3.0
+    weight, bias = torch.tensor([[1.0, 0], [0, 1]]), torch.zeros(2)
+    heat = soft.class_activation(features, weight, bias)
+    assert heat.tolist() == [[[0, 0], [0, 1]]]
+    against = soft.class_activation(features, -weight, bias)
+    assert against.tolist() == [[[1, 1], [1, 1]]]  # no cell speaks for any class
+    sure = soft.class_activation(features, weight, torch.tensor([9.0, 0]))
+    assert sure.tolist() == [[[1, 0], [0, 0]]]
+
+
+def test_activity_and_similarity_by_hand() -> None:
+    features = torch.zeros(1, 2, 1, 2)
+    features[0, :, 0, 0], features[0, 0, 0, 1] = torch.tensor([3.0, 5.0]), 6.0
+    assert torch.allclose(soft.activity(features), torch.tensor([[[0.8, 0.6]]]).sqrt())
+    near = soft.similarity(features[0], torch.tensor([0.0, 2.0]))
+    assert torch.allclose(near, torch.tensor([[5 / 34**0.5, 0]]))
+
+
+def test_soft_attention_goes_through_extraction(tmp_path: Path, monkeypatch) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    data = ImageDataset("one", "test", tmp_path, ["a.png"], [0])
+    trunk = lively()
+    weight = torch.randn(10, trunk.stages["head"].channels)
+    monkeypatch.setattr(soft, "imagenet_classifier", lambda _: (weight, torch.zeros(10)))
+    region = soft.class_activation_region(data, trunk)
+    found = objects_of(data, region, trunk)
+    with torch.inference_mode():
+        head = trunk(trunk.normalise(torch.from_numpy(noise).permute(2, 0, 1)[None]))["head"]
+        heat = soft.class_activation(head, weight, torch.zeros(10))
+    expected = (head * heat[:, None]).mean(dim=(2, 3))
+    np.testing.assert_allclose(found.vectors[PAIR], expected, rtol=1e-3, atol=1e-4)
+    monkeypatch.undo()
+    with pytest.raises(DataError, match="comes without its ImageNet classifier"):
+        soft.class_activation_region(data, trunk)

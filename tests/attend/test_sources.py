@@ -1,0 +1,189 @@
+"""Where boxes come from: every source by its name, a detector run once."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_scenes import lively, scenes, small
+
+from objemb_lib.attend import sources
+from objemb_lib.config import DataError
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.embed.boxes import Boxes, whole_image
+from objemb_lib.embed.extract import (
+    ExtractOptions,
+    Objects,
+    extract_objects,
+)
+from objemb_lib.embed.regions import Region
+
+SIZE = (100, 48)  # of the pictures, while the trunk sees 64 x 64
+PAIR = ("head", "spoc")
+FULL = [[0, 0, *SIZE]]
+QUIET = ExtractOptions(64, cache=False, progress=False)
+
+
+@pytest.fixture(autouse=True)
+def on_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OBJEMB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OBJEMB_DEVICE", "cpu")
+    monkeypatch.delenv("OBJEMB_PRECISION", raising=False)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> ImageDataset:
+    return scenes(tmp_path / "scenes", size=SIZE)
+
+
+def objects_of(
+    data: ImageDataset, where: Boxes | Region, trunk=None, wanted=(PAIR,), **how
+) -> Objects:
+    region = Region(where) if isinstance(where, Boxes) else where
+    options = ExtractOptions(64, **{"progress": False} | how)
+    return extract_objects(data, trunk or lively(), wanted, {"some": region}, options)["some"]
+
+
+NAMES = [
+    "whole image", "true boxes", "true masks", "detector, top 1", "detector, top 3",
+    "detector, top 5", "detector, score >= 0.5", "detector masks, top 5", "proposals, top 10",
+    "R-MAC grid", "centre box", "random boxes",
+]  # fmt: skip
+
+
+def test_a_detector_that_finds_nothing_falls_back(data: ImageDataset) -> None:
+    detector = small("mask_rcnn")
+    detector.network.roi_heads.score_thresh = 2.0
+    seen = sources.run_detector(data, detector, masks=True, progress=False)
+    kept = sources.detect_cached(data, detector, masks=True, progress=False)
+    assert [len(one["boxes"]) for one in kept] == [0] * 4 and kept[0]["rles"] == []
+    found = sources.detector_boxes(data, detector, seen, masks=True)
+    assert found.fell_back.all() and found.counts.tolist() == [1] * 4
+    masked = objects_of(data, Region(found, masked=True))
+    whole = objects_of(data, whole_image(data))
+    np.testing.assert_allclose(masked.vectors[PAIR], whole.vectors[PAIR], rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["mask_rcnn", "fcos"])
+def test_what_was_detected_once_is_not_detected_again(data, kind, monkeypatch) -> None:
+    detector, masks = small(kind), kind == "mask_rcnn"
+    first = sources.detect_cached(data, detector, masks, progress=False)
+    plain = sources.run_detector(data, detector, masks, progress=False)
+    monkeypatch.setattr(sources, "run_detector", lambda *_: pytest.fail("detected again"))
+    again = sources.detect_cached(data, detector, masks, progress=False)
+    for found in (first, again):
+        for one, expected in zip(found, plain, strict=True):
+            assert one.keys() == expected.keys() and one.get("rles") == expected.get("rles")
+            for name in one.keys() - {"rles"}:
+                assert torch.equal(one[name], expected[name]), name
+
+
+def test_another_detector_or_half_a_file_is_detected_anew(data, monkeypatch) -> None:
+    calls, look = [], sources.run_detector
+    monkeypatch.setattr(sources, "run_detector", lambda *given: calls.append(1) or look(*given))
+    detector = small("faster_rcnn")
+    sources.detect_cached(data, detector, progress=False)
+    detector.network.rpn._post_nms_top_n["testing"] = 3
+    few = sources.detect_cached(data, detector, progress=False)
+    assert len(calls) == 2 and max(len(one["proposals"]) for one in few) <= 3
+    with torch.no_grad():
+        detector.network.rpn.head.cls_logits.bias[0] += 1
+    sources.detect_cached(data, detector, progress=False)
+    sources.detect_cached(data.subset([1, 2]), detector, progress=False)
+    assert len(calls) == 4
+    for half in Path(os.environ["OBJEMB_CACHE"]).glob("detections/*.pt"):
+        half.write_bytes(half.read_bytes()[:-8])
+    with pytest.warns(UserWarning, match="damaged"):
+        sources.detect_cached(data, detector, progress=False)
+    assert len(calls) == 5
+
+
+def test_every_source_by_its_name(data: ImageDataset) -> None:
+    found = sources.sources(data, small("mask_rcnn"), progress=False)
+    assert list(found) == [region.name for region in found.values()] == NAMES
+    for region in found.values():
+        assert len(region.boxes) == len(data) and region.boxes.counts.min() >= 1
+    counts = {name: region.boxes.counts.max() for name, region in found.items()}
+    assert counts["detector, top 1"] == counts["centre box"] == counts["whole image"] == 1
+    assert counts["detector, top 3"] <= 3 and counts["R-MAC grid"] == 14
+    assert found["detector masks, top 5"].masked and found["true masks"].masked
+    made = extract_objects(data, lively(), [PAIR], found, QUIET)
+    assert all(np.isfinite(one.vectors[PAIR]).all() for one in made.values())
+
+
+def test_what_is_not_known_is_left_out(data: ImageDataset) -> None:
+    """Masks of boxes, truth of images without boxes, what a detector does not give."""
+    unmasked, plain = replace(data, masks=None), small("fcos")
+    assert set(NAMES) - set(sources.sources(unmasked, small("mask_rcnn"))) == {"true masks"}
+    given = sources.sources(data, plain, progress=False)
+    assert set(NAMES) - set(given) == {"detector masks, top 5", "proposals, top 10"}
+    nobody = replace(data, boxes=[np.zeros((0, 4)), *data.boxes[1:]], box_labels=(),
+                     box_categories=(), masks=None)  # fmt: skip
+    assert list(sources.sources(nobody)) == ["whole image", "R-MAC grid", "centre box"]
+    with pytest.raises(DataError, match="fcos proposes nothing"):
+        sources.proposal_boxes(data, plain, sources.run_detector(data, plain, progress=False))
+
+
+@torch.inference_mode()
+def test_proposals_are_those_of_the_network_in_pixels_of_the_image(data: ImageDataset) -> None:
+    """The network sees the pictures of 100 x 48 at 64 x 31."""
+    detector = small("faster_rcnn")
+    found = sources.run_detector(data, detector, progress=False)
+    plain = sources.detect(detector, data, progress=False)
+    for i, one in enumerate(found):
+        pixels = torch.from_numpy(np.asarray(data.image(i)).copy()).permute(2, 0, 1) / 255
+        images, _ = detector.network.transform([pixels])
+        features = detector.network.backbone(images.tensors)
+        (boxes_,), _ = detector.network.rpn(images, features)
+        height, width = images.image_sizes[0]
+        expected = boxes_ * torch.tensor([100 / width, 48 / height] * 2)
+        assert len(expected) > 10
+        # Among random weights' near-equal scores, rounding may let one box pass another.
+        apart = torch.cdist(expected, one["proposals"], p=torch.inf).min(dim=1).values
+        assert (apart < 0.1).float().mean() > 0.9
+        assert torch.equal(one["boxes"], plain[i]["boxes"])
+    assert not detector.network.rpn._forward_hooks
+    best = sources.proposal_boxes(data, detector, found, top=3)
+    assert best.counts.tolist() == [3] * 4 and best.scores[0].tolist() == pytest.approx(
+        [1, 1 / 2, 1 / 3]
+    )
+
+
+def test_one_object_called_by_two_names_is_found_once(data: ImageDataset) -> None:
+    double = {
+        "boxes": torch.tensor([[5.0, 5, 30, 30], [6.0, 5, 30, 31], [50, 5, 80, 40]]),
+        "labels": torch.tensor([1, 2, 1]),
+        "scores": torch.tensor([0.5, 0.8, 0.3]),
+    }
+    found = sources.detector_boxes(data, small("fcos"), [double] * 4)
+    assert found.boxes[0].tolist() == [[6, 5, 30, 31], [50, 5, 80, 40]]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 99))
+def test_random_boxes_keep_sizes_and_stay_inside(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    low = rng.uniform(0, 40, (6, 2))
+    given_ = Boxes("some", [np.concatenate([low, low + rng.uniform(1, 8, (6, 2))], 1)])
+    data = ImageDataset("sized", "test", Path("."), ["a.png"], [0], content="f")
+    data.__dict__["_sizes"] = np.array([[48, 48]])
+    moved = sources.random_like(given_, data, seed).boxes[0]
+    sides = [b[:, 2:] - b[:, :2] for b in (moved, given_.boxes[0])]
+    np.testing.assert_allclose(*sides, atol=1e-4)
+    assert moved.min() >= 0 and moved.max() <= 48
+    assert np.abs(moved - given_.boxes[0]).max() > 1
+    assert np.array_equal(moved, sources.random_like(given_, data, seed).boxes[0])
+
+
+def test_centre_and_grid_lie_where_they_should(data: ImageDataset) -> None:
+    assert sources.centre(data).boxes[0].tolist() == [[25, 12, 75, 36]]
+    squares = sources.grid(data).boxes[0]
+    assert squares[0].tolist() == FULL[0]
+    seen = squares * 60 / np.tile(SIZE, 2)  # as the trunk sees them
+    assert sorted(set((seen[:, 2] - seen[:, 0]).round(3).tolist())) == [30, 40, 60]
