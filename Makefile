@@ -40,7 +40,7 @@ comma := ,
 export GOMP_SPINCOUNT ?= 4000
 
 .DEFAULT_GOAL := help
-.PHONY: help install extras data reproduce train test site lab app lock clean
+.PHONY: help install extras data reproduce train test lowest site lab app lock clean
 
 help:
 	@echo 'An analysis of object embeddings, as a course. Two commands:'
@@ -59,6 +59,7 @@ help:
 	@echo '                   (DETECTORS="fcos" trains only that one)'
 	@echo '  make data        only the workshop data, in data/mini-battles'
 	@echo '  make test        style, unit tests, and the notebooks as committed'
+	@echo '  make lowest      try the lowest versions that pyproject.toml allows, in .venv-lowest'
 	@echo '  make site        the readable pages, in runs/site: notebooks as run, solutions, the library'
 	@echo '  make lock        resolve requirements.lock anew (LOCK_ARGS=--upgrade raises versions)'
 	@echo '  make clean       remove what these commands made'
@@ -115,6 +116,15 @@ test: install extras data site
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile \
 	  --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks
+
+# Every module is imported (by its doctests), and the rooms from an image to an answer are tested.
+LOWEST := .venv-lowest/bin/python
+lowest:
+	@[ -x $(LOWEST) ] || $(PYTHON) -m venv .venv-lowest
+	@$(LOWEST) -m pip install -q uv $(PIP_ARGS)
+	@$(LOWEST) -m uv pip install -q --python $(LOWEST) --resolution lowest-direct -e '.[test]'
+	$(LOWEST) -m pytest objemb_lib tests/data tests/embed tests/measure tests/detect tests/attend \
+	  tests/search tests/show
 
 # Sphinx reads the project where it lies, so that links are the same as in a checkout.
 site: install extras

@@ -216,6 +216,18 @@ def test_the_gate_and_a_forks_first_push_run_the_two_commands():
     assert set(pythons) <= set(PYTHONS) and pythons[0] == PYTHONS[0]
 
 
+def test_the_lowest_versions_are_tried_every_week_on_the_oldest_python():
+    file = PROJECT / ".github" / "workflows" / "lowest.yml"
+    workflow = yaml.safe_load(file.read_text(encoding="utf-8"))
+    assert "schedule" in workflow[True]
+    setup, run = workflow["jobs"]["lowest"]["steps"][1:]
+    assert setup["with"]["python-version"] == PYTHONS[0] and run["run"] == "make lowest"
+    stated = project()["project"]
+    asked = [*stated["dependencies"], *stated["optional-dependencies"]["test"]]
+    bounds = {spec.operator for line in asked for spec in Requirement(line).specifier}
+    assert bounds <= {">=", "=="}, "a dependency without a lower bound cannot be tried"
+
+
 @pytest.mark.skipif(not shutil.which("make"), reason="needs make")
 def test_clean_removes_what_a_killed_build_leaves_and_nothing_of_the_users(tmp_path):
     shutil.copy(PROJECT / "Makefile", tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import pkgutil
 import re
 import runpy
 import sys
@@ -12,6 +13,8 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+
+import objemb_lib
 
 PROJECT = Path(__file__).resolve().parents[2]
 SITE = PROJECT / "runs" / "site"
@@ -84,6 +87,19 @@ def test_every_notebook_and_room_has_its_page() -> None:
         name = ".".join(file.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__")
         page = SITE / "docs" / "generated" / f"{name}.html"
         assert page.is_file(), f"{name} has no page: make site"
+
+
+def test_what_the_page_on_architecture_names_is_there() -> None:
+    """Each `module.function` in backticks; each room is in the picture."""
+    page = (PROJECT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    picture, prose = page.split("```")[1:3]
+    assert re.findall(r"^  (\w+) ", picture, re.M)[1:] == re.findall(
+        r":mod:`(\w+)`", objemb_lib.__doc__
+    )
+    names = re.findall(r"`(\w+(?:\.\w+)+)`", prose)
+    assert len(names) >= 15
+    for name in names:
+        assert pkgutil.resolve_name(f"objemb_lib.{name}"), name
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
