@@ -30,7 +30,8 @@ from objemb_lib.embed.extract import ExtractOptions, extract
 from objemb_lib.embed.regions import WHOLE, crop, model_input
 from objemb_lib.embed.trunks import Trunk, load_trunk
 from objemb_lib.embed.whitening import l2
-from objemb_lib.measure.metrics import evaluate, paired_difference
+from objemb_lib.measure.intervals import paired_difference
+from objemb_lib.measure.metrics import evaluate
 
 RESULT = Path(__file__).parent / "results" / "extract.json"
 CPU = torch.device("cpu")

@@ -33,9 +33,10 @@ from objemb_lib.embed.extract import ExtractOptions, Objects, extract_objects
 from objemb_lib.embed.regions import Region
 from objemb_lib.embed.trunks import load_trunk
 from objemb_lib.embed.whitening import l2
-from objemb_lib.measure import claims
-from objemb_lib.measure.comparison import BODY
-from objemb_lib.measure.metrics import Evaluation, evaluate_scores, metric_function
+from objemb_lib.measure import leaderboard
+from objemb_lib.measure.analysis import BODY
+from objemb_lib.measure.intervals import Evaluation
+from objemb_lib.measure.metrics import evaluate_scores, metric_function
 from objemb_lib.teach.student import StudentTrunk, load_student
 
 PAIRS = [(stage, pooling) for stage in BODY for pooling in ("spoc", "rmac", "crow")]
@@ -204,7 +205,7 @@ def report(title: str, found: dict[str, Evaluation]) -> None:
     first = next(iter(found))
     print(f"\n{title}\n\n| way | mAP | R@1 | mAP, minus {first} |\n|---|---|---|---|")
     for name, one in found.items():
-        change = claims.difference(2, name, name, one, first, found[first])
+        change = leaderboard.difference(2, name, name, one, first, found[first])
         print(f"| {name} | {one.interval('mAP')} | {one.interval('R@1')} |"
               f" {change} {change.verdict} |")  # fmt: skip
 

@@ -39,7 +39,8 @@ from objemb_lib.embed.whitening import (
     l2,
     multiscale_mean,
 )
-from objemb_lib.measure.metrics import Evaluation, evaluate, evaluate_scores, paired_difference
+from objemb_lib.measure.intervals import Evaluation, paired_difference
+from objemb_lib.measure.metrics import evaluate, evaluate_scores
 from objemb_lib.search.rerank import diffusion, k_reciprocal
 
 RESULT = Path(__file__).parent / "results" / "postprocess.json"

@@ -1,7 +1,7 @@
 """objemb: object embeddings for image retrieval, a room for each chapter of the course.
 
 :mod:`config` and :mod:`cache` lie below; then :mod:`data` (photographs with their truth, notebook
-00), :mod:`embed` (from image to vector, 01), :mod:`measure` (metrics, intervals, claims),
+00), :mod:`embed` (from image to vector, 01), :mod:`measure` (metrics, intervals, the leaderboard),
 :mod:`detect` (02), :mod:`attend` (where to look, 03), :mod:`teach` (the student, 04),
 :mod:`search` (05), :mod:`show` (plots, widgets, the app) and :mod:`course` (what runs it all).
 A module imports only from rooms before its own. What a lesson needs is here, loaded when asked for.
@@ -28,7 +28,7 @@ _WHERE = {
     "analysis": "measure.analysis",
     "evaluate": "measure.metrics",
     "evaluate_scores": "measure.metrics",
-    "paired_difference": "measure.metrics",
+    "paired_difference": "measure.intervals",
     "load_detector": "detect.weights",
     "Student": "teach.student",
     "Teacher": "teach.student",

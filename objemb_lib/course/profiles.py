@@ -1,20 +1,19 @@
-"""What a run will do: a profile's settings, its notebooks and data, and what they will cost."""
+"""What a run will do: a profile's settings, its notebooks and data, and how long they took us."""
 
 from __future__ import annotations
 
 import ast
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pandas as pd
 import papermill
 import yaml
 
 from objemb_lib import config
 from objemb_lib.config import ReproduceError
-from objemb_lib.course.doctor import GIB, estimate, free_bytes
-from objemb_lib.data.catalogue import Splits
-from objemb_lib.embed.trunks import load_trunk
 
 NOTEBOOKS = config.PROJECT / "notebooks"
 PROFILES = Path(__file__).parent / "profiles"
@@ -92,74 +91,13 @@ def defaults(notebook: Path) -> dict:
     return {name: ast.literal_eval(about["default"]) for name, about in stated.items()}
 
 
-@dataclass(frozen=True)
-class Work:
-    """What a notebook does for each image it looks at, with one network.
+def minutes(name: str = "workshop") -> pd.DataFrame:
+    """Minutes that each notebook took in the committed run of a profile; no rows without one.
 
-    Args:
-        passes: of an image through the bare network; what costs as much counts as one.
-        kept: bytes of cached vectors.
-        fixed: passes that it does whatever the data (a training).
+    From an empty cache, and from a full one; a notebook that computes no vectors has but one time.
     """
-
-    passes: float
-    kept: int
-    fixed: int = 0
-
-
-# From workshop runs with an empty cache: 01 and 02 counted, where a detector's pass costs more than
-# its trunk's; 03 to 05 by their time beside that of 01.
-WORK = {
-    "01": Work(2, 40_000),
-    "02": Work(3, 60_000),
-    "03": Work(15, 400_000),
-    "04": Work(6, 100_000, 8_000),
-    "05": Work(4, 20_000, 6_000),
-}
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """What a run costs from an empty cache: images it looks at, seconds, bytes on disk."""
-
-    images: int
-    seconds: float
-    kept: int
-
-    def __str__(self) -> str:
-        minutes, megabytes = max(1, round(self.seconds / 60)), max(1, round(self.kept / 1e6))
-        room = free_bytes(config.cache_root()) / GIB
-        return (
-            f"some {minutes} min and {megabytes} MB from an empty cache (a guess from this "
-            f"machine's speed; {room:.0f} GiB are free)"
-        )
-
-
-def forecast(stated: Profile, notebooks: Sequence[Path], data: str, roles: Splits) -> Forecast:
-    """What notebooks cost, from what this machine does in a moment with each trunk and size.
-
-    Raises:
-        ReproduceError: the disk of the cache has no room for it.
-    """
-    images, seconds, kept = 0, 0.0, 0
-    spent: dict[tuple[str, int], float] = {}  # (trunk, size) -> seconds for a thousand images
-    for notebook in notebooks:
-        if not (work := WORK.get(notebook.name[:2])):
-            continue
-        with_all = defaults(notebook) | stated.given(notebook, data)
-        small = roles.limit(with_all.get("SCENES"), with_all.get("LIMIT", 0))
-        here = len(small.train) + sum(map(len, small.tests.values()))
-        networks = 1 + len(with_all.get("DETECTORS", ()))
-        passes = here * work.passes * networks + work.fixed
-        key = with_all.get("TRUNK", "efficientnet_lite0"), with_all.get("SIZE", 256)
-        if key not in spent:
-            spent[key] = estimate(1000, load_trunk(key[0]), key[1], probe=1.0)
-        seconds += spent[key] * passes / 1000
-        images, kept = max(images, here), kept + here * work.kept * networks
-    found = Forecast(images, seconds, kept)
-    if kept > free_bytes(config.cache_root()):
-        raise ReproduceError(
-            f"{config.cache_root()} has no room for this run: {found}",
-            "Free some, name a folder on a larger disk with OBJEMB_CACHE, or set a LIMIT.",
-        )
-    return found
+    path = config.PROJECT / "results" / f"{name}.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    full, cores = known.get("seconds_full_cache", {}), known.get("environment", {}).get("cores")
+    seconds = pd.DataFrame({"empty cache": full | known.get("seconds", {}), "full cache": full})
+    return (seconds.sort_index() / 60).round(1).rename_axis(f"minutes on {cores} cores")

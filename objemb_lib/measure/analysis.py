@@ -7,13 +7,22 @@ Features are ``(N, D)``, one row per image; sums are taken in float64.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from objemb_lib import config
 from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset, backgrounds
+from objemb_lib.embed.extract import Vectors
+from objemb_lib.embed.pooling import POOLINGS
+from objemb_lib.embed.trunks import Trunk
+from objemb_lib.embed.whitening import l2
+from objemb_lib.measure.metrics import checked_vectors, evaluate
+
+Pair = tuple[str, str]  # stage, pooling
 
 
 def linear_cka(x: np.ndarray, y: np.ndarray) -> float:
@@ -95,14 +104,8 @@ def effective_rank(x: np.ndarray) -> float:
     return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
-@dataclass(frozen=True)
-class Spread:
-    """Mean cosine distances of image pairs.
-
-    Args:
-        within: of two images of the same object.
-        between: of two images of different objects.
-    """
+class Spread(NamedTuple):
+    """Mean cosine distances: of two images of one object, and of two different objects."""
 
     within: float
     between: float
@@ -124,8 +127,8 @@ def spread(x: np.ndarray, labels: np.ndarray) -> Spread:
         x: ``(N, D)``, L2-normalised.
         labels: ``(N,)`` object of each image; images of label -1 are left out.
     Raises:
-        DataError: rows not of length 1, NaN or infinite values, not one label per row, no two
-            images of one object, or a single object.
+        DataError: rows not of length 1, NaN or infinite values, no two images of one object, or
+            a single object.
 
     >>> x = np.array([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [0.0, 1.0]])
     >>> found = spread(x, [7, 7, 9, -1])  # within: 1 - 0.6; between: 1 - 0 and 1 - 0.8
@@ -133,12 +136,10 @@ def spread(x: np.ndarray, labels: np.ndarray) -> Spread:
     (0.4, 0.6, 0.667)
     """
     x, labels = _finite(x), np.asarray(labels)
-    if labels.shape != x.shape[:1]:
-        raise DataError(f"{len(x)} vectors, labels of shape {labels.shape}", "Pass one for each.")
     x, labels = x[labels >= 0], labels[labels >= 0]
     squares = np.square(x).sum(axis=1)
     if not np.allclose(squares, 1, atol=1e-3):
-        raise DataError("vectors are not of length 1", "Pass them through postprocess.l2.")
+        raise DataError("vectors are not of length 1", "Pass them through l2.")
     objects, counts = np.unique(labels, return_inverse=True, return_counts=True)[1:]
     same_pairs = (counts * (counts - 1)).sum()  # ordered, as are the sums below
     other_pairs = len(x) ** 2 - (counts**2).sum()
@@ -190,39 +191,18 @@ def has_kinds(dataset: ImageDataset) -> bool:
     return len(np.unique(pairs[0])) < pairs.shape[1]
 
 
-def nearest(
-    vectors: np.ndarray, dataset: ImageDataset, gallery_vectors: np.ndarray | None = None
-) -> np.ndarray:
-    """The first answer to each query: its nearest gallery image by inner product, no junk.
+def nearest(vectors: np.ndarray, dataset: ImageDataset) -> np.ndarray:
+    """The first answer to each query: rank 1 of :func:`metrics.evaluate`, arguments as there.
 
-    The same images as rank 1 of ``evaluate.evaluate``; of equal scores the first in the
-    gallery.
-
-    Args:
-        vectors: ``(N, D)``, one per image of ``dataset`` in its order, L2-normalised.
-        dataset: says who asks, what is searched and what is junk.
-        gallery_vectors: ``(N, D)`` where gallery images are embedded in another way.
     Returns:
         ``(Q,)`` image indices (into the data set, not into its gallery); -1 where all is junk.
-    Raises:
-        DataError: not one finite vector per image.
     """
-    asked = np.asarray(vectors)  # not in float64: nearly equal scores must rank as in evaluate
-    searched = asked if gallery_vectors is None else np.asarray(gallery_vectors)
-    _finite(asked), _finite(searched)
-    if asked.shape != searched.shape or len(asked) != len(dataset):
-        raise DataError(
-            f"vectors of shape {asked.shape} and {searched.shape} for {len(dataset)} images",
-            "Pass one vector per image of the data set, in its order.",
-        )
-    found, gallery = np.full(len(dataset.queries), -1), np.asarray(dataset.gallery)
-    if len(gallery):
-        scores = asked[dataset.queries] @ searched[gallery].T  # (Q, G)
-        for i, query in enumerate(dataset.queries):
-            allowed = np.where(dataset.junk(query), -np.inf, scores[i])
-            best = allowed.argmax()
-            found[i] = gallery[best] if np.isfinite(allowed[best]) else -1
-    return found
+    vectors = checked_vectors(vectors, dataset)
+    scores = vectors[dataset.queries] @ vectors[dataset.gallery].T  # (Q, G)
+    for row, query in zip(scores, dataset.queries):
+        row[dataset.junk(query)] = -np.inf
+    answered = np.isfinite(scores.max(axis=1))
+    return np.where(answered, dataset.gallery[scores.argmax(axis=1)], -1)
 
 
 @dataclass(frozen=True)
@@ -251,55 +231,35 @@ class Confusions:
         return self.inside / wrong if wrong else np.nan
 
 
-def confusion_kinds(
-    labels: np.ndarray,
-    categories: np.ndarray,
-    neighbours: np.ndarray,
-    queries: np.ndarray | None = None,
-    gallery: np.ndarray | None = None,
-) -> Confusions:
+def confusion_kinds(dataset: ImageDataset, answers: np.ndarray) -> Confusions:
     """Sort first answers into right object, right category only, and wrong category.
 
     ``chance`` is the share of the query's category among gallery images of other objects,
     averaged over the queries that went wrong. (It takes junk images for possible answers.)
 
     Convention: as with R@1, which ``right`` equals, queries without a relevant image are left
-    out; so are those of label or category -1, or without neighbour. An answer of label -1 is
+    out; so are those of label or category -1, or without answer. An answer of label -1 is
     another object, one of category -1 is of another category.
 
     Args:
-        labels: ``(N,)`` object of each image.
-        categories: ``(N,)`` category of each image.
-        neighbours: ``(Q,)`` image index of each query's first answer, as of :func:`nearest`.
-        queries: ``(Q,)`` image index of each query; default all images in order.
-        gallery: ``(G,)`` image indices searched; default all.
+        answers: ``(Q,)`` image index of each query's first answer, as of :func:`nearest`.
     Raises:
-        DataError: lengths that do not agree, an index out of range, or no query that counts.
-
-    >>> objects, kinds = [0, 0, 1, 1, 2, 2], [0, 0, 0, 0, 1, 1]  # two cups and a shoe
-    >>> found = confusion_kinds(objects, kinds, neighbours=[1, 0, 3, 1, 5, 1])
-    >>> found.n_queries, found.inside, found.across, found.inside_of_wrong
-    (6, 0.16666666666666666, 0.16666666666666666, 0.5)
-    >>> found.chance  # image 3: two of four others are cups; image 4: none is a shoe
-    0.25
+        DataError: no query counts.
     """
-    labels, categories, answers = map(np.asarray, (labels, categories, neighbours))
-    every = np.arange(len(labels))
-    asked = every if queries is None else np.asarray(queries)
-    searched = every if gallery is None else np.asarray(gallery)
-    _check_indices(labels, categories, answers, asked, searched)
-    same = labels[asked][:, None] == labels[searched]  # (Q, G)
-    findable = (same & (asked[:, None] != searched)).any(axis=1)
-    counts = (labels[asked] >= 0) & (categories[asked] >= 0) & (answers >= 0) & findable
+    labels, categories, gallery = dataset.labels, dataset.categories, dataset.gallery
+    asked, answers = np.asarray(dataset.queries), np.asarray(answers)
+    counts = (labels[asked] >= 0) & (categories[asked] >= 0) & (answers >= 0)
+    counts &= [dataset.relevant(query).any() for query in asked]
     if not counts.any():
         raise DataError(
             f"none of {len(asked)} queries has a label, a category, an answer and a relevant image",
             "Use a data set with objects and categories.",
         )
-    asked, answers, others = asked[counts], answers[counts], ~same[counts]
+    asked, answers = asked[counts], answers[counts]
     right = labels[asked] == labels[answers]
     inside = ~right & (categories[asked] == categories[answers])
-    alike = others & (categories[asked][:, None] == categories[searched])
+    others = labels[asked][:, None] != labels[gallery]  # (Q, G)
+    alike = others & (categories[asked][:, None] == categories[gallery])
     shares = alike.sum(axis=1) / np.maximum(others.sum(axis=1), 1)
     chance = float(shares[~right].mean()) if not right.all() else np.nan
     across = float((~right & ~inside).mean())
@@ -309,7 +269,7 @@ def confusion_kinds(
 PROJECTIONS = ("PCA", "t-SNE")
 
 
-def project(x: np.ndarray, how: str = "PCA", seed: int = config.SEED) -> np.ndarray:
+def project(x: np.ndarray, how: str = "PCA") -> np.ndarray:
     """Vectors as points of a plane, so that near ones stay near: ``(N, 2)`` in 0..1.
 
     Args:
@@ -324,38 +284,49 @@ def project(x: np.ndarray, how: str = "PCA", seed: int = config.SEED) -> np.ndar
 
     x = _finite(x)
     if how not in PROJECTIONS or len(x) < 3:
-        raise DataError(
-            f"no {how} of {len(x)} vectors", f"Use {', '.join(PROJECTIONS)}, three vectors or more."
-        )
-    points = PCA(min(50, *x.shape), random_state=seed).fit_transform(x)
+        raise DataError(f"no {how} of {len(x)} vectors", f"Use {PROJECTIONS}, three or more.")
+    points = PCA(min(50, *x.shape), random_state=config.SEED).fit_transform(x)
     if how == "t-SNE":
         near = min(30.0, (len(x) - 1) / 3)
-        points = TSNE(
-            perplexity=near, metric="cosine", init="pca", random_state=seed
-        ).fit_transform(points)
+        maps = TSNE(perplexity=near, metric="cosine", init="pca", random_state=config.SEED)
+        points = maps.fit_transform(points)
     points = points[:, :2] - points[:, :2].min(axis=0)
     return points / np.maximum(points.max(axis=0), 1e-12)
 
 
-def _check_indices(
-    labels: np.ndarray,
-    categories: np.ndarray,
-    answers: np.ndarray,
-    asked: np.ndarray,
-    searched: np.ndarray,
-) -> None:
-    if labels.shape != categories.shape or answers.shape != asked.shape:
-        raise DataError(
-            f"{labels.shape} labels and {categories.shape} categories, "
-            f"{answers.shape} neighbours of {asked.shape} queries",
-            "Pass a label and a category per image, and a neighbour per query.",
-        )
-    for low, part in ((-1, answers), (0, asked), (0, searched)):
-        if len(part) and not (low <= part.min() and part.max() < len(labels)):
-            raise DataError(
-                f"image indices from {part.min()} to {part.max()}, but {len(labels)} images",
-                "Pass indices into the data set.",
-            )
+BODY = ("stage4", "stage5", "head")  # earlier ones know textures, not objects (notebook 01)
+
+
+def source(stage: str) -> str:
+    """Which source of vectors a stage of a network belongs to.
+
+    >>> source("head"), source("fpn4"), source("roi"), source("box_head")
+    ('body', 'FPN', 'RoI features', 'box head')
+    """
+    if stage.startswith("fpn"):
+        return "FPN"
+    return {"roi": "RoI features", "box_head": "box head"}.get(stage, "body")
+
+
+def candidates(
+    trunk: Trunk, body: Sequence[str] = BODY, poolings: Sequence[str] = tuple(POOLINGS)
+) -> list[Pair]:
+    """Every (stage, pooling) that a network offers; of its body, only the stages in ``body``."""
+    stages = [s for s in trunk.stages if s in body or source(s) != "body"]
+    return [(stage, pooling) for stage in stages for pooling in poolings]
+
+
+def best_of(vectors: Vectors, train: ImageDataset) -> Pair:
+    """The (stage, pooling) of the best mAP on training images: nothing is chosen on a test."""
+    return max(vectors, key=lambda pair: evaluate(l2(vectors[pair]), train, ["mAP"]).mean("mAP"))
+
+
+def choose(vectors: Vectors, train: ImageDataset) -> dict[str, Pair]:
+    """The best (stage, pooling) of each source, so that no network loses by a poor choice."""
+    groups: dict[str, Vectors] = {}
+    for pair, x in vectors.items():
+        groups.setdefault(source(pair[0]), {})[pair] = x
+    return {name: best_of(some, train) for name, some in groups.items()}
 
 
 def _finite(x: np.ndarray) -> np.ndarray:

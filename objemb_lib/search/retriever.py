@@ -18,7 +18,8 @@ from objemb_lib.embed.extract import ExtractOptions, extract, extract_objects
 from objemb_lib.embed.regions import Region
 from objemb_lib.embed.trunks import Trunk
 from objemb_lib.embed.whitening import concat_descriptors, l2
-from objemb_lib.measure.metrics import Evaluation, Neighbours, evaluate, ranking
+from objemb_lib.measure.intervals import Evaluation
+from objemb_lib.measure.metrics import Neighbours, evaluate, ranking
 from objemb_lib.search.objects import Answer, ObjectIndex
 
 Pairs = Sequence[tuple[str, str]]

@@ -22,7 +22,8 @@ from objemb_lib.attend.soft import inside
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.embed.boxes import widen
 from objemb_lib.embed.regions import Region
-from objemb_lib.measure.metrics import Interval, Neighbours
+from objemb_lib.measure.intervals import Interval
+from objemb_lib.measure.metrics import Neighbours
 from objemb_lib.search.objects import Answer, Match
 
 # Colour-blind safe (Okabe and Ito): right, wrong, and the query itself; grey where nobody knows.

@@ -143,7 +143,7 @@ def test_verdicts_are_checked_when_their_notebook_runs_anew():
     writers = 0
     for path in NOTEBOOKS:
         cells = code(nbformat.read(path, as_version=4))
-        if any("claims.write" in cell.source for cell in cells):
+        if any("board.record" in cell.source for cell in cells):
             writers += 1
             checked = [c for c in cells if c.source.startswith("# NBVAL_CHECK_OUTPUT")]
             said = " ".join(output.get("text", "") for c in checked for output in c.outputs)

@@ -11,7 +11,7 @@ import pytest
 from objemb_lib import config
 from objemb_lib.course import profiles, reproduce
 from objemb_lib.data import catalogue
-from objemb_lib.measure import results
+from objemb_lib.measure.leaderboard import read
 
 NUMBERS = ("00", "01", "02", "03", "04", "05")
 
@@ -41,11 +41,12 @@ def test_a_notebook_runs_on_the_courses_data(run, number, tmp_path):
         profile = profiles.profile("smoke")
         own = [given for stem, given in profile.notebooks.items() if stem.startswith(number)]
         limit = own[0].get("LIMIT", profile.parameters["LIMIT"])
-        (written,) = (tmp_path / "runs" / "smoke" / "results").iterdir()
+        (written,) = (tmp_path / "runs" / "smoke" / "leaderboard").iterdir()
         both = {"mini-battles/battle", "mini-battles/clean"}
-        seen = {row.data for row in results.read(written)}
+        rows = read(written).rows
+        seen = {row.setting["data"] for row in rows}
         assert seen == ({"mini-battles/battle"} if number == "05" else both)
-        assert all(row.queries <= limit for row in results.read(written))
+        assert all(row.evaluation.n_queries <= limit for row in rows)
     if number in ("01", "02"):
         assert "the same background 0." in said or "same background:" in said
 
@@ -61,10 +62,10 @@ def test_a_notebook_runs_on_photographs_without_boxes(run, number, real_photogra
     said = run(number, f"folder:{tmp_path / 'my birds'}")
     told = {"03": "No true boxes are known"}.get(number, "Nobody recorded the backgrounds")
     assert told in said
-    (written,) = Path(tmp_path / "runs" / "smoke" / "folder-my_birds" / "results").iterdir()
-    rows = results.read(written)
+    (written,) = Path(tmp_path / "runs" / "smoke" / "folder-my_birds" / "leaderboard").iterdir()
+    rows = read(written).rows
     if number == "03":
-        assert not any("true" in row.region or "a click" in row.name for row in rows)
+        assert not any("true" in row.setting["region"] or "a click" in row.name for row in rows)
     else:
-        assert {row.region for row in rows} == {"whole image"}
-    assert {row.queries for row in rows} == {9}
+        assert {row.setting["region"] for row in rows} == {"whole image"}
+    assert {row.evaluation.n_queries for row in rows} == {9}

@@ -80,7 +80,7 @@ def test_what_is_alive_is_built_and_scored(
     assert [train.files[i] for i in train.gallery] == ["originals/c.jpg", "originals/d.jpg"]
     assert train.labels[train.queries].tolist() == [0, 1, 1]
     found = evaluate_scores(np.array([[2.0, 1], [2, 1], [1, 2]]), train)
-    assert found.protocol.name == "photoshop to original"
+    assert found.protocol == "photoshop to original"
     assert found.mean("R@1") == pytest.approx(2 / 3) and found.mean("mAP") == pytest.approx(5 / 6)
     assert archives.verify("ps-battles", tmp_path / "data", progress=False) == []
 

@@ -20,7 +20,8 @@ from objemb_lib.data.folder import folder
 from objemb_lib.embed.boxes import Boxes
 from objemb_lib.embed.extract import Objects
 from objemb_lib.embed.regions import Region
-from objemb_lib.measure.metrics import Interval, ranking
+from objemb_lib.measure.intervals import Interval
+from objemb_lib.measure.metrics import ranking
 from objemb_lib.search.objects import ObjectIndex, search_object
 from objemb_lib.show import plots
 

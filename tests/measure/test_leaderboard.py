@@ -1,0 +1,222 @@
+"""The leaderboard: rows that keep their queries, verdicts at every side of 0, numbers compared."""
+
+import json
+from dataclasses import asdict, replace
+
+import nbformat
+import numpy as np
+import pytest
+from tiny_queries import dataset
+
+from objemb_lib import config
+from objemb_lib.config import DataError, ReproduceError
+from objemb_lib.measure.intervals import Evaluation, paired_difference
+from objemb_lib.measure.leaderboard import (
+    CLAIMS,
+    Difference,
+    Leaderboard,
+    compare,
+    difference,
+    read,
+    table,
+    verdicts,
+    where,
+)
+from objemb_lib.measure.metrics import evaluate
+
+ONE = Difference(1, "layer 4", "mAP", "cls", "det", "toy/test", 40, 0.05, 0.01, 0.09)
+WHERE = {"data": "toy/test", "trunk": "t", "size": 256, "stage": "head", "pooling": "gem",
+         "region": "whole image", "boxes": "none"}  # fmt: skip
+NAN = float("nan")
+
+
+def scored(values, metric="mAP", **parts) -> Evaluation:
+    """Two queries of each object."""
+    values = np.asarray(values, float)
+    n = len(values)
+    parts = {"groups": np.arange(n) // 2, "queries": np.arange(n)} | parts
+    return Evaluation({metric: values}, **{"dataset": "toy/test 0a1b", **parts})
+
+
+def compared(a, b, metric="mAP", claim=1) -> Difference:
+    return difference(claim, "layer 4", "cls", a, "det", b, metric)
+
+
+# --- claims -------------------------------------------------------------------------------
+
+
+def test_the_papers_words_are_those_of_the_welcome():
+    nb = nbformat.read(config.PROJECT / "notebooks/00_welcome_and_data.ipynb", as_version=4)
+    prose = "\n".join(cell.source for cell in nb.cells if cell.cell_type == "markdown")
+    words = " ".join(prose.replace("\n>", "\n").split())
+    for number, claim in CLAIMS.items():
+        assert f'*"{claim.sentence}"*' in words and f"**Claim {number}.**" in words
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "found"),
+    [
+        (0.01, 0.09, "holds"),
+        (-0.09, -0.01, "reversed"),
+        (-0.01, 0.09, "inconclusive"),
+        (0.0, 0.09, "inconclusive"),  # touches 0
+        (-0.09, 0.0, "inconclusive"),
+        (NAN, NAN, "inconclusive"),  # a single object has no interval
+    ],
+)
+def test_verdict(low, high, found):
+    assert replace(ONE, value=0.05, low=low, high=high).verdict == found
+
+
+def test_difference_by_hand():
+    """Every object gains 0.1, on average of its two queries; query 5 has no relevant image."""
+    b = scored([0.2, 0.6, 0.5, 0.1, 0.3, NAN])
+    a = scored([0.4, 0.6, 0.5, 0.3, 0.4, NAN])
+    found = compared(a, b)
+    assert found == Difference(1, "layer 4", "mAP", "cls", "det", "toy/test", 5, 0.1, 0.1, 0.1)
+    swapped = compared(b, a)
+    assert swapped.value == -0.1 and (found.verdict, swapped.verdict) == ("holds", "reversed")
+    tiny = compared(scored([0.5] * 4), scored([0.50001] * 4))  # too small to print: no sign
+    assert str(tiny) == "+0.0000 [+0.0000, +0.0000]" and tiny.verdict == "inconclusive"
+
+
+def test_difference_refuses_what_cannot_be_compared():
+    a = scored([1, 0])
+    with pytest.raises(DataError, match="query by query"):
+        compared(a, scored([1, 0], dataset="other/test 9f"))
+    with pytest.raises(DataError, match="was not evaluated"):
+        compared(a, a, metric="R@1")
+    with pytest.raises(DataError, match="no claim 7"):
+        compared(a, a, claim=7)
+
+
+def test_verdicts_count_every_setting_once_and_ways_and_metrics_apart():
+    settings = ("layer 1, RoI", "layer 3, RoI", "layer 2, RoI", "layer 1, crop")
+    found = [replace(ONE, setting=setting) for setting in settings]
+    found[2] = replace(found[2], value=-0.05, low=-0.09, high=-0.01)
+    found += [replace(found[0], data="other", low=-0.02), replace(found[0], metric="R@1")]
+    assert verdicts(found).to_numpy().tolist() == [
+        [1, "RoI", "mAP", 2, 1, 1],
+        [1, "crop", "mAP", 1, 0, 0],
+        [1, "RoI", "R@1", 1, 0, 0],
+    ]
+
+
+# --- rows ---------------------------------------------------------------------------------
+
+
+def test_a_row_of_another_setting_stays_and_of_the_same_is_replaced():
+    """Once, another pooling or size of the same name deleted the first measurement."""
+    board = Leaderboard()
+    board.add("a", scored([0.25] * 4), ["mAP"], **WHERE)
+    board.add("a", scored([0.5] * 4), ["mAP"], **WHERE | {"pooling": "mac"})
+    board.add("a", scored([0.7] * 4), ["mAP"], **WHERE | {"size": 320})
+    board.add("a", scored([0.75] * 4), ["mAP"], **WHERE)
+    found = {(r.setting["pooling"], r.setting["size"]): r.numbers[0]["value"] for r in board.rows}
+    assert found == {("gem", 256): 0.75, ("mac", 256): 0.5, ("gem", 320): 0.7}
+    board.record([ONE, replace(ONE, setting="layer 3"), replace(ONE, value=0.06)])
+    assert [d.value for d in board.differences] == [0.05, 0.06]
+
+
+def test_rows_of_two_notebooks_compare_query_by_query(tmp_path):
+    rng = np.random.default_rng(0)
+    hard, groups = rng.random(60), np.arange(60) // 3
+    a, b = scored(hard + 0.05 + 0.01 * rng.random(60), groups=groups), scored(hard, groups=groups)
+    first, second = Leaderboard("01", tmp_path), Leaderboard("02", tmp_path)
+    first.add("better", a, ["mAP"], **WHERE)
+    second.add("worse", b, ["mAP"], **WHERE)
+    second.record([compared(a, b), replace(ONE, low=NAN, high=NAN)])
+    board = read(*sorted((tmp_path / "leaderboard").iterdir()))
+    assert board.paired("better", "worse") == paired_difference(a, b, "mAP")
+    assert list(map(repr, board.differences)) == list(map(repr, second.differences))  # nan != nan
+    assert [row.numbers for row in board.rows] == [row.numbers for row in first.rows + second.rows]
+    assert board.table()["mAP"].tolist() == [str(one.interval("mAP")) for one in (a, b)]
+
+
+def test_a_row_is_told_by_its_setting_where_its_name_is_not_enough():
+    board = Leaderboard()
+    for value, region in ((0.1, "crop"), (0.2, "whole image")):
+        board.add("a", scored([value] * 4), ["mAP"], **WHERE | {"region": region})
+    assert board.row("a", region="crop").evaluation.mean("mAP") == pytest.approx(0.1)
+    for name, setting in (("a", {}), ("b", {}), ("a", {"region": "RoI"})):
+        with pytest.raises(DataError, match="rows are called"):
+            board.row(name, **setting)
+
+
+def test_an_opened_board_starts_anew_and_is_on_disk_at_once(tmp_path):
+    for value in (0.25, 0.5):
+        board = Leaderboard("nb", tmp_path)
+        board.add("a", scored([value, value, NAN, value]), ["mAP"], shown=False, **WHERE)
+        (row,) = read(board.path).rows
+        (number,) = row.numbers
+        assert number == {"name": "a", "queries": 3, "metric": "mAP", "value": value, "low": value,
+                          "high": value, "tolerance": 0.01, "shown": False, **WHERE}  # fmt: skip
+    with pytest.raises(DataError, match="'R@1' was not evaluated"):
+        board.add("b", scored([1, 0]), **WHERE)
+
+
+def test_files_that_are_not_ours_are_named(tmp_path):
+    path = tmp_path / "x.jsonl"
+    cut = json.dumps(asdict(ONE))[:-9]
+    more = json.dumps(asdict(ONE) | {"verdict": "holds"})
+    for text in (cut, more, "[3]", '{"name": "a"}', "\xff"):
+        path.write_text(text, encoding="latin-1")
+        with pytest.raises(ReproduceError, match="x.jsonl"):
+            read(path)
+    with pytest.raises(ReproduceError, match="gone"):
+        read(tmp_path / "gone")
+
+
+def test_where_says_all_of_a_setting():
+    class Trunk:
+        name = "t"
+
+    class Region:
+        name, source = "crop", "ground truth"
+
+    found = where(dataset([0, 0]), Trunk, 256, ("head", "gem"), Region, ", whitened 128")
+    assert found == WHERE | {
+        "pooling": "gem, whitened 128", "region": "crop", "boxes": "ground truth"
+    }  # fmt: skip
+
+
+def test_table_has_a_line_a_setting_and_a_column_a_metric():
+    found = evaluate(np.ones((4, 2)), dataset([0, 0, 0, 0]))
+    board = Leaderboard()
+    board.add("b", found, **WHERE)
+    board.add("a", found, ["mAP"], **WHERE)
+    found = board.table()
+    assert found["name"].tolist() == ["b", "a"] and found.columns[-2:].tolist() == ["R@1", "mAP"]
+    assert found["R@1"].tolist() == ["1.00 [nan, nan]", ""]  # one object
+
+
+# --- comparing a rerun --------------------------------------------------------------------
+
+NUMBER = {"name": "a", **WHERE, "queries": 8, "metric": "mAP", "value": 0.5, "low": 0.4,
+          "high": 0.6, "tolerance": 0.02, "shown": True}  # fmt: skip
+
+
+@pytest.mark.parametrize("one", [NUMBER, asdict(replace(ONE, value=0.5))], ids=["row", "claim"])
+def test_compare_names_what_strayed(one):
+    limit = one.get("tolerance", 0.01)
+    assert compare([one], [one]) == (1, [])
+    assert compare([one | {"value": 0.499 + limit}], [one]) == (1, [])
+    _, (off,) = compare([one | {"value": 0.501 + limit}], [one])
+    assert "0.5000" in off and f"tolerance {limit}" in off and "mAP" in off
+    assert len(compare([one | {"value": NAN}], [one])[1]) == 1
+    assert "not in this run" in compare([], [one])[1][0]
+    assert "not in the committed" in compare([one], [])[1][0]
+
+
+def test_numbers_of_another_setting_are_not_compared():
+    count, problems = compare([NUMBER | {"trunk": "u"}], [NUMBER])
+    assert count == 0 and len(problems) == 2 and any("trunk u" in said for said in problems)
+    assert compare([NUMBER], [NUMBER, NUMBER | {"queries": 9}])[0] == 1
+
+
+def test_the_committed_numbers_are_all_different_and_can_be_shown():
+    report = json.loads((config.PROJECT / "results" / "workshop.json").read_text())
+    every = [many for part in ("measurements", "claims") for many in report[part].values()]
+    assert [compare(many, many) for many in every] == [(len(many), []) for many in every]
+    assert sum(map(len, every)) == 726
+    assert len(table(report["measurements"]["01_embedding_extraction"])) == 11
