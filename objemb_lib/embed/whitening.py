@@ -1,4 +1,4 @@
-"""Postprocessing of descriptors: L2 normalisation, power law, PCA-whitening, query expansion.
+"""What follows pooling: L2 normalisation, PCA-whitening, query expansion.
 
 Everything here takes and gives ``(N, D)`` arrays.
 """
@@ -6,13 +6,9 @@ Everything here takes and gives ``(N, D)`` arrays.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from objemb_lib.cache import atomic_path
 from objemb_lib.config import DataError
 
 DEAD = 1e-10  # share of the largest variance below which float32 inputs hold only rounding
@@ -38,18 +34,6 @@ def concat_descriptors(parts: Sequence[np.ndarray]) -> np.ndarray:
     array([[0.42, 0.57, 0.71]], dtype=float32)
     """
     return l2(np.concatenate([l2(part) for part in parts], axis=1))
-
-
-def power(x: np.ndarray, alpha: float = 0.5) -> np.ndarray:
-    """Signed power law ``sign(x) |x|^alpha``, as float32: tames a few bursting channels.
-
-    Source: Perronnin et al., Improving the Fisher Kernel, 2010, section 3.2.
-
-    >>> power(np.array([[4.0, -9.0, 0.0]])).tolist()
-    [[2.0, -3.0, 0.0]]
-    """
-    x = np.asarray(x, np.float32)
-    return np.sign(x) * np.abs(x) ** np.float32(alpha)
 
 
 def multiscale_mean(parts: Sequence[np.ndarray]) -> np.ndarray:
@@ -205,7 +189,7 @@ class PCAWhitening:
             DataError: before ``fit``, or for vectors of another dimension.
         """
         if self.mean is None:
-            raise DataError("PCA-whitening is not fitted", "Call fit(train) first, or load one.")
+            raise DataError("PCA-whitening is not fitted", "Call fit(train) first.")
         x = np.asarray(x, np.float32)
         if x.ndim != 2 or x.shape[1] != len(self.mean):
             raise DataError(
@@ -213,39 +197,3 @@ class PCAWhitening:
                 "Use vectors of the trunk, stage and pooling that it was fitted on.",
             )
         return l2((x - self.mean) @ self.axes * self.scale)
-
-    def save(self, path: str | Path) -> None:
-        """Write what was fitted to one safetensors file, atomically.
-
-        Raises:
-            DataError: not fitted, or the file cannot be written; an older one stays as it was.
-        """
-        if self.mean is None:
-            raise DataError(f"nothing to save to {path}: not fitted", "Call fit(train) first.")
-        settings = {"dim": self.dim or 0, "shrink": self.shrink, "whiten": int(self.whiten)}
-        arrays = {"mean": self.mean, "axes": self.axes, "scale": self.scale}
-        try:
-            with atomic_path(path) as part:
-                save_file(arrays, part, metadata={k: repr(v) for k, v in settings.items()})
-        except (OSError, SafetensorError) as error:  # safetensors hides a full disk in its own
-            raise DataError(
-                f"cannot write {path} ({error})", "Check the folder and its free space."
-            ) from error
-
-    @classmethod
-    def load(cls, path: str | Path) -> PCAWhitening:
-        """Read what ``save`` wrote. Raises DataError, naming the file, if absent or damaged."""
-        try:
-            with safe_open(path, "numpy") as file:
-                settings = file.metadata()
-                made = cls(
-                    int(settings["dim"]) or None,
-                    float(settings["shrink"]),
-                    bool(int(settings["whiten"])),
-                )
-                made.mean, made.axes, made.scale = map(file.get_tensor, ("mean", "axes", "scale"))
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"{path} is not a saved PCA-whitening ({error})", "Delete it and fit again."
-            ) from error
-        return made

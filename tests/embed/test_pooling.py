@@ -90,7 +90,7 @@ def test_rmac_by_hand():
     "size, per_level",
     [((7, 7), [1, 4, 9]), ((24, 32), [2, 6, 12]), ((32, 24), [2, 6, 12]), ((10, 30), [4, 10, 18])],
 )
-def testrmac_grid_is_the_papers(size, per_level):
+def test_rmac_grid_is_the_papers(size, per_level):
     """l x (l + m - 1) squares at level l; the usual 3:4 photograph has m = 2, 3 levels 20."""
     counts = [len(squares_of(*size, level)) for level in (1, 2, 3)]
     assert np.diff([0, *counts]).tolist() == per_level
