@@ -11,7 +11,7 @@ from pathlib import Path
 
 from objemb_lib.data.archives import Archive, DistillConfig
 from objemb_lib.data.classes import cars, cub, sop
-from objemb_lib.data.coco import TOTAL, YEARS, read_instances
+from objemb_lib.data.coco import TOTAL, YEARS, coco_photographs
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.landmarks import TOTAL as LANDMARKS
 from objemb_lib.data.landmarks import drop_unlisted, read_truth, roxford5k, rparis6k
@@ -146,7 +146,7 @@ COCO_2017 = DistillConfig(
             ),
         ),
     ),
-    lambda split, root: len(read_instances(root, YEARS[split])[0]),
+    lambda split, root: len(coco_photographs(split, root, with_masks=False)),
     {split: TOTAL[year] for split, year in YEARS.items()},
 )
 

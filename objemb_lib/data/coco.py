@@ -12,9 +12,8 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import replace
 from math import ceil, floor
 from pathlib import Path
 
@@ -26,14 +25,14 @@ from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.folder import (
     SPLITS,
+    annotated,
     check_split,
-    clip_boxes,
-    encode_mask,
+    encode_masks,
     folder_with,
     note_part,
     read_coco,
 )
-from objemb_lib.data.images import fit_within, image_size, load_image
+from objemb_lib.data.images import image_size, load_image
 
 CONTEXT = 0.5  # of the object's width and height, on each side of it
 MIN_AREA = 32**2  # pixels: what COCO calls small can hardly be told by eye
@@ -69,30 +68,6 @@ BOXES = {  # part -> sha256 and bytes of its list of boxes
 FIELDS = ("ImageID", "LabelName", "XMin", "YMin", "XMax", "YMax", "IsGroupOf", "IsDepiction")
 
 
-@dataclass(frozen=True)
-class Photo:
-    """A photograph with ``K`` annotated objects, crowds left out.
-
-    Args:
-        file: path below the data set's folder.
-        size: (width, height) in pixels, as it is loaded.
-        boxes: ``(K, 4)`` ``x0, y0, x1, y1``. categories: ``(K,)`` indices.
-        ids: ``K`` numbers or names of the annotations, unique in the data set.
-        segmentations: ``K`` COCO segmentations, or empty.
-    """
-
-    file: str
-    size: tuple[int, int]
-    boxes: np.ndarray
-    categories: np.ndarray
-    ids: Sequence[int | str]
-    segmentations: Sequence[list | dict] = ()
-
-    def mask(self, k: int) -> dict:
-        """Run lengths of object ``k``; its box where it has no outline."""
-        return encode_mask(self.segmentations[k], self.boxes[k], self.size)
-
-
 def coco(split: str, root: Path | None = None) -> ImageDataset:
     """Objects of COCO, to be found by their category: see :func:`objects`.
 
@@ -104,11 +79,12 @@ def coco(split: str, root: Path | None = None) -> ImageDataset:
     Raises:
         DataError: no such split, or the folder is not COCO's.
     """
-    return _load(split, root, objects)
+    return objects(*_photographs(split, root))
 
 
 def coco_photographs(split: str, root: Path | None = None, with_masks: bool = True) -> ImageDataset:
-    """The photographs of train2017 ("train") or val2017 ("test") with every box.
+    """The photographs of train2017 ("train") or val2017 ("test") with every box, crowds left out,
+    the largest first: to train detectors on.
 
     Args:
         split, root: as for :func:`coco`.
@@ -116,76 +92,40 @@ def coco_photographs(split: str, root: Path | None = None, with_masks: bool = Tr
     Raises:
         DataError: as :func:`coco`.
     """
-    return _load(split, root, partial(photographs, with_masks=with_masks))
+    data, annotations = _photographs(split, root)
+    if not with_masks:
+        return data
+    return replace(data, masks=encode_masks(annotations, data.sizes().tolist()))
 
 
-def _load(split: str, root: Path | None, make: Callable[..., ImageDataset]) -> ImageDataset:
+def _photographs(split: str, root: Path | None) -> tuple[ImageDataset, list[list[dict]]]:
+    """Photographs that are there with their boxes, and the annotations of these."""
     check_split("coco", split)
     place = folder_with(Path(root or config.data_root() / "coco"), ["annotations"], ["coco"])
-    photos, names = read_instances(place, YEARS[split])
-    name = note_part("coco", place, len(photos), TOTAL[YEARS[split]])
-    return make(name, split, place, photos, names)
+    year = YEARS[split]
+    images, names = read_coco(place / "annotations" / f"instances_{year}.json")
+    files = [file for file in images if (place / year / file).is_file()]
+    if not files:
+        raise DataError(f"{place / year}: none of its {len(images):,} photographs are there",
+                        f"Unpack {year}.zip into {place}.")  # fmt: skip
+    entries = [images[file] for file in files]
+    for entry in entries:
+        entry["objects"] = [one for one in entry["objects"] if not one.get("iscrowd")]
+    sizes = [(entry["width"], entry["height"]) for entry in entries]
+    parts, annotations = annotated(entries, sizes, names)
+    name = note_part("coco", place, len(files), TOTAL[year])
+    return ImageDataset(name, split, place / year, files, **parts), annotations
 
 
-def read_instances(root: Path, year: str) -> tuple[list[Photo], list[str]]:
-    """The photographs of ``year`` that are there, and the names of the 80 categories.
-
-    Raises:
-        DataError: the annotations are absent or damaged, or no photograph is there.
-    """
-    file = root / "annotations" / f"instances_{year}.json"
-    said = read_coco(file)
-    here = {path.name for path in (root / year).iterdir()} if (root / year).is_dir() else set()
-    try:
-        photos = [
-            _photo(f"{year}/{name}", image, [o for o in said.objects[name] if not o["iscrowd"]])
-            for name, image in said.images.items()
-            if name in here
-        ]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{file}: not COCO annotations ({error!r})", "Unpack it again.") from error
-    if not photos:
-        raise DataError(f"{root / year}: none of its {len(said.images):,} photographs are there",
-                        f"Unpack {year}.zip into {root}.")  # fmt: skip
-    return photos, said.names
-
-
-def _photo(file: str, image: dict, notes: list[dict]) -> Photo:
-    size = image["width"], image["height"]
-    boxes, kept = clip_boxes([one["bbox"] for one in notes], size)
-    notes = [one for one, keep in zip(notes, kept) if keep]
-    return Photo(file, size, boxes[kept], np.array([one["number"] for one in notes], np.int64),
-                 [one["id"] for one in notes], [one["segmentation"] for one in notes])  # fmt: skip
-
-
-# --- photographs -> data sets -------------------------------------------------------------
-
-
-def photographs(
-    name: str, split: str, root: Path, photos: Sequence[Photo], names: Sequence[str],
-    with_masks: bool = True,
-) -> ImageDataset:  # fmt: skip
-    """Whole photographs with every box (and mask), the largest first: to train detectors on.
-
-    ``names`` are those of the categories.
-    """
-    order = [np.argsort(-_areas(p.boxes), kind="stable") for p in photos]
-    categories = [p.categories[o] for p, o in zip(photos, order)]
-    main = np.array([c[0] if len(c) else -1 for c in categories])
-    masks = None
-    if with_masks and any(p.segmentations for p in photos):
-        masks = [[p.mask(k) for k in o] for p, o in zip(photos, order)]
-    return ImageDataset(
-        name, split, root, tuple(p.file for p in photos), main, tuple(names), main, tuple(names),
-        tuple(p.boxes[o] for p, o in zip(photos, order)), categories, categories, masks,
-    )  # fmt: skip
+# --- photographs -> objects ---------------------------------------------------------------
 
 
 def objects(
-    name: str, split: str, root: Path, photos: Sequence[Photo], names: Sequence[str],
+    data: ImageDataset,
+    annotations: Sequence[Sequence[dict]] = (),
     per_category: int = PER_CATEGORY,
-) -> ImageDataset:  # fmt: skip
-    """Windows around annotated objects, to be found again by their category.
+) -> ImageDataset:
+    """Windows around the objects of photographs, to be found again by their category.
 
     A window is the object's box with :data:`CONTEXT` on each side, inside the photograph. Of a
     category's objects in one photograph the largest is taken; of all of them ``per_category``,
@@ -194,26 +134,31 @@ def objects(
 
     Junk: windows that show the query's category only beside their own object.
 
+    Args:
+        data: photographs with their boxes, the largest first, and the annotations' ids.
+        annotations: what COCO says of the boxes, for their masks.
     Raises:
-        DataError: no such split, or no object large enough in these photographs.
+        DataError: no object large enough in these photographs.
     """
-    check_split(name, split)
-    chosen = _choose(photos, range(SPLITS.index(split), len(names), 2), per_category)
+    chosen = _choose(data, per_category)
     if not chosen:
-        raise DataError(f"{root}: no object of {MIN_AREA} pixels or more", "Add photographs.")
-    crops, shown, boxes = zip(*(_window(photo, k) for photo, k in chosen))
-    labels = np.array([photo.categories[k] for photo, k in chosen])
-    categories = [photo.categories[which] for (photo, _), which in zip(chosen, shown)]
+        raise DataError(f"{data.root}: no object of {MIN_AREA} pixels or more", "Add photographs.")
+    photos = data.subset([i for i, _ in chosen])  # one a window
+    sizes = photos.sizes().tolist()
+    places, shown, boxes = zip(
+        *(_window(photos.boxes[n], k, sizes[n]) for n, (_, k) in enumerate(chosen))
+    )
     masks = None
-    if any(p.segmentations for p in photos):
-        masks = [
-            [_cut(photo.mask(k), place) for k in which]
-            for (photo, _), which, place in zip(chosen, shown, crops)
-        ]
-    return ImageDataset(
-        name, split, root, tuple(photo.file for photo, _ in chosen), labels, tuple(names), labels,
-        tuple(names), boxes, categories, categories, masks, crops=crops, protocol="categories",
-        extra=tuple({"annotation_id": photo.ids[k]} for photo, k in chosen),
+    if annotations:
+        seen = [[annotations[i][k] for k in which] for (i, _), which in zip(chosen, shown)]
+        masks = encode_masks(seen, sizes)
+        masks = masks and [[_cut(one, at) for one in many] for many, at in zip(masks, places)]
+    categories = [photos.box_categories[n][which] for n, which in enumerate(shown)]
+    labels = np.array([many[0] for many in categories])
+    return replace(
+        photos, labels=labels, categories=labels, boxes=boxes, box_labels=categories,
+        box_categories=categories, masks=masks, crops=places, protocol="categories",
+        extra=[{"annotation_id": data.extra[i]["annotation_ids"][k]} for i, k in chosen],
     )  # fmt: skip
 
 
@@ -221,20 +166,15 @@ def _areas(boxes: np.ndarray) -> np.ndarray:
     return np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
 
 
-def _choose(
-    photos: Sequence[Photo], categories: Iterable[int], per_category: int
-) -> list[tuple[Photo, int]]:
-    """Photographs, each with one of its objects, category by category."""
-    candidates: dict[int, dict[str, tuple[Photo, int]]] = {c: {} for c in categories}
-    for photo in photos:
-        areas = _areas(photo.boxes)
-        largest: dict[int, int] = {}
-        for k in np.argsort(-areas, kind="stable"):
-            if areas[k] >= MIN_AREA:
-                largest.setdefault(int(photo.categories[k]), int(k))
-        for category in largest.keys() & candidates.keys():
-            k = largest[category]
-            candidates[category][_hash(photo.ids[k])] = photo, k
+def _choose(data: ImageDataset, per_category: int) -> list[tuple[int, int]]:
+    """``(photograph, object)`` pairs, category by category."""
+    parity = SPLITS.index(data.split)
+    candidates = {category: {} for category in range(parity, len(data.category_names), 2)}
+    for i, (boxes, categories) in enumerate(zip(data.boxes, data.box_categories)):
+        areas = _areas(boxes)
+        for category, k in zip(*np.unique(categories, return_index=True)):  # the first: the largest
+            if areas[k] >= MIN_AREA and category in candidates:
+                candidates[category][_hash(data.extra[i]["annotation_ids"][k])] = i, int(k)
     return [many[key] for many in candidates.values() for key in sorted(many)[:per_category]]
 
 
@@ -242,19 +182,21 @@ def _hash(name: int | str) -> str:
     return hashlib.sha256(str(name).encode()).hexdigest()
 
 
-def _window(photo: Photo, k: int) -> tuple[tuple[int, int, int, int], np.ndarray, np.ndarray]:
+def _window(
+    boxes: np.ndarray, k: int, size: Sequence[int]
+) -> tuple[tuple[int, int, int, int], np.ndarray, np.ndarray]:
     """A part of a photograph: its place in it, the objects it shows, the main one first, and their
     boxes."""
-    x0, y0, x1, y1 = map(float, photo.boxes[k])
+    x0, y0, x1, y1 = map(float, boxes[k])
     dx, dy = CONTEXT * (x1 - x0), CONTEXT * (y1 - y0)
     place = (max(0, floor(x0 - dx)), max(0, floor(y0 - dy)),
-             min(photo.size[0], ceil(x1 + dx)), min(photo.size[1], ceil(y1 + dy)))  # fmt: skip
+             min(size[0], ceil(x1 + dx)), min(size[1], ceil(y1 + dy)))  # fmt: skip
     low, high = np.array(place[:2] * 2), np.array(place[2:] * 2)
-    boxes = photo.boxes.clip(low, high)
-    visible = _areas(boxes) / np.maximum(_areas(photo.boxes), 1e-9) >= VISIBLE
+    seen = boxes.clip(low, high)
+    visible = _areas(seen) / np.maximum(_areas(boxes), 1e-9) >= VISIBLE
     visible[k] = False
     which = np.concatenate([[k], np.flatnonzero(visible)])
-    return place, which, (boxes[which] - low).astype(np.float32)
+    return place, which, (seen[which] - low).astype(np.float32)
 
 
 def _cut(mask: dict, place: tuple[int, int, int, int]) -> dict:
@@ -284,21 +226,24 @@ def open_images(split: str, root: Path | None = None) -> ImageDataset:
     place = folder_with(Path(root or config.data_root() / OPEN_IMAGES), [listed])
     for row in read_boxes(place / listed):
         of_image.setdefault(f"{part}/{row['ImageID']}.jpg", []).append(row)
-    photos = [
-        _open_photo(file, fit_within(image_size(place / file)[0]), rows)
-        for file, rows in of_image.items()
-        if (place / file).is_file()
-    ]
-    if not photos:
+    files = [file for file in of_image if (place / file).is_file()]
+    if not files:
         raise DataError(f"{place / part}: no image of the {len(CLASSES)} classes", "Build it.")
-    return objects(OPEN_IMAGES, split, place, photos, list(CLASSES.values()))
+    sizes = [image_size(place / file)[0] for file in files]
+    entries = [
+        {"objects": [_annotation(row, size) for row in of_image[file]]}
+        for file, size in zip(files, sizes)
+    ]
+    parts, _ = annotated(entries, sizes, list(CLASSES.values()))
+    return objects(ImageDataset(OPEN_IMAGES, split, place, files, **parts))
 
 
-def _open_photo(file: str, size: tuple[int, int], rows: list[dict]) -> Photo:
-    ends = np.array([[float(row[field]) for field in FIELDS[2:6]] for row in rows])
-    categories = [list(CLASSES).index(row["LabelName"]) for row in rows]
-    return Photo(file, size, ends.clip(0, 1) * np.tile(size, 2), np.array(categories),
-                 [row["id"] for row in rows])  # fmt: skip
+def _annotation(row: dict[str, str], size: tuple[int, int]) -> dict:
+    """A box as COCO would have it."""
+    (x0, x1), (y0, y1) = ((float(row[f"{axis}Min"]) * side, float(row[f"{axis}Max"]) * side)
+                          for axis, side in zip("XY", size))  # fmt: skip
+    number = list(CLASSES).index(row["LabelName"])
+    return {"bbox": [x0, y0, x1 - x0, y1 - y0], "number": number, "id": row["id"]}
 
 
 def read_boxes(file: Path) -> list[dict[str, str]]:

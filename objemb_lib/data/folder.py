@@ -7,8 +7,8 @@ import json
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -52,7 +52,7 @@ def folder(
         annotations: COCO-format JSON whose ``file_name`` are relative to the folder read. Boxes
             are clipped to the image, those without area are dropped; segmentations become
             compressed run lengths, the box itself where an object has none. ``extra`` keeps each
-            image's ``image_id``, and ``annotation_ids`` and ``iscrowd`` in the order of its boxes.
+            image's ``annotation_ids`` and ``iscrowd`` in the order of its boxes.
         split: sub-folder of ``root`` to read ("train"), or "all" for ``root`` itself.
         progress: show a progress bar while every image is checked; those that cannot be used
             are left out, with a warning that counts them.
@@ -63,20 +63,84 @@ def folder(
         DataError: when the folder is missing or has no usable image, or ``annotations`` or
             ``labels`` are none, inconsistent, or name images that are not in the folder.
     """
-    place = _place(Path(root), split)
+    place = Path(root) if split == "all" else Path(root) / split
     files = list_images(place)
-    coco = None if annotations is None else read_coco(Path(annotations))
+    images, categories = ({}, []) if annotations is None else read_coco(Path(annotations))
     listed = None if labels is None else read_labels(Path(labels))
-    for path, named in ((annotations, coco.images if coco else ()), (labels, listed or ())):
-        _require(path, named, place, files)
-    sizes = dict(zip(files, measure_images([place / file for file in files], progress)))
-    for file, size in sizes.items() if coco else ():
-        sizes[file] = _agreed(place / file, size, coco.images.get(file, {}))
-    good = _usable(place, sizes)
-    parts = _from_folders(list(good)) if listed is None else _from_list(list(good), listed)
-    if coco:
-        parts |= _annotated(coco, good, parts["labels"])
+    for path, named in ((annotations, images), (labels, listed or {})):
+        if missing := sorted(named.keys() - set(files)):
+            raise DataError(
+                f"{path}: names {len(missing)} images that are not in {place}, as {missing[0]}",
+                "Read the folder that its paths are relative to (root, split), fetch the missing "
+                "images, or take their entries out of the file.",
+            )
+    found = measure_images([place / file for file in files], progress)
+    found = [_agreed(place / f, size, images.get(f, {})) for f, size in zip(files, found)]
+    _note_broken(place, found)
+    good = {f: size for f, size in zip(files, found) if not isinstance(size, ImageError)}
+    if listed is None:
+        listed = {file: {"label": file.partition("/")[0]} for file in good if "/" in file}
+    parts = _labelled([listed.get(file, {}) for file in good])
+    if annotations is not None:
+        entries = [images.get(file, {"objects": []}) for file in good]
+        parts = _with_objects(parts, entries, list(good.values()), categories)
     return ImageDataset(Path(root).resolve().name, split, place, tuple(good), **parts)
+
+
+def _agreed(path: Path, size: Size | ImageError, entry: dict) -> Size | ImageError:
+    annotated = entry.get("width"), entry.get("height")
+    if isinstance(size, ImageError) or not all(annotated) or annotated == size:
+        return size
+    return ImageError(
+        f"{path}: annotated at {annotated[0]} x {annotated[1]} pixels, "
+        f"but {size[0]} x {size[1]} when upright",
+        "Use the photograph that was annotated; if only its rotation flag differs, "
+        "save it upright and annotate that.",
+    )
+
+
+def _note_broken(place: Path, found: Sequence[Size | ImageError]) -> None:
+    broken = [one for one in found if isinstance(one, ImageError)]
+    if len(broken) == len(found):
+        problem = f"{place}: none of its {len(found)} images can be used; {broken[0].problem}"
+        raise DataError(problem, broken[0].remedy)
+    if broken:
+        shown = "".join(f"\n  {error.problem}" for error in broken[:3])
+        more = f"\n  and {len(broken) - 3} more" if len(broken) > 3 else ""
+        note = f"{place}: {len(broken)} of {len(found)} images skipped{shown}{more}"
+        warnings.warn(note, stacklevel=3)
+
+
+def _labelled(rows: Sequence[dict[str, str]]) -> dict:
+    """The parts of an ImageDataset that a list's rows give, one an image."""
+    parts, roles = {}, np.array([row.get("role") or "" for row in rows])
+    for part, column, named in (("labels", "label", "label_names"),
+                                ("categories", "category", "category_names")):  # fmt: skip
+        names = [str(row.get(column) or "") for row in rows]
+        known, number = np.unique(["", *names], return_inverse=True)  # "" is the first
+        parts |= {part: number[1:] - 1, named: known[1:].tolist()}
+    return parts | {"queries": np.flatnonzero(roles != "gallery"),
+                    "gallery": np.flatnonzero(roles != "query")}  # fmt: skip
+
+
+def _with_objects(
+    parts: dict, entries: Sequence[dict], sizes: Sequence[Size], categories: Sequence[str]
+) -> dict:
+    """``parts`` of an ImageDataset, and what annotations give.
+
+    Where folders or a list gave labels, they name the main object, and the other boxes are
+    unknown: categories number other things than labels do, and must not be taken for them.
+    """
+    found, objects = annotated(entries, sizes, categories)
+    if dropped := sum(len(e["objects"]) - len(many) for e, many in zip(entries, objects)):
+        warnings.warn(f"{dropped} annotated boxes without area dropped", stacklevel=3)
+    found["masks"] = encode_masks(objects, sizes)
+    if (parts["labels"] < 0).all():
+        return parts | found
+    own = [np.where(np.arange(len(boxes)) == 0, label, -1)
+           for boxes, label in zip(found["boxes"], parts["labels"])]  # fmt: skip
+    named = {part: parts[part] for part in ("labels", "label_names")}
+    return parts | found | named | {"box_labels": own}
 
 
 def folder_splits(path: str | Path) -> tuple[ImageDataset, ImageDataset]:
@@ -115,8 +179,12 @@ def list_images(place: Path) -> list[str]:
     """Image files below ``place`` as sorted relative paths with forward slashes.
 
     Raises:
-        DataError: when there is none; says which other kinds of file there are.
+        DataError: no such folder, or no image in it; says what there is instead.
     """
+    if not place.is_dir():
+        here = ", ".join(sorted(p.name for p in place.parent.glob("*/"))[:10]) or "nothing"
+        remedy = f"Beside it are: {here}. Relative paths start at {Path.cwd()}."
+        raise DataError(f"{place}: no such folder", remedy)
     found, others, seen = [], Counter(), set()
     for where, folders, names in os.walk(place, followlinks=True):
         if (real := os.path.realpath(where)) in seen:  # a link to a folder already read
@@ -139,57 +207,6 @@ def list_images(place: Path) -> list[str]:
     return sorted(found)
 
 
-def _place(root: Path, split: str) -> Path:
-    place = root if split == "all" else root / split
-    if not place.is_dir():
-        here = sorted(p.name for p in root.iterdir() if p.is_dir())[:10] if root.is_dir() else []
-        raise DataError(
-            f"{place}: {'a file' if place.exists() else 'no such folder'}",
-            f"Choose a split among {', '.join(here)}, or 'all'."
-            if here and split != "all"
-            else f"Name a folder of photographs; relative paths start at {Path.cwd()}.",
-        )
-    return place
-
-
-def _require(path: object, named: Iterable[str], place: Path, files: Sequence[str]) -> None:
-    if missing := sorted(set(named) - set(files)):
-        raise DataError(
-            f"{path}: names {len(missing)} images that are not in {place}: "
-            f"{', '.join(missing[:3])}",
-            "Read the folder that its paths are relative to (root, split), fetch the missing "
-            "images, or take their entries out of the file.",
-        )
-
-
-def _agreed(path: Path, size: Size | ImageError, entry: dict) -> Size | ImageError:
-    annotated = entry.get("width"), entry.get("height")
-    if isinstance(size, ImageError) or not all(annotated) or annotated == size:
-        return size
-    return ImageError(
-        f"{path}: annotated at {annotated[0]} x {annotated[1]} pixels, "
-        f"but {size[0]} x {size[1]} when upright",
-        "Use the photograph that was annotated; if only its rotation flag differs, "
-        "save it upright and annotate that.",
-    )
-
-
-def _usable(place: Path, sizes: dict[str, Size | ImageError]) -> dict[str, Size]:
-    broken = [size for size in sizes.values() if isinstance(size, ImageError)]
-    if len(broken) == len(sizes):
-        raise DataError(f"{place}: none of its {len(sizes)} images can be used; "
-                        f"{broken[0].problem}", broken[0].remedy)  # fmt: skip
-    if broken:
-        shown = "".join(f"\n  {error.problem}" for error in broken[:3])
-        more = f"\n  and {len(broken) - 3} more" if len(broken) > 3 else ""
-        note = f"{place}: {len(broken)} of {len(sizes)} images skipped{shown}{more}"
-        warnings.warn(note, stacklevel=3)
-    return {file: size for file, size in sizes.items() if not isinstance(size, ImageError)}
-
-
-# --- labels ---------------------------------------------------------------------------------
-
-
 def read_labels(path: Path) -> dict[str, dict[str, str]]:
     """File -> its row of a list of labels, CSV or JSON; see :func:`folder`.
 
@@ -208,51 +225,14 @@ def read_labels(path: Path) -> dict[str, dict[str, str]]:
     return listed
 
 
-def _numbered(names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-    """The number of each name among all names in their order, and these; "" is -1."""
-    known = sorted(set(names) - {""})
-    number = {name: i for i, name in enumerate(known)} | {"": -1}
-    return np.array([number[name] for name in names], np.int64), known
-
-
-def _from_folders(files: Sequence[str]) -> dict:
-    names = [file.partition("/")[0] if "/" in file else "" for file in files]
-    return dict(zip(("labels", "label_names"), _numbered(names)))
-
-
-def _from_list(files: Sequence[str], listed: dict[str, dict]) -> dict:
-    rows = [listed.get(file, {}) for file in files]
-    column = lambda name: [str(row.get(name) or "") for row in rows]  # noqa: E731
-    parts = dict(zip(("labels", "label_names"), _numbered(column("label"))))
-    parts |= dict(zip(("categories", "category_names"), _numbered(column("category"))))
-    roles = np.array(column("role"))
-    return parts | {"queries": np.flatnonzero(roles != "gallery"),
-                    "gallery": np.flatnonzero(roles != "query")}  # fmt: skip
-
-
 # --- COCO -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Coco:
-    """What a COCO file says, by the paths of its images.
+def read_coco(path: Path) -> tuple[dict[str, dict], list[str]]:
+    """The images of a COCO instances file by their paths, and the names of the categories.
 
-    Args:
-        images: path -> the image's entry.
-        objects: path -> its annotations, each with its category's ``number``, an index into
-            ``names``.
-        names: of the categories, in the order of their ids.
-        path: of the file.
-    """
-
-    images: dict[str, dict]
-    objects: dict[str, list[dict]]
-    names: list[str]
-    path: Path
-
-
-def read_coco(path: Path) -> Coco:
-    """A COCO instances file.
+    Each image is its entry in the file, and with its annotations as ``objects``; each of these
+    has the ``number`` of its category among the names, which are in the order of their ids.
 
     Raises:
         DataError: it cannot be read, or is no such file.
@@ -261,18 +241,17 @@ def read_coco(path: Path) -> Coco:
         content = json.loads(path.read_bytes())
         categories = sorted(content["categories"], key=lambda entry: entry["id"])
         number = {entry["id"]: i for i, entry in enumerate(categories)}
-        images = {  # a path without "./"
-            PurePosixPath(entry["file_name"].replace("\\", "/")).as_posix(): entry
-            for entry in content["images"]
-        }
-        objects: dict[str, list[dict]] = {file: [] for file in images}
-        of_image = {entry["id"]: objects[file] for file, entry in images.items()}
+        by_id = {entry["id"]: entry | {"objects": []} for entry in content["images"]}
         for entry in content["annotations"]:
-            if entry["image_id"] not in of_image or entry["category_id"] not in number:
+            if entry["image_id"] not in by_id or entry["category_id"] not in number:
                 raise ValueError(f"annotation {entry.get('id')} is of an unknown image or category")
             entry["number"] = number[entry["category_id"]]
-            of_image[entry["image_id"]].append(entry)
-        return Coco(images, objects, [str(entry["name"]) for entry in categories], path)
+            by_id[entry["image_id"]]["objects"].append(entry)
+        images = {  # paths without "./"
+            PurePosixPath(entry["file_name"].replace("\\", "/")).as_posix(): entry
+            for entry in by_id.values()
+        }
+        return images, [str(entry["name"]) for entry in categories]
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})", "Check the path.") from error
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -331,69 +310,75 @@ def encode_mask(segmentation: list | dict | None, box: np.ndarray, size: Size) -
     return coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
 
 
-def _annotated(coco: Coco, sizes: dict[str, Size], labels: np.ndarray) -> dict:
-    """The parts of an ImageDataset that annotations give.
+def annotated(
+    entries: Sequence[dict], sizes: Sequence[Size], names: Sequence[str]
+) -> tuple[dict, list[list[dict]]]:
+    """The parts of an ImageDataset that annotations give, less the masks; and the annotations of
+    each image in the order of its boxes.
 
-    Where folders or a list gave ``labels``, they name the main object, and the other boxes are
-    unknown: categories number other things than labels do, and must not be taken for them.
+    The main object, the largest that is not a crowd, is the first; those without area are left out.
+
+    Args:
+        entries: of the images, as :func:`read_coco` gives them. names: of the categories.
+        sizes: (width, height) of the images as they are stored, upright.
+    Raises:
+        DataError: naming annotations without a usable box.
     """
-    masked = any(one.get("segmentation") for many in coco.objects.values() for one in many)
-    objects = [_objects(coco, file, size, masked) for file, size in sizes.items()]
-    dropped = sum(len(coco.objects.get(file, ())) for file in sizes) - sum(map(len, objects))
-    if dropped:
-        warnings.warn(f"{coco.path}: {dropped} boxes without area dropped", stacklevel=3)
-    categories = [np.array([one["number"] for one in found], np.int64) for found in objects]
-    main = np.array([c[0] if len(c) else -1 for c in categories], np.int64)
-    parts = {
-        "categories": main,
-        "category_names": coco.names,
-        "box_categories": categories,
-        "boxes": [np.reshape([o["box"] for o in found], (-1, 4)).astype(np.float32)
-                  for found in objects],
-        "masks": [[o["mask"] for o in found] for found in objects] if masked else None,
-        "extra": [
-            {
-                "image_id": coco.images.get(file, {}).get("id"),
-                "annotation_ids": [one.get("id") for one in found],
-                "iscrowd": [bool(one.get("iscrowd")) for one in found],
-            }
-            for file, found in zip(sizes, objects)
-        ],
-    }  # fmt: skip
-    if np.all(labels < 0):
-        return parts | {"labels": main, "label_names": coco.names, "box_labels": categories}
-    return parts | {"box_labels": [np.where(np.arange(len(c)) == 0, label, -1)
-                                   for c, label in zip(categories, labels)]}  # fmt: skip
-
-
-def _objects(coco: Coco, file: str, size: Size, masked: bool) -> list[dict]:
-    """Annotated objects with box and mask in pixels of the loaded image, the main one first."""
-    found = []
-    for entry in coco.objects.get(file, ()):
+    boxes, objects = [], []
+    for entry, size in zip(entries, sizes):
+        many = entry["objects"]
         try:
-            (box,), (kept,) = clip_boxes(entry["bbox"], size)
-            mask = encode_mask(entry.get("segmentation"), box, size) if kept and masked else None
-        except Exception as error:  # pycocotools raises plain Exception
-            raise DataError(
-                f"{coco.path}: annotation {entry.get('id')} of {file} cannot be used ({error})",
-                "Correct its bbox [x, y, width, height] and segmentation, or take it out.",
-            ) from error
-        if kept:
-            box, mask = _as_loaded(box, mask, size)
-            found.append(entry | {"box": box, "mask": mask})
-    area = lambda one: float(np.prod(one["box"][2:] - one["box"][:2]))  # noqa: E731
-    return sorted(found, key=lambda one: (bool(one.get("iscrowd")), -area(one)))
+            corners, kept = clip_boxes([one["bbox"] for one in many], size)
+        except (KeyError, TypeError, ValueError) as error:
+            raise _unusable(many, error) from error
+        crowd = [bool(one.get("iscrowd")) for one in many]
+        order = np.lexsort((-np.prod(corners[:, 2:] - corners[:, :2], axis=1), crowd))
+        order = order[kept[order]]
+        scale = np.divide(fit_within(size), size).astype(np.float32)  # of very large images
+        boxes.append(corners[order] * np.tile(scale, 2))
+        objects.append([many[k] for k in order])
+    categories = [np.array([one["number"] for one in many], np.int64) for many in objects]
+    main = np.array([c[0] if len(c) else -1 for c in categories], np.int64)
+    crowds = [[bool(one.get("iscrowd")) for one in many] for many in objects]
+    told = [{"annotation_ids": [one.get("id") for one in many], "iscrowd": crowd}
+            for many, crowd in zip(objects, crowds)]  # fmt: skip
+    return {"labels": main, "label_names": names, "categories": main, "category_names": names,
+            "boxes": boxes, "box_labels": categories, "box_categories": categories,
+            "extra": told}, objects  # fmt: skip
 
 
-def _as_loaded(box: np.ndarray, mask: dict | None, size: Size) -> tuple[np.ndarray, dict | None]:
-    """Very large images are reduced when they are loaded: so are their boxes and masks."""
-    loaded = fit_within(size)
-    if loaded == size:
-        return box, mask
-    if mask is not None:
-        small = Image.fromarray(coco_mask.decode(mask)).resize(loaded, Image.Resampling.NEAREST)
-        mask = coco_mask.encode(np.asfortranarray(small))
-    return box * np.tile(np.divide(loaded, size), 2).astype(np.float32), mask
+def encode_masks(
+    objects: Sequence[Sequence[dict]], sizes: Sequence[Size]
+) -> list[list[dict]] | None:
+    """Annotations' masks, as run lengths of the images as they are loaded; None without any.
+
+    Raises:
+        DataError: naming an annotation without a usable outline.
+    """
+    if not any(one.get("segmentation") for many in objects for one in many):
+        return None
+    return [[_encoded(one, size) for one in many] for many, size in zip(objects, sizes)]
+
+
+def _encoded(one: dict, size: Size) -> dict:
+    try:
+        (box,), _ = clip_boxes(one["bbox"], size)
+        mask = encode_mask(one.get("segmentation"), box, size)
+    except Exception as error:  # pycocotools raises plain Exception
+        raise _unusable([one], error) from error
+    if (loaded := fit_within(size)) == tuple(size):
+        return mask
+    # Very large images are reduced when they are loaded: so are their masks.
+    small = Image.fromarray(coco_mask.decode(mask)).resize(loaded, Image.Resampling.NEAREST)
+    return coco_mask.encode(np.asfortranarray(small))
+
+
+def _unusable(objects: Sequence[dict], error: Exception) -> DataError:
+    ids = ", ".join(str(one.get("id")) for one in objects)
+    return DataError(
+        f"annotation {ids} cannot be used ({error})",
+        "Correct its bbox [x, y, width, height] and segmentation, or take it out.",
+    )
 
 
 # --- a benchmark's folder -------------------------------------------------------------------

@@ -16,25 +16,37 @@ from pycocotools import mask as coco_mask
 from objemb_lib.config import DataError
 from objemb_lib.data import coco as module
 from objemb_lib.data.catalogue import load_splits
-from objemb_lib.data.coco import Photo, coco, coco_photographs, objects, open_images, photographs
+from objemb_lib.data.coco import coco, coco_photographs, objects, open_images
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.data.folder import annotated
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*images of .* are here")
 NAMES = ["cat", "dog", "cup", "car"]  # cat and cup train, dog and car test
 Write = Callable[..., Path]
 
 
-@pytest.fixture
-def yard(make_image: Write, tmp_path: Path) -> list[Photo]:
-    """One photograph: a cat of 40 x 40, a dog beside it, a small cup, a smaller cat far away."""
-    make_image(tmp_path / "yard.png", size=(200, 120))
-    boxes = np.array([[50, 40, 90, 80], [80, 30, 130, 90], [55, 45, 65, 55], [150, 70, 190, 105.0]])
-    square = [[50, 40, 90, 40, 90, 80, 50, 80]]
-    return [Photo("yard.png", (200, 120), boxes, np.array([0, 1, 2, 0]), [1, 2, 3, 4],
-                  [square, None, None, None])]  # fmt: skip
+def photographs(root: Path, split: str, size: tuple, *images: list, outlines=()) -> tuple:
+    """Photographs of one size, each a list of (box, category, id), and their annotations."""
+    entries = [
+        {"objects": [{"bbox": [x0, y0, x1 - x0, y1 - y0], "number": c, "id": n,
+                      "segmentation": dict(outlines).get(n)} for (x0, y0, x1, y1), c, n in image]}
+        for image in images
+    ]  # fmt: skip
+    parts, annotations = annotated(entries, [size] * len(images), NAMES)
+    files = [f"{i}.png" for i in range(len(images))]
+    for file in files:
+        Image.new("L", size).save(root / file)
+    return ImageDataset("made-up", split, root, files, **parts), annotations
 
 
-def test_a_window_by_hand(yard: list[Photo], tmp_path: Path) -> None:
-    data = objects("made-up", "train", tmp_path, yard, NAMES)
+YARD = [((50, 40, 90, 80), 0, 1), ((80, 30, 130, 90), 1, 2), ((55, 45, 65, 55), 2, 3),
+        ((150, 70, 190, 105), 0, 4)]  # fmt: skip
+SQUARE = {1: [[50, 40, 90, 40, 90, 80, 50, 80]]}
+
+
+def test_a_window_by_hand(tmp_path: Path) -> None:
+    """A cat of 40 x 40, a dog beside it, a small cup, a smaller cat far away."""
+    data = objects(*photographs(tmp_path, "train", (200, 120), YARD, outlines=SQUARE))
     assert len(data) == 1  # one cat a photograph, the largest; the cup is too small
     assert data.crops == ((30, 20, 110, 100),)  # half of 40 on each side
     assert data.image(0).size == (80, 80)
@@ -48,38 +60,29 @@ def test_a_window_by_hand(yard: list[Photo], tmp_path: Path) -> None:
     assert data.extra[0] == {"annotation_id": 1} and data.protocol == "categories"
 
 
-def test_windows_end_with_the_photograph(yard: list[Photo], tmp_path: Path) -> None:
-    data = objects("made-up", "test", tmp_path, yard, NAMES)
+def test_windows_end_with_the_photograph(tmp_path: Path) -> None:
+    data = objects(*photographs(tmp_path, "test", (200, 120), YARD))
     assert data.labels.tolist() == [1] and data.crops == ((55, 0, 155, 120),)
-    assert data.boxes[0][0].tolist() == [25, 30, 75, 90]
+    assert data.boxes[0][0].tolist() == [25, 30, 75, 90] and data.masks is None
 
 
-def test_no_category_is_in_both_splits_and_none_has_too_many(tmp_path: Path, make_image: Write):
-    make_image(tmp_path / "a.png", size=(60, 60))
-    box = np.array([[0, 0, 50, 50.0]])
-    photos = [Photo("a.png", (60, 60), box, np.array([i % 4]), [i]) for i in range(40)]
-    train, test = (objects("x", s, tmp_path, photos, NAMES, 3) for s in ("train", "test"))
-    assert train.labels.tolist() == [0, 0, 0, 2, 2, 2] and test.labels.tolist() == [
-        1,
-        1,
-        1,
-        3,
-        3,
-        3,
-    ]
-    again = objects("x", "train", tmp_path, photos[::-1], NAMES, 3)  # whatever their order
+def test_no_category_is_in_both_splits_and_none_has_too_many(tmp_path: Path) -> None:
+    images = [[((0, 0, 50, 50), i % 4, i)] for i in range(40)]
+    train, test, again = (
+        objects(*photographs(tmp_path, split, (60, 60), *some), per_category=3)
+        for split, some in (("train", images), ("test", images), ("train", images[::-1]))
+    )
+    assert train.labels.tolist() == [0, 0, 0, 2, 2, 2]
+    assert test.labels.tolist() == [1, 1, 1, 3, 3, 3]
     ids = [{one["annotation_id"] for one in data.extra} for data in (train, again)]
-    assert ids[0] == ids[1] and train.masks is None
+    assert ids[0] == ids[1]  # whatever their order
 
 
-def test_junk_is_what_shows_the_category_beside_its_object(tmp_path: Path, make_image: Write):
+def test_junk_is_what_shows_the_category_beside_its_object(tmp_path: Path) -> None:
     """A cup beside the cat of a window: junk where a cup asks, and right where a cat asks."""
-    make_image(tmp_path / "a.png", size=(100, 100))
-    both = np.array([[20, 20, 60, 60], [50, 50, 84, 84.0]])
-    photos = [Photo("a.png", (100, 100), both, np.array([0, 2]), [1, 2]),
-              Photo("a.png", (100, 100), both[:1], np.array([0]), [3]),
-              Photo("a.png", (100, 100), both[:1], np.array([2]), [4])]  # fmt: skip
-    data = objects("x", "train", tmp_path, photos, NAMES)
+    cat, cup = (20, 20, 60, 60), (50, 50, 84, 84)
+    images = [(cat, 0, 1), (cup, 2, 2)], [(cat, 0, 3)], [(cat, 2, 4)]
+    data = objects(*photographs(tmp_path, "train", (100, 100), *images))
     number = {one["annotation_id"]: i for i, one in enumerate(data.extra)}
     shows = lambda i, flags: {n for n, at in number.items() if flags[at]}  # noqa: E731
     assert shows(4, data.relevant(number[4])) == {2}
@@ -87,19 +90,10 @@ def test_junk_is_what_shows_the_category_beside_its_object(tmp_path: Path, make_
     assert shows(1, data.relevant(number[1])) == {3}
 
 
-def test_photographs_keep_every_box(yard: list[Photo], tmp_path: Path) -> None:
-    data = photographs("made-up", "train", tmp_path, yard, NAMES)
-    assert data.image(0).size == (200, 120) and data.labels.tolist() == [1]  # the dog is largest
-    assert data.box_labels[0].tolist() == [1, 0, 0, 2]
-    assert data.boxes[0][1].tolist() == [50, 40, 90, 80] and data.mask(0, 1).sum() == 1600
-
-
-def test_nothing_large_enough(yard: list[Photo], tmp_path: Path, monkeypatch) -> None:
+def test_nothing_large_enough(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(module, "MIN_AREA", 10_000)
     with pytest.raises(DataError, match="no object of 10000 pixels"):
-        objects("made-up", "train", tmp_path, yard, NAMES)
-    with pytest.raises(DataError, match="no split 'val'"):
-        objects("made-up", "val", tmp_path, yard, NAMES)
+        objects(*photographs(tmp_path, "train", (200, 120), YARD))
 
 
 # Real COCO --------------------------------------------------------------------------------
@@ -137,7 +131,8 @@ def test_real_coco_photographs(real_photographs: Path) -> None:
     data = coco_photographs("test", real_photographs / "coco")
     assert len(data) == 79 and sum(map(len, data.boxes)) == 619  # 624 less 5 crowds
     assert data.image(0).size == Image.open(data.root / data.files[0]).size
-    assert coco_photographs("test", data.root, with_masks=False).masks is None
+    assert data.box_labels[0][0] == data.labels[0] and data.mask(0).any()
+    assert coco_photographs("test", data.root.parent, with_masks=False).masks is None
 
 
 def test_damaged_coco_is_named(tmp_path: Path) -> None:
