@@ -64,14 +64,9 @@ class Listing:
 def cub(split: str, root: Path | None = None) -> ImageDataset:
     """CUB-200-2011: ``train`` are species 1 to 100, ``test`` 101 to 200, each with one box.
 
-    Where ``segmentations/`` lies beside ``images/``, masks are read from it, once; they are kept
-    in the cache.
-
-    Args:
-        split: "train" or "test".
-        root: folder that the archive unpacks to.
-    Raises:
-        DataError: no such split, or the folder is another.
+    ``root`` is the folder that the archive unpacks to. Where ``segmentations/`` lies beside
+    ``images/``, masks are read from it, once: they are kept in the cache. Raises DataError if there
+    is no such split, or the folder is another.
     """
     data = load_split(cub_listing(Path(root or config.data_root() / "cub")), split)
     return _with_masks(data) if (data.root / "segmentations").is_dir() else data
@@ -80,12 +75,9 @@ def cub(split: str, root: Path | None = None) -> ImageDataset:
 def cars(split: str, root: Path | None = None) -> ImageDataset:
     """Cars-196: ``train`` are models 1 to 98, ``test`` 99 to 196, each with one box.
 
-    Args:
-        split: "train" or "test".
-        root: folder with ``cars_annos.mat`` and ``car_ims/``, or with ``devkit/``,
-            ``cars_train/`` and ``cars_test/``.
-    Raises:
-        DataError: no such split, or the folder is none of these.
+    ``root`` is a folder with ``cars_annos.mat`` and ``car_ims/``, or with ``devkit/``,
+    ``cars_train/`` and ``cars_test/``. Raises DataError if there is no such split, or the folder
+    is none of these.
     """
     return load_split(cars_listing(Path(root or config.data_root() / "cars")), split)
 
@@ -93,11 +85,8 @@ def cars(split: str, root: Path | None = None) -> ImageDataset:
 def sop(split: str, root: Path | None = None) -> ImageDataset:
     """Stanford Online Products: its own ``train`` and ``test``, products of 12 categories.
 
-    Args:
-        split: "train" or "test".
-        root: folder with ``Ebay_train.txt`` and ``Ebay_test.txt``.
-    Raises:
-        DataError: no such split, or the folder is none of these.
+    ``root`` is a folder with ``Ebay_train.txt`` and ``Ebay_test.txt``. Raises DataError if there
+    is no such split, or the folder is another.
     """
     return load_split(sop_listing(Path(root or config.data_root() / "sop")), split)
 
@@ -237,24 +226,13 @@ def load_split(listing: Listing, split: str) -> ImageDataset:
 def _box(path: Path, box: np.ndarray) -> tuple[np.ndarray, bool]:
     """A box as ``(1, 4)`` pixels of the loaded image, and whether it is of this version of it."""
     size, upright = image_size(path)
-    inside = clip_to(box, size) if upright else None
-    fits = inside is not None  # else another version of the image: all of it is the object
-    box = inside if fits else np.array([0, 0, *size])
+    edge = np.tile(size, 2)
+    inside = box.clip(0, edge)
+    fits = upright and np.abs(inside - box).max() <= SLACK and (inside[2:] > inside[:2]).all()
+    if not fits:  # another version of the image: all of it is the object
+        inside = np.array([0, 0, *size])
     scale = np.divide(fit_within(size), size)  # very large images are reduced when loaded
-    return (box * np.tile(scale, 2)).astype(np.float32)[None], fits
-
-
-def clip_to(box: np.ndarray, size: tuple[int, int], slack: float = SLACK) -> np.ndarray | None:
-    """A box inside an image of ``size``; None if it reaches outside by more than ``slack``.
-
-    >>> clip_to([3, 4, 11, 8], (10, 10)).tolist(), clip_to([3, 4, 19, 8], (10, 10))
-    ([3.0, 4.0, 10.0, 8.0], None)
-    """
-    box, edge = np.asarray(box, np.float64), np.array([*size, *size])
-    if (box > edge + slack).any() or (box < -slack).any():
-        return None
-    box = box.clip(0, edge)
-    return box if (box[2:] > box[:2]).all() else None
+    return (inside * np.tile(scale, 2)).astype(np.float32)[None], fits
 
 
 def _with_masks(data: ImageDataset) -> ImageDataset:

@@ -9,15 +9,14 @@ know the digests, and what arrives must decode.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from math import ceil, floor
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from pycocotools import mask as coco_mask
 
 from objemb_lib import config
@@ -221,62 +220,48 @@ def open_images(split: str, root: Path | None = None) -> ImageDataset:
         DataError: no such split, no boxes, or no image is there.
     """
     check_split(OPEN_IMAGES, split)
-    part, of_image = PARTS[split], {}
-    listed = f"{part}-annotations-bbox.csv"
+    listed = f"{PARTS[split]}-annotations-bbox.csv"
     place = folder_with(Path(root or config.data_root() / OPEN_IMAGES), [listed])
-    for row in read_boxes(place / listed):
-        of_image.setdefault(f"{part}/{row['ImageID']}.jpg", []).append(row)
-    files = [file for file in of_image if (place / file).is_file()]
+    number, files, sizes, entries = list(CLASSES).index, [], [], []
+    for image, rows in read_boxes(place / listed).groupby("ImageID", sort=False):
+        if not (place / (file := f"{PARTS[split]}/{image}.jpg")).is_file():
+            continue
+        files.append(file)
+        sizes.append(image_size(place / file)[0])
+        ends = rows[["XMin", "YMin", "XMax", "YMax"]].to_numpy() * np.tile(sizes[-1], 2)
+        ends[:, 2:] -= ends[:, :2]
+        entries.append({"objects": [
+            {"bbox": box, "number": number(row.LabelName), "id": row.id}
+            for box, row in zip(ends, rows.itertuples())
+        ]})  # fmt: skip
     if not files:
-        raise DataError(f"{place / part}: no image of the {len(CLASSES)} classes", "Build it.")
-    sizes = [image_size(place / file)[0] for file in files]
-    entries = [
-        {"objects": [_annotation(row, size) for row in of_image[file]]}
-        for file, size in zip(files, sizes)
-    ]
+        raise DataError(f"{place}: no image of the {len(CLASSES)} classes", "Build it.")
     parts, _ = annotated(entries, sizes, list(CLASSES.values()))
     return objects(ImageDataset(OPEN_IMAGES, split, place, files, **parts))
 
 
-def _annotation(row: dict[str, str], size: tuple[int, int]) -> dict:
-    """A box as COCO would have it."""
-    (x0, x1), (y0, y1) = ((float(row[f"{axis}Min"]) * side, float(row[f"{axis}Max"]) * side)
-                          for axis, side in zip("XY", size))  # fmt: skip
-    number = list(CLASSES).index(row["LabelName"])
-    return {"bbox": [x0, y0, x1 - x0, y1 - y0], "number": number, "id": row["id"]}
-
-
-def read_boxes(file: Path) -> list[dict[str, str]]:
+def read_boxes(file: Path) -> pd.DataFrame:
     """The boxes of our classes that show one real object, each with an ``id``.
 
     Raises:
         DataError: not a list of boxes.
     """
     try:
-        with file.open(newline="", encoding="utf-8") as opened:
-            rows = csv.DictReader(opened)
-            if not set(FIELDS) <= set(rows.fieldnames or ()):
-                raise ValueError("other columns")
-            chosen = [{f: row[f] for f in FIELDS} for row in rows if row["LabelName"] in CLASSES]
-    except (OSError, ValueError, csv.Error) as error:
-        raise DataError(f"{file}: not a list of boxes ({error!r})", "Get it again.") from error
-    numbers: Counter[str] = Counter()
-    for row in chosen:
-        row["id"] = f"{row['ImageID']} {numbers[row['ImageID']]}"
-        numbers[row["ImageID"]] += 1
-    return [row for row in chosen if row["IsGroupOf"] == row["IsDepiction"] == "0"]
+        rows = pd.read_csv(file, usecols=FIELDS, dtype={"ImageID": str})
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: not a list of boxes ({error})", "Get it again.") from error
+    rows = rows[rows.LabelName.isin(CLASSES)]
+    rows = rows.assign(id=rows.ImageID + " " + rows.groupby("ImageID").cumcount().astype(str))
+    return rows[(rows.IsGroupOf == 0) & (rows.IsDepiction == 0)]
 
 
-def choose(rows: list[dict], split: str) -> list[str]:
+def choose(rows: pd.DataFrame, split: str) -> list[str]:
     """Images of a hundred objects a class, large enough, by the hash of their ids."""
-    of_class: dict[str, list[dict]] = {name: [] for name in list(CLASSES)[SPLITS.index(split) :: 2]}
-    for row in rows:
-        x0, y0, x1, y1 = (float(row[field]) for field in FIELDS[2:6])
-        if (x1 - x0) * (y1 - y0) >= MIN_SHARE and row["LabelName"] in of_class:
-            of_class[row["LabelName"]].append(row)
+    large = rows[(rows.XMax - rows.XMin) * (rows.YMax - rows.YMin) >= MIN_SHARE]
     chosen: set[str] = set()
-    for many in of_class.values():
-        images = dict.fromkeys(r["ImageID"] for r in sorted(many, key=lambda r: _hash(r["id"])))
+    for name in list(CLASSES)[SPLITS.index(split) :: 2]:
+        ids = sorted(large.id[large.LabelName == name], key=_hash)
+        images = dict.fromkeys(one.partition(" ")[0] for one in ids)
         chosen.update(list(images)[:PER_CATEGORY])
     return sorted(chosen)
 

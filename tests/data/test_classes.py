@@ -16,7 +16,6 @@ from objemb_lib.data.classes import (
     Listing,
     cars,
     cars_listing,
-    clip_to,
     cub,
     cub_listing,
     load_split,
@@ -240,7 +239,15 @@ def test_a_rotated_image_is_taken_whole(tmp_path: Path, make_image: Write) -> No
     assert data.image(0).size == (30, 40) and data.boxes[0].tolist() == [[0, 0, 30, 40]]
 
 
-def test_clipping_by_hand() -> None:
-    assert clip_to(np.array([-1, 0, 11.5, 5]), (10, 10)).tolist() == [0, 0, 10, 5]
-    assert clip_to(np.array([-3, 0, 9, 5]), (10, 10)) is None
-    assert clip_to(np.array([4, 4, 4, 9]), (10, 10)) is None  # no area
+@pytest.mark.parametrize(
+    ("box", "expected"),
+    [
+        ([-1, 0, 41.5, 5], [0, 0, 40, 5]),  # a little outside: cut
+        ([-3, 0, 9, 5], [0, 0, 40, 30]),  # far outside: the box is of another image
+        ([4, 4, 4, 9], [0, 0, 40, 30]),  # no area
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*boxes lie outside")
+def test_boxes_are_cut_or_not_believed(tmp_path: Path, make_image: Write, box, expected) -> None:
+    found = made_up(tmp_path, make_image, [0, 2], boxes=np.array([box, box], float))
+    assert load_split(found, "test").boxes[0].tolist() == [expected]
