@@ -43,16 +43,6 @@ def test_labels_are_the_first_sub_folders(make_image: MakeImage, tmp_path: Path)
     assert data.image(2).size == (40, 30)
 
 
-def test_without_sub_folders_nothing_is_relevant(make_image: MakeImage, tmp_path: Path) -> None:
-    for name in "ba":
-        make_image(f"{name}.jpg")
-    data = read(tmp_path)
-    assert data.files == ("a.jpg", "b.jpg")
-    assert data.labels.tolist() == [-1, -1]
-    assert not data.relevant(0).any()
-    assert not data.relevant(1).any()
-
-
 def test_hidden_and_other_files_are_left_out(make_image: MakeImage, tmp_path: Path) -> None:
     for name in ("a.jpg", "._b.jpg", ".thumbnails/c.jpg", "cat/.trash/d.png"):
         make_image(name)
@@ -99,31 +89,19 @@ def test_folders_that_hold_nothing_to_read(tmp_path: Path) -> None:
     assert "convert them to JPEG" in caught.value.remedy
 
 
-def break_some(make_image: MakeImage, names: str) -> None:
-    for name in names:
-        path = make_image(f"{name}.png")
-        path.write_bytes(path.read_bytes()[:80])
-
-
 def test_broken_images_are_skipped_with_a_count(make_image: MakeImage, tmp_path: Path) -> None:
-    make_image("a.png")
-    make_image("z.png")
-    break_some(make_image, "pqrst")
-    with pytest.warns(UserWarning, match="5 of 7 images skipped") as caught:
-        data = read(tmp_path)
-    assert data.files == ("a.png", "z.png")
+    paths = [make_image(f"{name}.png") for name in "apqrst"]
+    for path in paths[1:]:
+        path.write_bytes(path.read_bytes()[:80])
+    with pytest.warns(UserWarning, match="5 of 6 images skipped") as caught:
+        assert read(tmp_path).files == ("a.png",)
     (warning,) = caught
-    text = str(warning.message)
-    assert [f"{name}.png" in text for name in "pqrst"] == [True, True, True, False, False]
-    assert "and 2 more" in text
+    shown = [f"{name}.png" in str(warning.message) for name in "pqrst"]
+    assert shown == [True, True, True, False, False]
     assert warning.filename == __file__  # it points at the reader's line, not into the library
-
-
-def test_a_folder_of_only_broken_images(make_image: MakeImage, tmp_path: Path) -> None:
-    break_some(make_image, "ab")
-    with pytest.raises(DataError, match=r"none of its 2 images(.|\n)*a\.png") as caught:
+    paths[0].unlink()
+    with pytest.raises(DataError, match=r"none of its 5 images(.|\n)*p\.png"):
         read(tmp_path)
-    assert caught.value.remedy
 
 
 # ---- COCO annotations ----------------------------------------------------------------------
@@ -154,7 +132,8 @@ def pair(make_image: MakeImage, tmp_path: Path) -> Path:
     return tmp_path / "pair"
 
 
-def test_boxes_by_hand(pair: Path, tmp_path: Path) -> None:
+def test_boxes_by_hand(pair: Path, tmp_path: Path, make_image: MakeImage) -> None:
+    make_image("pair/c.png")  # which the file does not name
     annotations = [
         annotation(1, [1, 2, 3, 4], 18),
         annotation(2, [-5, -5, 25, 15]),  # clipped to 20 x 10: the largest object
@@ -162,32 +141,20 @@ def test_boxes_by_hand(pair: Path, tmp_path: Path) -> None:
         annotation(4, [0, 0, 40, 30], iscrowd=1),  # larger, but no object
         annotation(5, [4, 4, 0, 9]),  # no width
         annotation(6, [60, 4, 9, 9]),  # outside
+        annotation(7, [float("nan"), 0, 9, 9]),
     ]
-    with pytest.warns(UserWarning, match="2 annotated boxes without area"):
+    with pytest.warns(UserWarning, match="3 annotated boxes without area"):
         data = read(pair, write_coco(tmp_path / "boxes.json", annotations))
-    assert data.boxes[0].tolist() == [
-        [0, 0, 20, 10],
-        [30, 20, 40, 30],
-        [1, 2, 4, 6],
-        [0, 0, 40, 30],
-    ]
+    expected = [[0, 0, 20, 10], [30, 20, 40, 30], [1, 2, 4, 6], [0, 0, 40, 30]]
+    assert data.files == ("a.png", "b.png", "c.png") and data.boxes[0].tolist() == expected
     assert data.boxes[0].dtype == np.float32
     assert data.boxes[1].shape == (0, 4)
     assert data.label_names == data.category_names == ["car", "dog"]
     assert data.box_labels[0].tolist() == [0, 1, 1, 0]
-    assert data.labels.tolist() == data.categories.tolist() == [0, -1]
+    assert data.labels.tolist() == data.categories.tolist() == [0, -1, -1]
     assert data.masks is None
     assert data.extra[0]["annotation_ids"] == [2, 3, 1, 4]
     assert data.extra[0]["iscrowd"] == [False, False, False, True]
-
-
-def test_images_that_the_file_does_not_name_stay(
-    pair: Path, make_image: MakeImage, tmp_path: Path
-) -> None:
-    make_image("pair/c.png")
-    data = read(pair, write_coco(tmp_path / "boxes.json", [annotation(1, [0, 0, 9, 9])]))
-    assert data.files == ("a.png", "b.png", "c.png")
-    assert data.labels.tolist() == [0, -1, -1]
 
 
 def test_folders_name_the_main_object_and_no_other(make_image: MakeImage, tmp_path: Path) -> None:
@@ -204,12 +171,6 @@ def test_folders_name_the_main_object_and_no_other(make_image: MakeImage, tmp_pa
     assert data.box_labels[1].tolist() == [1, -1]  # category 0 is a car, label 0 is Fido
     assert data.box_categories[1].tolist() == [1, 0]
     assert not data.junk(0)[1]
-
-
-def test_a_split_has_its_own_annotations(pair: Path, tmp_path: Path) -> None:
-    path = write_coco(tmp_path / "boxes.json", [annotation(1, [0, 0, 9, 9])])
-    data = read(tmp_path, path, split="pair")
-    assert data.boxes[0].tolist() == [[0, 0, 9, 9]]
 
 
 def block(x0: int, y0: int, x1: int, y1: int, size: tuple[int, int] = (40, 30)) -> np.ndarray:
@@ -238,17 +199,6 @@ def test_all_kinds_of_segmentation(pair: Path, tmp_path: Path) -> None:
         assert np.array_equal(data.mask(0, k), target), annotations[k]["id"]
         assert isinstance(data.masks[0][k]["counts"], (bytes, str))  # compressed
     assert data.masks[1] == []
-
-
-def test_masks_follow_their_boxes(pair: Path, tmp_path: Path) -> None:
-    small, large = [1, 1, 5, 1, 5, 5, 1, 5], [10, 10, 30, 10, 30, 20, 10, 20]
-    annotations = [
-        annotation(1, [1, 1, 4, 4], segmentation=[small]),
-        annotation(2, [10, 10, 20, 10], segmentation=[large]),
-    ]
-    data = read(pair, write_coco(tmp_path / "masks.json", annotations))
-    assert np.array_equal(data.mask(0, 0), block(10, 10, 30, 20))
-    assert np.array_equal(data.mask(0, 1), block(1, 1, 5, 5))
 
 
 def test_very_large_images_and_their_boxes_are_reduced_together(
@@ -285,11 +235,8 @@ def test_rotated_photographs_need_upright_annotations(pair: Path, tmp_path: Path
     [
         "{",
         "[]",
-        "3",
-        "{}",
         '{"images": [], "annotations": []}',
         '{"images": {"a.png": 1}, "annotations": [], "categories": []}',
-        '{"images": [{"id": 7}], "annotations": [], "categories": []}',
         '{"images": [{"file_name": 7, "id": 7}], "annotations": [], "categories": []}',
         '{"images": [], "annotations": [{"bbox": [1, 2, 3, 4]}], "categories": []}',
         '{"images": null, "annotations": null, "categories": null}',
@@ -299,27 +246,17 @@ def test_rotated_photographs_need_upright_annotations(pair: Path, tmp_path: Path
 def test_files_that_are_not_coco(pair: Path, tmp_path: Path, text: str) -> None:
     path = tmp_path / "labels.json"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(DataError, match=r"labels\.json: not ") as caught:
+    with pytest.raises(DataError, match=r"labels\.json: not COCO"):
         read(pair, path)
-    assert "COCO" in caught.value.remedy
 
 
-def test_annotations_that_are_no_text(pair: Path, tmp_path: Path) -> None:
-    for path in (tmp_path / "none.json", pair):
-        with pytest.raises(DataError, match="cannot be read"):
+def test_annotations_of_what_is_not_there(pair: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot be read"):
+        read(pair, tmp_path / "none.json")
+    for fault in ({"image_id": 8}, {"category_id": 1}):
+        path = write_coco(tmp_path / "a.json", [annotation(31, [0, 0, 9, 9]) | fault])
+        with pytest.raises(DataError, match="annotation 31"):
             read(pair, path)
-    with pytest.raises(DataError, match=r"a\.png: not COCO"):
-        read(pair, pair / "a.png")
-
-
-@pytest.mark.parametrize("fault", [{"image_id": 8}, {"category_id": 1}])
-def test_annotations_of_unknown_things(pair: Path, tmp_path: Path, fault: dict) -> None:
-    path = write_coco(tmp_path / "a.json", [annotation(31, [0, 0, 9, 9]) | fault])
-    with pytest.raises(DataError, match="annotation 31"):
-        read(pair, path)
-
-
-def test_images_that_do_not_exist(pair: Path, tmp_path: Path) -> None:
     (pair / "b.png").unlink()
     with pytest.raises(DataError, match=r"names 1 images that are not in .* b\.png"):
         read(pair, write_coco(tmp_path / "a.json", [annotation(1, [0, 0, 9, 9])]))
@@ -350,12 +287,6 @@ def test_annotations_that_cannot_be_used(pair: Path, tmp_path: Path, fault: dict
     assert "bbox" in caught.value.remedy
 
 
-def test_a_missing_box_number_is_dropped(pair: Path, tmp_path: Path) -> None:
-    path = write_coco(tmp_path / "a.json", [annotation(1, [float("nan"), 0, 9, 9])])
-    with pytest.warns(UserWarning, match="1 annotated boxes"):
-        assert read(pair, path).boxes[0].shape == (0, 4)
-
-
 # ---- properties ----------------------------------------------------------------------------
 
 number = st.floats(-1000, 1000, width=32)
@@ -365,19 +296,13 @@ some_boxes = st.lists(st.tuples(number, number, number, number), max_size=6)
 @given(some_boxes, st.tuples(st.integers(1, 500), st.integers(1, 500)))
 def test_clipped_boxes(xywh: list[tuple], size: tuple[int, int]) -> None:
     boxes, kept = clip_boxes(xywh, size)
-    assert boxes.shape == (len(xywh), 4)
-    assert kept.shape == (len(xywh),)
-    assert (boxes >= 0).all()
-    assert (boxes <= [*size, *size]).all()
+    assert boxes.shape == (len(xywh), 4) and kept.shape == (len(xywh),)
     for (x, y, w, h), box, keep in zip(xywh, boxes, kept):
         for low, extent, side, x0, x1 in ((x, w, size[0], *box[::2]), (y, h, size[1], *box[1::2])):
             assert x0 == np.float32(min(max(low, 0), side))
             assert x1 == np.float32(min(max(low + extent, 0), side))
         overlap = min(x + w, size[0]) > max(x, 0) and min(y + h, size[1]) > max(y, 0)
         assert overlap or not keep  # nothing outside the image, or turned inside out, survives
-        inside = x >= 0 and y >= 0 and x + w <= size[0] and y + h <= size[1]
-        if inside and w > 1e-3 and h > 1e-3:
-            assert keep
 
 
 @given(st.integers(0, 30), st.integers(0, 20), st.integers(1, 10), st.integers(1, 10))
@@ -386,50 +311,29 @@ def test_a_box_on_pixel_edges_is_its_mask(x: int, y: int, w: int, h: int) -> Non
     assert np.array_equal(coco_mask.decode(encoded), block(x, y, x + w, y + h))
 
 
-# ---- real photographs ----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("split", ["train2017", "val2017"])
-def test_real_coco(real_photographs: Path, split: str) -> None:
-    path = real_photographs / "coco" / "annotations" / f"instances_{split}.json"
+def test_real_coco(real_photographs: Path) -> None:
+    path = real_photographs / "coco" / "annotations" / "instances_val2017.json"
     said = json.loads(path.read_text())
-    data = read(real_photographs / "coco", path, split=split)
+    data = read(real_photographs / "coco", path, split="val2017")
     assert len(data) == len(said["images"])
     assert sum(map(len, data.boxes)) == len(said["annotations"])
     by_id = {entry["id"]: entry for entry in said["annotations"]}
     names = {entry["id"]: entry["name"] for entry in said["categories"]}
-    area = {"said": 0.0, "ours": 0.0}
+    areas = np.zeros(2)
     for i in range(len(data)):
         entries = [by_id[number] for number in data.extra[i]["annotation_ids"]]
-        assert len(entries) == len(data.boxes[i])
         for k, entry in enumerate(entries):
             x, y, w, h = entry["bbox"]
             assert data.boxes[i][k] == pytest.approx([x, y, x + w, y + h], abs=0.02)
             assert data.label_names[data.box_labels[i][k]] == names[entry["category_id"]]
-            ours = coco_mask.area(data.masks[i][k])
+            area = coco_mask.area(data.masks[i][k])
             if entry["iscrowd"]:  # their "area" is not that of their own run lengths in COCO
-                assert ours == sum(entry["segmentation"]["counts"][1::2])
-                continue
-            area["said"] += entry["area"]
-            area["ours"] += ours
-            if entry["area"] > 3000:  # outlines of small objects are many of their pixels
-                assert ours == pytest.approx(entry["area"], rel=0.03)
+                assert area == sum(entry["segmentation"]["counts"][1::2])
+            else:
+                areas += entry["area"], area
         plain = [e["bbox"][2] * e["bbox"][3] for e in entries if not e["iscrowd"]]
         assert plain == sorted(plain, reverse=True)
-        assert data.mask(i).shape == data.image(i).size[::-1] if entries else True
-    assert area["ours"] == pytest.approx(area["said"], rel=0.005)
-
-
-def test_real_birds_by_species(real_photographs: Path, tmp_path: Path) -> None:
-    place = real_photographs / "cub_2011_species"
-    species = sorted(p.name for p in place.iterdir())[:10]
-    for name in species:  # links, as people choose some of many classes
-        (tmp_path / name).symlink_to(place / name)
-    data = read(tmp_path)
-    assert data.label_names == species
-    assert np.bincount(data.labels).tolist() == [len(list((place / s).iterdir())) for s in species]
-    query = int(np.flatnonzero(data.labels == 7)[0])
-    assert data.relevant(query).sum() == (data.labels == 7).sum() - 1
+    assert areas[1] == pytest.approx(areas[0], rel=0.005)
 
 
 # ---- a list of labels ----------------------------------------------------------------------

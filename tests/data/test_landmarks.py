@@ -69,20 +69,11 @@ def test_the_three_protocols_by_hand(tmp_path: Path, make_image: Write) -> None:
             assert np.flatnonzero(data.relevant(query)).tolist() == relevant
             assert np.flatnonzero(data.junk(query)).tolist() == junk
         assert data.protocol == "revisited"
-
-
-def test_queries_are_cut_to_their_box(tmp_path: Path, make_image: Write) -> None:
-    root = copy_of(tmp_path, make_image)
-    data = roxford5k("medium", root)
-    assert data.image(0).size == (40, 30)
-    whole = Image.open(root / "jpg" / f"{QUERIES[0]}.jpg")
-    assert np.array_equal(data.image(5), whole.crop((4, 3, 24, 23)))
-
-
-def test_labels_are_landmarks(tmp_path: Path, make_image: Write) -> None:
-    data = roxford5k("medium", copy_of(tmp_path, make_image))
     assert data.label_names == ["all_souls", "magdalen"]
     assert data.labels.tolist() == [0, 0, -1, 1, -1, 0, 1]
+    whole = Image.open(root / "jpg" / f"{QUERIES[0]}.jpg")  # queries are cut to their box
+    assert np.array_equal(data.image(5), whole.crop((4, 3, 24, 23)))
+    assert data.image(0).size == (40, 30)
 
 
 def test_it_is_scored_as_published(tmp_path: Path, make_image: Write) -> None:
@@ -167,18 +158,15 @@ def changed(**parts: object) -> bytes:
         (changed(imlist=["../../etc/passwd", *IMAGES[1:]]), "passwd"),
     ],
 )
-def test_other_files_are_named(tmp_path: Path, raw: bytes, says: str) -> None:
+def test_other_files_are_named(tmp_path: Path, raw: bytes, says: str, monkeypatch) -> None:
     file = tmp_path / "gnd_roxford5k.pkl"
     file.write_bytes(raw)
     with pytest.raises(DataError, match=says):
         read_truth(file)
-
-
-def test_a_pickle_too_large_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "gnd.pkl").write_bytes(changed())
+    file.write_bytes(changed())
     monkeypatch.setattr(landmarks, "MAX_PICKLE", 10)
     with pytest.raises(DataError, match="more than 10 bytes"):
-        read_truth(tmp_path / "gnd.pkl")
+        read_truth(file)
 
 
 @pytest.mark.parametrize("load", [roxford5k, rparis6k])
