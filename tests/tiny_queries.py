@@ -1,4 +1,4 @@
-"""A data set that is only its truth: labels, who asks, what is searched."""
+"""Data sets that are only their truth: labels, who asks, what is searched."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.embed.whitening import l2
 
 
 def dataset(labels, beside=None, **parts) -> ImageDataset:
@@ -23,3 +24,15 @@ def dataset(labels, beside=None, **parts) -> ImageDataset:
         content="f",
         **parts,
     )
+
+
+def random_case(seed: int, n: int = 40) -> tuple[np.ndarray, ImageDataset]:
+    """Vectors that loosely follow their labels, with junk, some queries and most of a gallery."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(-1, 8, n)
+    beside = {int(i): [int(rng.integers(0, 8))] for i in rng.choice(n, n // 4, replace=False)}
+    parts = {"queries": rng.permutation(n)[:25], "gallery": rng.permutation(n)[:34]}
+    data = dataset(labels, beside, categories=np.where(labels < 0, -1, labels // 3), **parts)
+    vectors = rng.standard_normal((9, 6))[labels] + rng.standard_normal((n, 6))
+    # float64: in float32 the sum's order decides which of two nearly equal scores comes first.
+    return l2(vectors).astype(np.float64), data

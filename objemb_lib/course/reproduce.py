@@ -105,13 +105,11 @@ def manifest(data: str) -> dict:
     train, tests = catalogue.load_splits(data)
     if data in catalogue.DATASETS:
         return json.loads((catalogue.entry(data).folder() / "manifest.json").read_text())
-    splits = {"train": train} | tests
-    return {
-        "splits": {
-            split: {"images": len(images), "fingerprint": images.fingerprint}
-            for split, images in splits.items()
-        }
+    seen = {
+        split: {"images": len(images), "fingerprint": images.fingerprint}
+        for split, images in {"train": train, **tests}.items()
     }
+    return {"splits": seen}
 
 
 def run_on(data: str, run: str, stated: profiles.Profile, notebooks: Sequence[Path]) -> dict:
@@ -185,8 +183,8 @@ def finish(run: str, fresh: dict, commit: Sequence[Path]) -> list[str]:
     run_dir = config.PROJECT / "runs" / run
     report = merged(run_dir / "results.json", fresh)
     atomic_write_text(run_dir / "results.json", json.dumps(report, indent=1))
-    numbers, claims, every = tables(report)
-    atomic_write_text(run_dir / "results.md", f"{claims}\n{numbers}\n\n{every}\n")
+    _, claims, every = tables(report)
+    atomic_write_text(run_dir / "results.md", f"{claims}{every}\n")
     print(*filter(None, tables(fresh)[:2]), sep="\n\n")
     if commit:
         commit_results(run, fresh, commit)

@@ -39,7 +39,7 @@ def linear_cka(x: np.ndarray, y: np.ndarray) -> float:
         x: ``(N, D1)`` features.
         y: ``(N, D2)`` features of the same N images, in the same order.
     Raises:
-        DataError: not as many rows, fewer than two, NaN or infinite values, or all rows equal.
+        DataError: fewer than two rows, NaN or infinite values, or all rows equal.
     Source: Kornblith et al., Similarity of Neural Network Representations Revisited, 2019,
     section 3.
 
@@ -48,11 +48,6 @@ def linear_cka(x: np.ndarray, y: np.ndarray) -> float:
     (1.0, 0.707)
     """
     x, y = _centred(x), _centred(y)
-    if len(x) != len(y):
-        raise DataError(
-            f"features of {len(x)} images compared with features of {len(y)}",
-            "Pass features of the same images, in the same order.",
-        )
     if len(x) < max(x.shape[1], y.shape[1]):  # |Y^T X|_F^2 = <X X^T, Y Y^T>: smaller matrices
         xx, yy = x @ x.T, y @ y.T
         cross = (xx * yy).sum()
@@ -127,15 +122,14 @@ def spread(x: np.ndarray, labels: np.ndarray) -> Spread:
         x: ``(N, D)``, L2-normalised.
         labels: ``(N,)`` object of each image; images of label -1 are left out.
     Raises:
-        DataError: rows not of length 1, NaN or infinite values, no two images of one object, or
-            a single object.
+        DataError: rows not of length 1, no two images of one object, or a single object.
 
     >>> x = np.array([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [0.0, 1.0]])
     >>> found = spread(x, [7, 7, 9, -1])  # within: 1 - 0.6; between: 1 - 0 and 1 - 0.8
     >>> round(found.within, 3), round(found.between, 3), round(found.ratio, 3)
     (0.4, 0.6, 0.667)
     """
-    x, labels = _finite(x), np.asarray(labels)
+    x, labels = np.asarray(x, np.float64), np.asarray(labels)
     x, labels = x[labels >= 0], labels[labels >= 0]
     squares = np.square(x).sum(axis=1)
     if not np.allclose(squares, 1, atol=1e-3):
@@ -157,12 +151,7 @@ def spread(x: np.ndarray, labels: np.ndarray) -> Spread:
 
 
 def area_ratio(dataset: ImageDataset, i: int) -> float:
-    """Share of image ``i`` that its main object covers: its mask, or its box without masks.
-
-    Raises DataError if it has no box.
-    """
-    if not len(dataset.boxes[i]):
-        raise DataError(f"{dataset.files[i]} has no box", "Ask only about images with one.")
+    """Share of image ``i`` that its main object covers: its mask, or its box without masks."""
     if dataset.masks is not None:
         return float(dataset.mask(i).mean())
     x0, y0, x1, y1 = map(float, dataset.boxes[i][0])
@@ -276,15 +265,14 @@ def project(x: np.ndarray, how: str = "PCA") -> np.ndarray:
         x: ``(N, D)``, N at least 3. how: ``PCA``, the two axes of largest variance, or ``t-SNE``
             on the first fifty of them, by cosine.
     Raises:
-        DataError: unknown ``how``, fewer than three vectors, NaN or infinite values.
+        DataError: fewer than three vectors.
     Source: van der Maaten and Hinton, Visualizing Data using t-SNE, 2008.
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
-    x = _finite(x)
-    if how not in PROJECTIONS or len(x) < 3:
-        raise DataError(f"no {how} of {len(x)} vectors", f"Use {PROJECTIONS}, three or more.")
+    if len(x) < 3:
+        raise DataError(f"a map of {len(x)} vectors", "Use three or more.")
     points = PCA(min(50, *x.shape), random_state=config.SEED).fit_transform(x)
     if how == "t-SNE":
         near = min(30.0, (len(x) - 1) / 3)
@@ -329,23 +317,13 @@ def choose(vectors: Vectors, train: ImageDataset) -> dict[str, Pair]:
     return {name: best_of(some, train) for name, some in groups.items()}
 
 
-def _finite(x: np.ndarray) -> np.ndarray:
-    """Float64 ``(N, D)``. Raises DataError for another shape, NaN or infinity."""
-    x = np.asarray(x, np.float64)
-    if x.ndim != 2 or not np.isfinite(x).all():
-        raise DataError(
-            f"features of shape {x.shape}, or with NaN or infinite values",
-            "Pass finite features of shape (N, D).",
-        )
-    return x
-
-
 def _centred(x: np.ndarray) -> np.ndarray:
     """``(N, D)`` with the mean row taken out, scaled to Frobenius norm 1."""
-    x = _finite(x)
-    if len(x) < 2 or (x == x[0]).all():
+    x = np.asarray(x, np.float64)
+    if x.ndim != 2 or len(x) < 2 or not np.isfinite(x).all() or (x == x[0]).all():
         raise DataError(
-            f"{len(x)} feature vectors that do not vary", "Pass features of different images."
+            f"features of shape {x.shape} that do not vary, or with NaN or infinite values",
+            "Pass finite features (N, D) of different images.",
         )
     x = x - x.mean(axis=0)
     return x / np.linalg.norm(x)

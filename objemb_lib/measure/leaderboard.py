@@ -71,6 +71,11 @@ class Row:
     evaluation: Evaluation
     numbers: list[dict]
 
+    @property
+    def key(self) -> tuple:
+        """What is measured, on which data: one row of a board."""
+        return self.name, self.setting, self.evaluation.dataset
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -99,6 +104,11 @@ class Difference:
 
     def __str__(self) -> str:
         return f"{self.value:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
+
+    @property
+    def key(self) -> tuple:
+        """What is compared."""
+        return self.claim, self.setting, self.metric, self.a, self.b, self.data
 
     @property
     def interval(self) -> Interval:
@@ -219,16 +229,10 @@ class Leaderboard:
 
     def _keep(self, one: Row | Difference) -> None:
         kept = self.rows if isinstance(one, Row) else self.differences
-        kept[:] = [other for other in kept if _identity(other) != _identity(one)] + [one]
+        kept[:] = [other for other in kept if other.key != one.key] + [one]
         if self.path:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(one), default=np.ndarray.tolist) + "\n")
-
-
-def _identity(one: Row | Difference) -> list:
-    if isinstance(one, Row):
-        return [one.name, one.setting]
-    return [one.claim, one.setting, one.metric, one.a, one.b, one.data]
 
 
 def read(*files: Path) -> Leaderboard:

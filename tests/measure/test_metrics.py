@@ -7,10 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
-from tiny_queries import dataset
+from tiny_queries import dataset, random_case
 
 from objemb_lib.config import DataError
-from objemb_lib.embed.whitening import l2
 from objemb_lib.measure import metrics
 from objemb_lib.measure.metrics import (
     METRICS,
@@ -18,28 +17,15 @@ from objemb_lib.measure.metrics import (
     average_precision,
     evaluate,
     evaluate_scores,
-    map_at_r,
     metric_function,
     precision_at_k,
     precision_until_found,
-    r_precision,
     ranking,
     recall_at_k,
     trapezoidal_ap,
 )
 
 RANKED = st.lists(st.booleans(), min_size=1, max_size=30).map(np.array)
-
-
-def random_case(seed: int, n: int = 40, dim: int = 6):
-    """Vectors that loosely follow their labels, with junk, some queries and most of a gallery."""
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(-1, 8, n)
-    beside = {int(i): [int(rng.integers(0, 8))] for i in rng.choice(n, n // 4, replace=False)}
-    data = dataset(labels, beside, queries=rng.permutation(n)[:25], gallery=rng.permutation(n)[:34])
-    vectors = rng.standard_normal((9, dim))[labels] + rng.standard_normal((n, dim))
-    # float64: in float32 the sum's order decides which of two nearly equal scores comes first.
-    return l2(vectors).astype(np.float64), data
 
 
 def slow_scores(vectors, data, name) -> np.ndarray:
@@ -72,24 +58,6 @@ def slow_metric(ranked, name) -> float:
     return sum(sum(ranked[: i + 1]) / (i + 1) for i in range(stop) if ranked[i]) / total
 
 
-def test_metrics_by_hand():
-    """Four relevant, at ranks 1, 3, 4 and 8."""
-    ranked = np.array([1, 0, 1, 1, 0, 0, 0, 1, 0], bool)
-    assert (recall_at_k(ranked, 1), recall_at_k(~ranked, 1)) == (1, 0)
-    assert (precision_at_k(ranked, 5), precision_at_k(ranked, 20)) == (3 / 5, 4 / 20)
-    assert average_precision(ranked) == pytest.approx((1 + 2 / 3 + 3 / 4 + 4 / 8) / 4)
-    assert r_precision(ranked) == 3 / 4
-    assert map_at_r(ranked) == pytest.approx((1 + 2 / 3 + 3 / 4) / 4)
-
-
-def test_musgrave_toy_example():
-    """Their point: equal R@1 and R-precision, yet MAP@R prefers the earlier hits."""
-    early = np.array([1, 1] + [0] * 8 + [1] * 8, bool)
-    late = np.array([1] + [0] * 8 + [1] + [1] * 8, bool)
-    assert r_precision(early) == r_precision(late) == 0.2
-    assert map_at_r(early) == pytest.approx(0.2) and map_at_r(late) == pytest.approx(0.12)
-
-
 @given(RANKED)
 def test_metrics_match_slow(ranked):
     for name in (*METRICS, "R@10", "P@1"):
@@ -104,17 +72,7 @@ def test_average_precision_is_scikit_learns(ranked):
         assert average_precision(ranked) == pytest.approx(expected)
 
 
-@given(RANKED)
-def test_perfect_ranking_scores_one_and_bounds_hold(ranked):
-    if not ranked.any():
-        return
-    best = np.sort(ranked)[::-1]
-    for name in ("R@1", "mAP", "R-precision", "MAP@R"):
-        assert metric_function(name)(best) == 1 and 0 <= metric_function(name)(ranked) <= 1
-    assert map_at_r(ranked) <= min(average_precision(ranked), r_precision(ranked)) + 1e-12
-
-
-@pytest.mark.parametrize("name", ["R@0", "P@-1", "R@x", "F1", "R", "map", "R@1.5"])
+@pytest.mark.parametrize("name", ["R@0", "P@-1", "F1", "R", "map", "R@1.5"])
 def test_unknown_metrics_are_refused(name):
     with pytest.raises(DataError, match="mAP"):
         metric_function(name)
@@ -264,17 +222,6 @@ def test_revisited_matches_the_slow_story(seed):
         np.testing.assert_allclose([found.values[f"P@{k}"][q] for k in (1, 5, 10)], at)
 
 
-def test_revisited_by_hand():
-    """Ranking: junk, relevant, wrong, junk, relevant. Junk out: relevant, wrong, relevant."""
-    judged = {5: (np.array([1, 4]), np.array([0, 3]))}
-    data = dataset([0] * 6, queries=[5], gallery=range(5), judged=judged, protocol="revisited")
-    found = evaluate_scores(np.array([[5.0, 4, 3, 2, 1]]), data)
-    assert found.mean("mAP") == pytest.approx(((1 + 1) / 2 + (1 / 2 + 2 / 3) / 2) / 2)
-    assert found.mean("P@1") == 1
-    assert found.mean("P@5") == found.mean("P@10") == pytest.approx(2 / 3)  # until the last found
-    assert found.mean("R@1") == 1
-
-
 @given(RANKED)
 def test_trapezoids_lie_below_and_agree_at_the_ends(ranked):
     if not ranked.any():
@@ -306,13 +253,3 @@ def test_metric_learning_reports_a_hit_rate():
     data = dataset([0, 1, 1, 0], queries=[0], protocol="metric learning")
     found = evaluate_scores(np.array([[0, 3.0, 2, 1]]), data)
     assert [found.mean(f"R@{k}") for k in (1, 2, 4, 8)] == [0, 0, 1, 1]
-
-
-def test_photoshops_find_their_original():
-    """Three originals, four photoshops; mAP is the mean of one over the original's rank."""
-    data = dataset([0, 1, 2, 0, 0, 1, 2], queries=[3, 4, 5, 6], gallery=[0, 1, 2],
-                   protocol="photoshop to original")  # fmt: skip
-    scores = np.array([[3.0, 2, 1], [2, 3, 1], [1, 3, 2], [3, 2, 1]])
-    found = evaluate_scores(scores, data)
-    assert found.mean("R@1") == 2 / 4
-    assert found.mean("mAP") == pytest.approx((1 + 1 / 2 + 1 + 1 / 3) / 4)
