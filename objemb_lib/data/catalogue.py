@@ -193,7 +193,7 @@ DATASETS = {
             "annotations CC-BY-4.0, images CC-BY-2.0",
             f"{LOADER} a made-up copy; {NOT_TRIED}",
             coco.open_images,
-            coco.build_open_images,
+            coco.build,
             partial(archives.verify, "open-images"),
             links=True,
         ),

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,32 +33,7 @@ CARS_IMAGES = 16_185  # of the whole benchmark: half of its annotations are anot
 SLACK = 2.0  # pixels that an annotated box may reach beyond its image
 
 
-@dataclass(frozen=True)
-class Listing:
-    """What a benchmark says of its ``N`` images, whether they are there or not.
-
-    Args:
-        name: the data set. root: folder of the copy.
-        files: ``N`` paths, relative to ``root``.
-        labels: ``(N,)`` class of each image; ``label_names`` its name.
-        test: ``(N,)`` boolean: images of the test split.
-        boxes: ``(N, 4)`` ``x0, y0, x1, y1`` in pixels of the stored image, or None.
-        categories: ``(N,)`` coarse category, or None; ``category_names`` its name.
-        protocol: how the benchmark is scored, see :data:`objemb_lib.measure.metrics.PROTOCOLS`.
-        total: images of the whole benchmark, where ``files`` are fewer.
-    """
-
-    name: str
-    root: Path
-    files: Sequence[str]
-    labels: np.ndarray
-    label_names: Sequence[str]
-    test: np.ndarray
-    boxes: np.ndarray | None = None
-    categories: np.ndarray | None = None
-    category_names: Sequence[str] = ()
-    protocol: str = "metric learning"
-    total: int = 0
+Listing = tuple[ImageDataset, np.ndarray]  # every image, there or not; ``(N,)``: those of the test
 
 
 def cub(split: str, root: Path | None = None) -> ImageDataset:
@@ -68,7 +43,7 @@ def cub(split: str, root: Path | None = None) -> ImageDataset:
     ``images/``, masks are read from it, once: they are kept in the cache. Raises DataError if there
     is no such split, or the folder is another.
     """
-    data = load_split(cub_listing(Path(root or config.data_root() / "cub")), split)
+    data = load_split(*cub_listing(Path(root or config.data_root() / "cub")), split)
     return _with_masks(data) if (data.root / "segmentations").is_dir() else data
 
 
@@ -79,7 +54,7 @@ def cars(split: str, root: Path | None = None) -> ImageDataset:
     ``cars_train/`` and ``cars_test/``. Raises DataError if there is no such split, or the folder
     is none of these.
     """
-    return load_split(cars_listing(Path(root or config.data_root() / "cars")), split)
+    return load_split(*cars_listing(Path(root or config.data_root() / "cars")), split, CARS_IMAGES)
 
 
 def sop(split: str, root: Path | None = None) -> ImageDataset:
@@ -88,7 +63,7 @@ def sop(split: str, root: Path | None = None) -> ImageDataset:
     ``root`` is a folder with ``Ebay_train.txt`` and ``Ebay_test.txt``. Raises DataError if there
     is no such split, or the folder is another.
     """
-    return load_split(sop_listing(Path(root or config.data_root() / "sop")), split)
+    return load_split(*sop_listing(Path(root or config.data_root() / "sop")), split)
 
 
 # --- what the benchmarks' lists say -------------------------------------------------------
@@ -124,7 +99,9 @@ def cub_listing(root: Path) -> Listing:
     boxes[:, 2:] += boxes[:, :2]
     files = [f"images/{row[0]}" for row in rows["images"].values()]
     names = [row[0].partition(".")[2] for row in rows["classes"].values()]
-    return Listing("cub", place, files, labels, names, labels >= 100, boxes)
+    data = ImageDataset("cub", "all", place, files, labels, names, boxes=boxes[:, None],
+                        protocol="metric learning")  # fmt: skip
+    return data, labels >= 100
 
 
 def cars_listing(root: Path) -> Listing:
@@ -155,8 +132,9 @@ def cars_listing(root: Path) -> Listing:
     corners = [column(f"bbox_{corner}") for corner in ("x1", "y1", "x2", "y2")]
     boxes = np.stack(corners, axis=1).astype(np.float64)
     boxes[:, :2] -= 1  # MATLAB counts pixels from 1 and includes the last
-    return Listing("cars", place, files, labels, [str(n) for n in names], labels >= 98, boxes,
-                   total=CARS_IMAGES)  # fmt: skip
+    data = ImageDataset("cars", "all", place, files, labels, [str(name) for name in names],
+                        boxes=boxes[:, None], protocol="metric learning")  # fmt: skip
+    return data, labels >= 98
 
 
 def sop_listing(root: Path) -> Listing:
@@ -170,57 +148,53 @@ def sop_listing(root: Path) -> Listing:
     names = {c: file.partition("_final/")[0] for c, file in zip(categories.tolist(), files)}
     coarse = [names.get(i, "") for i in range(max(names) + 1)]
     products = [f"product {i + 1}" for i in range(labels.max() + 1)]
-    return Listing("sop", place, files, labels, products, test, None, categories, coarse,
-                   "metric learning, products")  # fmt: skip
+    data = ImageDataset("sop", "all", place, files, labels, products, categories, coarse,
+                        protocol="metric learning, products")  # fmt: skip
+    return data, test
 
 
 # --- lists -> splits, from the images that are there --------------------------------------
 
 
-def load_split(listing: Listing, split: str) -> ImageDataset:
+def load_split(data: ImageDataset, test: np.ndarray, split: str, total: int = 0) -> ImageDataset:
     """The images of one split that are there, all querying and all searched.
 
     Where a copy has images of only one official split, its classes are halved in their order:
     the first half trains. The data set is then called "(part)", as any incomplete one.
 
+    Args:
+        data: every image of the benchmark, whether it is there or not, with boxes in pixels of
+            the stored image. test: ``(N,)`` boolean: images of the test split.
+        total: images of the whole benchmark, where ``data`` has fewer.
     Raises:
         DataError: no such split, or no image of it is there.
     """
-    check_split(listing.name, split)
-    root, test, said = listing.root, listing.test, []
-    here = np.array([(root / file).is_file() for file in listing.files])
+    check_split(data.name, split)
+    here, said = np.array([(data.root / file).is_file() for file in data.files]), []
     if not here.any():
         raise DataError(
-            f"{root}: none of the {len(here):,} images of {listing.name} are there "
-            f"(the first would be {listing.files[0]})",
+            f"{data.root}: none of the {len(here):,} images of {data.name} are there "
+            f"(the first would be {data.files[0]})",
             "Put the images beside the annotations, as the official archive has them; for a "
             "folder of images alone, one sub-folder a class, use folder:PATH.",
         )
     if not (here & test).any() or not (here & ~test).any():
-        known = np.unique(listing.labels[here])
-        test = np.isin(listing.labels, known[len(known) // 2 :])
+        known = np.unique(data.labels[here])
+        test = np.isin(data.labels, known[len(known) // 2 :])
         said.append("of one official split only: its classes are halved, the first half trains")
-    chosen = np.flatnonzero(here & (test if split == "test" else ~test))
-    if not len(chosen):
-        raise DataError(f"{root}: its images show one class only", "Two classes are needed.")
-    boxes = ()
-    if listing.boxes is not None:
-        boxes, fits = zip(*(_box(root / listing.files[i], listing.boxes[i]) for i in chosen))
+    chosen = here & (test if split == "test" else ~test)
+    if not chosen.any():
+        raise DataError(f"{data.root}: its images show one class only", "Two classes are needed.")
+    part = data.subset(chosen)
+    if len(part.boxes[0]):
+        paths = [data.root / file for file in part.files]
+        boxes, fits = zip(*(_box(path, box) for path, box in zip(paths, part.boxes)))
+        part = replace(part, boxes=boxes)
         if not all(fits):
-            said.append(f"{fits.count(False)} of {len(chosen)} boxes lie outside their image, "
+            said.append(f"{fits.count(False)} of {len(part)} boxes lie outside their image, "
                         "which is then taken as cut to its object")  # fmt: skip
-    return ImageDataset(
-        name=note_part(listing.name, root, here.sum(), listing.total or len(here), said),
-        split=split,
-        root=root,
-        files=tuple(listing.files[i] for i in chosen),
-        labels=listing.labels[chosen],
-        label_names=tuple(listing.label_names),
-        categories=None if listing.categories is None else listing.categories[chosen],
-        category_names=tuple(listing.category_names),
-        boxes=boxes,
-        protocol=listing.protocol,
-    )
+    name = note_part(data.name, data.root, here.sum(), total or len(here), said)
+    return replace(part, name=name, split=split)
 
 
 def _box(path: Path, box: np.ndarray) -> tuple[np.ndarray, bool]:
@@ -228,11 +202,11 @@ def _box(path: Path, box: np.ndarray) -> tuple[np.ndarray, bool]:
     size, upright = image_size(path)
     edge = np.tile(size, 2)
     inside = box.clip(0, edge)
-    fits = upright and np.abs(inside - box).max() <= SLACK and (inside[2:] > inside[:2]).all()
+    fits = upright and np.abs(inside - box).max() <= SLACK and (inside[:, 2:] > inside[:, :2]).all()
     if not fits:  # another version of the image: all of it is the object
-        inside = np.array([0, 0, *size])
+        inside = np.array([[0, 0, *size]])
     scale = np.divide(fit_within(size), size)  # very large images are reduced when loaded
-    return (inside * np.tile(scale, 2)).astype(np.float32)[None], fits
+    return (inside * np.tile(scale, 2)).astype(np.float32), fits
 
 
 def _with_masks(data: ImageDataset) -> ImageDataset:

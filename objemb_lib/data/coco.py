@@ -266,7 +266,7 @@ def choose(rows: pd.DataFrame, split: str) -> list[str]:
     return sorted(chosen)
 
 
-def build_open_images(
+def build(
     root: Path | None = None,
     source: Path | None = None,
     mirror: str | None = None,
