@@ -1,4 +1,4 @@
-"""Is this machine ready, and how long will the course take on it?
+"""Is this machine ready for the course?
 
 python -m objemb_lib.course.doctor      a line per thing that has to be right; exit status 1 if not
 """
@@ -9,12 +9,12 @@ import os
 import platform
 import shutil
 import sys
-import time
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
+import pandas as pd
 import psutil
 import torch
 from packaging.requirements import Requirement
@@ -23,7 +23,7 @@ from packaging.utils import canonicalize_name
 from objemb_lib import config
 from objemb_lib.config import ObjembError
 from objemb_lib.data import catalogue
-from objemb_lib.embed.trunks import PIP_WEIGHTS, Trunk, load_trunk
+from objemb_lib.embed.trunks import PIP_WEIGHTS, load_trunk
 
 LOCK = config.PROJECT / "requirements.lock"
 KEY_PACKAGES = ("torch", "torchvision", "timm", "faiss-cpu", "numpy", "scipy", "scikit-learn",
@@ -32,7 +32,6 @@ PYTHON = (3, 10)
 GIB = 1 << 30
 MEMORY = 4  # GiB: a notebook's kernel takes 2, the browser and the system the rest
 DISK = 2  # GiB: data, its downloads while it is built, cached vectors
-PIPELINE = 1.15  # images must also be read, resized and pooled: at most so much beside the network
 
 State = Literal["ok", "note", "problem"]
 
@@ -67,16 +66,9 @@ class Report(list[Row]):
         """Whether nothing is a problem."""
         return all(row.state != "problem" for row in self)
 
-    def markdown(self) -> str:
-        """A Markdown table."""
-        rows = [(r.what, r.found, r.state if r.state != "problem" else "**problem**", r.remedy)
-                for r in self]  # fmt: skip
-        cells = [[part.replace("|", r"\|") for part in row] for row in rows]
-        lines = ["| what | here | state | what to do |", "|---|---|---|---|"]
-        return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in cells)]) + "\n"
-
-    def _repr_markdown_(self) -> str:
-        return self.markdown()
+    def _repr_html_(self) -> str:
+        table = pd.DataFrame(self).set_axis(["what", "here", "state", "what to do"], axis=1)
+        return table.style.format(escape="html").hide(axis="index").to_html()
 
     def __str__(self) -> str:
         lines = []
@@ -222,35 +214,6 @@ def check_weights() -> list[Row]:
             # A file's path names the user's home folder: not into a notebook that may be shared.
             rows.append(Row(name, "weights absent or damaged", "problem", error.remedy))
     return rows or [Row("ImageNet weights", f"{', '.join(PIP_WEIGHTS)}: present and right")]
-
-
-def estimate(images: int, trunk: Trunk | None = None, size: int = 256, probe: float = 2.0) -> float:
-    """Seconds that extracting ``images`` images will take here, measured for a moment.
-
-    Args:
-        images: how many will go through the network.
-        trunk: the network; default EfficientNet-Lite0.
-        size: side in pixels of what it sees.
-        probe: seconds to measure for.
-    """
-    return images / images_per_second(trunk or load_trunk(), size, probe) * PIPELINE
-
-
-@torch.inference_mode()
-def images_per_second(trunk: Trunk, size: int = 256, probe: float = 2.0) -> float:
-    """How many images of ``size`` pixels the bare network takes a second, in ``probe`` seconds."""
-    device = config.device()
-    batch = 4 if device.type == "cpu" else 64  # as extract does
-    ready = trunk.for_inference(device, config.precision())
-    pixels = torch.zeros(batch, size, size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
-    done, start = -2 * batch, 0.0
-    while True:  # the first two batches allocate memory and choose algorithms
-        if not done:
-            start = time.perf_counter()
-        ready(ready.normalise(pixels.to(device)))["head"].sum().item()  # waits for the device
-        done += batch
-        if done > 0 and (passed := time.perf_counter() - start) >= probe:
-            return done / passed
 
 
 def main() -> int:

@@ -7,7 +7,6 @@ import re
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from objemb_lib.course import doctor
 from objemb_lib.course.doctor import Report, Row
@@ -20,7 +19,7 @@ def test_a_whole_check_is_one_row_a_thing_with_a_remedy_for_each_that_is_not_rig
     assert {"Python", "CPU cores", "memory", "free disk", "device"} <= {row.what for row in report}
     assert catalogue.COURSE in {row.what for row in report}
     assert all(bool(row.remedy) == (row.state != "ok") for row in report)
-    assert not re.search(r"/(home|root|tmp|work|Users)/", report.markdown())  # may be published
+    assert not re.search(r"/(home|root|tmp|work|Users)/", str(report))  # may be published
 
 
 def test_a_report_is_ready_unless_something_is_a_problem():
@@ -30,12 +29,8 @@ def test_a_report_is_ready_unless_something_is_a_problem():
 
 
 def test_a_notebook_shows_a_table_whose_cells_cannot_break_it():
-    report = Report([Row("a", "x|y", "problem", "Do | it.")])
-    assert report._repr_markdown_().splitlines() == [
-        "| what | here | state | what to do |",
-        "|---|---|---|---|",
-        r"| a | x\|y | **problem** | Do \| it. |",
-    ]
+    text = Report([Row("a", "x<y", "problem", "Do it " * 20)])._repr_html_()
+    assert "x&lt;y" in text and "problem" in text and "Do it " * 19 in text  # not cut short
 
 
 def test_an_old_python_is_a_problem(monkeypatch):
@@ -141,50 +136,6 @@ def test_the_exit_status_says_whether_the_machine_is_ready(monkeypatch, capsys):
     assert "make data" in capsys.readouterr().out
     report.clear()
     assert doctor.main() == 0
-
-
-class Counting(torch.nn.Module):
-    """Stands for a trunk: counts the images it sees, and lets a clock of ours run."""
-
-    def __init__(self, clock: list[float], seconds: float) -> None:
-        super().__init__()
-        self.clock, self.seconds, self.images = clock, seconds, 0
-
-    def for_inference(self, device, precision):
-        return self
-
-    def normalise(self, pixels):
-        return pixels
-
-    def forward(self, pixels):
-        self.images += len(pixels)
-        self.clock[0] += self.seconds * len(pixels)
-        return {"head": pixels.float()}
-
-
-def test_the_estimate_is_the_measured_time_an_image_with_the_pipeline_on_top(monkeypatch):
-    monkeypatch.setenv("OBJEMB_DEVICE", "cpu")
-    clock = [0.0]
-    monkeypatch.setattr(doctor.time, "perf_counter", lambda: clock[0])
-    slow = Counting(clock, seconds=0.02)
-    assert doctor.estimate(1000, slow, size=8, probe=0.5) == pytest.approx(20 * doctor.PIPELINE)
-    assert slow.images * 0.02 < 1.0  # it stops soon after its half second
-
-
-def test_the_warm_up_is_not_measured(monkeypatch):
-    monkeypatch.setenv("OBJEMB_DEVICE", "cpu")
-    clock = [0.0]
-    monkeypatch.setattr(doctor.time, "perf_counter", lambda: clock[0])
-    trunk = Counting(clock, seconds=0.01)
-    plain = trunk.forward
-
-    def forward(pixels):
-        if trunk.images < 8:  # the first two batches of 4
-            clock[0] += 100
-        return plain(pixels)
-
-    trunk.forward = forward
-    assert doctor.images_per_second(trunk, size=8, probe=0.2) == pytest.approx(100)
 
 
 def test_cores_are_those_that_the_process_may_use():
