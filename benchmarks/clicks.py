@@ -28,7 +28,7 @@ from objemb_lib.data.catalogue import load_splits
 from objemb_lib.detect.weights import load_detector
 from objemb_lib.embed.regions import Region
 from objemb_lib.embed.trunks import load_trunk
-from objemb_lib.search.retriever import build
+from objemb_lib.search.retriever import Retriever
 from objemb_lib.show import app
 from objemb_lib.show.widgets import ObjectSearch
 
@@ -55,8 +55,9 @@ def main() -> None:
     data = data.subset(range(min(asked.images, len(data))))
     pairs, context = app.TEACHER
     detector = load_detector("faster_rcnn")
-    way = build(data, load_trunk("efficientnet_lite0"), pairs, Region(grid(data), context=context),
-                find=lambda photograph: app.own_boxes(photograph, detector))  # fmt: skip
+    region, trunk = Region(grid(data), context=context), load_trunk("efficientnet_lite0")
+    way = Retriever.build(data, trunk, pairs, region,
+                          find=lambda photograph: app.own_boxes(photograph, detector))  # fmt: skip
     widget, rng = ObjectSearch(way), np.random.default_rng(0)
     images = rng.integers(len(data), size=asked.clicks + 1).tolist()
     drawn = [np.array([x, y, x + 80, y + 80]) for x, y in rng.integers(0, 170, (len(images), 2))]

@@ -37,6 +37,7 @@ _WHERE = {
     "Index": "search.index",
     "ObjectIndex": "search.objects",
     "Retriever": "search.retriever",
+    "rerank": "search.rerank",
     "plots": "show.plots",
     "widgets": "show.widgets",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image, ImageDraw
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.embed.boxes import Boxes, true_boxes
 from objemb_lib.embed.extract import Objects
-from objemb_lib.search.objects import ObjectIndex
+from objemb_lib.search.objects import ObjectIndex, ObjectStore
 from objemb_lib.search.retriever import Retriever
 
 BOXES = {
@@ -49,9 +50,14 @@ def mean_colours(dataset: ImageDataset, where: Boxes) -> np.ndarray:
     return np.array([crop.reshape(-1, 3).mean(axis=0) / 127.5 - 1 for crop in crops], np.float32)
 
 
-def by_colour(dataset: ImageDataset, network: str = "colour", main_only: bool = False) -> Retriever:
+def by_colour(
+    dataset: ImageDataset,
+    network: str = "colour",
+    main_only: bool = False,
+    store: Callable[[int], ObjectStore] = ObjectIndex,
+) -> Retriever:
     """A gallery of true boxes."""
     where = true_boxes(dataset, main_only)
-    index = ObjectIndex(3)
+    index = store(3)
     index.add(Objects({PAIR: mean_colours(dataset, where)}, where), PAIR, dataset.files)
     return Retriever(dataset, index, network, where.name, mean_colours)

@@ -20,7 +20,6 @@ from objemb_lib.embed.extract import Objects
 from objemb_lib.measure.metrics import evaluate_scores
 
 HOW = ("best", "sum")
-SAME = 1e-5  # how far two tables of one photograph's vectors may round
 
 
 def image_scores(

@@ -3,7 +3,7 @@
 On L2-normalised vectors the inner product is the cosine similarity. One class stands before all
 families of faiss, chosen by faiss's own *factory strings*:
 
-- ``"Flat"``: exact, every vector in full; see :mod:`exact`;
+- ``"Flat"``: exact, every vector in full;
 - ``"SQ8"``: exhaustive, a byte a dimension;
 - ``"IVF256,Flat"``: 256 lists, of which a search reads ``nprobe``;
 - ``"OPQ16,IVF256,PQ16"``: lists of product-quantised codes of 16 bytes, after a rotation;
@@ -13,25 +13,28 @@ families of faiss, chosen by faiss's own *factory strings*:
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Mapping
 from pathlib import Path
+from zipfile import BadZipFile
 
 import faiss
 import numpy as np
+import torch
+from numpy.lib.npyio import NpzFile
 
 from objemb_lib.cache import atomic_path
 from objemb_lib.config import DataError
 from objemb_lib.embed.trunks import Trunk
-from objemb_lib.search.exact import BACKENDS, Found, exact_search, fastest_backend, in_order
-from objemb_lib.search.families import LIVING, REMOVED, core_of, ids_of, new_store, reason
 
-__all__ = ["Index", "fastest_backend", "provenance", "recall", "rerank"]
-
-TAIL = struct.Struct("<Q8s")  # length of the JSON, magic; ends every saved file
-MAGIC = b"objemb-1"
-FACTORY = "factory"  # its key in that JSON
+SUPPORTED = (faiss.IndexFlatCodes, faiss.IndexIVF, faiss.IndexHNSW)
+REMOVED = -1  # the id of what a graph cannot take out
+LIVING = faiss.IDSelectorRange(0, np.iinfo(np.int64).max)
 MMAP, MMAP_LISTS = faiss.IO_FLAG_MMAP_IFC, faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY
+MANY = 1024  # queries, from which on faiss multiplies matrices: 1.3 to 2 times as fast as torch,
+# below it up to 4 times as slow (2,000 to 100,000 vectors, one and two cores; benchmarks/search.py)
+CHUNK_BYTES = 64 << 20  # of scores held at a time
+
+Found = tuple[np.ndarray, np.ndarray]  # scores and ids, both (Q, k), best first
 
 
 def provenance(trunk: Trunk, size: int, pair: tuple[str, str], region: str = "") -> dict[str, str]:
@@ -54,16 +57,14 @@ def provenance(trunk: Trunk, size: int, pair: tuple[str, str], region: str = "")
 class Index:
     """Inner-product search over ``(N, dim)`` float32 vectors with int64 ids of 0 or more.
 
-    An exact index has two backends with the same neighbours, and the same scores up to rounding.
-    Equal scores are ordered by id.
+    Equal scores are ordered by id, of an exact index also where k cuts through them.
 
     Args:
         dim: dimension of the vectors.
-        backend: of exact search, "torch", "faiss" or "auto": the faster one on this machine.
         meta: strings to keep with the vectors, e.g. :func:`provenance`.
         factory: the family, a factory string of faiss.
     Raises:
-        DataError: for an unknown backend or family.
+        DataError: for an unknown family.
 
     >>> index = Index(dim=2, meta={"trunk": "toy"})
     >>> index.add([[1, 0], [0, 1], [0.6, 0.8]], ids=[10, 11, 12])
@@ -73,42 +74,24 @@ class Index:
     """
 
     def __init__(
-        self,
-        dim: int,
-        backend: str = "auto",
-        meta: Mapping[str, str] | None = None,
-        factory: str = "Flat",
+        self, dim: int, meta: Mapping[str, str] | None = None, factory: str = "Flat"
     ) -> None:
-        if backend not in BACKENDS:
-            raise DataError(f"no search backend {backend!r}", f"Use one of {', '.join(BACKENDS)}.")
-        self.dim, self.backend, self.meta, self.factory = dim, backend, dict(meta or {}), factory
+        self.dim, self.meta, self.factory = dim, dict(meta or {}), factory
         self.read_only = False
-        self._take(new_store(dim, factory))
+        self._take(_new_store(dim, factory))
 
     def _take(self, store: faiss.Index) -> None:
-        """Look at what the store holds, after any change of it."""
-        self._store = store
-        self._ids = ids_of(store)  # (rows,), REMOVED where a graph keeps what is gone
-        self._by_id: tuple[np.ndarray, np.ndarray] | None = None  # made when asked for
-        self._n = int(np.count_nonzero(self._ids != REMOVED))
+        """Look at all that a store holds."""
+        self._store, self._rows = store, _Rows()
+        ids = _ids_of(store)
+        rows = np.flatnonzero(ids != REMOVED)
+        self._rows.add(ids[rows], rows)
 
     def __len__(self) -> int:
-        return self._n
+        return len(self._rows)
 
     def __repr__(self) -> str:
-        how = f"backend={self.backend!r}" if self.exact else f"factory={self.factory!r}"
-        return f"Index({len(self)} vectors of {self.dim} dimensions, {how})"
-
-    @property
-    def exact(self) -> bool:
-        """Whether every vector is kept in full and looked at."""
-        kept = self._store.index if isinstance(self._store, faiss.IndexIDMap) else self._store
-        return isinstance(faiss.downcast_index(kept), faiss.IndexFlat)
-
-    @property
-    def trained(self) -> bool:
-        """Whether it can take vectors; lists and codes must be trained first."""
-        return self._store.is_trained
+        return f"Index({len(self)} vectors of {self.dim} dimensions, factory={self.factory!r})"
 
     @property
     def n_bytes(self) -> int:
@@ -119,15 +102,6 @@ class Index:
         )
         return sum(sizes)
 
-    def require(self, meta: Mapping[str, str]) -> None:
-        """Raise DataError unless the index says the same of its vectors, see :func:`provenance`."""
-        for key, value in meta.items():
-            if (own := self.meta.get(key)) != value:
-                raise DataError(
-                    f"the index is of another model: its {key} is {own!r}, not {value!r}",
-                    "Search with vectors of its own model, or build the index again.",
-                )
-
     def train(self, vectors: np.ndarray, at_most: int = 100_000, seed: int = 0) -> None:
         """Learn lists and codes from ``(n, dim)`` vectors, of which ``at_most`` are drawn.
 
@@ -136,7 +110,7 @@ class Index:
         Raises:
             DataError: too few vectors, or as for :meth:`add`; or there are vectors already.
         """
-        vectors = self._checked(vectors, "training vectors")
+        vectors = checked(vectors, self.dim)
         self._check_writable()
         if len(self):
             raise DataError(f"{self} holds vectors already", "Train a new Index, then add them.")
@@ -145,7 +119,7 @@ class Index:
             self._store.train(vectors[np.sort(rows)])
         except RuntimeError as error:
             raise DataError(
-                f"{len(rows)} vectors cannot train {self.factory!r} ({reason(error)})",
+                f"{len(rows)} vectors cannot train {self.factory!r} ({_reason(error)})",
                 "Pass more vectors: some 40 a list, 10,000 for codes; or use fewer lists.",
             ) from error
 
@@ -168,27 +142,28 @@ class Index:
     def add(self, vectors: np.ndarray, ids: np.ndarray | None = None) -> None:
         """Add ``(n, dim)`` vectors under ``(n,)`` ids; by default those after the highest.
 
+        Costs what is added, not what is there already.
+
         Raises:
             DataError: not trained, read only, wrong shape, a NaN or infinity, a vector of zeros,
                 or an id that is there already. Then nothing is added.
         """
-        vectors = self._checked(vectors, "vectors")
+        vectors = checked(vectors, self.dim)
         self._check_writable()
-        if not self.trained:
+        if not self._store.is_trained:
             raise DataError(f"{self.factory!r} is not trained", "Call train(sample) first.")
-        start = int(self._ids.max(initial=-1)) + 1
-        new = _checked_ids(np.arange(start, start + len(vectors)) if ids is None else ids)
+        first = self._rows.highest() + 1
+        new = _checked_ids(np.arange(first, first + len(vectors)) if ids is None else ids)
         if len(new) != len(vectors):
-            raise DataError(
-                f"{len(vectors)} vectors but {len(new)} ids", "Pass one integer id per vector."
-            )
-        if again := sorted(set(new[np.isin(new, self._ids)].tolist()))[:3]:
-            raise DataError(f"ids given twice, e.g. {again}", "Remove the old vectors first.")
+            raise DataError(f"{len(vectors)} vectors but {len(new)} ids", "Pass one id a vector.")
+        if len(again := new[self._rows.find(new) >= 0]):
+            raise DataError(f"ids given twice, e.g. {again[:3]}", "Remove the old vectors first.")
+        row = self._store.ntotal
         self._store.add_with_ids(vectors, new)
-        self._take(self._store)
+        self._rows.add(new, np.arange(row, row + len(new)))
 
     def remove(self, ids: np.ndarray) -> None:
-        """Take vectors out by their ids; the others keep theirs.
+        """Take vectors out by their ids; the others keep theirs. Costs a pass over all there are.
 
         A graph cannot lose a node: it goes on leading searches, and is never found.
 
@@ -197,11 +172,12 @@ class Index:
         """
         gone = _checked_ids(ids)
         self._check_writable()
-        rows = self._rows(gone)
-        core = core_of(self._store)
+        rows = self._rows_of(gone)
+        core = _core_of(self._store)
         if isinstance(core, faiss.IndexHNSW):
-            self._ids[rows] = REMOVED
-            faiss.copy_array_to_vector(self._ids, self._store.id_map)
+            kept = _ids_of(self._store)
+            kept[rows] = REMOVED
+            faiss.copy_array_to_vector(kept, self._store.id_map)
         else:
             if isinstance(core, faiss.IndexIVF):
                 core.set_direct_map_type(faiss.DirectMap.NoMap)  # made again when asked for
@@ -220,15 +196,15 @@ class Index:
         Raises:
             DataError: empty index, wrong shape, a NaN or infinity, zeros, or k < 1.
         """
-        queries = self._checked(queries, "queries")
+        queries = checked(queries, self.dim)
         if not len(self) or k < 1:
             raise DataError(f"search for {k} of {len(self)} vectors", "Add vectors; use k >= 1.")
-        k = min(k, len(self))
-        if not len(queries):
-            return np.zeros((0, k), np.float32), np.zeros((0, k), np.int64)
-        if self.exact:
-            return exact_search(self._flat(), self._ids, queries, k, self.backend)
-        scores, ids = self._store.search(queries, k, params=self._without_removed())
+        k, core = min(k, len(self)), _core_of(self._store)
+        if self.factory == "Flat":
+            return exact_search(_flat(core), _ids_of(self._store), queries, k)
+        hidden = isinstance(core, faiss.IndexHNSW) and core.ntotal > len(self)
+        living = hidden and faiss.SearchParametersHNSW(sel=LIVING, efSearch=core.hnsw.efSearch)
+        scores, ids = self._store.search(queries, k, params=living or None)
         return in_order(np.where(ids < 0, -np.inf, scores).astype(np.float32), ids)
 
     def vectors(self, ids: np.ndarray) -> np.ndarray:
@@ -238,39 +214,37 @@ class Index:
             DataError: an id that is not there.
         """
         asked = _checked_ids(ids)
-        rows = self._rows(asked)
-        if not isinstance(core := core_of(self._store), faiss.IndexIVF):
+        rows = self._rows_of(asked)
+        if not isinstance(core := _core_of(self._store), faiss.IndexIVF):
             return self._store.index.reconstruct_batch(rows)
         if core.direct_map.no():  # from id to place, made once
             core.set_direct_map_type(faiss.DirectMap.Hashtable)
         return self._store.reconstruct_batch(asked)
 
-    def _rows(self, ids: np.ndarray) -> np.ndarray:
-        """Where ids stand in ``_ids``. Raises DataError for one that is not there."""
-        if self._by_id is None:
-            order = np.argsort(self._ids, kind="stable")
-            self._by_id = order, np.append(self._ids[order], REMOVED)  # so that a place past
-        order, known = self._by_id  # the end holds no id either
-        places = np.searchsorted(known[:-1], ids)
-        if len(absent := ids[known[places] != ids]):
+    def _rows_of(self, ids: np.ndarray) -> np.ndarray:
+        rows = self._rows.find(ids)
+        if len(absent := ids[rows < 0]):
             raise DataError(f"no vectors of the ids {absent[:3].tolist()}", "Name ids it holds.")
-        return order[places]
+        return rows
 
-    def save(self, path: str | Path) -> None:
-        """Write one file, atomically: faiss's own format, followed by ``meta`` as JSON.
+    def save(self, path: str | Path, **tables: np.ndarray) -> None:
+        """Write one file, atomically: faiss's own format, followed by ``meta`` and tables as npz.
 
         ``faiss.read_index`` reads it too: it ignores what follows its part.
 
+        Args:
+            tables: further arrays for the same file, see :func:`read_tables`.
         Raises:
             DataError: read only, or the file cannot be written; an older one stays as it was.
         """
         self._check_writable()
-        meta = json.dumps(self.meta | {FACTORY: self.factory}).encode()
+        meta = json.dumps({"meta": self.meta, "factory": self.factory})
         try:
             with atomic_path(path) as part:
                 faiss.write_index(self._store, str(part))
-                with open(part, "ab") as file:
-                    file.write(meta + TAIL.pack(len(meta), MAGIC))
+                with open(part, "r+b") as file:
+                    file.seek(0, 2)
+                    np.savez_compressed(file, meta=np.array(meta), **tables)
         except (OSError, RuntimeError) as error:  # faiss reports a full disk as RuntimeError
             raise DataError(
                 f"cannot write the index {path} ({error})", "Check the folder and its free space."
@@ -278,49 +252,33 @@ class Index:
 
     @classmethod
     def load(
-        cls,
-        path: str | Path,
-        backend: str = "auto",
-        meta: Mapping[str, str] | None = None,
-        mmap: bool = False,
+        cls, path: str | Path, meta: Mapping[str, str] | None = None, mmap: bool = False
     ) -> Index:
         """Read what ``save`` wrote.
 
         Args:
-            meta: what the vectors to come are made by, see :meth:`require`.
+            meta: what the vectors to come are made by, see :func:`provenance`.
             mmap: leave vectors and lists on the disk, where the system reads what a search needs
                 and shares it between processes. Such an index can only be searched.
         Raises:
             DataError: absent, damaged, or of another model; names the file.
         """
         try:
-            known = _read_meta(Path(path))
-            factory = known.pop(FACTORY, "Flat")
-            store = faiss.read_index(str(path), (MMAP_LISTS if "IVF" in factory else MMAP) * mmap)
+            known = json.loads(str(read_tables(path)["meta"]))
+            lists = "IVF" in known["factory"]
+            store = faiss.read_index(str(path), (MMAP_LISTS if lists else MMAP) * mmap)
             if store.metric_type != faiss.METRIC_INNER_PRODUCT:
                 raise ValueError("its scores are distances, not inner products")
-            index = cls(store.d, backend, known, factory)
+            index = cls(store.d, **known)
             index._take(store)
-            index.read_only = mmap
-        except (OSError, RuntimeError, MemoryError, ValueError, DataError) as error:
+        except (OSError, RuntimeError, MemoryError, ValueError, KeyError) as error:
             raise DataError(
                 f"{path} is not a saved index, or it is damaged ({error})",
                 "Delete it and build the index again.",
             ) from error
-        index.require(meta or {})
+        index.read_only = mmap
+        require(path, index.meta, meta or {})
         return index
-
-    def _flat(self) -> np.ndarray:
-        """``(N, dim)`` view of faiss's own memory, so that torch needs no second copy."""
-        flat = faiss.downcast_index(self._store.index)
-        return faiss.rev_swig_ptr(flat.get_xb(), len(self) * self.dim).reshape(len(self), self.dim)
-
-    def _without_removed(self) -> faiss.SearchParameters | None:
-        """What hides a graph's removed nodes, if it has any."""
-        core = core_of(self._store)
-        if core.ntotal == len(self) or not isinstance(core, faiss.IndexHNSW):
-            return None
-        return faiss.SearchParametersHNSW(sel=LIVING, efSearch=core.hnsw.efSearch)
 
     def _check_writable(self) -> None:
         if self.read_only:
@@ -328,23 +286,108 @@ class Index:
                 f"{self} lies on the disk and can only be searched", "Load it without mmap."
             )
 
-    def _checked(self, vectors: np.ndarray, what: str) -> np.ndarray:
-        vectors = np.require(vectors, np.float32, ["C", "W"])  # torch wants both
-        if vectors.ndim != 2 or vectors.shape[1] != self.dim:
+
+def checked(vectors: np.ndarray, dim: int) -> np.ndarray:
+    """``(n, dim)`` float32. Raises DataError for another shape, a NaN or infinity, or zeros."""
+    vectors = np.require(vectors, np.float32, ["C", "W"])  # torch wants both
+    if vectors.ndim != 2 or vectors.shape[1] != dim:
+        raise DataError(
+            f"vectors of shape {vectors.shape} for an index of {dim} dimensions",
+            f"Pass shape (n, {dim}), from the same model and pooling.",
+        )
+    wrong = np.flatnonzero(~np.isfinite(vectors).all(axis=1) | ~vectors.any(axis=1))
+    if len(wrong):
+        raise DataError(
+            f"vectors {wrong[:3].tolist()} are zero, or hold NaN or infinite values",
+            "Leave them out; find the images, boxes or masks that they come from.",
+        )
+    return vectors
+
+
+def require(index: object, own: Mapping[str, str], meta: Mapping[str, str]) -> None:
+    """Raise DataError unless what an index says of its vectors is all that ``meta`` says."""
+    for key, value in meta.items():
+        if own.get(key) != value:
             raise DataError(
-                f"{what} of shape {vectors.shape} for an index of {self.dim} dimensions",
-                f"Pass shape (n, {self.dim}), from the same model and pooling.",
+                f"{index} is of another model: its {key} is {own.get(key)!r}, not {value!r}",
+                "Search with vectors of its own model, or build the index again.",
             )
-        if not np.isfinite(vectors).all():
-            raise DataError(
-                f"{what} hold NaN or infinite values", "Find the image that they come from."
-            )
-        if len(zero := np.flatnonzero(~vectors.any(axis=1))):
-            raise DataError(
-                f"{what} of zeros, e.g. row {zero[0]}: they are like nothing",
-                "Leave them out; find the image, box or mask that they come from.",
-            )
-        return vectors
+
+
+def read_tables(path: str | Path) -> dict[str, np.ndarray]:
+    """The arrays in a file of :meth:`Index.save`. Raises ValueError where their end is missing."""
+    try:
+        with NpzFile(path) as tables:  # a zip is found from its end, whatever comes before
+            return dict(tables)
+    except BadZipFile as error:
+        raise ValueError(str(error)) from error
+
+
+class _Rows:
+    """Which row has an id: sorted runs, each at least twice as long as the next.
+
+    So a vector is sorted anew some log2(N) times while N are added, in however small batches.
+    """
+
+    def __init__(self) -> None:
+        self.runs: list[np.ndarray] = []  # (2, n): ids in order, and their rows
+
+    def __len__(self) -> int:
+        return sum(run.shape[1] for run in self.runs)
+
+    def add(self, ids: np.ndarray, rows: np.ndarray) -> None:
+        run = np.stack([ids, rows])
+        while self.runs and self.runs[-1].shape[1] < 2 * run.shape[1]:
+            run = np.concatenate([self.runs.pop(), run], axis=1)
+        if run.shape[1]:
+            self.runs.append(run[:, np.argsort(run[0], kind="stable")])
+
+    def find(self, ids: np.ndarray) -> np.ndarray:
+        """Rows of ids, -1 where there is none."""
+        found = np.full(len(ids), -1)
+        for known, rows in self.runs:
+            places = np.searchsorted(known, ids).clip(max=len(known) - 1)
+            there = known[places] == ids
+            found[there] = rows[places[there]]
+        return found
+
+    def highest(self) -> int:
+        """The highest id, -1 if there is none."""
+        return max((int(run[0, -1]) for run in self.runs), default=-1)
+
+
+# --- exact search -------------------------------------------------------------------------
+
+
+def exact_search(vectors: np.ndarray, ids: np.ndarray, queries: np.ndarray, k: int) -> Found:
+    """The k largest inner products; equal scores in order of id, also where k cuts through them.
+
+    Args:
+        vectors: ``(N, dim)`` float32, contiguous. ids: ``(N,)``. queries: ``(Q, dim)`` alike.
+        k: 1 to N.
+    """
+    # One more than asked shows whether k cuts through equal scores.
+    wanted = min(k + 1, len(vectors))
+    if len(queries) >= MANY:
+        scores, rows = faiss.knn(queries, vectors, wanted, metric=faiss.METRIC_INNER_PRODUCT)
+    else:
+        gallery, chunk = torch.from_numpy(vectors).T, max(1, CHUNK_BYTES // (4 * len(vectors)))
+        parts = torch.from_numpy(queries).split(chunk)
+        best = [torch.topk(part @ gallery, wanted) for part in parts]
+        scores, rows = (torch.cat(some).numpy() for some in zip(*best))
+    scores, found = in_order(scores, ids[rows])
+    if k < len(vectors):
+        for cut in np.flatnonzero(scores[:, k - 1] == scores[:, k]):
+            every = vectors @ queries[cut]
+            order = np.lexsort((ids, -every))[:k]
+            scores[cut, :k], found[cut, :k] = every[order], ids[order]
+    return scores[:, :k], found[:, :k]
+
+
+def in_order(scores: np.ndarray, ids: np.ndarray) -> Found:
+    """``(Q, k)`` scores and ids, each line by falling score, equal ones by id."""
+    order = np.lexsort((ids, -scores))
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(ids, order, axis=1)
 
 
 def recall(ids: np.ndarray, true_ids: np.ndarray) -> float:
@@ -356,48 +399,64 @@ def recall(ids: np.ndarray, true_ids: np.ndarray) -> float:
     return float(np.mean([np.isin(true, found).mean() for found, true in zip(ids, true_ids)]))
 
 
-def rerank(queries: np.ndarray, ids: np.ndarray, exact: Index, k: int) -> Found:
-    """The k best of a short list, by the exact vectors.
+# --- what faiss keeps ---------------------------------------------------------------------
 
-    Args:
-        queries: ``(Q, dim)``. ids: ``(Q, R)`` of a search for R > k by codes; -1 is nothing.
-        exact: an exact index of the same ids, on the disk perhaps (``load(..., mmap=True)``).
-    Returns:
-        scores and ids, ``(Q, min(k, R))``, as of :meth:`Index.search`.
-    Source: Jegou et al., Searching in One Billion Vectors: Re-rank with Source Coding, 2011.
-    """
-    known = np.unique(ids[ids >= 0])
-    vectors, places = exact.vectors(known), np.searchsorted(known, ids)
-    scores = np.full(ids.shape, -np.inf, np.float32)
-    for line, query, there, place in zip(scores, np.asarray(queries), ids >= 0, places):
-        line[there] = vectors[place[there]] @ query
-    scores, ids = in_order(scores, ids)
-    return scores[:, :k], ids[:, :k]
+
+def _new_store(dim: int, factory: str) -> faiss.Index:
+    """An empty index of faiss that keeps ids: lists do by themselves, the others in a table."""
+    try:
+        store = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
+        if not isinstance(_core_of(store), faiss.IndexIVF):
+            store = faiss.index_factory(dim, f"IDMap,{factory}", faiss.METRIC_INNER_PRODUCT)
+        core = _core_of(store)
+        if hasattr(core, "do_polysemous_training"):  # a minute for a search nobody asks for here
+            core.do_polysemous_training = False
+        if "IDMap" not in factory and isinstance(core, SUPPORTED):
+            return store
+        why = "it cannot keep ids and remove vectors"
+    except RuntimeError as error:
+        why = _reason(error)
+    raise DataError(
+        f"no index {factory!r} of {dim} dimensions ({why})",
+        "Use e.g. Flat, SQ8, HNSW32, IVF256,Flat or OPQ16,IVF256,PQ16 (16 divides dim).",
+    )
+
+
+def _core_of(store: faiss.Index) -> faiss.Index:
+    """What does the work, below the table of ids and any rotation of the vectors."""
+    store = faiss.downcast_index(store)
+    if isinstance(store, (faiss.IndexIDMap, faiss.IndexPreTransform)):
+        return _core_of(store.index)
+    return store
+
+
+def _ids_of(store: faiss.Index) -> np.ndarray:
+    """Ids of an index of faiss, row by row, or list by list."""
+    core = _core_of(store)
+    if not isinstance(core, faiss.IndexIVF):
+        return faiss.vector_to_array(store.id_map)
+    lists = core.invlists
+    sizes = [(n, lists.list_size(n)) for n in range(lists.nlist)]
+    parts = [faiss.rev_swig_ptr(lists.get_ids(n), size).copy() for n, size in sizes if size]
+    return np.concatenate([np.zeros(0, np.int64), *parts])
+
+
+def _flat(store: faiss.IndexFlat) -> np.ndarray:
+    """``(N, dim)`` view of faiss's own memory, so that torch needs no second copy."""
+    n, dim = store.ntotal, store.d
+    return faiss.rev_swig_ptr(store.get_xb(), n * dim).reshape(n, dim)
 
 
 def _checked_ids(ids: np.ndarray) -> np.ndarray:
     """``(n,)`` int64. Raises DataError unless they are whole numbers of 0 or more, each once."""
     ids = np.asarray(ids)
     if ids.ndim != 1 or not (ids.size == 0 or np.can_cast(ids.dtype, np.int64)):
-        raise DataError(
-            f"ids of shape {ids.shape}, type {ids.dtype}", "Pass one integer id per vector."
-        )
-    ids = ids.astype(np.int64)
-    values, counts = np.unique(ids, return_counts=True)
-    if (counts > 1).any() or (values < 0).any():
-        wrong = values[(counts > 1) | (values < 0)][:3].tolist()
-        raise DataError(f"ids given twice, or negative, e.g. {wrong}", "Use ids >= 0, each once.")
-    return ids
+        raise DataError(f"ids of shape {ids.shape}, type {ids.dtype}", "Pass one integer a vector.")
+    if (ids < 0).any() or len(np.unique(ids)) < len(ids):
+        raise DataError("ids given twice, or negative", "Use ids >= 0, each once.")
+    return ids.astype(np.int64)
 
 
-def _read_meta(path: Path) -> dict[str, str]:
-    """The JSON at the end of a saved index. ValueError when the file does not end as it should."""
-    with open(path, "rb") as file:
-        size = file.seek(0, 2)
-        file.seek(max(0, size - TAIL.size))
-        tail = file.read()
-        length, magic = TAIL.unpack(tail) if len(tail) == TAIL.size else (0, b"")
-        if magic != MAGIC or length > size - TAIL.size:
-            raise ValueError("its end is missing")
-        file.seek(size - TAIL.size - length)
-        return json.loads(file.read(length))
+def _reason(error: RuntimeError) -> str:
+    """What faiss says, without its C++ signature."""
+    return str(error).rpartition("Error: ")[2].strip() or str(error)

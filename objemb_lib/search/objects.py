@@ -1,16 +1,16 @@
 """Objects: images as sets of object vectors, searched by one object.
 
-An image has as many vectors as a source of boxes found objects in it. A query is one object; an
-image's score says how well the query meets the best of its objects, or all of them together. The
+An image has as many vectors as a source of boxes found objects in it; a query is one of them. The
 answer names the images, and in each the box that was meant.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -19,26 +19,68 @@ from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.embed.extract import Objects
 from objemb_lib.embed.whitening import l2
-from objemb_lib.search.index import Index
+from objemb_lib.search.index import Index, read_tables
 
 SAME = 1e-5  # how far two tables of one photograph's vectors may round
 
 
-# --- an index of objects ------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Match:
-    """An image that was found: its number in the index and its file, score, and the box meant."""
+    """An image that was found: its number in the index and its file, score, and the box meant.
+
+    ``data_set`` names what the image is part of, where an index holds several.
+    """
 
     image: int
     file: str
     score: float
     box: tuple[float, ...]
+    data_set: str = ""
+
+
+class ObjectStore(Protocol):
+    """What holds the objects of a gallery, wherever they lie: all that a ``Retriever`` asks for.
+
+    Images are numbered in the order in which they were added. Every method raises DataError for
+    what it cannot do, and then nothing has changed.
+    """
+
+    @property
+    def files(self) -> list[str]:
+        """Of each image, by its number; "" where one was removed."""
+
+    def __len__(self) -> int:
+        """The number of objects."""
+
+    def add(self, objects: Objects, pair: tuple[str, str], files: Sequence[str]) -> None:
+        """Add the objects of images, whose vectors are L2-normalised; ``files``: one an image."""
+
+    def remove(self, files: Collection[str]) -> None:
+        """Take images out, with all of their objects; the others keep their numbers."""
+
+    def of_image(self, image: int) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes ``(K, 4)`` and L2-normalised vectors ``(K, D)``, in the order of adding."""
+
+    def search(self, vector: np.ndarray, k: int, without: Collection[str] = ()) -> list[Match]:
+        """The ``k`` images with the object most like a ``(D,)`` vector, best first.
+
+        Each image counts once, by its best object; so does a photograph that is there twice
+        under two names (the same box with the same vector, or with the same code).
+
+        Args:
+            without: files that are not to be found, such as the query's own.
+        """
+
+    def save(self, path: str | Path) -> None:
+        """Write the file that ``load`` reads."""
+
+    @classmethod
+    def load(cls, path: str | Path, meta: Mapping[str, str] | None = None) -> ObjectStore:
+        """What was saved, if its strings are ``meta``, see :func:`index.provenance`."""
 
 
 class ObjectIndex:
-    """An :class:`index.Index` of objects that knows their images and boxes, and answers by image.
+    """The objects in memory: an :class:`index.Index` that knows their images and boxes.
 
     Args:
         dim: of the vectors. meta: strings to keep, see :func:`index.provenance`.
@@ -49,17 +91,26 @@ class ObjectIndex:
     def __init__(
         self, dim: int, meta: Mapping[str, str] | None = None, factory: str = "Flat"
     ) -> None:
-        self.index = Index(dim, meta=meta, factory=factory)
-        self.files: list[str] = []  # "" where an image was removed
-        self.image = np.zeros(0, np.int64)  # (M,) of every object that ever was
-        self.boxes = np.zeros((0, 4), np.float32)  # (M, 4)
+        self.index = Index(dim, meta, factory)
+        self.files: list[str] = []
+        self._numbers: dict[str, int] = {}  # of the files that are there
+        self._image, self._boxes = [np.zeros(0, np.int64)], [np.zeros((0, 4), np.float32)]
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __repr__(self) -> str:
-        images = sum(map(bool, self.files))
-        return f"ObjectIndex({len(self)} objects of {images} images)"
+        return f"ObjectIndex({len(self)} objects of {len(self._numbers)} images)"
+
+    @property
+    def image(self) -> np.ndarray:
+        """``(M,)`` image of every object that ever was."""
+        return _joined(self._image)
+
+    @property
+    def boxes(self) -> np.ndarray:
+        """``(M, 4)`` in pixels of its image."""
+        return _joined(self._boxes)
 
     @property
     def n_bytes(self) -> int:
@@ -72,144 +123,137 @@ class ObjectIndex:
         return self.index.vectors(np.arange(len(self.image)))
 
     def add(self, objects: Objects, pair: tuple[str, str], files: Sequence[str]) -> None:
-        """Add the objects of further images; vectors are L2-normalised.
-
-        Args:
-            files: one an image, in their order.
-        Raises:
-            DataError: a file that is there already; else as :meth:`index.Index.add`. Then nothing
-                is added.
-        """
-        files = list(files)
-        if len(files) != len(objects.where) or len(set(files)) != len(files) or "" in files:
-            raise DataError(
-                f"{len(files)} files for {len(objects.where)} images", "Name each image once."
-            )
-        if again := set(files) & set(self.files):
-            raise DataError(
-                f"{sorted(again)[0]} is in the index already", "Add an image once only."
-            )
-        ids = len(self.image) + np.arange(len(objects))
-        self.index.add(l2(objects.vectors[pair]), ids)
-        self.image = np.concatenate([self.image, objects.image + len(self.files)])
-        self.boxes = np.concatenate([self.boxes, objects.boxes])
+        """As :meth:`ObjectStore.add`. Raises DataError for a file that is there already, too."""
+        check_files(objects, files)
+        new = {file: len(self.files) + n for n, file in enumerate(files)}
+        if again := new.keys() & self._numbers.keys():
+            raise DataError(f"{min(again)} is in the index already", "Add an image once only.")
+        first = sum(map(len, self._image))
+        self.index.add(l2(objects.vectors[pair]), first + np.arange(len(objects)))
+        self._image.append(objects.image + len(self.files))
+        self._boxes.append(objects.boxes)
         self.files += files
+        self._numbers |= new
 
     def remove(self, files: Collection[str]) -> None:
-        """Take images out, with all of their objects; the others keep their numbers.
-
-        Raises:
-            DataError: a file that is not there. Then nothing is removed.
-        """
-        if absent := set(files) - set(self.files) | set(files) & {""}:
+        """As :meth:`ObjectStore.remove`."""
+        if absent := set(files) - self._numbers.keys():
             raise DataError(f"{min(absent)!r} is not in the index", "Name files it holds.")
-        gone = [n for n, file in enumerate(self.files) if file in set(files)]
+        gone = [self._numbers[file] for file in set(files)]
         self.index.remove(np.flatnonzero(np.isin(self.image, gone)))
-        for n in gone:
-            self.files[n] = ""
+        for file in set(files):
+            self.files[self._numbers.pop(file)] = ""
 
     def of_image(self, image: int) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes ``(K, 4)`` and L2-normalised vectors ``(K, D)`` of an image's objects."""
-        mine = np.flatnonzero(self.image == image)
+        """As :meth:`ObjectStore.of_image`."""
+        if not 0 <= image < len(self.files) or not self.files[image]:
+            raise DataError(f"no image {image} in {self}", "Name one it holds.")
+        mine = np.arange(*np.searchsorted(self.image, [image, image + 1]))
         return self.boxes[mine], self.index.vectors(mine)
 
     def search(self, vector: np.ndarray, k: int, without: Collection[str] = ()) -> list[Match]:
-        """The ``k`` images with the object most like a ``(D,)`` vector, best first.
+        """As :meth:`ObjectStore.search`."""
+        asked, image, boxes = l2(np.asarray(vector)[None]), self.image, self.boxes
 
-        Each image counts once, by its best object; so does a photograph that is there twice
-        under two names (the same box with the same vector, or with the same code).
-
-        Args:
-            without: files that are not to be found, such as the query's own.
-        """
-        asked, found = l2(np.asarray(vector)[None]), []
-        for wanted in _doubling(4 * (k + len(without)), len(self)):
-            scores, rows = self.index.search(asked, wanted)
-            there = rows[0] >= 0
-            found = self._grouped(scores[0, there], rows[0, there], without)
-            if len(found) >= k or not there.all():
-                break
-        return found[:k]
-
-    def _grouped(
-        self, scores: np.ndarray, rows: np.ndarray, without: Collection[str]
-    ) -> list[Match]:
-        best: dict[int, int] = {}
-        copies: set[int] = set()
-        score_of = dict(zip(rows.tolist(), scores.tolist()))
-        for row in rows.tolist():
-            image = int(self.image[row])
-            if image in best or image in copies or self.files[image] in without:
-                continue
-            alike = [
-                other
-                for other in best.values()
-                if abs(score_of[other] - score_of[row]) < SAME
-                and np.array_equal(self.boxes[other], self.boxes[row])
+        def hits(wanted: int) -> Hits:
+            scores, rows = (some[0] for some in self.index.search(asked, wanted))
+            scores, rows = scores[rows >= 0], rows[rows >= 0]
+            found = [
+                Match(i, self.files[i], score, tuple(box))
+                for i, score, box in zip(
+                    image[rows].tolist(), scores.tolist(), boxes[rows].tolist()
+                )
             ]
-            if alike and _any_equal(self.index.vectors(np.array([row, *alike]))):
-                copies.add(image)
-                continue
-            best[image] = row
-        return [
-            Match(image, self.files[image], score_of[row], tuple(self.boxes[row].tolist()))
-            for image, row in best.items()
-        ]
+            return found, lambda places: self.index.vectors(rows[places])
+
+        return best_images(hits, k, len(self), without)
 
     def save(self, path: str | Path) -> None:
         """Write one file, atomically; see :meth:`index.Index.save`."""
-        objects = {
-            "files": self.files,
-            "image": self.image.tolist(),
-            "boxes": self.boxes.tolist(),
-        }
-        kept = self.index.meta
-        try:
-            self.index.meta = {**kept, "objects": json.dumps(objects)}
-            self.index.save(path)
-        finally:
-            self.index.meta = kept
+        files = np.array(json.dumps(self.files))
+        self.index.save(path, image=self.image, boxes=self.boxes, files=files)
 
     @classmethod
     def load(
         cls, path: str | Path, meta: Mapping[str, str] | None = None, mmap: bool = False
     ) -> ObjectIndex:
-        """Read what ``save`` wrote; arguments as for :meth:`index.Index.load`.
-
-        Raises:
-            DataError: absent, damaged, of another model, or no index of objects.
-        """
-        index = Index.load(path, meta=meta, mmap=mmap)
+        """Read what ``save`` wrote; arguments and errors as for :meth:`index.Index.load`."""
+        index, tables = Index.load(path, meta, mmap), read_tables(path)
+        found = cls(index.dim)
+        found.index = index
         try:
-            objects = json.loads(index.meta.pop("objects"))
-            found = cls(index.dim, index.meta)
-            found.index, found.files = index, objects["files"]
-            found.image = np.array(objects["image"], np.int64)
-            found.boxes = np.array(objects["boxes"], np.float32).reshape(-1, 4)
-            if not len(found.image) == len(found.boxes) >= len(index):
-                raise ValueError(f"{len(index)} vectors, {len(found.boxes)} boxes")
-        except (KeyError, ValueError) as error:
-            raise DataError(
-                f"{path} is no index of objects ({error})", "Build it again."
-            ) from error
+            found._image, found._boxes = [tables["image"]], [tables["boxes"]]
+            found.files = json.loads(str(tables["files"]))
+        except KeyError as error:
+            raise DataError(f"{path} is no index of objects", "Build it again.") from error
+        found._numbers = {file: n for n, file in enumerate(found.files) if file}
         return found
 
 
-def _any_equal(vectors: np.ndarray) -> bool:
-    """Whether the first vector is any of the others, to rounding."""
-    return bool(np.isclose(vectors[1:], vectors[0], atol=SAME).all(axis=1).any())
+def check_files(objects: Objects, files: Sequence[str]) -> None:
+    """Raise DataError unless there is a name for each image, each another."""
+    if not len(files) == len(set(files)) == len(objects.where) or "" in files:
+        raise DataError(
+            f"{len(files)} files for {len(objects.where)} images", "Name each image once."
+        )
 
 
-def _doubling(first: int, most: int) -> list[int]:
-    """Numbers to ask for, until there is nothing more.
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    """Parts as one, which takes their place: adding many, then reading once, copies once."""
+    if len(parts) > 1:
+        parts[:] = [np.concatenate(parts)]
+    return parts[0]
 
-    >>> _doubling(4, 20)
-    [4, 8, 16, 20]
+
+# --- from objects to images ---------------------------------------------------------------
+
+Hits = tuple[list[Match], Callable[[list[int]], np.ndarray]]  # objects, best first; their vectors
+
+
+def best_images(
+    hits: Callable[[int], Hits], k: int, most: int, without: Collection[str] = ()
+) -> list[Match]:
+    """The ``k`` best images, of as many objects as that takes.
+
+    Args:
+        hits: the objects of the highest scores, as many as asked for or all there are; and what
+            gives the vectors of some of them, by their places.
+        most: objects that can be asked for. without: files that are left out.
     """
-    found = [min(first, most)]
-    while found[-1] < most:
-        found.append(min(2 * found[-1], most))
-    return found
+    if k < 1:
+        raise DataError(f"search for {k} images", "Use k >= 1.")
+    wanted = min(4 * (k + len(without)), most)
+    while True:
+        found, vectors = hits(wanted)
+        places = [n for n, match in enumerate(found) if match.file not in without]
+        best = _one_an_image(found, places, vectors)
+        if len(best) >= k or len(found) < wanted or wanted == most:
+            return best[:k]
+        wanted = min(2 * wanted, most)
+
+
+def _one_an_image(
+    found: list[Match], places: list[int], vectors: Callable[[list[int]], np.ndarray]
+) -> list[Match]:
+    """The best object of each image, without copies: the same box with the same vector."""
+    seen: set[tuple[str, int]] = set()
+    kept: list[int] = []
+    for n in places:
+        match = found[n]
+        if (match.data_set, match.image) in seen:
+            continue
+        seen.add((match.data_set, match.image))
+        alike = [
+            other
+            for other in kept
+            if found[other].box == match.box and abs(found[other].score - match.score) < SAME
+        ]
+        if alike:
+            own, *others = vectors([n, *alike])
+            if np.isclose(others, own, atol=SAME).all(axis=1).any():
+                continue
+        kept.append(n)
+    return [found[n] for n in kept]
 
 
 # --- choose a box, search for that object -------------------------------------------------
@@ -242,7 +286,7 @@ def search_object(
     objects: Objects,
     pair: tuple[str, str],
     chosen: int,
-    index: ObjectIndex,
+    index: ObjectStore,
     k: int = 8,
 ) -> Answer:
     """Choose a box of an image, search for that object: what a click in a picture does.
@@ -255,10 +299,7 @@ def search_object(
     """
     mine = np.flatnonzero(objects.image == query)
     if not 0 <= chosen < len(mine):
-        raise DataError(
-            f"image {query} has {len(mine)} boxes, none of number {chosen}",
-            f"Choose 0 to {len(mine) - 1}." if len(mine) else f"Use {dataset}'s own objects.",
-        )
+        raise DataError(f"image {query} has {len(mine)} boxes, none of number {chosen}")
     vector = objects.vectors[pair][mine[chosen]]
     matches = index.search(vector, k, without={dataset.names[query]})
     return Answer(dataset, query, objects.boxes[mine], chosen, matches)

@@ -14,7 +14,7 @@ import json
 import os
 import socket
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,16 +77,14 @@ def ray_extract(
         UserWarning: images that cannot be used are left out; :func:`read_parts` names them.
     """
     with needs("scale"):
-        import pyarrow.parquet  # said here, not in a worker
-        import ray.data  # noqa: F401
+        import pyarrow.parquet  # noqa: F401
+        import ray.data  # noqa: F401 - said here, not in a worker
     folder = Path(folder).resolve()
     done = _parts(folder)
     key = {"data": dataset.fingerprint, "stage": pair[0], "pooling": pair[1],
            "size": str(size), "part": str(part)}  # fmt: skip
     if done:
-        earlier = _key(_read(done[min(done)], pyarrow.parquet.read_schema))
-        _agree(folder, earlier, key)
-        key = earlier
+        key = _agreed(folder, _said(_read(done[min(done)]))["key"], key)
     todo = [start for start in range(0, len(dataset), part) if start not in done]
     if todo:
         with _ray(address, workers):
@@ -107,15 +105,12 @@ class _Work:
     folder: Path
     index: Callable[[], MilvusIndex] | None
 
-    @property
-    def pair(self) -> tuple[str, str]:
-        return self.key["stage"], self.key["pooling"]
-
 
 def _run(work: _Work, todo: list[int], workers: int | None, gpus: float, waiting: int) -> int:
     """Do some parts; the number of images that could not be used."""
     import ray.data
     from ray.data import ActorPoolStrategy, ExecutionResources
+    from ray.exceptions import RayTaskError
 
     there = ray.cluster_resources()
     many = workers or int(there.get("GPU", 0) / gpus if gpus else there["CPU"])
@@ -131,8 +126,12 @@ def _run(work: _Work, todo: list[int], workers: int | None, gpus: float, waiting
     )
     made = parts.map(_Worker, fn_constructor_args=[work], compute=pool, num_cpus=1, num_gpus=gpus)
     kept = made.map(_Keeper, fn_constructor_args=[work], compute=one, num_cpus=0)
-    with _said():
+    try:
         return sum(row["broken"] for row in kept.iter_rows())
+    except RayTaskError as error:
+        if isinstance(error.cause, ObjembError):  # as it was raised in the other process
+            raise error.cause from error
+        raise
 
 
 class _Worker:
@@ -146,39 +145,39 @@ class _Worker:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        size, part = int(self.work.key["size"]), int(self.work.key["part"])
-        images = np.arange(len(self.work.dataset))[row["start"] : row["start"] + part]
+        data, first = self.work.dataset, row["start"]
+        images = range(first, min(first + int(self.work.key["part"]), len(data)))
+        broken: dict[str, str] = {}
         try:
-            objects, name = self._objects(images, size)
-            broken = {}
-        except ImageError:
-            broken = self._broken(images)
-            images = np.array([i for i in images if self.work.dataset.files[i] not in broken])
-            objects, name = self._objects(images, size)
-        key = {**self.work.key, "trunk": self.trunk.fingerprint()} | (
-            {"region": name} if name else {}
-        )
-        _agree(self.work.folder, self.work.key, key)
-        table = _table(objects, self.work.pair, list(self.work.dataset.names), images)
+            table, key = self._table(images)
+        except ImageError:  # which, is only asked when there is one
+            paths = [Path(data.root) / data.files[i] for i in images]
+            found = dict(zip(images, measure_images(paths, progress=False)))
+            broken = {data.files[i]: str(e) for i, e in found.items() if isinstance(e, ImageError)}
+            table, key = self._table([i for i in images if data.files[i] not in broken])
         said = json.dumps({"key": key, "broken": broken})
         sink = pa.BufferOutputStream()
         pq.write_table(table.replace_schema_metadata({META: said}), sink)
-        return {"start": row["start"], "parquet": sink.getvalue().to_pybytes()}
+        return {"start": first, "parquet": sink.getvalue().to_pybytes()}
 
-    def _objects(self, images: np.ndarray, size: int) -> tuple[Objects | None, str]:
-        """The objects of some images, and what their boxes are called."""
+    def _table(self, images: Sequence[int]) -> tuple[pyarrow.Table, dict[str, str]]:
+        """A row an object of some images, and what decided the numbers."""
+        import pyarrow as pa
+
+        key = self.work.key
+        own = {**key, "trunk": self.trunk.fingerprint()}
         if not len(images):
-            return None, ""
-        some = self.work.dataset.subset(images)
-        region, options = self.look(some), ExtractOptions(size, cache=False, progress=False)
-        found = extract_objects(some, self.trunk, [self.work.pair], {"": region}, options)
-        return found[""], region.name
-
-    def _broken(self, images: np.ndarray) -> dict[str, str]:
-        """Which images cannot be used, and why; asked only when there is one."""
-        files = [self.work.dataset.files[i] for i in images]
-        found = measure_images([Path(self.work.dataset.root) / f for f in files], progress=False)
-        return {f: str(one) for f, one in zip(files, found) if isinstance(one, ImageError)}
+            return pa.table({}), _agreed(self.work.folder, key, own)
+        some, pair = self.work.dataset.subset(images), (key["stage"], key["pooling"])
+        region = self.look(some)
+        options = ExtractOptions(int(key["size"]), cache=False, progress=False)
+        objects = extract_objects(some, self.trunk, [pair], {"": region}, options)[""]
+        key = _agreed(self.work.folder, key, own | {"region": region.name})
+        owners, scores = np.array(images)[objects.image], objects.scores.astype(np.float32)
+        table = {"image": owners, "file": [self.work.dataset.names[i] for i in owners],
+                 "box": list(objects.boxes.astype(np.float32)), "score": scores,
+                 "vector": list(objects.vectors[pair])}  # fmt: skip
+        return pa.table(table), key
 
 
 class _Keeper:
@@ -192,11 +191,10 @@ class _Keeper:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        table = pq.read_table(pa.BufferReader(row["parquet"]))
-        part = _extracted([table])
+        part = _extracted([pq.read_table(pa.BufferReader(row["parquet"]))])
         if self.index is not None and part.files:
-            name = f"{self.work.dataset.name}/{self.work.dataset.split}"
-            self.index.add(part.objects, self.work.pair, part.files, name, numbers=part.numbers)
+            (pair,) = part.objects.vectors
+            self.index.add(part.objects, pair, part.files, numbers=part.numbers)
         path = self.work.folder / f"part-{row['start']:012d}.parquet"
         atomic_write_bytes(path, row["parquet"])
         return {"broken": len(part.broken)}
@@ -226,55 +224,32 @@ def read_parts(folder: str | Path) -> Extracted:
     Raises:
         DataError: no files, one that is damaged, or files of different settings.
     """
-    with needs("scale"):
-        import pyarrow.parquet as pq
-    folder = Path(folder)
-    tables = [_read(path, pq.read_table) for _, path in sorted(_parts(folder).items())]
-    for table in tables:
-        _agree(folder, _key(tables[0].schema), _key(table.schema))
+    tables = [_read(path) for _, path in sorted(_parts(Path(folder)).items())]
     if not tables:
         raise DataError(f"{folder} has no part-*.parquet", "Run ray_extract with this folder.")
+    for table in tables:
+        _agreed(folder, _said(tables[0])["key"], _said(table)["key"])
     return _extracted(tables)
-
-
-def _table(
-    objects: Objects | None, pair: tuple[str, str], files: list[str], images: np.ndarray
-) -> pyarrow.Table:
-    """A row an object."""
-    import pyarrow as pa
-
-    fields = {"image": pa.int64(), "file": pa.string(), "box": pa.list_(pa.float32(), 4),
-              "score": pa.float32(), "vector": pa.list_(pa.float32())}  # fmt: skip
-    schema = pa.schema(list(fields.items()))
-    if objects is None:
-        return schema.empty_table()
-    owners, vectors = images[objects.image], objects.vectors[pair]
-    boxes = pa.FixedSizeListArray.from_arrays(objects.boxes.astype(np.float32).ravel(), 4)
-    ends = np.arange(len(vectors) + 1, dtype=np.int32) * vectors.shape[1]
-    rows = pa.ListArray.from_arrays(ends, vectors.ravel())
-    columns = [owners, [files[i] for i in owners], boxes, objects.scores.astype(np.float32), rows]
-    return pa.Table.from_arrays([pa.array(c) for c in columns], schema=schema)
 
 
 def _extracted(tables: list[pyarrow.Table]) -> Extracted:
     import pyarrow as pa
 
     broken: dict[str, str] = {}
+    key: dict[str, str] = {}
     for table in tables:
-        broken |= _said_by(table.schema)["broken"]
-    key, table = _key(tables[0].schema), pa.concat_tables(tables).combine_chunks()
+        broken |= _said(table)["broken"]
+        key |= _said(table)["key"]
+    full = [table for table in tables if len(table)]
+    if not full:
+        return Extracted(Objects({}, Boxes("", [])), [], np.zeros(0, int), broken)
+    table = pa.concat_tables(full)
     numbers, first = np.unique(table["image"], return_index=True)
-    boxes = _flat(table["box"]).reshape(-1, 4)
+    boxes, vectors = (np.stack(table[name].to_numpy()) for name in ("box", "vector"))
     scores, cuts = table["score"].to_numpy(), first[1:]
-    where = Boxes(key.get("region", ""), np.split(boxes, cuts) if len(boxes) else [],
-                        np.split(scores, cuts) if len(boxes) else [])  # fmt: skip
-    vectors = _flat(table["vector"]).reshape(len(table), -1) if len(table) else np.zeros((0, 0))
+    where = Boxes(key["region"], np.split(boxes, cuts), np.split(scores, cuts))
     objects = Objects({(key["stage"], key["pooling"]): vectors}, where)
     return Extracted(objects, table["file"].take(first).to_pylist(), numbers, broken)
-
-
-def _flat(column: pyarrow.ChunkedArray) -> np.ndarray:
-    return column.combine_chunks().flatten().to_numpy()
 
 
 def _parts(folder: Path) -> dict[int, Path]:
@@ -282,39 +257,33 @@ def _parts(folder: Path) -> dict[int, Path]:
     return {int(path.stem.partition("-")[2]): path for path in folder.glob("part-*.parquet")}
 
 
-def _read(path: Path, how: Callable[[Path], Any]) -> Any:
-    import pyarrow as pa
-
+def _read(path: Path) -> pyarrow.Table:
+    with needs("scale"):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
     try:
-        return how(path)
+        return pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"{path} is damaged ({error})", "Delete it and run again: only it is made anew."
         ) from error
 
 
-def _said_by(schema: pyarrow.Schema) -> dict[str, Any]:
-    said = (schema.metadata or {}).get(META)
+def _said(table: pyarrow.Table) -> dict[str, Any]:
+    said = (table.schema.metadata or {}).get(META)
     if said is None:
         raise DataError("a Parquet file that ray_extract did not write", "Take another folder.")
     return json.loads(said)
 
 
-def _key(schema: pyarrow.Schema) -> dict[str, str]:
-    return _said_by(schema)["key"]
-
-
-def _agree(folder: Path, there: Mapping[str, str], asked: Mapping[str, str]) -> None:
-    """Raise DataError unless both are of the same settings, as far as both say."""
+def _agreed(folder: str | Path, there: Mapping[str, str], asked: Mapping[str, str]) -> dict:
+    """What both say together; DataError unless they agree, as far as both say."""
     if other := sorted(k for k in there.keys() & asked.keys() if there[k] != asked[k]):
         raise DataError(
-            f"{folder} holds vectors of another {', '.join(other)}: "
-            f"{[there[k] for k in other]}, not {[asked[k] for k in other]}",
+            f"{folder} holds vectors of another {', '.join(other)}",
             "Take another folder, or the settings of this one.",
         )
-
-
-# --- Ray ----------------------------------------------------------------------------------
+    return {**there, **asked}
 
 
 @contextmanager
@@ -342,16 +311,3 @@ def _ray(address: str | None, workers: int | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-@contextmanager
-def _said() -> Iterator[None]:
-    """An error of ours, as it was raised in the other process."""
-    from ray.exceptions import RayTaskError
-
-    try:
-        yield
-    except RayTaskError as error:
-        if isinstance(error.cause, ObjembError):
-            raise error.cause from error
-        raise

@@ -1,8 +1,9 @@
-"""Re-ranking by neighbours: who is near whom says more than who is near the query.
+"""Ranking again: a short list by its exact vectors, or everything by who is near whom.
 
-Both functions give ``(Q, G)`` scores for :func:`evaluate.evaluate_scores`, higher is better. The
-images are those of one data set: ``vectors`` hold them all, ``queries`` and ``gallery`` say by
-their rows which ask and which are searched; an image may do both.
+:func:`k_reciprocal` and :func:`diffusion` give ``(Q, G)`` scores for
+:func:`metrics.evaluate_scores`, higher is better. The images are those of one data set: ``vectors``
+hold them all, ``queries`` and ``gallery`` say by their rows which ask and which are searched; an
+image may do both. Query expansion, which changes vectors, is in :mod:`whitening`.
 """
 
 from __future__ import annotations
@@ -12,11 +13,30 @@ from scipy import sparse
 from scipy.sparse.linalg import cg
 
 from objemb_lib.config import DataError
-from objemb_lib.search.index import Index
+from objemb_lib.search.index import Found, Index, in_order
 
 PAIRS = 1 << 14  # of vectors that are compared at once
 
 Sparse = sparse.csr_array
+
+
+def rerank(queries: np.ndarray, ids: np.ndarray, exact: Index, k: int) -> Found:
+    """The k best of a short list, by the exact vectors.
+
+    Args:
+        queries: ``(Q, dim)``. ids: ``(Q, R)`` of a search for R > k by codes; -1 is nothing.
+        exact: an exact index of the same ids, on the disk perhaps (``load(..., mmap=True)``).
+    Returns:
+        scores and ids, ``(Q, min(k, R))``, as of :meth:`Index.search`.
+    Source: Jegou et al., Searching in One Billion Vectors: Re-rank with Source Coding, 2011.
+    """
+    known = np.unique(ids[ids >= 0])
+    vectors, places = exact.vectors(known), np.searchsorted(known, ids)
+    scores = np.full(ids.shape, -np.inf, np.float32)
+    for line, query, there, place in zip(scores, np.asarray(queries), ids >= 0, places):
+        line[there] = vectors[place[there]] @ query
+    scores, ids = in_order(scores, ids)
+    return scores[:, :k], ids[:, :k]
 
 
 def k_reciprocal(

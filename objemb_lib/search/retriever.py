@@ -20,7 +20,7 @@ from objemb_lib.embed.trunks import Trunk
 from objemb_lib.embed.whitening import concat_descriptors, l2
 from objemb_lib.measure.intervals import Evaluation
 from objemb_lib.measure.metrics import Neighbours, evaluate, ranking
-from objemb_lib.search.objects import Answer, ObjectIndex
+from objemb_lib.search.objects import Answer, ObjectIndex, ObjectStore
 
 Pairs = Sequence[tuple[str, str]]
 Embed = Callable[[ImageDataset, Boxes], np.ndarray]
@@ -47,7 +47,8 @@ class Retriever:
     """A gallery of objects, and how whatever asks becomes a vector.
 
     Args:
-        dataset: the gallery. index: of its objects, of all of its images in order.
+        dataset: the gallery. index: of its objects, of all of its images in order; in memory
+            (:class:`objects.ObjectIndex`) or in Milvus (:class:`milvus.MilvusIndex`).
         network, boxes: what gave vectors and boxes, for menus.
         embed: ``(M, D)`` vectors of boxes of any images; None: only known boxes can ask.
         find: boxes of a photograph that is not in the gallery; default its whole.
@@ -56,7 +57,7 @@ class Retriever:
     """
 
     dataset: ImageDataset
-    index: ObjectIndex
+    index: ObjectStore
     network: str = "network"
     boxes: str = "boxes"
     embed: Embed | None = None
@@ -68,20 +69,42 @@ class Retriever:
                 f"{self.index} is not of {self.dataset}", "Add the images of the data set in order."
             )
 
+    @classmethod
+    def build(
+        cls,
+        dataset: ImageDataset,
+        trunk: Trunk,
+        pairs: Pairs,
+        region: Region,
+        size: int = 256,
+        find: Find = whole_image,
+        progress: bool = True,
+    ) -> Retriever:
+        """Embed every object of a gallery, and make it searchable in memory.
+
+        Args:
+            pairs: (stage, pooling); vectors of several are joined (:func:`concat_descriptors`).
+            region: boxes of ``dataset``; a query's box gets the same context, but no mask.
+            find: boxes of a photograph that is not in the gallery.
+        """
+        options = ExtractOptions(size, progress=progress)
+        (some,) = extract_objects(dataset, trunk, pairs, {region.name: region}, options).values()
+        joined = concat_descriptors([some.vectors[pair] for pair in pairs])
+        index = ObjectIndex(joined.shape[1], meta={"trunk": trunk.name, "boxes": region.name})
+        index.add(replace(some, vectors={pairs[0]: joined}), pairs[0], dataset.names)
+        embed = embedder(trunk, pairs, size, region.context)
+        return cls(dataset, index, trunk.name, region.name, embed, find)
+
     def query(self, image: int) -> Query:
         """An image of the gallery, with the boxes that the index has of it."""
-        if not 0 <= image < len(self.dataset):
-            raise DataError(
-                f"no image {image} in {self.dataset}", f"Use 0 to {len(self.dataset) - 1}."
-            )
         return Query(self.dataset, image, *self.index.of_image(image))
 
-    def look(self, photograph: ImageDataset) -> Query:
+    def query_photograph(self, photograph: ImageDataset) -> Query:
         """A photograph that is not in the gallery (:func:`objects.photograph`): boxes, vectors."""
         found = self.find(photograph)
         return Query(photograph, 0, found.boxes[0], self._embed(photograph, found))
 
-    def aim(self, query: Query, box: Sequence[float]) -> tuple[Query, int]:
+    def add_box(self, query: Query, box: Sequence[float]) -> tuple[Query, int]:
         """The query with a box, and the box's number; one drawn by hand is embedded and added.
 
         Args:
@@ -90,15 +113,15 @@ class Retriever:
             DataError: less than two pixels of the box lie in the image.
         """
         size = np.array(query.dataset.image(query.image).size)
-        aimed = np.clip(np.asarray(box, np.float32), 0, np.tile(size, 2))
-        if (aimed[2:] - aimed[:2] < 2).any():
-            raise DataError(f"a box of {aimed.tolist()} holds nothing", "Draw a larger one.")
-        same = np.abs(query.boxes - aimed).max(axis=1) < 0.5
+        drawn = np.clip(np.asarray(box, np.float32), 0, np.tile(size, 2))
+        if (drawn[2:] - drawn[:2] < 2).any():
+            raise DataError(f"a box of {drawn.tolist()} holds nothing", "Draw a larger one.")
+        same = np.abs(query.boxes - drawn).max(axis=1) < 0.5
         if same.any():
             return query, int(np.argmax(same))
         one = query.dataset.subset([query.image])
-        vector = self._embed(one, Boxes("drawn", [aimed], source="by hand"))
-        boxes = np.concatenate([query.boxes, aimed[None]])
+        vector = self._embed(one, Boxes("drawn", [drawn], source="by hand"))
+        boxes = np.concatenate([query.boxes, drawn[None]])
         more = replace(query, boxes=boxes, vectors=np.concatenate([query.vectors, vector]))
         return more, len(boxes) - 1
 
@@ -111,25 +134,31 @@ class Retriever:
             DataError: no such box.
         """
         if not 0 <= chosen < len(query.boxes):
-            raise DataError(
-                f"no box {chosen} among {len(query.boxes)}", f"Use 0 to {len(query.boxes) - 1}."
-            )
+            raise DataError(f"no box {chosen}", f"Use 0 to {len(query.boxes) - 1}.")
         own = {query.dataset.names[query.image]} if query.dataset is self.dataset else set()
         found = self.index.search(query.vectors[chosen], k, without=own)
         matches = [match for match in found if match.score >= threshold]
         return Answer(query.dataset, query.image, query.boxes, chosen, matches)
 
+    def sample(self, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """At most ``most`` objects, evenly spread: image ``(M,)``, boxes and vectors."""
+        images = _spread(len(self.dataset), most)
+        boxes, vectors = zip(*map(self.index.of_image, images.tolist()))
+        owners = np.repeat(images, [len(some) for some in boxes])
+        rows = _spread(len(owners), most)
+        return owners[rows], np.concatenate(boxes)[rows], np.concatenate(vectors)[rows]
+
     def _embed(self, dataset: ImageDataset, where: Boxes) -> np.ndarray:
         if self.embed is None:
             raise DataError(
                 "this index has no network to embed a new box with",
-                "Choose one of the boxes, or make the retriever with retriever.build.",
+                "Choose one of the boxes, or make the retriever with Retriever.build.",
             )
         return l2(self.embed(dataset, where))
 
 
 def embedder(trunk: Trunk, pairs: Pairs, size: int = 256, context: float = 0.0) -> Embed:
-    """What embeds boxes as :func:`build` embeds the gallery's; see there."""
+    """What embeds boxes as :meth:`Retriever.build` embeds the gallery's; see there."""
     trunk = trunk.for_inference(device())
 
     def embed(dataset: ImageDataset, where: Boxes) -> np.ndarray:
@@ -140,29 +169,8 @@ def embedder(trunk: Trunk, pairs: Pairs, size: int = 256, context: float = 0.0) 
     return embed
 
 
-def build(
-    dataset: ImageDataset,
-    trunk: Trunk,
-    pairs: Pairs,
-    region: Region,
-    size: int = 256,
-    find: Find = whole_image,
-    progress: bool = True,
-) -> Retriever:
-    """Embed every object of a gallery, and make it searchable.
-
-    Args:
-        pairs: (stage, pooling); the vectors of several are joined (:func:`concat_descriptors`).
-        region: boxes of ``dataset``; a query's box gets the same context, but no mask.
-        find: boxes of a photograph that is not in the gallery.
-    """
-    options = ExtractOptions(size, progress=progress)
-    (some,) = extract_objects(dataset, trunk, pairs, {region.name: region}, options).values()
-    joined = concat_descriptors([some.vectors[pair] for pair in pairs])
-    index = ObjectIndex(joined.shape[1], meta={"trunk": trunk.name, "boxes": region.name})
-    index.add(replace(some, vectors={pairs[0]: joined}), pairs[0], dataset.names)
-    embed = embedder(trunk, pairs, size, region.context)
-    return Retriever(dataset, index, trunk.name, region.name, embed, find)
+def _spread(n: int, most: int) -> np.ndarray:
+    return np.unique(np.linspace(0, n - 1, min(most, n)).astype(int))
 
 
 # --- the same query, asked of several embeddings --------------------------------------------

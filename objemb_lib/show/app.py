@@ -25,7 +25,7 @@ from objemb_lib.embed.boxes import Boxes, true_boxes
 from objemb_lib.embed.regions import Region
 from objemb_lib.embed.trunks import load_trunk
 from objemb_lib.search.objects import ObjectIndex
-from objemb_lib.search.retriever import Retriever, build, embedder
+from objemb_lib.search.retriever import Retriever, embedder
 from objemb_lib.teach.student import StudentTrunk, load_student
 
 HERE = Path(__file__).parent
@@ -70,7 +70,7 @@ def ways(dataset: ImageDataset, progress: bool = False) -> list[Retriever]:
             path = config.cache_root() / "app" / f"{key}.index"
             if not path.exists():
                 region = Region(place(dataset), context=context)
-                made = build(dataset, network, pairs, region, SIZE, progress=progress)
+                made = Retriever.build(dataset, network, pairs, region, SIZE, progress=progress)
                 made.index.save(path)
             found.append(Retriever(dataset, ObjectIndex.load(path), name, boxes, embed, find))
     return found

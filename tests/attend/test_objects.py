@@ -1,4 +1,4 @@
-"""Images as sets of objects: scores by hand and by slow loops, an index that lasts, clicks."""
+"""Images as sets of objects: scores by hand and by slow loops, who asks, what may be hard."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tiny_objects import PAIR, made
 
 from objemb_lib.attend.objects import (
     choose_weight,
@@ -26,23 +27,9 @@ from objemb_lib.attend.objects import (
 from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.embed.boxes import Boxes
-from objemb_lib.embed.extract import Objects
 from objemb_lib.embed.whitening import l2
 from objemb_lib.measure.metrics import evaluate_scores
 from objemb_lib.search.index import Index
-from objemb_lib.search.objects import ObjectIndex, photograph, search_object
-
-PAIR = ("head", "spoc")
-
-
-def made(vectors: list[list], boxes: list[list] | None = None, scores=()) -> Objects:
-    """Objects with the given vectors, a list for each image."""
-    where = Boxes(
-        "made", boxes or [[[9 * k, 0, 9 * k + 5, 5] for k in range(len(v))] for v in vectors],
-        scores,
-    )  # fmt: skip
-    flat = np.array([v for many in vectors for v in many], np.float32)
-    return Objects({PAIR: flat}, where)
 
 
 @settings(deadline=None, max_examples=40)
@@ -106,135 +93,7 @@ def test_the_weight_of_the_whole_image_is_the_one_that_ranks_best(tmp_path: Path
     np.testing.assert_allclose(fuse(right, noise, 0.25), 0.75 * right + 0.25 * noise)
 
 
-# --- the index ----------------------------------------------------------------------------
-
-MANY = made(
-    [[[1, 0, 0], [0.9, 0.1, 0], [0.8, 0.3, 0]], [[0, 1, 0], [0.7, 0.7, 0]], [[0, 0, 1]]]
-)  # fmt: skip
-FILES = ["a.png", "b.png", "c.png"]
-
-
-def filled() -> ObjectIndex:
-    index = ObjectIndex(3, meta={"trunk": "toy"})
-    index.add(MANY, PAIR, FILES)
-    return index
-
-
-def test_results_are_grouped_by_image_with_the_box_that_was_meant() -> None:
-    found = filled().search(np.array([2.0, 0, 0]), k=3)
-    assert [m.file for m in found] == FILES and [m.image for m in found] == [0, 1, 2]
-    assert found[0].box == (0, 0, 5, 5) and found[1].box == (9, 0, 14, 5)
-    assert found[0].score == pytest.approx(1) and found[1].score == pytest.approx(0.5**0.5)
-    assert [m.file for m in filled().search(np.array([2.0, 0, 0]), 9, without={"a.png"})] == [
-        "b.png", "c.png",
-    ]  # fmt: skip
-
-
-def test_an_image_with_hundreds_of_objects_does_not_crowd_the_others_out() -> None:
-    crowd = [[1.0, 0.001 * k, 0] for k in range(300)]
-    index = ObjectIndex(3)
-    index.add(made([crowd, [[0, 1, 0]], [[0, 0, 1]]]), PAIR, FILES)
-    assert [m.file for m in index.search(np.array([1.0, 0, 0]), 3)] == FILES
-
-
-def test_a_photograph_that_is_there_twice_is_found_once() -> None:
-    index = ObjectIndex(3)
-    same = [[[1, 0, 0], [0, 1, 0]]] * 2
-    index.add(made([*same, [[1, 0, 0]]], boxes=[
-        [[0, 0, 5, 5], [9, 0, 14, 5]], [[0, 0, 5, 5], [9, 0, 14, 5]], [[1, 1, 6, 6]]]),
-        PAIR, FILES)  # fmt: skip
-    # The third has the same score but another box: another photograph.
-    assert [m.file for m in index.search(np.array([1.0, 0, 0]), 3)] == ["a.png", "c.png"]
-
-
-def test_it_survives_saving_loading_and_appending(tmp_path: Path) -> None:
-    filled().save(tmp_path / "objects.index")
-    loaded = ObjectIndex.load(tmp_path / "objects.index")
-    query = np.array([0.2, 0.5, 0.1])
-    assert loaded.search(query, 3) == filled().search(query, 3)
-    assert loaded.index.meta == {"trunk": "toy"} and repr(loaded) == repr(filled())
-    loaded.add(made([[[0.2, 0.5, 0.1]], [[0, -1, 0]]]), PAIR, ["d.png", "e.png"])
-    assert len(loaded) == len(MANY) + 2
-    loaded.save(tmp_path / "objects.index")
-    again = ObjectIndex.load(tmp_path / "objects.index")
-    found = again.search(query, 5)
-    assert found == loaded.search(query, 5) and len(found) == 5
-    assert (found[0].file, found[0].image) == ("d.png", 3)
-
-
-def test_what_cannot_be_added_changes_nothing() -> None:
-    index = filled()
-    one = made([[[0, 1, 1]]])
-    for objects, files, words in (
-        (one, ["b.png"], "b.png is in the index already"),
-        (one, ["x.png", "y.png"], "2 files for 1 images"),
-        (made([[[0, 1]]]), ["x.png"], "2"),
-        (made([[[0, 1, np.nan]]]), ["x.png"], "NaN"),
-    ):
-        with pytest.raises(DataError, match=words):
-            index.add(objects, PAIR, files)
-        assert (len(index), index.files) == (len(MANY), FILES) and len(index.image) == len(MANY)
-
-
-def test_files_that_hold_no_objects_are_refused(tmp_path: Path) -> None:
-    plain = Index(3)
-    plain.add(np.eye(3))
-    plain.save(tmp_path / "plain.index")
-    with pytest.raises(DataError, match="no index of objects"):
-        ObjectIndex.load(tmp_path / "plain.index")
-    filled().save(tmp_path / "objects.index")
-    raw = (tmp_path / "objects.index").read_bytes()
-    (tmp_path / "objects.index").write_bytes(raw[:-20])
-    with pytest.raises(DataError, match="damaged"):
-        ObjectIndex.load(tmp_path / "objects.index")
-    with pytest.raises(DataError, match="absent"):
-        ObjectIndex.load(tmp_path / "absent.index")
-
-
-def test_a_removed_image_is_not_found_and_the_others_keep_their_numbers(tmp_path: Path) -> None:
-    index = filled()
-    index.remove({"a.png"})
-    assert repr(index) == "ObjectIndex(3 objects of 2 images)"
-    index.save(tmp_path / "objects.index")
-    for one in (index, ObjectIndex.load(tmp_path / "objects.index")):
-        found = one.search(np.array([1.0, 0, 0]), 3)
-        assert [(m.file, m.image) for m in found] == [("b.png", 1), ("c.png", 2)]
-        for absent in ("a.png", "", "z.png"):
-            with pytest.raises(DataError, match="not in the index"):
-                one.remove(["b.png", absent])
-        one.add(made([[[1, 0, 0]]]), PAIR, ["a.png"])  # the file may come back
-        found = one.search(np.array([1.0, 0, 0]), 3)
-        assert [(m.file, m.image) for m in found][0] == ("a.png", 3) and len(one) == 4
-
-
-@pytest.mark.parametrize("factory", ["SQ8", "HNSW8", "IVF2,Flat", "IVF2,PQ2x4"])
-def test_every_family_answers_by_image(tmp_path: Path, factory: str) -> None:
-    x = np.random.default_rng(0).standard_normal((120, 4))
-    boxes = [[[n, 9 * k, n + 5, 9 * k + 5] for k in range(3)] for n in range(40)]
-    every = made(x.reshape(40, 3, 4).tolist(), boxes)
-    index, exact = ObjectIndex(4, factory=factory), ObjectIndex(4)
-    index.index.train(l2(x))
-    for one in (index, exact):
-        one.add(every, PAIR, [f"{n}.png" for n in range(40)])
-    if "IVF" in factory:
-        index.index.tune("nprobe=2")
-    index.save(tmp_path / "objects.index")
-    mapped = ObjectIndex.load(tmp_path / "objects.index", mmap=True)
-    for query in x[::7]:
-        found = index.search(query, 10)
-        assert found == mapped.search(query, 10)
-        assert len({m.image for m in found}) == len(found) == 10
-        assert exact.search(query, 1)[0].file in [m.file for m in found]
-
-
-def test_copies_are_told_from_codes_as_well() -> None:
-    x = np.random.default_rng(0).standard_normal((40, 4))
-    index = ObjectIndex(4, factory="IVF2,PQ2x4")
-    index.index.train(l2(x))
-    index.add(made([[x[0]], [x[0]], [x[1]]], [[[0, 0, 5, 5]]] * 3), PAIR, FILES)
-    index.index.tune("nprobe=2")
-    found = [m.file for m in index.search(x[0], 3)]
-    assert sorted(found) in (["a.png", "c.png"], ["a.png"])
+# --- lists of an index --------------------------------------------------------------------
 
 
 def test_lists_that_hold_everything_score_as_a_table_of_all_scores_does(tmp_path: Path) -> None:
@@ -265,9 +124,6 @@ def test_distractors_push_images_down(tmp_path: Path) -> None:
     assert found.values["mAP"].tolist() == [1 / 2, 1 / 3]
 
 
-# --- clicks -------------------------------------------------------------------------------
-
-
 def test_the_label_of_a_box_is_that_of_the_true_box_it_meets(tmp_path: Path) -> None:
     data = pictures(tmp_path / "p", [4, 5], [[[0, 0, 10, 10], [12, 0, 28, 20]], []],
                     box_labels=[np.array([4, 7]), np.array([], int)])  # fmt: skip
@@ -275,32 +131,6 @@ def test_the_label_of_a_box_is_that_of_the_true_box_it_meets(tmp_path: Path) -> 
     assert object_label(data, 0, np.array([12, 2, 30, 20])) == 7
     assert object_label(data, 0, np.array([6, 0, 16, 10])) == -1  # a part of each
     assert object_label(data, 1, np.array([0, 0, 30, 20])) == -1  # nobody knows
-
-
-def test_a_click_searches_for_the_box_that_was_chosen(tmp_path: Path) -> None:
-    data = pictures(tmp_path / "p", [0, 1, 2], [[[0, 0, 5, 5]]] * 3)
-    index = ObjectIndex(3)
-    index.add(MANY, PAIR, data.files)
-    answer = search_object(data, 1, MANY, PAIR, chosen=1, index=index, k=2)
-    assert [m.image for m in answer.matches] == [0, 2]  # never the query's own picture
-    np.testing.assert_array_equal(answer.boxes, MANY.boxes[3:5])
-    expected = l2(MANY.vectors[PAIR])[[0, 1, 2]] @ l2(MANY.vectors[PAIR])[4]
-    assert answer.matches[0].score == pytest.approx(float(expected.max()))
-    assert search_object(data, 1, MANY, PAIR, 0, index).label == 1 and answer.label == -1
-    for chosen in (2, -1):
-        with pytest.raises(DataError, match="image 1 has 2 boxes"):
-            search_object(data, 1, MANY, PAIR, chosen, index)
-    with pytest.raises(DataError, match="image 9 has 0 boxes"):
-        search_object(data, 9, MANY, PAIR, 0, index)
-
-
-def test_a_file_can_ask(tmp_path: Path) -> None:
-    Image.new("RGB", (30, 20)).save(tmp_path / "mine.png")
-    one = photograph(tmp_path / "mine.png")
-    assert len(one) == 1 and one.image(0).size == (30, 20) and one.labels.tolist() == [-1]
-    index = filled()
-    answer = search_object(one, 0, made([[[0, 1, 0]]]), PAIR, 0, index, k=1)
-    assert answer.matches[0].file == "b.png" and answer.label == -1
 
 
 # --- what may be hard ---------------------------------------------------------------------

@@ -103,7 +103,7 @@ def test_a_lost_worker_costs_nothing_and_what_is_done_is_not_done_again(
     boxes = Boxes("true", alone.where.boxes[8:])
     memory.add(Objects({PAIR: alone.vectors[PAIR][late]}, boxes), PAIR, data.files[8:])
     index = opened()
-    assert len(index) == late.sum()
+    assert len(index) == late.sum() and index.files == [""] * 8 + list(data.files[8:])
     for vector in alone.vectors[PAIR][::7]:
         here, there = memory.search(vector, 5), index.search(vector, 5)
         assert [(m.image, m.file, m.box) for m in there] == [

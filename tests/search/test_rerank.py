@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from objemb_lib.config import DataError
 from objemb_lib.embed.whitening import l2
-from objemb_lib.search.rerank import diffusion, k_reciprocal, neighbours
+from objemb_lib.search.index import Index
+from objemb_lib.search.rerank import diffusion, k_reciprocal, neighbours, rerank
 
 SEEDS = st.integers(0, 2**16)
 
@@ -23,6 +24,23 @@ def clusters(seed: int, n: int = 40, d: int = 5, groups: int = 6) -> np.ndarray:
 def on_circle(*degrees: float) -> np.ndarray:
     angle = np.deg2rad(degrees)
     return np.stack([np.cos(angle), np.sin(angle)], 1)
+
+
+# --- a short list by exact vectors ---------------------------------------------------------
+
+
+def test_reranking_puts_a_short_list_in_exact_order():
+    exact, queries = Index(5), clusters(9, 4)
+    exact.add(clusters(0))
+    _, ids = exact.search(queries, 12)
+    shuffled = np.random.default_rng(0).permuted(ids, axis=1)
+    for a, b in zip(rerank(queries, shuffled, exact, 5), exact.search(queries, 5)):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    shuffled[:, :8] = -1  # nothing was found there
+    scores, found = rerank(queries, shuffled, exact, 6)
+    assert (found[:, 4:] == -1).all() and (scores[:, 4:] == -np.inf).all()
+    with pytest.raises(DataError, match="no vectors of the ids"):
+        rerank(queries, np.full((4, 2), 77), exact, 1)
 
 
 # --- neighbours ---------------------------------------------------------------------------

@@ -17,7 +17,6 @@ from objemb_lib.embed.extract import ExtractOptions, extract
 from objemb_lib.embed.regions import Region
 from objemb_lib.embed.whitening import concat_descriptors, l2
 from objemb_lib.measure.metrics import average_precision, ranking
-from objemb_lib.search import retriever
 from objemb_lib.search.objects import ObjectIndex, photograph
 from objemb_lib.search.retriever import Retriever, side_by_side
 
@@ -46,27 +45,27 @@ def test_a_threshold_leaves_out_what_is_less_alike(data) -> None:
 
 def test_a_box_drawn_by_hand_asks_as_a_known_one_does(data) -> None:
     way = by_colour(data)
-    query, number = way.aim(way.query(2), (2, 20, 12, 28))  # green, which no true box holds
+    query, number = way.add_box(way.query(2), (2, 20, 12, 28))  # green, which no true box holds
     assert number == len(BOXES["c.png"]) and query.boxes[number].tolist() == [2, 20, 12, 28]
     assert np.allclose(query.vectors[number], l2(np.array([-1.0, 1, -1])[None])[0], atol=0.05)
     assert len(way.query(2).boxes) == number, "the gallery keeps what it had"
-    again, same = way.aim(query, query.boxes[0] + 0.3)
+    again, same = way.add_box(query, query.boxes[0] + 0.3)
     assert again is query and same == 0, "a box that is there is not added twice"
 
 
 def test_a_drawn_box_is_clipped_and_must_hold_something(data) -> None:
     way = by_colour(data)
-    query, number = way.aim(way.query(0), (-5, -5, 500, 500))
+    query, number = way.add_box(way.query(0), (-5, -5, 500, 500))
     assert query.boxes[number].tolist() == [0, 0, 40, 30]
     with pytest.raises(DataError, match="holds nothing"):
-        way.aim(way.query(0), (39, 0, 60, 30))
+        way.add_box(way.query(0), (39, 0, 60, 30))
 
 
 def test_a_photograph_asks_and_only_the_gallery_leaves_out_its_own(data) -> None:
     way = by_colour(data)
-    own = way.look(photograph(data.root / "b.png"))
+    own = way.query_photograph(photograph(data.root / "b.png"))
     assert own.boxes.tolist() == [[0, 0, 40, 30]], "without a detector, all of it"
-    query, number = way.aim(own, BOXES["b.png"][0])
+    query, number = way.add_box(own, BOXES["b.png"][0])
     found = way.search(query, number, 3)
     assert set(files(found)[:2]) == {"a.png", "b.png"}
     assert "b.png" not in files(way.search(way.query(1), 0, 3))
@@ -82,7 +81,7 @@ def test_what_cannot_be_asked_is_refused(data) -> None:
     mute = Retriever(data, way.index)
     assert files(mute.search(mute.query(0), 0, 1)) == ["b.png"]
     with pytest.raises(DataError, match="no network"):
-        mute.aim(mute.query(0), (0, 0, 9, 9))
+        mute.add_box(mute.query(0), (0, 0, 9, 9))
     with pytest.raises(DataError, match="is not of"):
         Retriever(data.subset([1, 0, 2]), way.index)
 
@@ -90,7 +89,7 @@ def test_what_cannot_be_asked_is_refused(data) -> None:
 def test_a_built_gallery_embeds_queries_as_it_embeds_itself(data) -> None:
     trunk = lively("efficientnet_lite0")
     pairs, region = [("stage4", "spoc"), ("head", "gem")], Region(true_boxes(data), context=0.1)
-    way = retriever.build(data, trunk, pairs, region, 64, progress=False)
+    way = Retriever.build(data, trunk, pairs, region, 64, progress=False)
     vectors = extract(data, trunk, pairs, region, ExtractOptions(64, cache=False))
     wanted = concat_descriptors([vectors[pair] for pair in pairs])
     assert np.allclose(way.index.vectors, wanted, atol=1e-5)

@@ -35,12 +35,12 @@ def test_a_photograph_finds_itself_and_the_next_visitor_waits_for_nothing(
         ("student", "detected"), ("efficientnet_lite0", "detected"),
     ]  # fmt: skip
     for way in first:
-        own = way.look(photograph(photos / gallery.files[1]))
+        own = way.query_photograph(photograph(photos / gallery.files[1]))
         best = way.search(own, 0, 1).matches[0]
         assert best.image == 1 and best.score > 0.99  # it was detected in a batch
         assert np.allclose(best.box, own.boxes[0], atol=4) and len(own.boxes) <= app.TOP
 
     monkeypatch.setattr(app, "own_boxes", lambda *_: pytest.fail("detected once more"))
-    monkeypatch.setattr(app, "build", lambda *_, **__: pytest.fail("embedded once more"))
+    monkeypatch.setattr(app.Retriever, "build", lambda *_, **__: pytest.fail("embedded once more"))
     again = ObjectSearch(app.ways(gallery))
     assert again.pictures.error == "" and len(again.pictures.rows[1]["cards"]) == 2

@@ -62,6 +62,6 @@ def test_a_click_and_a_photograph_of_ones_own_find_what_the_function_finds(
         page.get_by_label("Your own photograph:").set_input_files(own)
         page.get_by_role("status").filter(has_text="box 0 of your photograph").wait_for()
         assert found()[0] == 3, "the photograph itself is in the gallery"
-        assert set(found()) == set(right(student.look(photograph(own)), 0))
+        assert set(found()) == set(right(student.query_photograph(photograph(own)), 0))
         watched.screenshot("app-own-photograph")
         watched.check()

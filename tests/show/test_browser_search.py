@@ -104,7 +104,7 @@ def test_clicks_drags_keys_and_photographs_find_what_the_function_finds(page) ->
     assert shown.found() == answer(way, query, 1) != answer(way, query, 0)
 
     shown.drag(np.array([20.0, 30.0, 120.0, 110.0]), data.image(0).width)
-    drawn, number = way.aim(query, (20, 30, 120, 110))
+    drawn, number = way.add_box(query, (20, 30, 120, 110))
     shown.until(f"box {number} of image 0")
     assert shown.found() == answer(way, drawn, number)
     page.screenshot("search-drawn", ".jp-OutputArea")
@@ -121,13 +121,13 @@ def test_clicks_drags_keys_and_photographs_find_what_the_function_finds(page) ->
     see.keyboard.press("Shift+ArrowDown")
     see.keyboard.press("Enter")
     step = 0.04 * data.image(0).width
-    moved, number = way.aim(query, query.boxes[0] + np.array([step, 0, step, step]))
+    moved, number = way.add_box(query, query.boxes[0] + np.array([step, 0, step, step]))
     shown.until(f"box {number} of image 0")
     assert shown.found() == answer(way, moved, number)
 
     see.get_by_role("button", name="whole image").click()
     shown.until(f"box {number + 1} of image 0")
-    whole, last = way.aim(moved, (0, 0, *data.image(0).size))
+    whole, last = way.add_box(moved, (0, 0, *data.image(0).size))
     assert last == number + 1 and shown.found() == answer(way, whole, last)
     for beneath in (1, last, 1, last):  # box 1 lies upon the whole image: press again and again
         x0, _, _, y1 = query.boxes[1].tolist()
@@ -137,7 +137,7 @@ def test_clicks_drags_keys_and_photographs_find_what_the_function_finds(page) ->
     match = way.search(whole, last, 5).matches[2]
     see.locator(f"{FOUND} button").nth(2).click()
     shown.until(f"of image {match.image}")
-    query, number = way.aim(way.query(match.image), match.box)
+    query, number = way.add_box(way.query(match.image), match.box)
     assert shown.found() == answer(way, query, number)
 
     see.locator(".noUi-handle").nth(0).focus()
@@ -161,17 +161,17 @@ def test_clicks_drags_keys_and_photographs_find_what_the_function_finds(page) ->
     see.get_by_label("network").select_option("colours, 2 cells")
     shown.until_found(8)
     see.wait_for_function(f"() => !document.body.innerText.includes('{wanted[0][1]:.2f}')")
-    assert shown.found() == answer(coarse, *coarse.aim(coarse.query(match.image), match.box), 8)
+    assert shown.found() == answer(coarse, *coarse.add_box(coarse.query(match.image), match.box), 8)
     see.get_by_label("boxes").select_option("true main box")  # with this network there is none
     see.get_by_role("alert").filter(has_text="no index of colours, 2 cells").wait_for()
     page.screenshot("search-error", ".jp-OutputArea")
     see.get_by_label("network").select_option("colours, 4 cells")
     see.get_by_role("alert").filter(has_text="no index").wait_for(state="detached")
     shown.until_found(8)
-    assert shown.found() == answer(main, *main.aim(main.query(match.image), match.box), 8)
+    assert shown.found() == answer(main, *main.add_box(main.query(match.image), match.box), 8)
 
     def best(file: Path) -> int:
-        return main.search(main.look(photograph(file)), 0, 1).matches[0].image
+        return main.search(main.query_photograph(photograph(file)), 0, 1).matches[0].image
 
     files = [data.root / file for file in data.files]
     own, pasted = files[7], next(file for file in files if best(file) != best(files[7]))

@@ -108,7 +108,7 @@ class ObjectSearch(Panel):
         """Search for the surest object of a photograph that is not in the gallery."""
         with tempfile.NamedTemporaryFile(dir=self._photographs.name, delete=False) as kept:
             kept.write(file)
-        query = self.retriever.look(photograph(Path(kept.name)))
+        query = self.retriever.query_photograph(photograph(Path(kept.name)))
         self._ask(query, query.boxes[0])
 
     @said
@@ -132,10 +132,10 @@ class ObjectSearch(Panel):
 
     def _again(self, dataset: ImageDataset, image: int) -> Query:
         own = dataset is self.retriever.dataset
-        return self.retriever.query(image) if own else self.retriever.look(dataset)
+        return self.retriever.query(image) if own else self.retriever.query_photograph(dataset)
 
     def _ask(self, query: Query, box: Sequence[float], remember: bool = True) -> None:
-        query, chosen = self.retriever.aim(query, box)
+        query, chosen = self.retriever.add_box(query, box)
         if remember and self.query:
             asked = self.query
             self._before.append((asked.dataset, asked.image, asked.boxes[self.chosen]))
@@ -209,11 +209,8 @@ class Map(Panel):
     def __init__(
         self, retriever: Retriever, search: ObjectSearch | None = None, most: int = 1500
     ) -> None:
-        self.dataset, self.linked, index = retriever.dataset, search, retriever.index
-        rows = np.linspace(0, len(index) - 1, min(most, len(index))).astype(int)
-        self.image, self.ends, self.vectors = (
-            every[rows] for every in (index.image, index.boxes, index.vectors)
-        )
+        self.dataset, self.linked = retriever.dataset, search
+        self.image, self.ends, self.vectors = retriever.sample(most)
         self.labels, self.categories = object_truth(self.dataset, self.image, self.ends)
         self.right = first_right(self.vectors, self.image, self.labels)
         self._project = functools.cache(lambda how: project(self.vectors, how))
@@ -221,7 +218,7 @@ class Map(Panel):
         self.colour = pictures.menu("colour by", self.refresh, COLOURS)
         self.plane = Plane(self.act)
         super().__init__([[self.how, self.colour]], "objects that are chosen", beside=self.plane)
-        self.count = f"{len(rows)} of {len(index)} objects"
+        self.count = f"{len(self.image)} of {len(retriever.index)} objects"
         self.refresh()
 
     @said
