@@ -29,6 +29,7 @@ _WHERE = {
     "evaluate": "measure.metrics",
     "evaluate_scores": "measure.metrics",
     "paired_difference": "measure.intervals",
+    "Leaderboard": "measure.leaderboard",
     "load_detector": "detect.weights",
     "Student": "teach.student",
     "Teacher": "teach.student",

@@ -286,7 +286,7 @@ def table(numbers: Iterable[dict]) -> pd.DataFrame:
     return wide.fillna("").reset_index().rename_axis(columns=None)
 
 
-def verdicts(differences: Iterable[Difference]) -> pd.DataFrame:
+def verdicts(differences: Sequence[Difference]) -> pd.DataFrame:
     """Of each claim, in how many settings it holds, is reversed, or neither.
 
     Ways of comparing answer different questions, so they are counted apart: the last part of a
@@ -313,21 +313,14 @@ def compare(fresh: Iterable[dict], committed: Iterable[dict]) -> tuple[int, list
         {tuple((k, v) for k, v in sorted(r.items()) if k not in MEASURED): r for r in records}
         for records in (fresh, committed)
     )
-    said = {key: ", ".join(f"{k} {v}" for k, v in key) for key in now | then}
-    problems = [
-        f"{said[key]}: in the committed results, not in this run"
-        for key in then.keys() - now.keys()
-    ]
-    problems += [
-        f"{said[key]}: in this run, not in the committed results"
-        for key in now.keys() - then.keys()
-    ]
-    for key in now.keys() & then.keys():
-        a, b, tolerance = (
-            now[key]["value"],
-            then[key]["value"],
-            then[key].get("tolerance", TOLERANCE),
-        )
+    problems = []
+    for key in now | then:
+        said = ", ".join(f"{name} {value}" for name, value in key)
+        if key not in now or key not in then:
+            problems.append(f"{said}: only in {'this run' if key in now else 'the committed run'}")
+            continue
+        a, b = now[key]["value"], then[key]["value"]
+        tolerance = then[key].get("tolerance", TOLERANCE)
         if not abs(a - b) <= tolerance:  # also true of nan
-            problems.append(f"{said[key]}: {a:.4f}, committed {b:.4f}, tolerance {tolerance}")
+            problems.append(f"{said}: {a:.4f}, committed {b:.4f}, tolerance {tolerance}")
     return len(now.keys() & then.keys()), sorted(problems)

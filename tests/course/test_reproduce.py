@@ -169,7 +169,7 @@ def test_a_notebook_that_no_longer_measures_is_noticed(project, capsys):
     assert reproduce.main(["--notebooks", "01", "--update"]) == 0
     _write(project, "01_second", "pass")  # an earlier run's numbers must not stand in for it
     assert reproduce.main(["--notebooks", "01"]) == 1
-    assert "in the committed results, not in this run" in capsys.readouterr().err
+    assert "only in the committed run" in capsys.readouterr().err
 
 
 def test_an_update_writes_all_or_nothing(project, capsys):

@@ -204,8 +204,8 @@ def test_compare_names_what_strayed(one):
     _, (off,) = compare([one | {"value": 0.501 + limit}], [one])
     assert "0.5000" in off and f"tolerance {limit}" in off and "mAP" in off
     assert len(compare([one | {"value": NAN}], [one])[1]) == 1
-    assert "not in this run" in compare([], [one])[1][0]
-    assert "not in the committed" in compare([one], [])[1][0]
+    assert "only in the committed run" in compare([], [one])[1][0]
+    assert "only in this run" in compare([one], [])[1][0]
 
 
 def test_numbers_of_another_setting_are_not_compared():
