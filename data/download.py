@@ -96,8 +96,6 @@ def build(entry: catalogue.Entry, arguments: argparse.Namespace) -> int:
         )
         print(f"{entry.name} is already in {entry.folder()}: nothing to do ({again})")
         return 0
-    if entry.build is None:
-        raise DataError(f"{entry.name} is not fetched from here", f"Use {entry.name}:PATH.")
     if entry.terms and not arguments.accept_licence:
         raise DataError(
             f"{entry.name} has terms: {entry.terms}",
@@ -107,14 +105,16 @@ def build(entry: catalogue.Entry, arguments: argparse.Namespace) -> int:
         raise DataError(f"{entry.name} has no links of its own", "Leave --retry-dead out.")
     options = {"retry_dead": arguments.retry_dead} if entry.links else {}
     mirror = arguments.mirror or config.mirror()
+    for option, place in (("--source", arguments.source), ("--mirror", mirror)):
+        if place and "://" not in str(place) and not Path(place).expanduser().is_dir():
+            # A typing error must not start a long download.
+            raise DataError(f"{place} is not a folder", f"Check {option}.")
     print(f"{entry.name} is in {entry.build(source=arguments.source, mirror=mirror, **options)}")
     return 0
 
 
 def verify(entry: catalogue.Entry) -> int:
     """Check every image; see the epilog for the exit status."""
-    if entry.verify is None:
-        raise DataError(f"{entry.name} is not built here", f"Use {entry.name}:PATH.")
     others = entry.verify()
     if others:
         print(f"{entry.name}: intact, but {', '.join(others)} differ from the reference build")
@@ -150,8 +150,12 @@ def main(arguments: list[str] | None = None) -> int:
         if asked.command == "verify":
             return verify(entry)
         return pack(entry, asked.dest)
-    except (ObjembError, OSError) as error:
+    except ObjembError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        remedy = "Free some space, or set OBJEMB_DATA to another folder, then run again."
+        print(f"error: {error}\n  What to do: {remedy}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; what was built before is untouched", file=sys.stderr)

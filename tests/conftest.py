@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import hypothesis
 import numpy as np
 import pytest
 from local_server import Handler, Server
 from PIL import Image
-
-from objemb_lib.data import download
 
 hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("untimed")
@@ -63,5 +63,7 @@ def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
     waits: list[float] = []
-    monkeypatch.setattr(download, "_sleep", waits.append)
+    monkeypatch.setattr("objemb_lib.data.fetch._sleep", waits.append)
+    clock = SimpleNamespace(time=time.time, sleep=waits.append)
+    monkeypatch.setattr("urllib3.util.retry.time", clock)
     return waits

@@ -7,7 +7,6 @@ packages that ship them; everything else is the real code.
 from __future__ import annotations
 
 import functools
-import hashlib
 import multiprocessing
 import shutil
 import tarfile
@@ -24,11 +23,13 @@ import pytest
 from PIL import Image
 
 from objemb_lib import config
-from objemb_lib.data import download, mini_battles, sources
+from objemb_lib.data import fetch, mini_battles
+from objemb_lib.data.archives import sha256_file
 
 NAME = mini_battles.NAME
 NAMES = ("wren", "tulip", "hammer", "finch", "poppy", "saw")  # three of train, three of test
 ARCHIVE = "stamps-1.0.tar.gz"
+NOWHERE = "http://127.0.0.1:9"
 
 
 @dataclass(frozen=True)
@@ -62,19 +63,15 @@ def paint_stamp(path: Path, seed: int) -> None:
     Image.fromarray(rgba).save(path)
 
 
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def with_tiny_lists(patch: pytest.MonkeyPatch, tiny: Tiny) -> None:
     """Let mini-battles use the tiny lists, and no network."""
-    archive = tiny.archives / ARCHIVE
-    stamps = sources.Collection(
-        "tuxpaint-stamps", ("stamps-1.0/stamps", "stamps"), package="no-such-stamps",
-        url=f"http://127.0.0.1:9/{ARCHIVE}", sha256=sha256(archive), size=archive.stat().st_size,
-    )  # fmt: skip
-    patch.setitem(sources.COLLECTIONS, stamps.name, stamps)
-    patch.setattr(download, "debian_package", lambda *args: None)
+    archive, registry = tiny.archives / ARCHIVE, tiny.archives / "registry.csv"
+    registry.write_text(
+        "collection,file,digest,size,into,members,url\n"
+        f"objects,{ARCHIVE},{sha256_file(archive)},{archive.stat().st_size},,*,{NOWHERE}/{ARCHIVE}\n"
+    )
+    patch.setattr(fetch, "REGISTRY", registry)
+    patch.setattr(fetch, "debian_package", lambda *args: None)
     patch.setattr(mini_battles, "objects", lambda: tiny.objects)
     patch.setattr(mini_battles, "backgrounds", lambda: tiny.backgrounds)
     split = mini_battles.Split
@@ -93,7 +90,7 @@ def _tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     for seed, name in enumerate(NAMES):
         path = f"things/{name}.png"
         paint_stamp(place / "source" / "stamps" / path, seed)
-        digest = sha256(place / "source" / "stamps" / path)
+        digest = sha256_file(place / "source" / "stamps" / path)
         split = "train" if seed < 3 else "test"
         kind = "tool" if name in ("hammer", "saw") else "living"
         rows.append(

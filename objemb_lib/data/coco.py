@@ -58,12 +58,6 @@ CLASSES = {  # in the order of their names: every other one is trained on
 MIN_SHARE = 0.02  # of the image that an object covers at least: pixels are not known before
 PER_SECOND = 20  # requests: a store that is made for many
 IMAGES = "https://open-images-dataset.s3.amazonaws.com"
-LISTS = "https://storage.googleapis.com/openimages/2018_04"
-BOXES = {  # part -> sha256 and bytes of its list of boxes
-    "validation": (
-        "aebdfc1dbae39dc1f25d2079720f95c5963eeaf9ff23fe638522f09aeb306ee7", 17_074_036),
-    "test": ("7cd2d47f158b6e752c972a20186f33a2d467c371e326d39e210e2ee89d978d2b", 52_174_204),
-}  # fmt: skip
 FIELDS = ("ImageID", "LabelName", "XMin", "YMin", "XMax", "YMax", "IsGroupOf", "IsDepiction")
 
 
@@ -277,18 +271,15 @@ def build(
 
     Args and Raises as :func:`objemb_lib.data.ps_battles.build`.
     """
-    from objemb_lib.data.archives import Archive, fetch_links, obtain
-    from objemb_lib.data.harvest import Wanted
+    from objemb_lib.data import fetch, links  # here: they load what downloads
 
     folder = Path(root or config.data_root()) / OPEN_IMAGES
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = []
+    wanted, remotes = [], {remote.file: remote for remote in fetch.registry(OPEN_IMAGES)}
     for split, part in PARTS.items():
-        listed = f"{part}-annotations-bbox.csv"
-        archive = Archive(listed, (f"{LISTS}/{part}/{listed}",), *BOXES[part], check=read_boxes)
-        boxes = obtain(archive, folder, source, mirror, progress)
-        wanted += [
-            Wanted(f"{IMAGES}/{part}/{image}.jpg", folder / part / f"{image}.jpg", check=load_image)
-            for image in choose(read_boxes(boxes), split)
-        ]
-    return fetch_links(folder, wanted, retry_dead, PER_SECOND, progress)
+        listed = remotes[f"{part}-annotations-bbox.csv"]
+        boxes = fetch.fetch(listed, folder, source, mirror, progress, read_boxes)
+        for image in choose(read_boxes(boxes), split):
+            file = f"{part}/{image}.jpg"
+            wanted.append(links.Wanted(f"{IMAGES}/{file}", folder / file, check=load_image))
+    return links.download_urls(folder, wanted, retry_dead, PER_SECOND, progress=progress)

@@ -96,15 +96,6 @@ def landmarks(name: str, split: str, root: Path | None = None) -> ImageDataset:
     ).subset(here, keep_roles=True)  # fmt: skip
 
 
-def drop_unlisted(name: str, root: Path) -> None:
-    """Delete images that the truth does not list: twenty of Paris are known to be damaged."""
-    truth = read_truth(root / f"gnd_{name}.pkl")
-    listed = {f"{one}.jpg" for one in (*truth.images, *truth.queries)}
-    for file in (root / "jpg").iterdir():
-        if file.name not in listed:
-            file.unlink()
-
-
 def _labels(truth: Truth) -> tuple[np.ndarray, list[str]]:
     """The landmark of every image and query; -1 where no query shows it."""
     of_query = [name.rpartition("_")[0] for name in truth.queries]

@@ -20,33 +20,31 @@ from __future__ import annotations
 import csv
 import functools
 import hashlib
+import importlib.util
 import io
 import json
-import logging
 import multiprocessing
 import os
 import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
 import numpy as np
 import PIL
-from filelock import FileLock, Timeout
 from PIL import Image, ImageEnhance, ImageFilter
+from pycocotools import mask as coco_mask
 from tqdm.auto import tqdm
 
 from objemb_lib import config
 from objemb_lib.cache import atomic_write_text
 from objemb_lib.config import DataError, ImageError
-from objemb_lib.data import packed, sources
+from objemb_lib.data import packed
+from objemb_lib.data.archives import MANIFEST, build_folder, sha256_file, unpack, write_manifest
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.images import load_image
 
@@ -55,10 +53,12 @@ VERSION = "2"
 SIZE = 256
 LISTS = Path(__file__).parent
 REFERENCE = LISTS / "mini_battles_reference.json"
-LICENCE = "GPL-2.0+, CC-BY(-SA), CC0, public domain: each file's is in data/README.md"
 REBUILD = f"Build it again: python data/download.py build {NAME} --force"
-
-log = logging.getLogger("objemb")
+PACKAGES = {  # collection -> the Debian package that has its photographs
+    "objects": "tuxpaint-stamps-default",
+    "mate-backgrounds": "mate-backgrounds",
+    "lomiri-wallpapers-16.04": "lomiri-wallpapers-16.04",
+}  # the others (skimage, sklearn, matplotlib) are Python packages
 
 
 @dataclass(frozen=True)
@@ -101,14 +101,6 @@ def categories() -> list[str]:
     return sorted({row["category"] for row in objects()})
 
 
-def attributions() -> str:
-    """Authors and licences of the backgrounds as a Markdown table; data/README.md shows it."""
-    lines = ["| photograph | by | licence | from |", "|---|---|---|---|"]
-    for row in backgrounds():
-        lines.append("| {path} | {author} | {licence} | {collection} |".format(**row))
-    return "\n".join(lines)
-
-
 # --- one scene ---------------------------------------------------------------------------
 
 
@@ -121,9 +113,9 @@ def _cutout(raw: Path, path: str) -> Image.Image:
 
 
 @functools.cache
-def _background(raw: Path, collection: str, path: str) -> Image.Image:
+def _background(file: Path) -> Image.Image:
     """A background as RGB, its short side 384 pixels."""
-    image = load_image(raw / collection / path)
+    image = load_image(file)
     scale = 384 / min(image.size)
     return image.resize([max(384, round(s * scale)) for s in image.size], Image.LANCZOS)
 
@@ -287,7 +279,7 @@ def compose(raw: Path, split: str, number: int, seed: int) -> tuple[bytes, dict]
     pool = [o for o in objects() if o["split"] == rule.pool]
     main = pool[number // rule.scenes_per_object]
     behind = _behind(split, number, seed)
-    canvas = _crop_of(_background(raw, behind["collection"], behind["path"]), rng)
+    canvas = _crop_of(_background(raw / behind["collection"] / behind["path"]), rng)
     if split == "clean":
         canvas = canvas.filter(ImageFilter.GaussianBlur(24))
         canvas = Image.blend(canvas, Image.new("RGB", canvas.size, "white"), rng.uniform(0.2, 0.8))
@@ -316,32 +308,94 @@ def compose(raw: Path, split: str, number: int, seed: int) -> tuple[bytes, dict]
 # --- the whole data set ------------------------------------------------------------------
 
 
-def _annotations(layers: list[dict]) -> list[dict]:
-    """COCO annotations of one scene, without ids; boxes are COCO's ``x, y, width, height``."""
-    from pycocotools import mask as coco_mask
+def build(
+    root: Path | None = None,
+    seed: int = config.SEED,
+    source: Path | None = None,
+    mirror: str | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Path:
+    """Build mini-battles, about half a minute on two cores once the photographs are there.
 
-    found = []
-    for k, layer in enumerate(layers):
-        rle = coco_mask.encode(np.asfortranarray(layer["mask"].astype(np.uint8)))
-        found.append(
-            {
-                "category_id": categories().index(layer["object"]["category"]) + 1,
-                "object_id": objects().index(layer["object"]),
-                "role": "distractor" if k else "main",
-                "bbox": [float(v) for v in coco_mask.toBbox(rle)],
-                "area": int(coco_mask.area(rle)),
-                "segmentation": {"size": [SIZE, SIZE], "counts": rle["counts"].decode()},
-                "iscrowd": 0,
-                "visible": layer["visible"],
-                "edits": layer["edits"],
-            }
-        )
-    return found
+    Args:
+        root: folder of data sets; default :func:`config.data_root`.
+        seed: of every random choice.
+        source: folder that has the photographs, see :func:`gather`.
+        mirror: folder or URL that has the packed data set, or the upstream archives.
+        workers: processes, default one a core.
+    Returns:
+        the data set's folder; see :func:`archives.build_folder`.
+    Raises:
+        DownloadError, DataError: the photographs cannot be had, or are others.
+        OSError: the disk is full or cannot be written; what was built before is untouched.
+    """
+
+    def make(made: Path, downloads: Path) -> None:
+        if mirror and _take_packed(mirror, made, seed, progress):
+            return
+        wanted = {"objects": {o["path"]: o["sha256"] for o in objects()}}
+        for row in backgrounds():
+            wanted.setdefault(row["collection"], {})[row["path"]] = row["sha256"]
+        for name, files in tqdm(wanted.items(), "photographs", disable=not progress):
+            gather(name, files, made.parent / "raw" / name, downloads, source, mirror)
+        _compose_all(made.parent / "raw", made, seed, workers, progress)
+
+    return build_folder(Path(root or config.data_root()), NAME, make)
 
 
-def pixels_hash(image: Image.Image) -> str:
-    """First 16 hex digits of the sha256 of an image's size and decoded RGB pixels."""
-    return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()[:16]
+def _take_packed(mirror: str, made: Path, seed: int, progress: bool) -> bool:
+    """Put a mirror's packed data set, verified, in the place of ``made``; False if it has none."""
+    work = made.parent / "mirror"
+    work.mkdir()
+    copy = packed.unpack_from(mirror, NAME, work)
+    if copy is None:
+        return False
+    verify(copy.parent, progress)
+    stated = _read(copy, MANIFEST)
+    if (stated["version"], stated["seed"]) != (VERSION, seed):
+        tqdm.write(f"{NAME}: the mirror's is of another version or seed; building it here")
+        return False
+    made.rmdir()
+    os.replace(copy, made)
+    return True
+
+
+def _compose_all(raw: Path, made: Path, seed: int, workers: int | None, progress: bool) -> None:
+    """Every scene, the annotations, thumbnails of the photographs, and the manifest."""
+    jobs, splits = [], {}
+    for split, rule in SPLITS.items():
+        (made / split).mkdir()
+        count = rule.scenes_per_object * sum(o["split"] == rule.pool for o in objects())
+        jobs += [(raw, made, split, number, seed) for number in range(count)]
+    scenes = _write_scenes(jobs, workers, progress)
+    for split in SPLITS:
+        coco = _coco(split, seed, [one for job, one in zip(jobs, scenes) if job[2] == split])
+        atomic_write_text(made / "annotations" / f"{split}.json", json.dumps(coco))
+        splits[split] = {"images": len(coco["images"]), "sha256": _digest(coco)}
+    _write_selection(raw, made)
+    write_manifest(made, {"name": NAME, "version": VERSION, "seed": seed, "size": SIZE,
+                          "splits": splits, "pillow": PIL.__version__})  # fmt: skip
+
+
+def _write_scenes(jobs: list[tuple], workers: int | None, progress: bool) -> list[tuple]:
+    """What :func:`_write_scene` returns for each job, in their order."""
+    pool = ProcessPoolExecutor(workers or os.cpu_count(), initializer=_start_worker)
+    try:
+        scenes = pool.map(_write_scene, jobs, chunksize=8)
+        return list(tqdm(scenes, NAME, len(jobs), unit="scene", disable=not progress))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    """Workers leave Ctrl-C to their parent, and do not outlive it.
+
+    Orphans of a killed build would wait for jobs for ever, and hold its lock.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _write_scene(job: tuple) -> tuple[dict, list[dict]]:
@@ -359,254 +413,41 @@ def _write_scene(job: tuple) -> tuple[dict, list[dict]]:
         "quality": scene["quality"],
         "pixels": pixels_hash(Image.open(io.BytesIO(jpeg)).convert("RGB")),
     }
-    return record, _annotations(scene["layers"])
+    return record, [_annotation(layer, k) for k, layer in enumerate(scene["layers"])]
+
+
+def _annotation(layer: dict, k: int) -> dict:
+    """COCO's annotation, without ids, of a scene's layer ``k``; its box is ``x, y, w, h``."""
+    rle = coco_mask.encode(np.asfortranarray(layer["mask"].astype(np.uint8)))
+    return {
+        "category_id": categories().index(layer["object"]["category"]) + 1,
+        "object_id": objects().index(layer["object"]),
+        "role": "distractor" if k else "main",
+        "bbox": [float(v) for v in coco_mask.toBbox(rle)],
+        "area": int(coco_mask.area(rle)),
+        "segmentation": {"size": [SIZE, SIZE], "counts": rle["counts"].decode()},
+        "iscrowd": 0,
+        "visible": layer["visible"],
+        "edits": layer["edits"],
+    }
+
+
+def pixels_hash(image: Image.Image) -> str:
+    """First 16 hex digits of the sha256 of an image's size and decoded RGB pixels."""
+    return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()[:16]
 
 
 def _coco(split: str, seed: int, scenes: list[tuple[dict, list[dict]]]) -> dict:
     """The COCO-format file of one split, with our extra fields."""
-    annotations = [
-        {"id": None, "image_id": record["id"], **one} for record, many in scenes for one in many
-    ]
-    for number, annotation in enumerate(annotations, 1):
-        annotation["id"] = number
+    every = [(record["id"], one) for record, many in scenes for one in many]
     keys = ("name", "category", "path")
     return {
         "info": {"description": f"{NAME}/{split}", "version": VERSION, "seed": seed},
         "categories": [{"id": i, "name": name} for i, name in enumerate(categories(), 1)],
         "objects": [{"id": i, **{k: o[k] for k in keys}} for i, o in enumerate(objects())],
         "images": [record for record, _ in scenes],
-        "annotations": annotations,
+        "annotations": [{"id": n, "image_id": i, **one} for n, (i, one) in enumerate(every, 1)],
     }
-
-
-def build(
-    root: Path | None = None,
-    seed: int = config.SEED,
-    source: Path | None = None,
-    mirror: str | None = None,
-    workers: int | None = None,
-    progress: bool = True,
-) -> Path:
-    """Build mini-battles, about half a minute on two cores once the photographs are there.
-
-    Safe for several processes at once: one builds, the others wait and take what it built.
-
-    Args:
-        root: folder of data sets; default :func:`config.data_root`.
-        seed: of every random choice.
-        source: folder that has the photographs, see :func:`sources.gather`.
-        mirror: folder or URL that has the packed data set, or the upstream archives.
-        workers: processes, default one a core.
-    Returns:
-        the data set's folder. It appears whole or not at all; one already there stays until
-        the new one is complete.
-    Raises:
-        DownloadError, DataError: the photographs cannot be had, or are others; the disk is
-            full or cannot be written.
-    """
-    root = Path(root or config.data_root())
-    source = Path(source) if source else None
-    if source and not source.is_dir():  # a typing error must not start a long download
-        raise DataError(f"the source {source} is not a folder", "Check --source.")
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        before = _built_at(root)
-        with _alone(root):
-            if _built_at(root) not in (None, before):  # by another process, while this one waited
-                if _read_manifest(root / NAME)["seed"] == seed:
-                    return root / NAME
-            _tidy(root)
-            # Not below root/NAME: a kill leaves a folder that no reader takes for the data set.
-            with tempfile.TemporaryDirectory(prefix=f".{NAME}-", dir=root) as work:
-                made = _from_mirror(Path(work), seed, mirror, progress) or _from_photographs(
-                    Path(work), root, seed, source, mirror, workers, progress
-                )
-                return install(made, root)
-    except OSError as error:
-        raise DataError(
-            f"{NAME} could not be built in {root}: {error}",
-            "Free some space there (200 MB are enough, 600 MB to fetch the photographs too), or "
-            "set OBJEMB_DATA to another folder. What was built before is untouched.",
-        ) from error
-
-
-def _built_at(root: Path) -> int | None:
-    with suppress(OSError):
-        return (root / NAME / "manifest.json").stat().st_mtime_ns
-    return None
-
-
-@contextmanager
-def _alone(root: Path) -> Iterator[None]:
-    """Hold ``root`` for one build; the system lets go of it when the process dies."""
-    lock = FileLock(root / f".{NAME}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        tqdm.write(f"{NAME}: another process is building it; waiting for that one")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _tidy(root: Path) -> None:
-    """Put away what a killed build left behind; the caller holds the lock."""
-    for old in root.glob(f".{NAME}-old-*/{NAME}"):
-        if not (root / NAME).exists():  # killed in the middle of install
-            os.replace(old, root / NAME)
-    for left in root.glob(f".{NAME}-*"):
-        shutil.rmtree(left, ignore_errors=True)
-
-
-def _from_mirror(work: Path, seed: int, mirror: str | None, progress: bool) -> Path | None:
-    """A mirror's packed data set, verified; None if it has none, or of another kind."""
-    copy = packed.unpack_from(mirror, NAME, work) if mirror else None
-    if copy is None:
-        return None
-    verify(copy.parent, progress)
-    stated = _read_manifest(copy)
-    if (stated["version"], stated["seed"]) == (VERSION, seed):
-        return copy
-    log.warning("%s: the mirror's is of another version or seed; building it here", NAME)
-    return None
-
-
-def _from_photographs(
-    work: Path,
-    root: Path,
-    seed: int,
-    source: Path | None,
-    mirror: str | None,
-    workers: int | None,
-    progress: bool,
-) -> Path:
-    """The data set, complete, below ``work``."""
-    raw, made = work / "raw", work / NAME
-    downloads = root / f".downloads-{NAME}"  # outlives a kill, so that a cut download resumes
-    gather_raw(raw, downloads, source, mirror, progress)
-    jobs = []
-    for split, rule in SPLITS.items():
-        (made / split).mkdir(parents=True)
-        count = rule.scenes_per_object * sum(o["split"] == rule.pool for o in objects())
-        jobs += [(raw, made, split, number, seed) for number in range(count)]
-    done = list(zip(jobs, _write_scenes(jobs, workers, progress)))
-    for split in SPLITS:
-        coco = _coco(split, seed, [scene for job, scene in done if job[2] == split])
-        atomic_write_text(made / "annotations" / f"{split}.json", json.dumps(coco))
-    _write_selection(raw, made)
-    atomic_write_text(made / "manifest.json", json.dumps(manifest(made, seed), indent=1))
-    shutil.rmtree(downloads)
-    return made
-
-
-def _write_scenes(jobs: list[tuple], workers: int | None, progress: bool) -> list[tuple]:
-    """What :func:`_write_scene` returns for each job, in their order."""
-    pool = ProcessPoolExecutor(workers or os.cpu_count(), initializer=_start_worker)
-    try:
-        scenes = pool.map(_write_scene, jobs, chunksize=8)
-        return list(tqdm(scenes, NAME, len(jobs), unit="scene", disable=not progress))
-    except BrokenProcessPool as error:
-        raise DataError(
-            f"a process that builds {NAME} was ended from outside, for lack of memory perhaps",
-            "Close other programs, then run again.",
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    """Workers leave Ctrl-C to their parent, and do not outlive it.
-
-    Orphans of a killed build would wait for jobs for ever, and hold its lock.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-
-
-def _write_selection(raw: Path, made: Path) -> None:
-    """Small copies of every listed photograph, for looking at."""
-    for kind, listed in (("objects", objects()), ("backgrounds", backgrounds())):
-        (made / kind).mkdir()
-        for number, row in enumerate(listed):
-            full = (
-                _cutout(raw, row["path"])
-                if kind == "objects"
-                else _background(raw, row["collection"], row["path"])
-            )
-            small = full.copy()
-            small.thumbnail((96, 96))
-            small.save(made / kind / f"{number:03d}.png")
-    _cutout.cache_clear()  # 200 MB that this process will not ask for again
-    _background.cache_clear()
-
-
-def selection(kind: str, root: Path | None = None) -> list[Image.Image]:
-    """Thumbnails of the listed photographs, in the order of their list.
-
-    Args:
-        kind: ``objects`` (RGBA, see :func:`objects`) or ``backgrounds``.
-    Raises:
-        DataError: not built, or some are missing or damaged.
-    """
-    folder = Path(root or config.data_root()) / NAME
-    _read_manifest(folder)
-    count = len(objects() if kind == "objects" else backgrounds())
-    files = [folder / kind / f"{number:03d}.png" for number in range(count)]
-    try:
-        return [Image.open(file).copy() for file in files]
-    except OSError as error:
-        raise DataError(f"{folder / kind} is incomplete: {error}", REBUILD) from error
-
-
-def install(made: Path, root: Path) -> Path:
-    """Move a complete folder into place; an older one gives way only then."""
-    final = root / NAME
-    if final.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{NAME}-old-", dir=root))
-        os.replace(final, old / NAME)
-        os.replace(made, final)
-        shutil.rmtree(old)
-    else:
-        os.replace(made, final)
-    return final
-
-
-def gather_raw(
-    raw: Path, downloads: Path, source: Path | None, mirror: str | None, progress: bool = True
-) -> None:
-    """Copy every listed photograph into ``raw/objects`` and ``raw/<collection>``."""
-    wanted: dict[str, dict[str, str]] = {
-        "tuxpaint-stamps": {o["path"]: o["sha256"] for o in objects()}
-    }
-    for row in backgrounds():
-        wanted.setdefault(row["collection"], {})[row["path"]] = row["sha256"]
-    downloads.mkdir(parents=True, exist_ok=True)
-    for name, files in tqdm(wanted.items(), "photographs", unit="source", disable=not progress):
-        collection = sources.COLLECTIONS[name]
-        # Beside raw: what a kill leaves of the unpacked archives is then found by _tidy.
-        with tempfile.TemporaryDirectory(dir=raw.parent) as work:
-            found = sources.gather(collection, files, downloads, Path(work), source, mirror)
-            for path, file in found.items():
-                to = raw / ("objects" if name == "tuxpaint-stamps" else name) / path
-                to.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, to)
-
-
-# --- manifest, reading back --------------------------------------------------------------
-
-
-def _read_json(file: Path) -> dict:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file} cannot be read: {error}", REBUILD) from error
-
-
-def _read_annotations(folder: Path, split: str) -> dict:
-    return _read_json(folder / "annotations" / f"{split}.json")
 
 
 def _digest(coco: dict) -> str:
@@ -614,20 +455,99 @@ def _digest(coco: dict) -> str:
     return hashlib.sha256(json.dumps(coco, sort_keys=True).encode()).hexdigest()
 
 
-def manifest(folder: Path, seed: int) -> dict:
-    """What :func:`verify` and every cache key go by."""
-    splits = {}
-    for split in SPLITS:
-        coco = _read_annotations(folder, split)
-        splits[split] = {"images": len(coco["images"]), "sha256": _digest(coco)}
-    return {
-        "name": NAME,
-        "version": VERSION,
-        "seed": seed,
-        "size": SIZE,
-        "splits": splits,
-        "pillow": PIL.__version__,
+def _write_selection(raw: Path, made: Path) -> None:
+    """Small copies of every listed photograph, for looking at."""
+    full = {
+        "objects": (_cutout.__wrapped__(raw, row["path"]) for row in objects()),
+        "backgrounds": (
+            _background.__wrapped__(raw / row["collection"] / row["path"]) for row in backgrounds()
+        ),
     }
+    for kind, images in full.items():
+        (made / kind).mkdir()
+        for number, image in enumerate(images):
+            image.thumbnail((96, 96))
+            image.save(made / kind / f"{number:03d}.png")
+
+
+# --- where the photographs come from -----------------------------------------------------
+
+
+def gather(
+    collection: str,
+    wanted: dict[str, str],
+    raw: Path,
+    downloads: Path,
+    source: Path | None = None,
+    mirror: str | None = None,
+) -> None:
+    """Copy files of a collection into ``raw``, from the first place that has the right bytes.
+
+    The places: the user's folder; the Python package, for a collection that one ships; apt, where
+    there is one and no mirror; the upstream archive from the mirror or its public address.
+
+    Args:
+        wanted: ``{path in the collection: sha256}``.
+        downloads: folder that keeps archives.
+    Raises:
+        DataError: no place has them. DownloadError: nor can the archive be had.
+    """
+    # Beside raw: what a kill leaves of the unpacked archives is then put away.
+    with tempfile.TemporaryDirectory(dir=raw.parent.parent) as work:
+        for place in _places(collection, wanted, downloads, Path(work), source, mirror):
+            if folder := find(place, wanted):
+                for path in wanted:
+                    (raw / path).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(folder / path, raw / path)
+                return
+    raise DataError(
+        f"{collection}: its {len(wanted)} files, as this course uses them, are nowhere to be had",
+        "Name a folder that has them with --source, or a mirror with --mirror: see data/README.md.",
+    )
+
+
+def _places(collection, wanted, downloads, work, source, mirror):  # noqa: ANN202 - see gather
+    """Folders to look into, each made when it is asked for."""
+    from objemb_lib.data import fetch  # here: it loads what downloads
+
+    if source:
+        yield Path(source)
+    if collection not in PACKAGES:
+        yield Path(importlib.util.find_spec(collection).origin).parent
+        return
+    if not mirror and (package := fetch.debian_package(PACKAGES[collection], work / "package")):
+        yield package
+    (remote,) = fetch.registry(collection)
+    names = tuple(f"/{path}" for path in wanted)
+    archive = fetch.fetch(remote, downloads, mirror=mirror)
+    yield unpack(archive, work / "archive", lambda member: member.endswith(names))
+
+
+def find(root: Path, wanted: dict[str, str]) -> Path | None:
+    """The folder somewhere below ``root`` that has all files ``{path: sha256}``."""
+    first = Path(next(iter(wanted)))
+    for hit in root.rglob(first.name):
+        folder = hit.parents[len(first.parts) - 1]
+        files = {folder / path: digest for path, digest in wanted.items()}
+        if all(f.is_file() and sha256_file(f) == digest for f, digest in files.items()):
+            return folder
+    return None
+
+
+# --- reading it back ---------------------------------------------------------------------
+
+
+def _read(folder: Path, name: str) -> dict:
+    """A JSON file of the built data set. Raises DataError, which says what to do."""
+    if not folder.is_dir():
+        problem = f"mini-battles is not in {folder.parent}"
+        raise DataError(problem, f"Build it, two minutes: python data/download.py build {NAME}")
+    try:
+        stated = json.loads((folder / name).read_text(encoding="utf-8"))
+        _ = [stated["splits"][s]["sha256"] for s in SPLITS if name == MANIFEST]
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{folder / name} cannot be read: {error!r}", REBUILD) from error
+    return stated
 
 
 def verify(root: Path | None = None, progress: bool = True) -> list[str]:
@@ -640,35 +560,38 @@ def verify(root: Path | None = None, progress: bool = True) -> list[str]:
         DataError: absent or damaged, naming the first bad file.
     """
     folder = Path(root or config.data_root()) / NAME
-    stated = _read_manifest(folder)["splits"]
+    stated = _read(folder, MANIFEST)["splits"]
     for split in SPLITS:
-        coco = _read_annotations(folder, split)
+        coco = _read(folder, f"annotations/{split}.json")
         if _digest(coco) != stated[split]["sha256"]:
             raise DataError(f"{folder}/annotations/{split}.json is not what was built", REBUILD)
         for record in tqdm(coco["images"], f"verify {split}", disable=not progress, leave=False):
             file = folder / record["file_name"]
             try:
-                pixels = pixels_hash(load_image(file))
+                right = pixels_hash(load_image(file)) == record["pixels"]
             except ImageError as error:
                 raise DataError(error.problem, REBUILD) from error
-            if pixels != record["pixels"]:
+            if not right:
                 raise DataError(f"{file} has other pixels than when it was built", REBUILD)
-    reference = _read_json(REFERENCE)["splits"]
+    reference = json.loads(REFERENCE.read_text())["splits"]
     return [split for split in SPLITS if stated[split] != reference.get(split)]
 
 
-def _read_manifest(folder: Path) -> dict:
-    if not folder.is_dir():
-        raise DataError(
-            f"mini-battles is not in {folder.parent}",
-            "Build it, two minutes: python data/download.py build mini-battles",
-        )
-    stated = _read_json(folder / "manifest.json")
+def selection(kind: str, root: Path | None = None) -> list[Image.Image]:
+    """Thumbnails of the listed photographs, in the order of their list.
+
+    Args:
+        kind: ``objects`` (RGBA, see :func:`objects`) or ``backgrounds``.
+    Raises:
+        DataError: not built, or some are missing or damaged.
+    """
+    folder = Path(root or config.data_root()) / NAME
+    _read(folder, MANIFEST)
+    count = len(objects() if kind == "objects" else backgrounds())
     try:
-        _ = stated["version"], stated["seed"], [stated["splits"][s]["sha256"] for s in SPLITS]
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{folder}/manifest.json is not a manifest of {NAME}", REBUILD) from error
-    return stated
+        return [Image.open(folder / kind / f"{n:03d}.png").copy() for n in range(count)]
+    except OSError as error:
+        raise DataError(f"{folder / kind} is incomplete: {error}", REBUILD) from error
 
 
 def mini_battles(split: str, root: Path | None = None) -> ImageDataset:
@@ -683,12 +606,12 @@ def mini_battles(split: str, root: Path | None = None) -> ImageDataset:
     if split not in SPLITS:
         raise DataError(f"mini-battles has no split {split!r}", f"Use one of {', '.join(SPLITS)}.")
     folder = Path(root or config.data_root()) / NAME
-    stated = _read_manifest(folder)
-    coco = _read_annotations(folder, split)
+    stated, coco = _read(folder, MANIFEST), _read(folder, f"annotations/{split}.json")
     by_image: dict[int, list[dict]] = {}
     for annotation in coco["annotations"]:
         by_image.setdefault(annotation["image_id"], []).append(annotation)
     layers = [by_image[record["id"]] for record in coco["images"]]
+    boxes = [np.array([one["bbox"] for one in many], np.float32) for many in layers]
     return ImageDataset(
         name=NAME,
         split=split,
@@ -698,17 +621,10 @@ def mini_battles(split: str, root: Path | None = None) -> ImageDataset:
         label_names=tuple(o["name"] for o in coco["objects"]),
         categories=np.array([many[0]["category_id"] - 1 for many in layers]),
         category_names=tuple(c["name"] for c in coco["categories"]),
-        boxes=tuple(_xyxy([one["bbox"] for one in many]) for many in layers),
+        boxes=tuple(np.hstack([b[:, :2], b[:, :2] + b[:, 2:]]) for b in boxes),
         box_labels=tuple(np.array([one["object_id"] for one in many]) for many in layers),
         box_categories=tuple(np.array([o["category_id"] - 1 for o in many]) for many in layers),
         masks=tuple([one["segmentation"] for one in many] for many in layers),
         content=stated["splits"][split]["sha256"],
         extra=tuple({**r, "layers": many} for r, many in zip(coco["images"], layers)),
     )
-
-
-def _xyxy(bbox: list[list[float]]) -> np.ndarray:
-    """COCO's ``x, y, width, height`` as ``(K, 4)`` corners."""
-    boxes = np.asarray(bbox, np.float32)
-    boxes[:, 2:] += boxes[:, :2]
-    return boxes

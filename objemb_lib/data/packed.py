@@ -1,8 +1,6 @@
 """A built data set as one file, so that a classroom's mirror can serve everyone.
 
-``pack`` writes ``<name>.tar`` and a line in ``SHA256SUMS`` beside it; ``unpack_from`` takes it
-from a folder or URL, checks the hash, and unpacks it beside the data set's place. What is inside
-is then verified pixel by pixel by the data set itself.
+What is inside is verified pixel by pixel by the data set itself.
 """
 
 from __future__ import annotations
@@ -11,11 +9,9 @@ import re
 import tarfile
 from pathlib import Path
 
-import requests
-
 from objemb_lib.cache import atomic_path, atomic_write_text
 from objemb_lib.config import DownloadError
-from objemb_lib.data import download
+from objemb_lib.data.archives import sha256_file, unpack
 
 SUMS = "SHA256SUMS"
 
@@ -37,46 +33,31 @@ def pack(folder: Path, dest: Path) -> Path:
     with atomic_path(archive) as temporary, tarfile.open(temporary, "w") as tar:
         for file in sorted(folder.rglob("*")):
             tar.add(file, Path(folder.name) / file.relative_to(folder), False, filter=anonymous)
-    sums = _parse((dest / SUMS).read_text()) if (dest / SUMS).exists() else {}
-    sums[archive.name] = download.sha256_file(archive)
-    lines = [f"{digest}  {name}\n" for name, digest in sorted(sums.items())]
-    atomic_write_text(dest / SUMS, "".join(lines))
+    atomic_write_text(dest / SUMS, f"{sha256_file(archive)}  {archive.name}\n")
     return archive
 
 
 def unpack_from(mirror: str, name: str, work: Path) -> Path | None:
-    """The data set ``name`` of a mirror, unpacked in ``work``; None if the mirror has none.
+    """The data set ``name`` of a mirror (a folder or URL), unpacked in the folder ``work``.
 
+    Returns:
+        its folder; None if the mirror has none.
     Raises:
         DownloadError: the mirror cannot be read, or its file has other bytes than it says.
     """
-    digest = _sums(mirror).get(f"{name}.tar")
-    if digest is None:
-        return None
-    archive = download.fetch([], work / f"{name}.tar", digest, mirror=mirror)
-    download.unpack(archive, work / "unpacked")
-    return work / "unpacked" / name
+    from objemb_lib.data import fetch  # here: it loads what downloads
 
-
-def _sums(mirror: str) -> dict[str, str]:
-    """``{file: sha256}`` of a mirror; empty where it has no list."""
-    if "://" not in mirror:
-        folder = Path(mirror).expanduser()  # from OBJEMB_MIRROR, where no shell did it
-        listing = folder / SUMS
-        if not folder.is_dir():
-            raise DownloadError(f"the mirror {mirror} is not a folder", "Check --mirror.")
-        return _parse(listing.read_text(errors="replace")) if listing.exists() else {}
+    sums = work / SUMS
     try:
-        answer = requests.get(f"{mirror.rstrip('/')}/{SUMS}", timeout=download.TIMEOUT)
-    except requests.RequestException as error:
-        raise DownloadError(
-            f"the mirror {mirror} does not answer: {type(error).__name__}",
-            "Check the address, or build without --mirror and OBJEMB_MIRROR.",
-        ) from error
-    return _parse(answer.text) if answer.ok else {}
-
-
-def _parse(text: str) -> dict[str, str]:
-    """The lines that ``sha256sum`` writes; a login page in their place has none."""
-    lines = re.findall(r"^([0-9a-f]{64}) [ *](.+?)\s*$", text, re.MULTILINE)
-    return {name: digest for digest, name in lines}
+        fetch.Downloader(sums, progress=False)(f"{mirror.rstrip('/')}/{SUMS}", sums)
+    except fetch.Gone:
+        return None
+    except fetch.GiveUp as error:
+        problem = f"the mirror {mirror} cannot be read: {error}"
+        raise DownloadError(problem, "Check --mirror and OBJEMB_MIRROR.") from error
+    file = re.escape(f"{name}.tar")  # a login page in the list's place has no such line
+    line = re.search(rf"^([0-9a-f]{{64}}) [ *]{file}\s*$", sums.read_text(errors="replace"), re.M)
+    if line is None:
+        return None
+    archive = fetch.fetch(fetch.Remote(f"{name}.tar", digest=line[1]), work, mirror=mirror)
+    return unpack(archive, work / "unpacked") / name

@@ -22,7 +22,6 @@ from objemb_lib.data.folder import SPLITS, check_split, folder_with
 NAME = "ps-battles"
 LISTS = ("originals.tsv", "photoshops.tsv")
 COLUMNS = {"id", "url", "end", "hash", "filesize"}
-REPOSITORY = "https://raw.githubusercontent.com/dbisUnibas/PS-Battles/master"
 
 
 def ps_battles(split: str, root: Path | None = None) -> ImageDataset:
@@ -118,18 +117,14 @@ def build(
     Raises:
         DownloadError: no list, no server answers, or the disk is full.
     """
-    from objemb_lib.data.archives import Archive, fetch_links, obtain
-    from objemb_lib.data.harvest import Wanted
+    from objemb_lib.data import fetch, links  # here: they load what downloads
 
     folder = Path(root or config.data_root()) / NAME
     folder.mkdir(parents=True, exist_ok=True)
     wanted = []
-    for name in LISTS:
-        check = partial(read_list, photoshops=name == LISTS[1])
-        listed = Archive(name, (f"{REPOSITORY}/{name}",), check=check)
-        obtain(listed, folder, source, mirror, progress)
-        wanted += [
-            Wanted(row["url"], folder / _places(row)[0], row["hash"], int(row["filesize"]))
-            for row in read_list(folder / name)
-        ]
-    return fetch_links(folder, wanted, retry_dead, progress=progress)
+    for remote in fetch.registry(NAME):
+        check = partial(read_list, photoshops=remote.file == LISTS[1])
+        for row in read_list(fetch.fetch(remote, folder, source, mirror, progress, check)):
+            dest = folder / _places(row)[0]
+            wanted.append(links.Wanted(row["url"], dest, row["hash"], int(row["filesize"])))
+    return links.download_urls(folder, wanted, retry_dead, progress=progress)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from objemb_lib.cache import atomic_path, atomic_write_text
 from objemb_lib.config import DataError
-from objemb_lib.data.download import sha256_file
+from objemb_lib.data.archives import sha256_file
 from objemb_lib.detect.coco import COCO_DETECTORS, load_coco_detector
 from objemb_lib.detect.detectors import Detector, build_detector
 from objemb_lib.embed.trunks import load_trunk

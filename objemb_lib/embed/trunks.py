@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from objemb_lib.config import DataError, DownloadError
-from objemb_lib.data.download import sha256_file
+from objemb_lib.data.archives import sha256_file
 
 # name: (Python package, file inside it, sha256 of the file)
 PIP_WEIGHTS = {

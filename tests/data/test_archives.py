@@ -1,374 +1,329 @@
-"""Benchmarks built from archives in their official layout, which a server here lies about."""
+"""Archives that lie, folders that appear whole, and a classroom's packed copy."""
 
 from __future__ import annotations
 
-import hashlib
+import gzip
 import io
-import json
-import pickle
+import os
+import stat
 import tarfile
 import threading
 import zipfile
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-from local_server import Server, serve, status, whole
-from PIL import Image
-from scipy.io import savemat
+from filelock import FileLock
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from local_server import BODY
 
-from objemb_lib.config import DataError, DownloadError
-from objemb_lib.data import archives, benchmarks, download
-from objemb_lib.data.archives import Archive, DistillConfig
-from objemb_lib.data.catalogue import DATASETS, load_splits
-from objemb_lib.data.classes import cars
+from objemb_lib.config import DownloadError
+from objemb_lib.data import archives, packed
+from objemb_lib.data.archives import build_folder, read_through, sha256_file, unpack
 
-pytestmark = [
-    pytest.mark.usefixtures("naps"),
-    pytest.mark.filterwarnings("ignore:.*images of .* are here"),
-]
-Files = dict[str, bytes]
+pytest_plugins = ("tiny_battles",)
+FILES = {"top/a.txt": b"alpha" * 50, "top/sub/b.png": BODY[:3000], "top/empty": b""}
+FORMATS = pytest.mark.parametrize("name", ["a.tar.gz", "a.tar.xz", "a.tar.bz2", "a.zip"])
 
 
-def picture(seed: int = 0, suffix: str = "JPEG") -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 255, (30, 40, 3), np.uint8)
-    raw = io.BytesIO()
-    Image.fromarray(pixels).save(raw, suffix)
-    return raw.getvalue()
+def link(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
 
 
-def text(*lines: str) -> bytes:
-    return "".join(f"{line}\n" for line in lines).encode()
-
-
-def packed(name: str, files: Files) -> bytes:
+def make(path: Path, files: dict[str, bytes], *others: tarfile.TarInfo) -> Path:
     """An archive of the kind that its name says."""
-    raw = io.BytesIO()
-    if name.endswith(".zip"):
-        with zipfile.ZipFile(raw, "w") as pack:
-            for path, content in files.items():
-                pack.writestr(path, content)
-    else:
-        with tarfile.open(fileobj=raw, mode="w:gz") as pack:
-            for path, content in files.items():
-                info = tarfile.TarInfo(path)
-                info.size = len(content)
-                pack.addfile(info, io.BytesIO(content))
-    return raw.getvalue()
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as pack:
+            pack.writestr("top/", b"")
+            for name, content in files.items():
+                pack.writestr(name, content)
+        return path
+    with tarfile.open(path, f"w:{path.suffix[1:]}") as pack:
+        folder = tarfile.TarInfo("top")
+        folder.type = tarfile.DIRTYPE
+        for info in (folder, *others):
+            pack.addfile(info)
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size, info.mode = len(content), 0o4755
+            pack.addfile(info, io.BytesIO(content))
+    return path
 
 
-def matlab(**content: object) -> bytes:
-    raw = io.BytesIO()
-    savemat(raw, content)
-    return raw.getvalue()
+def tree(folder: Path) -> dict[str, bytes]:
+    """Files by name; follows no link, and fails on anything that is neither file nor folder."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        assert not path.is_symlink()
+        if not path.is_dir():
+            found[path.relative_to(folder).as_posix()] = path.read_bytes()
+    return found
 
 
-def car_notes(*rows: tuple) -> np.ndarray:
-    kinds = [("bbox_x1", "O"), ("bbox_y1", "O"), ("bbox_x2", "O"), ("bbox_y2", "O"), ("class", "O")]
-    name = "fname" if "/" not in rows[0][-1] else "relative_im_path"
-    return np.array(list(rows), [*kinds, (name, "O")])
+# unpack -----------------------------------------------------------------------------------
 
 
-CUB = {
-    "CUB_200_2011.tgz": packed("x.tgz", {
-        "attributes.txt": b"left out",
-        "CUB_200_2011/images.txt": text("1 001.bird_1/a.jpg", "2 150.bird_150/b.jpg"),
-        "CUB_200_2011/image_class_labels.txt": text("1 1", "2 150"),
-        "CUB_200_2011/bounding_boxes.txt": text("1 1 2 30 20", "2 0 0 40 30"),
-        "CUB_200_2011/classes.txt": text(*(f"{i} {i:03}.bird_{i}" for i in range(1, 201))),
-        "CUB_200_2011/images/001.bird_1/a.jpg": picture(1),
-        "CUB_200_2011/images/150.bird_150/b.jpg": picture(2),
-    }),
-    "segmentations.tgz": packed("x.tgz", {
-        "segmentations/001.bird_1/a.png": picture(3, "PNG"),
-        "segmentations/150.bird_150/b.png": picture(4, "PNG"),
-    }),
-}  # fmt: skip
-CAR_NAMES = np.array([f"model {i}" for i in range(1, 197)], object)
-CARS = {
-    "car_ims.tgz": packed("x.tgz", {"car_ims/000001.jpg": picture(1),
-                                    "car_ims/000002.jpg": picture(2)}),
-    "cars_annos.mat": matlab(class_names=CAR_NAMES, annotations=car_notes(
-        (1, 1, 40, 30, 5, "car_ims/000001.jpg"), (1, 1, 40, 30, 99, "car_ims/000002.jpg"))),
-}  # fmt: skip
-CARS_SPLIT = {
-    "cars_train.tgz": packed("x.tgz", {"cars_train/00001.jpg": picture(1)}),
-    "cars_test.tgz": packed("x.tgz", {"cars_test/00001.jpg": picture(2)}),
-    "car_devkit.tgz": packed("x.tgz", {
-        "devkit/cars_meta.mat": matlab(class_names=CAR_NAMES),
-        "devkit/cars_train_annos.mat": matlab(annotations=car_notes((1, 1, 40, 30, 5, "00001.jpg"),
-                                                                    (1, 1, 9, 9, 5, "none.jpg"))),
-    }),
-    "cars_test_annos_withlabels.mat": matlab(annotations=car_notes(
-        (1, 1, 40, 30, 99, "00001.jpg"), (1, 1, 9, 9, 99, "none.jpg"))),
-}  # fmt: skip
-SOP = {
-    "Stanford_Online_Products.zip": packed("x.zip", {
-        "Stanford_Online_Products/Ebay_train.txt": text("image_id class_id super_class_id path",
-                                                        "1 1 1 chair_final/1_0.JPG"),
-        "Stanford_Online_Products/Ebay_test.txt": text("image_id class_id super_class_id path",
-                                                       "2 2 1 chair_final/2_0.JPG"),
-        "Stanford_Online_Products/chair_final/1_0.JPG": picture(1),
-        "Stanford_Online_Products/chair_final/2_0.JPG": picture(2),
-        "Stanford_Online_Products/._.DS_Store": b"junk",
-        "__MACOSX/._x": b"junk",
-    })
-}  # fmt: skip
+@FORMATS
+def test_unpacks_all_or_the_chosen(tmp_path: Path, name: str) -> None:
+    archive = make(tmp_path / name, FILES)
+    assert tree(unpack(archive, tmp_path / "out")) == FILES
+    assert (tmp_path / "out/top/a.txt").stat().st_mode & 0o7111 == 0  # no rights from elsewhere
+    chosen = unpack(archive, tmp_path / "some", lambda inside: inside.endswith(".txt"))
+    assert tree(chosen) == {"top/a.txt": FILES["top/a.txt"]}
 
 
-def coco_notes(name: str) -> bytes:
-    square = [[5, 5, 39, 5, 39, 29, 5, 29]]
-    notes = {"id": 1, "image_id": 1, "bbox": [0, 0, 40, 30], "iscrowd": 0, "segmentation": square}
-    return json.dumps({
-        "images": [{"id": 1, "file_name": name, "width": 40, "height": 30}],
-        "categories": [{"id": 1, "name": "person"}, {"id": 2, "name": "bicycle"}],
-        "annotations": [{**notes, "category_id": 1}, {**notes, "id": 2, "category_id": 2}],
-    }).encode()  # fmt: skip
+EVIL = ["../evil", "top/../../evil", "/tmp/objemb-evil", "..\\evil", "C:\\evil", "C:evil", "\\evil"]
 
 
-COCO = {
-    "annotations_trainval2017.zip": packed("x.zip", {
-        "annotations/instances_train2017.json": coco_notes("1.jpg"),
-        "annotations/instances_val2017.json": coco_notes("2.jpg"),
-        "annotations/captions_train2017.json": b"left out",
-    }),
-    "train2017.zip": packed("x.zip", {"train2017/1.jpg": picture(1)}),
-    "val2017.zip": packed("x.zip", {"val2017/2.jpg": picture(2)}),
-}  # fmt: skip
-
-
-def truth(city: str) -> bytes:
-    gnd = {"bbx": [0, 0, 30, 20], "easy": np.array([0]), "hard": np.array([1]), "junk": [2]}
-    names = [f"{city}_{i}" for i in range(3)]
-    return pickle.dumps({"imlist": names, "qimlist": [f"{city}_9"], "gnd": [gnd]}, protocol=2)
-
-
-def photographs(city: str, *numbers: int) -> Files:
-    return {f"{city}/deep/{city}_{i}.jpg": picture(i) for i in numbers}
-
-
-DAMAGED = {"louvre/deep/louvre_7.jpg": b"no image, and not listed"}
-OXFORD = {"gnd_roxford5k.pkl": truth("keble"),
-          "oxbuild_images-v1.tgz": packed("x.tgz", photographs("keble", 0, 1, 2, 9))}  # fmt: skip
-PARIS = {"gnd_rparis6k.pkl": truth("louvre"),
-         "paris_1-v1.tgz": packed("x.tgz", photographs("louvre", 0, 1)),
-         "paris_2-v1.tgz": packed("x.tgz", photographs("louvre", 2, 9) | DAMAGED)}  # fmt: skip
-PAIR = {"train": 1, "test": 1}
-BUILDS = {  # the real recipe, an archive of a few images for each of its, and their number
-    "cub": (benchmarks.CUB, CUB, PAIR),
-    "cars": (benchmarks.CARS, CARS, PAIR),
-    "sop": (benchmarks.SOP, SOP, PAIR),
-    "coco": (benchmarks.COCO_2017, COCO, PAIR),
-    "roxford5k": (benchmarks.OXFORD, OXFORD, {"medium": 4}),
-    "rparis6k": (benchmarks.PARIS, PARIS, {"medium": 4}),
-}
-
-
-def small(
-    recipe: DistillConfig, files: Files, counts: dict, server: Server | None = None
-) -> DistillConfig:
-    """The recipe with the digests and sizes of ``files``, at the addresses of ``server``."""
-
-    def changed(archive: Archive) -> Archive:
-        raw = files.get(archive.file, b"")
-        kind = "md5:" if (archive.digest or "").startswith("md5:") else ""
-        digest = kind + hashlib.new(kind.rstrip(":") or "sha256", raw).hexdigest()
-        urls = (server.url(serve(raw), path=f"/{archive.file}"),) if server else ()
-        return replace(archive, urls=urls, digest=digest if archive.digest else None,
-                       size=len(raw) if archive.size else None)  # fmt: skip
-
-    releases = tuple(tuple(map(changed, release)) for release in recipe.releases)
-    return replace(recipe, releases=releases, counts=counts)
-
-
-def left(root: Path) -> list[str]:
-    return sorted(p.name for p in root.iterdir() if not p.name.endswith(".lock"))
-
-
-@pytest.mark.parametrize("name", BUILDS)
-def test_each_benchmark_is_built_from_its_archives(
-    name: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recipe, files, counts = BUILDS[name]
-    folder = small(recipe, files, counts, server).build(tmp_path, progress=False)
-    assert folder == tmp_path / name and left(tmp_path) == [name]  # no archives, no temporary files
-    assert {path for path, _ in server.seen} == {f"/{file}" for file in files}
-    made = json.loads((folder / "manifest.json").read_text())
-    assert made["splits"] == counts and set(made["archives"]) == set(files)
-    assert archives.verify(name, tmp_path, progress=False) == []
-    monkeypatch.setenv("OBJEMB_DATA", str(tmp_path))
-    assert DATASETS[name].built()
-    if name == "roxford5k":  # its training images are Paris
-        small(*BUILDS["rparis6k"], server).build(tmp_path, progress=False)
-    if name != "rparis6k":
-        train, tests = load_splits(name)
-        names = [{d.label_names[lab] for lab in d.labels if lab >= 0} for d in
-                 (train, *tests.values())]  # fmt: skip
-        assert all(names) and not names[0] & set.union(*names[1:])
-
-
-def test_the_real_recipes_are_complete() -> None:
-    """Digests are well-formed, addresses are there, and the catalogue knows each recipe."""
-    for name, (recipe, files, _) in BUILDS.items():
-        assert recipe.name == name
-        listed = [a for release in recipe.releases for a in release]
-        assert set(files) <= {a.file for a in listed}
-        for archive in listed:
-            kind, _, digest = (archive.digest or "md5:" + "0" * 32).rpartition(":")
-            assert len(bytes.fromhex(digest)) == {"": 32, "md5": 16}[kind]
-            assert archive.digest or archive.check or archive.packed
-            assert archive.urls or recipe.gone
-            assert all(url.endswith(f"/{archive.file}") for url in archive.urls[:1])
-        assert DATASETS[name].build.__self__ is recipe
-
-
-def test_cars_from_a_folder_of_archives_in_either_release(tmp_path: Path) -> None:
-    for number, files in enumerate((CARS, CARS_SPLIT)):
-        place, root = tmp_path / f"archives {number}", tmp_path / f"data {number}"
-        place.mkdir()
-        for name, raw in files.items():
-            (place / name).write_bytes(raw)
-        recipe = small(benchmarks.CARS, CARS | CARS_SPLIT, PAIR)
-        folder = recipe.build(root, source=place, progress=False)
-        assert cars("test", folder).labels.tolist() == [98]
-        assert sorted(p.name for p in place.iterdir()) == sorted(files)  # untouched
-        assert left(root) == ["cars"]
-
-
-def test_cars_from_a_mirror(server: Server, tmp_path: Path) -> None:
-    for name, raw in CARS.items():
-        url = server.url(serve(raw), path=f"/mirror/{name}")
-    recipe = small(benchmarks.CARS, CARS, PAIR)
-    recipe.build(tmp_path, mirror=url.rpartition("/")[0], progress=False)
-    assert left(tmp_path) == ["cars"]
-
-
-def test_without_cars_the_message_says_what_to_do(tmp_path: Path) -> None:
-    recipe = small(benchmarks.CARS, CARS, PAIR)
-    with pytest.raises(DownloadError, match=r"car_ims\.tgz has no public address") as caught:
-        recipe.build(tmp_path, progress=False)
-    for word in ("--source FOLDER", "cars_train.tgz", "cars:FOLDER", "Stanford's servers"):
-        assert word in caught.value.remedy
-
-
-def test_a_placed_archive_with_other_bytes_is_refused(tmp_path: Path) -> None:
-    place = tmp_path / "archives"
-    place.mkdir()
-    (place / "car_ims.tgz").write_bytes(CARS["car_ims.tgz"] + b"x")
-    with pytest.raises(DownloadError, match=r"car_ims\.tgz has other bytes"):
-        small(benchmarks.CARS, CARS, PAIR).build(tmp_path / "data", source=place, progress=False)
-    (place / "car_ims.tgz").write_bytes(CARS["car_ims.tgz"])
-    (place / "cars_annos.mat").write_bytes(b"another file")
-    with pytest.raises(DownloadError, match=r"cars_annos\.mat could not be fetched"):
-        small(benchmarks.CARS, CARS, PAIR).build(tmp_path / "data", source=place, progress=False)
-    assert left(tmp_path / "data") == [".downloads-cars"]
+@pytest.mark.parametrize("evil", EVIL)
+@pytest.mark.parametrize("name", ["a.tar.gz", "a.zip"])
+def test_refuses_paths_outside(tmp_path: Path, name: str, evil: str) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    archive = make(home / name, {evil: b"evil"})
+    before = tree(tmp_path)
+    with pytest.raises(DownloadError, match="outside") as caught:
+        unpack(archive, home / "out")
+    assert str(archive) in str(caught.value)
+    assert tree(tmp_path) == before and not Path("/tmp/objemb-evil").exists()
+    unpack(archive, home / "out", FILES.__contains__)  # left out by choice, it does no harm
 
 
 @pytest.mark.parametrize(
-    ("acts", "says"),
+    "entry",
     [
-        ([status(404)], "HTTP 404"),
-        ([whole(CUB["CUB_200_2011.tgz"][::-1])], "known hash"),
-        ([whole(b"<html>log in</html>")], "expected"),
-        ([status(503, Retry_After=1)], "HTTP 503"),
+        link("top/out", "../../secret"),
+        link("top/out", "/etc/passwd"),
+        link("top/in", "a.txt"),
+        link("top/hard", "../secret", tarfile.LNKTYPE),
+        link("top/fifo", "", tarfile.FIFOTYPE),
+        link("top/device", "", tarfile.CHRTYPE),
     ],
+    ids=lambda entry: f"{entry.type!r} {entry.linkname}",
 )
-def test_a_server_that_fails_leaves_nothing(
-    server: Server, tmp_path: Path, acts: list, says: str
+def test_refuses_links_and_devices(tmp_path: Path, entry: tarfile.TarInfo) -> None:
+    (tmp_path / "secret").write_bytes(b"secret")
+    archive = make(tmp_path / "a.tar.gz", FILES, entry)
+    with pytest.raises(DownloadError, match=f"{entry.name}.*link or device"):
+        unpack(archive, tmp_path / "out")
+    assert tree(unpack(archive, tmp_path / "other", FILES.__contains__)) == FILES
+
+
+def test_refuses_a_file_through_a_link(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    trap = link("top/door", str(outside))
+    archive = make(tmp_path / "a.tar.gz", {"top/door/evil": b"evil"}, trap)
+    with pytest.raises(DownloadError):
+        unpack(archive, tmp_path / "out")
+    unpack(archive, tmp_path / "out", lambda name: name.endswith("evil"))
+    assert tree(outside) == {} and tree(tmp_path / "out") == {"top/door/evil": b"evil"}
+
+
+def test_refuses_links_in_a_zip(tmp_path: Path) -> None:
+    info = zipfile.ZipInfo("top/link")
+    info.external_attr = (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as pack:
+        pack.writestr(info, "../../secret")
+    with pytest.raises(DownloadError, match="top/link"):
+        unpack(tmp_path / "a.zip", tmp_path / "out")
+
+
+@FORMATS
+def test_refuses_bombs(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = make(tmp_path / name, FILES | {"top/bomb": bytes(5_000_000)})
+    monkeypatch.setattr(archives, "SPARE", 1_000_000)
+    with pytest.raises(DownloadError, match="far more than its length"):
+        unpack(archive, tmp_path / "out")
+
+
+@FORMATS
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 0.999])
+def test_refuses_cut_archives(tmp_path: Path, name: str, share: float) -> None:
+    archive = make(tmp_path / name, FILES)
+    data = archive.read_bytes()
+    archive.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(DownloadError, match="damaged or cut short") as caught:
+        unpack(archive, tmp_path / "out")
+    assert str(archive) in str(caught.value)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    name=st.sampled_from(["a.tar.gz", "a.tar.xz", "a.zip"]),
+    place=st.floats(0, 1),
+    bit=st.integers(0, 7),
+)
+def test_one_flipped_bit_never_passes_unseen(
+    tmp_path_factory: pytest.TempPathFactory, name: str, place: float, bit: int
 ) -> None:
-    recipe = small(benchmarks.CUB, CUB, PAIR, server)
-    server.url(*acts, path="/CUB_200_2011.tgz")
-    with pytest.raises(DownloadError, match=says):
-        recipe.build(tmp_path, progress=False)
-    assert not (tmp_path / "cub").exists()
+    folder = tmp_path_factory.mktemp("flip")
+    archive = make(folder / name, FILES)
+    data = bytearray(archive.read_bytes())
+    data[min(int(place * len(data)), len(data) - 1)] ^= 1 << bit
+    archive.write_bytes(data)
+    try:
+        held = tree(unpack(archive, folder / "out"))
+    except DownloadError as error:
+        assert str(archive) in str(error)
+    else:  # a bit that bears no content, such as a time
+        assert set(held.values()) <= set(FILES.values())
+        assert name == "a.zip" or held == FILES  # a zip's list of names has no checksum
 
 
-def test_a_cut_build_goes_on(server: Server, tmp_path: Path) -> None:
-    """What was fetched before the second archive failed is not fetched again."""
-    recipe = small(benchmarks.CUB, CUB, PAIR, server)
-    good = serve(CUB["segmentations.tgz"])
-    server.url(status(404), good, path="/segmentations.tgz")
-    server.url(status(429, Retry_After=2), serve(CUB["CUB_200_2011.tgz"], cut=500),
-               serve(CUB["CUB_200_2011.tgz"]), path="/CUB_200_2011.tgz")  # fmt: skip
-    with pytest.raises(DownloadError, match="404"):
-        recipe.build(tmp_path, progress=False)
-    assert ("/CUB_200_2011.tgz", "bytes=500-") in server.seen
-    server.seen.clear()
-    recipe.build(tmp_path, progress=False)
-    assert [path for path, _ in server.seen] == ["/segmentations.tgz"]
+@pytest.mark.parametrize("read", [read_through, lambda file: unpack(file, file.parent / "out")])
+def test_the_checksum_at_the_end_is_read(tmp_path: Path, read: Callable[[Path], object]) -> None:
+    plain = make(tmp_path / "a.tar.gz", FILES).read_bytes()
+    padded = bytearray(gzip.compress(gzip.decompress(plain) + bytes(1_000_000)))
+    read_through(tmp_path / "a.tar.gz")
+    padded[-8] ^= 1  # gzip's CRC, far behind the end of the tar
+    (tmp_path / "b.tar.gz").write_bytes(padded)
+    with pytest.raises(DownloadError, match="CRC"):
+        read(tmp_path / "b.tar.gz")
 
 
-def test_truth_that_would_run_code_never_gets_its_name(server: Server, tmp_path: Path) -> None:
-    recipe = small(benchmarks.OXFORD, OXFORD, {"medium": 4}, server)
-    server.url(serve(pickle.dumps(print)), path="/gnd_roxford5k.pkl")
-    with pytest.raises(DownloadError, match="refused"):
-        recipe.build(tmp_path, progress=False)
-    assert not list(tmp_path.rglob("gnd_roxford5k.pkl*"))
+# build_folder -----------------------------------------------------------------------------
 
 
-def test_an_archive_without_a_digest_is_read_to_its_end(server: Server, tmp_path: Path) -> None:
-    recipe = small(benchmarks.PARIS, PARIS, {"medium": 4}, server)
-    raw = bytearray(PARIS["paris_1-v1.tgz"])
-    raw[-6] ^= 1  # in gzip's checksum
-    server.url(serve(bytes(raw)), path="/paris_1-v1.tgz")
-    with pytest.raises(DownloadError, match=r"paris_1-v1\.tgz could not be fetched"):
-        recipe.build(tmp_path, progress=False)
+def fill(made: Path, downloads: Path) -> None:
+    downloads.mkdir(exist_ok=True)
+    (downloads / "archive").write_bytes(b"big")
+    (made / "photo").write_bytes(b"new")
+    archives.write_manifest(made, {"files": 1})
 
 
-def test_missing_images_are_counted(server: Server, tmp_path: Path) -> None:
-    recipe = small(benchmarks.PARIS, PARIS, {"medium": 5}, server)
-    with pytest.raises(DataError, match="'medium': 4} images in its archives"):
-        recipe.build(tmp_path, progress=False)
-    assert not (tmp_path / "rparis6k").exists()
+def fail(made: Path, downloads: Path) -> None:
+    fill(made, downloads)
+    raise KeyboardInterrupt
 
 
-def test_space_is_checked_before_anything_is_fetched(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_folder_appears_whole_and_a_failure_leaves_the_old_one(tmp_path: Path) -> None:
+    root = tmp_path / "new" / "data"
+    with pytest.raises(KeyboardInterrupt):
+        build_folder(root, "birds", fail)
+    # What was downloaded is kept for the next try; half a data set is not.
+    assert list(tree(root)) == [".birds.lock", ".downloads-birds/archive"]
+    assert build_folder(root, "birds", fill) == root / "birds"
+    before = tree(root)
+    assert list(before) == [".birds.lock", "birds/manifest.json", "birds/photo"]
+    (root / "birds" / "stray").write_bytes(b"from an older version")
+    with pytest.raises(KeyboardInterrupt):
+        build_folder(root, "birds", fail)
+    assert (root / "birds" / "stray").exists()
+    build_folder(root, "birds", fill)
+    assert list(tree(root)) == list(before)
+
+
+def test_what_a_killed_build_leaves_is_put_away(tmp_path: Path) -> None:
+    (tmp_path / ".birds-abc").mkdir()
+    fill(tmp_path / ".birds-abc", tmp_path / ".downloads-birds")
+    (tmp_path / ".birds-xyz" / "old").mkdir(parents=True)  # between the two renames
+    (tmp_path / ".birds-xyz" / "old" / "photo").write_bytes(b"old")
+    with pytest.raises(KeyboardInterrupt):  # the next build fails: what there was must be back
+        build_folder(tmp_path, "birds", fail)
+    assert (tmp_path / "birds" / "photo").read_bytes() == b"old"
+    assert not list(tmp_path.glob(".birds-*"))
+
+
+def test_two_builds_at_once_build_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, waiting = [], threading.Semaphore(0)
+
+    class Lock(FileLock):
+        def __enter__(self) -> FileLock:
+            waiting.release()
+            return super().__enter__()
+
+    monkeypatch.setattr(archives, "FileLock", Lock)
+    args = tmp_path, "birds", lambda *folders: (made.append(folders), fill(*folders))
+    builds = [threading.Thread(target=build_folder, args=args) for _ in range(2)]
+    with FileLock(tmp_path / ".birds.lock"):
+        for build in builds:
+            build.start()
+            waiting.acquire()
+    for build in builds:
+        build.join()
+    assert len(made) == 1 and (tmp_path / "birds" / "photo").exists()
+
+
+# pack -------------------------------------------------------------------------------------
+
+PHOTOS = {"empty": b"", "manifest.json": b"{}", "train/0.jpg": b"one", "train/1.jpg": b"two"}
+
+
+def write_all(folder: Path, files: dict[str, bytes]) -> Path:
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder
+
+
+@pytest.fixture
+def mirror(tmp_path: Path) -> Path:
+    packed.pack(write_all(tmp_path / "data" / "photos", PHOTOS), tmp_path / "mirror")
+    return tmp_path / "mirror"
+
+
+@pytest.fixture
+def where(
+    mirror: Path, serve_folder, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """The mirror as a folder, as one below the home folder, or as an address."""
+    monkeypatch.setenv("HOME", str(mirror.parent))
+    monkeypatch.setenv("USERPROFILE", str(mirror.parent))
+    kinds = {"folder": str(mirror), "home": "~/mirror"}
+    return kinds.get(request.param) or f"{serve_folder(mirror)}/"
+
+
+EVERYWHERE = pytest.mark.parametrize("where", ["folder", "home", "URL"], indirect=True)
+
+
+def test_two_people_pack_the_same_bytes(mirror: Path, tmp_path: Path) -> None:
+    other = write_all(tmp_path / "other" / "photos", dict(reversed(PHOTOS.items())))
+    for file in other.rglob("*"):  # another umask, another day
+        os.utime(file, (1e9, 1e9))
+        file.chmod(0o700 if file.is_dir() else 0o600)
+    archive = packed.pack(other, tmp_path / "mirror2")
+    assert archive.read_bytes() == (mirror / "photos.tar").read_bytes()
+    assert (mirror / "SHA256SUMS").read_text() == f"{sha256_file(archive)}  photos.tar\n"
+
+
+@EVERYWHERE
+def test_round_trip(where: str, tmp_path: Path) -> None:
+    assert tree(packed.unpack_from(where, "photos", tmp_path)) == PHOTOS
+
+
+@EVERYWHERE
+@pytest.mark.parametrize("damage", [lambda d: d[:700] + b"!" + d[701:], lambda d: d[:2000]])
+def test_a_tampered_or_cut_copy_is_refused(
+    where: str, mirror: Path, tmp_path: Path, damage: Callable[[bytes], bytes]
 ) -> None:
-    recipe = small(benchmarks.SOP, SOP, PAIR, server)
-    big = replace(recipe.releases[0][0], size=10 << 30)
-    usage = download.shutil.disk_usage(tmp_path)._replace(free=15 << 30)
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(DownloadError, match="needs"):  # 10 to fetch, 10 to unpack
-        replace(recipe, releases=((big,),)).build(tmp_path, progress=False)
-    assert server.seen == []
+    archive = mirror / "photos.tar"
+    archive.write_bytes(damage(archive.read_bytes()))
+    with pytest.raises(DownloadError, match=r"photos\.tar"):
+        packed.unpack_from(where, "photos", tmp_path)
+    assert not (tmp_path / "unpacked").exists()
 
 
-def test_a_folder_of_the_users_is_never_replaced(server: Server, tmp_path: Path) -> None:
-    (tmp_path / "cub").mkdir()
-    (tmp_path / "cub" / "mine.txt").write_text("keep")
-    with pytest.raises(DataError, match="was not built here") as caught:
-        small(benchmarks.CUB, CUB, PAIR, server).build(tmp_path, progress=False)
-    assert f"cub:{tmp_path / 'cub'}" in caught.value.remedy and server.seen == []
+LOGIN = b"<html>\nPlease\nlog in to the hotel's Wi-Fi</html>"
 
 
-def test_building_again_replaces_what_was_built(server: Server, tmp_path: Path) -> None:
-    recipe = small(benchmarks.CUB, CUB, PAIR, server)
-    folder = recipe.build(tmp_path, progress=False)
-    (folder / "CUB_200_2011" / "images" / "001.bird_1" / "a.jpg").write_bytes(b"damaged")
-    with pytest.raises(DataError, match=r"3 of 4 images can be read.*a\.jpg"):
-        archives.verify("cub", tmp_path, progress=False)
-    (tmp_path / ".cub-killed" / "cub").mkdir(parents=True)  # what a kill leaves behind
-    recipe.build(tmp_path, progress=False)
-    assert archives.verify("cub", tmp_path, progress=False) == [] and left(tmp_path) == ["cub"]
-    (folder / "CUB_200_2011" / "images" / "001.bird_1" / "a.jpg").unlink()
-    with pytest.raises(DataError, match="1 are missing"):
-        archives.verify("cub", tmp_path, progress=False)
+@EVERYWHERE
+@pytest.mark.parametrize("listing", [None, b"", LOGIN, b"\xff\xfe\x00", b"a" * 64 + b"  other.tar"])
+def test_a_mirror_without_the_data_set(
+    where: str, mirror: Path, tmp_path: Path, listing: bytes | None
+) -> None:
+    (mirror / "SHA256SUMS").unlink() if listing is None else None
+    (mirror / "SHA256SUMS").write_bytes(listing) if listing is not None else None
+    assert packed.unpack_from(where, "photos", tmp_path) is None
 
 
-def test_two_builds_fetch_once(server: Server, tmp_path: Path) -> None:
-    recipe = small(benchmarks.CUB, CUB, PAIR, server)
-    both = [threading.Thread(target=recipe.build, args=(tmp_path,), kwargs={"progress": False})
-            for _ in range(2)]  # fmt: skip
-    for one in both:
-        one.start()
-    for one in both:
-        one.join()
-    assert archives.verify("cub", tmp_path, progress=False) == []
-    assert sorted(path for path, _ in server.seen) == ["/CUB_200_2011.tgz", "/segmentations.tgz"]
-
-
-def test_what_is_not_built_is_said(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="cub is not built"):
-        archives.verify("cub", tmp_path)
+@pytest.mark.parametrize("address", ["typo", "http://127.0.0.1:9/class", "ftp://127.0.0.1/class"])
+def test_a_mirror_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, naps: list[float], address: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DownloadError, match=f"{address}.*cannot be read(.|\n)*--mirror"):
+        packed.unpack_from(address, "photos", tmp_path)

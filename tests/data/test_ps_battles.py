@@ -12,7 +12,7 @@ import pytest
 from local_server import Act, Server, serve, status, whole
 
 from objemb_lib.config import DataError, DownloadError
-from objemb_lib.data import archives, ps_battles
+from objemb_lib.data import benchmarks, ps_battles
 from objemb_lib.data.catalogue import load_splits
 from objemb_lib.measure.metrics import evaluate_scores
 
@@ -82,7 +82,7 @@ def test_what_is_alive_is_built_and_scored(
     found = evaluate_scores(np.array([[2.0, 1], [2, 1], [1, 2]]), train)
     assert found.protocol == "photoshop to original"
     assert found.mean("R@1") == pytest.approx(2 / 3) and found.mean("mAP") == pytest.approx(5 / 6)
-    assert archives.verify("ps-battles", tmp_path / "data", progress=False) == []
+    assert benchmarks.verify("ps-battles", tmp_path / "data", progress=False) == []
 
     server.seen.clear()
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*.jpg")}
@@ -103,7 +103,9 @@ def test_a_list_that_is_a_page_is_refused(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = server.url(whole(b"<html>rate limited</html>"), path="/originals.tsv")
-    monkeypatch.setattr(ps_battles, "REPOSITORY", page.rpartition("/")[0])
+    header = "collection,file,digest,size,into,members,url\n"
+    (tmp_path / "registry.csv").write_text(f"{header}ps-battles,originals.tsv,,,,*,{page}\n")
+    monkeypatch.setattr("objemb_lib.data.fetch.REGISTRY", tmp_path / "registry.csv")
     with pytest.raises(DownloadError, match="has no columns"):
         ps_battles.build(tmp_path, progress=False)
     assert not (tmp_path / "ps-battles" / "originals.tsv").exists()

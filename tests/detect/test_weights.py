@@ -13,7 +13,7 @@ from tiny_scenes import CATEGORIES, lively
 
 from objemb_lib.config import DataError
 from objemb_lib.course.train import score_detector
-from objemb_lib.data.download import sha256_file
+from objemb_lib.data.archives import sha256_file
 from objemb_lib.data.mini_battles import mini_battles
 from objemb_lib.detect import weights
 from objemb_lib.detect.detectors import KINDS, Detector, build_detector

@@ -1,0 +1,260 @@
+"""Fetch a file once and check its bytes; half a file never bears the final name.
+
+``registry.csv`` has every file's address, digest and length. pooch checks digests and puts the
+checked file in place; our downloader under it adds what a classroom's network needs: it resumes.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import pooch
+import requests
+from pooch.hashes import hash_matches
+from requests.adapters import HTTPAdapter
+from tqdm.auto import tqdm
+from urllib3.exceptions import HTTPError
+from urllib3.util import Retry
+
+from objemb_lib import __version__
+from objemb_lib.config import DownloadError, ObjembError
+
+REGISTRY = Path(__file__).with_name("registry.csv")
+CHUNK = 1 << 16  # bytes; what a cut connection loses at most
+TIMEOUT = (10, 30)  # seconds: to connect, between two packets
+AGENT = f"objemb/{__version__} (a course on object embeddings)"  # some hosts refuse the nameless
+GONE = {404, 410}  # the only answers that are final
+BUSY = {408, 425, 429, *range(500, 600)}  # these may pass within seconds
+TRIES = 4  # requests in a row that bring no new byte before a place is given up
+BACKOFF = 0.5  # seconds; doubles with each
+RETRY_AFTER_CAP = 30.0  # seconds: the longest wait a server can ask of us
+SPACE_MARGIN = 64 << 20  # bytes that stay free
+
+_sleep = time.sleep  # tests put a recorder here
+
+
+class Remote(NamedTuple):
+    """A file to be had, as a line of the registry says it.
+
+    Args:
+        file: its name. url: its public address; empty where only a mirror may have it.
+        digest: SHA-256, or ``md5:`` and that one; empty where none was ever published: then the
+            length that is stated decides, and whoever reads the file.
+        size: in bytes, where published.
+        into: folder of the data set that it is unpacked or copied into.
+        members: which of an archive's files are taken, as a shell's pattern.
+    """
+
+    file: str
+    url: str = ""
+    digest: str = ""
+    size: int | None = None
+    into: str = ""
+    members: str = "*"
+
+
+def registry(collection: str) -> list[Remote]:
+    """The files of a data set, or of a collection of photographs."""
+    with REGISTRY.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row.pop("collection") == collection]
+    return [Remote(**row | {"size": int(row["size"] or 0) or None}) for row in rows]
+
+
+def fetch(
+    remote: Remote,
+    folder: Path,
+    source: Path | None = None,
+    mirror: str | None = None,
+    progress: bool = True,
+    check: Callable[[Path], object] | None = None,
+) -> Path:
+    """One file, fetched into ``folder`` unless it is there or in ``source``.
+
+    A transfer that was cut is resumed from ``<file>.part``, now or in the next call.
+
+    Args:
+        source: a user's folder. An archive in it is checked and used where it lies.
+        mirror: folder or URL tried before the public address, as ``<mirror>/<file>``.
+        progress: show a bar.
+        check: reads the file before it gets its name; raises an ObjembError if it is not right.
+    Returns:
+        where the file is.
+    Raises:
+        DownloadError: no place gave the right bytes (each is listed with its reason).
+        OSError: the disk is full or cannot be written.
+    """
+    dest, lying = folder / remote.file, Path(source or folder).expanduser() / remote.file
+    if source and lying.is_file():
+        if not lying.name.endswith((".tgz", ".zip")):
+            mirror = str(lying.parent)
+        elif hash_matches(lying, remote.digest or None):  # too large to be copied
+            return lying
+        else:
+            raise DownloadError(f"{lying}: not the official archive's bytes", "Get it again.")
+    places = [f"{mirror.rstrip('/')}/{remote.file}"] if mirror else []
+    places += [remote.url] if remote.url else []
+    download, tried = Downloader(dest, remote.size, progress, check), []
+    pooch.get_logger().setLevel("WARNING")  # the bar says it already
+    while places:
+        place = places.pop(0)
+        try:
+            pooch.retrieve(place, remote.digest or None, dest.name, folder, downloader=download)
+            return dest
+        except (GiveUp, ValueError) as error:
+            tried.append(f"\n  - {place}: {error}")
+            if download.resumed and isinstance(error, ValueError):
+                places.insert(0, place)  # the old half was another file's: now from the start
+    raise DownloadError(
+        f"{dest.name} could not be fetched. Tried:{''.join(tried)}",
+        "Check the network and run again (a cut download resumes), or use a copy you have: "
+        "`--source FOLDER` with the files, `--mirror DIR_OR_URL` (or OBJEMB_MIRROR) with a "
+        f"folder or server that holds {dest.name}. See data/README.md.",
+    )
+
+
+def require_space(dest: Path, missing: int) -> None:
+    """Raise DownloadError unless the disk of ``dest`` has room for ``missing`` more bytes."""
+    place = next(folder for folder in (dest, *dest.absolute().parents) if folder.is_dir())
+    needed, free = missing * 1.1 + SPACE_MARGIN, shutil.disk_usage(place).free
+    if missing > 0 and free < needed:
+        problem = f"{dest}: needs {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free"
+        raise DownloadError(problem, "Free some space, or set OBJEMB_DATA to another disk.")
+
+
+class GiveUp(Exception):
+    """This source does not give the file now, for the reason in the message."""
+
+
+class Gone(GiveUp):
+    """The source answered that it has no such file."""
+
+
+class Patience(Retry):
+    """urllib3's retries, in which no server can make us wait for longer than we would."""
+
+    def parse_retry_after(self, retry_after: str) -> float:
+        return min(super().parse_retry_after(retry_after), RETRY_AFTER_CAP)
+
+
+class Downloader:
+    """What pooch takes as ``downloader=``: goes on where ``<dest>.part`` ends, if the server can.
+
+    Args:
+        dest: the final place; the others as :func:`fetch`.
+    """
+
+    def __init__(
+        self,
+        dest: Path,
+        size: int | None = None,
+        progress: bool = True,
+        check: Callable[[Path], object] | None = None,
+    ) -> None:
+        self.part = dest.with_name(f"{dest.name}.part")
+        self.size, self.progress, self.check = size, progress, check
+        self.resumed = False  # an earlier call's bytes were built upon
+        self.md5 = ""  # where the server's name for the content (ETag) looks like one
+        self.session = requests.Session()
+        patience = Patience(
+            TRIES, connect=0, status_forcelist=BUSY, backoff_factor=BACKOFF, raise_on_status=False
+        )
+        for scheme in ("http://", "https://"):
+            self.session.mount(scheme, HTTPAdapter(max_retries=patience))
+
+    @property
+    def have(self) -> int:
+        """Bytes that lie in ``part``."""
+        return self.part.stat().st_size if self.part.exists() else 0
+
+    def __call__(self, place: str, output_file: str, _pooch: object = None) -> None:
+        """Put ``place`` (a URL or a path) into ``output_file``, whose digest pooch then checks.
+
+        Raises:
+            GiveUp: it is not to be had there. ValueError: not the right bytes.
+        """
+        self.resumed = self.have > 0
+        require_space(self.part, (self.size or 0) - self.have)
+        if place.startswith(("http://", "https://")):
+            self.download(place)
+        else:
+            file = Path(place).expanduser()
+            if not file.is_file():
+                raise (Gone if file.parent.is_dir() else GiveUp)("no such file")
+            shutil.copyfile(file, self.part)
+        try:
+            if self.size not in (None, self.have):
+                raise ValueError(f"{self.have} bytes or more, expected {self.size}")
+            if self.check:
+                self.check(self.part)
+        except (ValueError, ObjembError) as error:
+            self.part.unlink()
+            raise ValueError(getattr(error, "problem", None) or str(error)) from error
+        os.replace(self.part, output_file)
+
+    def download(self, url: str) -> None:
+        """Fill ``part``; a connection that is cut is taken up again while it brings new bytes."""
+        most, failures = self.have, 0
+        while self.size is None or self.have < self.size:
+            try:
+                return self._request(url)
+            except HTTPError as error:
+                # Only new bytes restart the count: a server that ignores Range brings old ones.
+                failures = 0 if self.have > most else failures + 1
+                most = max(most, self.have)
+                if failures == TRIES:
+                    kept = f"{self.have} bytes kept"
+                    raise GiveUp(f"connection cut ({error}), {TRIES} times; {kept}") from error
+                _sleep(BACKOFF * 2**failures)
+
+    def _request(self, url: str) -> None:
+        headers = {"User-Agent": AGENT}
+        headers["Accept-Encoding"] = "identity"  # else offsets count compressed bytes
+        if start := self.have:
+            headers["Range"] = f"bytes={start}-"
+        try:
+            answer = self.session.get(url, headers=headers, stream=True, timeout=TIMEOUT)
+        except requests.RequestException as error:
+            cause = error.args[0] if error.args else error
+            raise GiveUp(str(getattr(cause, "reason", cause))) from error
+        with answer:
+            said = f"HTTP {answer.status_code} {answer.reason}"
+            if answer.status_code == 416 and start:
+                self.part.unlink()  # it is no part of what lies there: afresh
+                raise HTTPError(said)
+            if answer.status_code not in (200, 206):
+                raise Gone(said) if answer.status_code in GONE else GiveUp(said)
+            tag = answer.headers.get("ETag", "").strip('"')
+            self.md5 = f"md5:{tag}" if re.fullmatch("[0-9a-f]{32}", tag) else ""
+            start = start if answer.status_code == 206 else 0
+            shown = tqdm(total=self.size, desc=self.part.stem, unit="B", unit_scale=True,
+                         initial=start, disable=not self.progress)  # fmt: skip
+            with open(self.part, "ab" if start else "wb") as file, shown:
+                for chunk in answer.raw.stream(CHUNK, decode_content=False):
+                    shown.update(file.write(chunk))
+                    if file.tell() > (self.size or float("inf")):
+                        break  # wrong already: fetch no more of it
+
+
+def debian_package(name: str, dest: Path) -> Path | None:
+    """Fetch a Debian package with apt, which checks its signature, and unpack it; no root needed.
+
+    Args:
+        dest: a new folder that becomes the package's root (``dest/usr/share/…``).
+    Returns:
+        ``dest``, or None where apt or the package cannot be had.
+    """
+    dest.mkdir()
+    get = f"apt-get -q -o Acquire::http::Timeout=20 download {name} && dpkg-deb -x ./*.deb ."
+    with suppress(OSError, subprocess.SubprocessError):
+        subprocess.run(["sh", "-c", get], cwd=dest, check=True, timeout=1800, capture_output=True)
+        return dest
+    return None

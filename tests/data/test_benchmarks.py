@@ -1,0 +1,321 @@
+"""Benchmarks built from archives in their official layout, which a server here lies about."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import pickle
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from local_server import Server, serve, status, whole
+from PIL import Image
+from scipy.io import savemat
+
+from objemb_lib.config import DataError, DownloadError
+from objemb_lib.data import benchmarks, fetch
+from objemb_lib.data.catalogue import DATASETS, load_splits
+
+pytestmark = [
+    pytest.mark.usefixtures("naps"),
+    pytest.mark.filterwarnings("ignore:.*images of .* are here"),
+]
+Files = dict[str, bytes]
+Small = Callable[..., None]
+
+
+def picture(seed: int = 0, suffix: str = "JPEG") -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 255, (30, 40, 3), np.uint8)
+    raw = io.BytesIO()
+    Image.fromarray(pixels).save(raw, suffix)
+    return raw.getvalue()
+
+
+def text(*lines: str) -> bytes:
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def archive(name: str, files: Files) -> bytes:
+    """An archive of the kind that its name says."""
+    raw = io.BytesIO()
+    if name.endswith(".zip"):
+        with zipfile.ZipFile(raw, "w") as pack:
+            for path, content in files.items():
+                pack.writestr(path, content)
+    else:
+        with tarfile.open(fileobj=raw, mode="w:gz") as pack:
+            for path, content in files.items():
+                info = tarfile.TarInfo(path)
+                info.size = len(content)
+                pack.addfile(info, io.BytesIO(content))
+    return raw.getvalue()
+
+
+def matlab(**content: object) -> bytes:
+    raw = io.BytesIO()
+    savemat(raw, content)
+    return raw.getvalue()
+
+
+def car_notes(*rows: tuple) -> np.ndarray:
+    kinds = [("bbox_x1", "O"), ("bbox_y1", "O"), ("bbox_x2", "O"), ("bbox_y2", "O"), ("class", "O")]
+    name = "fname" if "/" not in rows[0][-1] else "relative_im_path"
+    return np.array(list(rows), [*kinds, (name, "O")])
+
+
+CUB = {
+    "CUB_200_2011.tgz": archive("x.tgz", {
+        "attributes.txt": b"left out",
+        "CUB_200_2011/images.txt": text("1 001.bird_1/a.jpg", "2 150.bird_150/b.jpg"),
+        "CUB_200_2011/image_class_labels.txt": text("1 1", "2 150"),
+        "CUB_200_2011/bounding_boxes.txt": text("1 1 2 30 20", "2 0 0 40 30"),
+        "CUB_200_2011/classes.txt": text(*(f"{i} {i:03}.bird_{i}" for i in range(1, 201))),
+        "CUB_200_2011/images/001.bird_1/a.jpg": picture(1),
+        "CUB_200_2011/images/150.bird_150/b.jpg": picture(2),
+    }),
+    "segmentations.tgz": archive("x.tgz", {
+        "segmentations/001.bird_1/a.png": picture(3, "PNG"),
+        "segmentations/150.bird_150/b.png": picture(4, "PNG"),
+    }),
+}  # fmt: skip
+CAR_NAMES = np.array([f"model {i}" for i in range(1, 197)], object)
+CARS = {
+    "car_ims.tgz": archive("x.tgz", {"car_ims/000001.jpg": picture(1),
+                                    "car_ims/000002.jpg": picture(2)}),
+    "cars_annos.mat": matlab(class_names=CAR_NAMES, annotations=car_notes(
+        (1, 1, 40, 30, 5, "car_ims/000001.jpg"), (1, 1, 40, 30, 99, "car_ims/000002.jpg"))),
+}  # fmt: skip
+SOP = {
+    "Stanford_Online_Products.zip": archive("x.zip", {
+        "Stanford_Online_Products/Ebay_train.txt": text("image_id class_id super_class_id path",
+                                                        "1 1 1 chair_final/1_0.JPG"),
+        "Stanford_Online_Products/Ebay_test.txt": text("image_id class_id super_class_id path",
+                                                       "2 2 1 chair_final/2_0.JPG"),
+        "Stanford_Online_Products/chair_final/1_0.JPG": picture(1),
+        "Stanford_Online_Products/chair_final/2_0.JPG": picture(2),
+        "Stanford_Online_Products/._.DS_Store": b"junk",
+        "__MACOSX/._x": b"junk",
+    })
+}  # fmt: skip
+
+
+def coco_notes(name: str) -> bytes:
+    square = [[5, 5, 39, 5, 39, 29, 5, 29]]
+    notes = {"id": 1, "image_id": 1, "bbox": [0, 0, 40, 30], "iscrowd": 0, "segmentation": square}
+    return json.dumps({
+        "images": [{"id": 1, "file_name": name, "width": 40, "height": 30}],
+        "categories": [{"id": 1, "name": "person"}, {"id": 2, "name": "bicycle"}],
+        "annotations": [{**notes, "category_id": 1}, {**notes, "id": 2, "category_id": 2}],
+    }).encode()  # fmt: skip
+
+
+COCO = {
+    "annotations_trainval2017.zip": archive("x.zip", {
+        "annotations/instances_train2017.json": coco_notes("1.jpg"),
+        "annotations/instances_val2017.json": coco_notes("2.jpg"),
+        "annotations/captions_train2017.json": b"left out",
+    }),
+    "train2017.zip": archive("x.zip", {"train2017/1.jpg": picture(1)}),
+    "val2017.zip": archive("x.zip", {"val2017/2.jpg": picture(2)}),
+}  # fmt: skip
+
+
+def truth(city: str) -> bytes:
+    gnd = {"bbx": [0, 0, 30, 20], "easy": np.array([0]), "hard": np.array([1]), "junk": [2]}
+    names = [f"{city}_{i}" for i in range(3)]
+    return pickle.dumps({"imlist": names, "qimlist": [f"{city}_9"], "gnd": [gnd]}, protocol=2)
+
+
+def photographs(city: str, *numbers: int) -> Files:
+    return {f"{city}/deep/{city}_{i}.jpg": picture(i) for i in numbers}
+
+
+DAMAGED = {"louvre/deep/louvre_7.jpg": b"no image, and not listed"}
+OXFORD = {"gnd_roxford5k.pkl": truth("keble"),
+          "oxbuild_images-v1.tgz": archive("x.tgz", photographs("keble", 0, 1, 2, 9))}  # fmt: skip
+PARIS = {"gnd_rparis6k.pkl": truth("louvre"),
+         "paris_1-v1.tgz": archive("x.tgz", photographs("louvre", 0, 1)),
+         "paris_2-v1.tgz": archive("x.tgz", photographs("louvre", 2, 9) | DAMAGED)}  # fmt: skip
+PAIR = {"train": 1, "test": 1}
+BUILDS = {
+    "cub": CUB,
+    "cars": CARS,
+    "sop": SOP,
+    "coco": COCO,
+    "roxford5k": OXFORD,
+    "rparis6k": PARIS,
+}
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """``small(server)``: the registry has the digests, sizes and places of the files above."""
+
+    def use(server: Server | None = None) -> None:
+        rows = ["collection,file,digest,size,into,members,url"]
+        for name, files in BUILDS.items():
+            for real in fetch.registry(name):
+                raw = files[real.file]
+                kind = "md5:" if real.digest.startswith("md5:") else ""
+                digest = kind + hashlib.new(kind.rstrip(":") or "sha256", raw).hexdigest()
+                url = server.url(serve(raw), path=f"/{real.file}") if server else ""
+                known = (digest if real.digest else "", str(len(raw)) if real.size else "")
+                rows.append(",".join((name, real.file, *known, real.into, real.members, url)))
+        (tmp_path / "registry.csv").write_text("\n".join(rows))
+        monkeypatch.setattr(fetch, "REGISTRY", tmp_path / "registry.csv")
+
+    return use
+
+
+def left(root: Path) -> list[str]:
+    return sorted(p.name for p in root.iterdir() if not p.name.endswith(".lock"))
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("OBJEMB_DATA", str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_each_benchmark_is_built_from_its_archives(
+    name: str, server: Server, small: Small, root: Path
+) -> None:
+    small(server)
+    folder = DATASETS[name].build(progress=False)
+    assert folder == root / name and left(root) == [name]  # no archives, no temporary files
+    assert {path for path, _ in server.seen} == {f"/{file}" for file in BUILDS[name]}
+    made = json.loads((folder / "manifest.json").read_text())
+    assert set(made["archives"]) == set(BUILDS[name]) and DATASETS[name].built()
+    assert DATASETS[name].verify(progress=False) == []
+    assert not list(folder.rglob("._*")) and not list(folder.rglob("*left out*"))
+    if name == "roxford5k":  # its training images are Paris
+        DATASETS["rparis6k"].build(progress=False)
+    if name != "rparis6k":
+        train, tests = load_splits(name)
+        names = [{d.label_names[lab] for lab in d.labels if lab >= 0} for d in
+                 (train, *tests.values())]  # fmt: skip
+        assert all(names) and not names[0] & set.union(*names[1:])
+
+
+@pytest.mark.parametrize("kind", ["source", "mirror", "URL"])
+def test_archives_of_a_folder_or_a_mirror_are_used(
+    kind: str, server: Server, small: Small, tmp_path: Path, root: Path
+) -> None:
+    small()
+    place = tmp_path / "archives"
+    place.mkdir()
+    for name, raw in CARS.items():
+        (place / name).write_bytes(raw)
+        url = server.url(serve(raw), path=f"/mirror/{name}").rpartition("/")[0]
+    where = {"source": {"source": place}, "mirror": {"mirror": str(place)}, "URL": {"mirror": url}}
+    benchmarks.build("cars", **where[kind], progress=False)
+    assert load_splits("cars").tests["test"].labels.tolist() == [98]
+    assert left(place) == sorted(CARS) and left(root) == ["cars"]  # theirs are untouched
+
+
+def test_a_placed_archive_with_other_bytes_is_refused(
+    small: Small, tmp_path: Path, root: Path
+) -> None:
+    small()
+    (tmp_path / "car_ims.tgz").write_bytes(CARS["car_ims.tgz"] + b"x")
+    with pytest.raises(DownloadError, match=r"car_ims\.tgz: not the official"):
+        benchmarks.build("cars", source=tmp_path, progress=False)
+    (tmp_path / "car_ims.tgz").write_bytes(CARS["car_ims.tgz"])
+    (tmp_path / "cars_annos.mat").write_bytes(b"another file")
+    with pytest.raises(DownloadError, match=r"cars_annos\.mat could not be fetched") as caught:
+        benchmarks.build("cars", source=tmp_path, progress=False)
+    assert "--source FOLDER" in caught.value.remedy
+    assert not (root / "cars").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "acts", "says"),
+    [
+        ("cub", "CUB_200_2011.tgz", [status(404)], "HTTP 404"),
+        ("cub", "CUB_200_2011.tgz", [whole(CUB["CUB_200_2011.tgz"][::-1])], "known hash"),
+        ("cub", "CUB_200_2011.tgz", [whole(b"<html>log in</html>")], "expected"),
+        # No digest was ever published of these:
+        ("roxford5k", "gnd_roxford5k.pkl", [serve(pickle.dumps(print))], "refused"),
+        (
+            "rparis6k",
+            "paris_1-v1.tgz",
+            [serve(PARIS["paris_1-v1.tgz"][:-6])],
+            "paris_1-v1.tgz could",
+        ),
+    ],
+)
+def test_a_server_that_fails_leaves_nothing(
+    server: Server, small: Small, root: Path, name: str, file: str, acts: list, says: str
+) -> None:
+    small(server)
+    server.url(*acts, path=f"/{file}")
+    with pytest.raises(DownloadError, match=says):
+        benchmarks.build(name, progress=False)
+    assert not (root / name).exists() and not list(root.rglob(f"{file}*"))
+
+
+def test_a_cut_build_goes_on(server: Server, small: Small, root: Path) -> None:
+    """What was fetched before the second archive failed is not fetched again."""
+    small(server)
+    raw = CUB["CUB_200_2011.tgz"]
+    server.url(status(404), serve(CUB["segmentations.tgz"]), path="/segmentations.tgz")
+    server.url(serve(raw, cut=500), serve(raw), path="/CUB_200_2011.tgz")
+    with pytest.raises(DownloadError, match="404"):
+        benchmarks.build("cub", progress=False)
+    assert ("/CUB_200_2011.tgz", "bytes=500-") in server.seen
+    server.seen.clear()
+    benchmarks.build("cub", progress=False)
+    assert [path for path, _ in server.seen] == ["/segmentations.tgz"]
+
+
+def test_missing_images_are_counted(
+    server: Server, small: Small, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PARIS, "paris_1-v1.tgz", archive("x.tgz", photographs("louvre", 1)))
+    small(server)
+    with pytest.raises(DataError, match="1 images are not in its archives, as louvre_0"):
+        benchmarks.build("rparis6k", progress=False)
+    assert not (root / "rparis6k").exists()
+
+
+def test_space_is_checked_before_anything_is_fetched(
+    server: Server, small: Small, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small(server)
+    usage = fetch.shutil.disk_usage("/")._replace(free=60 << 20)
+    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(DownloadError, match="needs"):
+        benchmarks.build("sop", progress=False)
+    assert server.seen == []
+
+
+def test_a_folder_of_the_users_is_never_replaced(server: Server, small: Small, root: Path) -> None:
+    small(server)
+    (root / "cub").mkdir(parents=True)
+    (root / "cub" / "mine.txt").write_text("keep")
+    with pytest.raises(DataError, match="was not built here") as caught:
+        benchmarks.build("cub", progress=False)
+    assert f"cub:{root / 'cub'}" in caught.value.remedy and server.seen == []
+
+
+def test_damage_is_found_and_mended_by_building_again(
+    server: Server, small: Small, root: Path
+) -> None:
+    small(server)
+    with pytest.raises(DataError, match="cub is not built"):
+        benchmarks.verify("cub")
+    image = benchmarks.build("cub", progress=False) / "CUB_200_2011/images/001.bird_1/a.jpg"
+    image.write_bytes(b"damaged")
+    with pytest.raises(DataError, match=r"3 of 4 images can be read.*a\.jpg"):
+        benchmarks.verify("cub", progress=False)
+    benchmarks.build("cub", progress=False)
+    assert benchmarks.verify("cub", progress=False) == []
+    image.unlink()
+    with pytest.raises(DataError, match="1 are missing"):
+        benchmarks.verify("cub", progress=False)

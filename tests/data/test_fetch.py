@@ -1,0 +1,395 @@
+"""Downloads that go wrong in every way a classroom has seen, against a server on this machine."""
+
+from __future__ import annotations
+
+import email.utils
+import errno
+import gzip
+import hashlib
+import io
+import os
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pooch
+import pytest
+from local_server import BODY, SHA, Act, Handler, Server, serve, status, whole
+
+from objemb_lib.config import DownloadError, ObjembError
+from objemb_lib.data import fetch
+from objemb_lib.data.archives import sha256_file
+from objemb_lib.data.fetch import Remote
+
+pytestmark = pytest.mark.usefixtures("naps")
+WRONG = bytes(reversed(BODY))
+SERVERS_OWN = {"digest": "", "size": None}  # no list says what the bytes are
+
+
+def get(url: str, to: Path, mirror: str | None = None, check=None, **known: object) -> Path:
+    remote = Remote("file.bin", url, **{"digest": SHA, "size": len(BODY)} | known)
+    return fetch.fetch(remote, to, mirror=mirror, progress=False, check=check)
+
+
+def visible(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def offset(asked: str | None) -> int:
+    assert asked is not None and asked.startswith("bytes=") and asked.endswith("-")
+    return int(asked[6:-1])
+
+
+def test_fetches_once_and_never_asks_again(server: Server, tmp_path: Path) -> None:
+    url = server.url(serve())
+    file = get(url, tmp_path / "new" / "folder")
+    assert file == tmp_path / "new" / "folder" / "file.bin" and file.read_bytes() == BODY
+    assert sha256_file(file) == SHA
+    before = file.stat().st_mtime_ns
+    assert get(url, file.parent) == file
+    assert len(server.seen) == 1 and file.stat().st_mtime_ns == before
+    file.write_bytes(WRONG)  # damaged since
+    assert get(url, file.parent).read_bytes() == BODY and visible(file.parent) == ["file.bin"]
+
+
+def test_size_may_be_unknown(server: Server, tmp_path: Path) -> None:
+    url = server.url(serve(cut=200_000), serve())
+    assert get(url, tmp_path, size=None).read_bytes() == BODY
+
+
+# Cut connections --------------------------------------------------------------------------
+
+
+def test_a_cut_connection_is_resumed(server: Server, tmp_path: Path) -> None:
+    url = server.url(serve(cut=150_000), serve(cut=100_000), serve())
+    assert get(url, tmp_path).read_bytes() == BODY and visible(tmp_path) == ["file.bin"]
+    first, second, third = server.ranges
+    assert first is None and 0 < offset(second) <= 150_000 and offset(second) < offset(third)
+
+
+def test_many_cuts_do_not_matter_while_bytes_arrive(server: Server, tmp_path: Path) -> None:
+    url = server.url(serve(cut=70_000))  # 400 kB in 64 kB steps: more cuts than TRIES
+    assert get(url, tmp_path).read_bytes() == BODY
+    assert len(server.seen) > fetch.TRIES + 1
+
+
+def test_a_reset_connection_is_retried(server: Server, tmp_path: Path) -> None:
+    url = server.url(serve(cut=300_000, reset=True), serve(cut=0, reset=True), serve())
+    assert get(url, tmp_path).read_bytes() == BODY
+
+
+def test_the_next_call_resumes(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(DownloadError, match="connection cut"):
+        get(server.url(serve(cut=200_000), serve(cut=0)), tmp_path)
+    assert visible(tmp_path) == ["file.bin.part"]
+    server.seen.clear()
+    assert get(server.url(serve()), tmp_path).read_bytes() == BODY
+    assert len(server.seen) == 1 and offset(server.ranges[0]) > 100_000
+
+
+@pytest.mark.parametrize("then", [whole(), status(416)], ids=["ignores Range", "refuses Range"])
+def test_a_server_without_range(server: Server, tmp_path: Path, then: Act) -> None:
+    url = server.url(whole(cut=200_000), then, whole())
+    assert get(url, tmp_path).read_bytes() == BODY
+    assert offset(server.ranges[1]) > 0
+
+
+@pytest.mark.parametrize("cuts", [[200_000], [200_000, 300_000]], ids=["same", "varying"])
+def test_cuts_without_range_end(server: Server, tmp_path: Path, cuts: list[int]) -> None:
+    """Each second one looks like progress."""
+    with pytest.raises(DownloadError, match="connection cut"):
+        get(server.url(*[whole(cut=cut) for cut in cuts * 10]), tmp_path)
+    assert len(server.seen) <= fetch.TRIES + 2
+
+
+@pytest.mark.parametrize("length", [1, 100_000, len(BODY), len(BODY) + 9])
+def test_a_part_of_another_file_is_thrown_away(server: Server, tmp_path: Path, length: int) -> None:
+    (tmp_path / "file.bin.part").write_bytes((WRONG * 2)[:length])
+    assert get(server.url(serve()), tmp_path).read_bytes() == BODY
+    assert server.ranges[-1] is None
+
+
+def test_a_whole_part_needs_no_network(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file.bin.part").write_bytes(BODY)  # killed just before the last rename
+    assert get(server.url(status(500)), tmp_path).read_bytes() == BODY
+    assert not server.seen
+
+
+# Wrong bytes ------------------------------------------------------------------------------
+
+
+def test_wrong_bytes_are_named_and_removed(server: Server, tmp_path: Path) -> None:
+    url = server.url(serve(WRONG))
+    with pytest.raises(DownloadError) as caught:
+        get(url, tmp_path)
+    for part in (url, SHA, hashlib.sha256(WRONG).hexdigest(), "--mirror", "data/README.md"):
+        assert part in str(caught.value)
+    assert visible(tmp_path) == [] and len(server.seen) == 1
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        serve(BODY[:-1]),
+        serve(BODY * 20),
+        serve(b"<html>Log in to the hotel's Wi-Fi</html>"),
+        serve(b""),
+        whole(length=len(BODY) - 1),
+    ],
+    ids=["short", "long", "portal", "empty", "claims less"],
+)
+@pytest.mark.parametrize("digest", [SHA, ""], ids=["digest", "only its length"])
+def test_wrong_length(server: Server, tmp_path: Path, act: Act, digest: str) -> None:
+    with pytest.raises(DownloadError, match=f"expected {len(BODY)}"):
+        get(server.url(act), tmp_path, digest=digest)
+    assert visible(tmp_path) == []
+
+
+def test_an_endless_answer_is_not_read_to_the_end(server: Server, tmp_path: Path) -> None:
+    sent = [0]
+
+    def endless(handler: Handler) -> None:
+        handler.head(200)
+        while sent[0] < 10**8:
+            sent[0] += handler.wfile.write(BODY)
+
+    with pytest.raises(DownloadError, match=f"expected {len(BODY)}"):
+        get(server.url(endless), tmp_path)
+    assert sent[0] < 5 * 10**7 and visible(tmp_path) == []
+
+
+def test_an_archive_labelled_as_encoding_arrives_as_it_is(server: Server, tmp_path: Path) -> None:
+    raw = gzip.compress(BODY)
+    url = server.url(serve(raw, Content_Encoding="gzip"))
+    known = {"digest": hashlib.sha256(raw).hexdigest(), "size": len(raw)}
+    assert get(url, tmp_path, **known).read_bytes() == raw
+
+
+def test_md5_where_only_that_was_published(server: Server, tmp_path: Path) -> None:
+    right = f"md5:{hashlib.md5(BODY).hexdigest().upper()}"
+    with pytest.raises(DownloadError, match="known hash"):
+        get(server.url(whole(WRONG)), tmp_path, digest=right)
+    assert get(server.url(serve()), tmp_path, digest=right).read_bytes() == BODY
+    assert get(server.url(), tmp_path, digest=right) and len(server.seen) == 2  # it is there
+
+
+def test_without_a_digest_the_file_is_read_before_it_gets_its_name(
+    server: Server, tmp_path: Path
+) -> None:
+    def check(file: Path) -> None:
+        assert file.name == "file.bin.part"
+        if file.read_bytes() != BODY:
+            raise ObjembError(f"{file.name} is no list")
+
+    with pytest.raises(DownloadError, match="is no list"):
+        get(server.url(whole(b"<html>")), tmp_path, check=check, **SERVERS_OWN)
+    assert visible(tmp_path) == []
+    url = server.url(serve(cut=100), serve())
+    assert get(url, tmp_path, check=check, **SERVERS_OWN).read_bytes() == BODY
+
+
+# Servers and mirrors ----------------------------------------------------------------------
+
+
+def test_a_redirect_is_followed_and_a_loop_of_them_ends(server: Server, tmp_path: Path) -> None:
+    server.url(serve(cut=100_000), serve(), path="/moved")
+    assert get(server.url(status(302, Location="/moved")), tmp_path).read_bytes() == BODY
+    with pytest.raises(DownloadError, match="redirects"):
+        get(server.url(status(302, Location="/file.bin")), tmp_path / "other")
+
+
+IN_AN_HOUR = email.utils.formatdate(time.time() + 3600, usegmt=True)
+
+
+@pytest.mark.parametrize(
+    ("code", "after", "wait"),
+    [
+        (429, "7", 7),
+        (503, "9999", fetch.RETRY_AFTER_CAP),
+        # Its own name: xdist's workers must agree on it, and they start at different seconds.
+        pytest.param(503, IN_AN_HOUR, fetch.RETRY_AFTER_CAP, id="503-date"),
+        (408, None, None),
+        (500, None, None),
+    ],
+)
+def test_a_busy_server_is_waited_for(
+    server: Server, tmp_path: Path, naps: list[float], code: int, after: str | None, wait: float
+) -> None:
+    busy = status(code, **({"Retry_After": after} if after else {}))
+    assert get(server.url(busy, serve()), tmp_path).read_bytes() == BODY
+    assert naps == ([wait] if wait else [])
+
+
+def test_busy_for_ever(server: Server, tmp_path: Path, naps: list[float]) -> None:
+    with pytest.raises(DownloadError, match="HTTP 503"):
+        get(server.url(status(503)), tmp_path)
+    assert len(server.seen) == fetch.TRIES + 1 and naps == [1, 2, 4]
+
+
+@pytest.mark.parametrize("kind", ["folder", "folder/", "URL"])
+def test_the_mirror_comes_first(server: Server, tmp_path: Path, kind: str) -> None:
+    (tmp_path / "mirror").mkdir()
+    (tmp_path / "mirror" / "file.bin").write_bytes(BODY)
+    mirror = f"{tmp_path}/mirror{kind.removeprefix('folder')}"
+    if kind == "URL":
+        mirror = server.url(serve(), path="/class/file.bin").removesuffix("file.bin")
+    public = server.url(status(404), path="/public")
+    assert get(public, tmp_path / "data", mirror).read_bytes() == BODY
+    assert [path for path, _ in server.seen] == ["/class/file.bin"] * (kind == "URL")
+
+
+def test_a_mirror_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "mirror").mkdir()
+    (tmp_path / "mirror" / "file.bin").write_bytes(BODY)
+    assert get("", tmp_path / "data", mirror="~/mirror").read_bytes() == BODY
+
+
+@pytest.mark.parametrize("content", [None, "folder", WRONG, b"short"])
+def test_a_bad_mirror_is_passed_over(server: Server, tmp_path: Path, content: object) -> None:
+    if content == "folder":
+        (tmp_path / "mirror" / "file.bin").mkdir(parents=True)
+    elif content is not None:
+        (tmp_path / "mirror").mkdir()
+        (tmp_path / "mirror" / "file.bin").write_bytes(content)
+    mirror = str(tmp_path / "mirror")
+    file = get(server.url(serve()), tmp_path / "data", mirror)
+    assert file.read_bytes() == BODY
+    file.unlink()
+    with pytest.raises(DownloadError, match=rf"{mirror}(.|\n)*HTTP 404"):
+        get(server.url(status(404)), tmp_path / "data", mirror)
+
+
+def test_an_archive_of_the_users_is_used_where_it_lies(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    lying = tmp_path / "mine" / "a.zip"
+    lying.write_bytes(BODY)
+    remote = Remote("a.zip", digest=SHA)
+    assert fetch.fetch(remote, tmp_path / "data", tmp_path / "mine") == lying
+    lying.write_bytes(WRONG)
+    with pytest.raises(DownloadError, match=r"a\.zip: not the official"):
+        fetch.fetch(remote, tmp_path / "data", tmp_path / "mine")
+
+
+def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, naps: list[float]) -> None:
+    def no_names(*args: object, **options: object) -> object:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, not listening: refused
+        mirror = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(DownloadError, match="refused"):
+            get("http://", tmp_path, mirror)
+    monkeypatch.setattr(socket, "getaddrinfo", no_names)
+    with pytest.raises(DownloadError, match=r"data\.invalid") as caught:
+        get("https://data.invalid/file.bin", tmp_path)
+    for part in ("--source FOLDER", "--mirror DIR_OR_URL", "OBJEMB_MIRROR", "data/README.md"):
+        assert part in caught.value.remedy
+    assert naps == [] and visible(tmp_path) == []
+
+
+# The disk ---------------------------------------------------------------------------------
+
+
+def test_free_space_is_checked_first(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = fetch.shutil.disk_usage(tmp_path)._replace(free=1_150_000_000)
+    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda path: usage)
+    url = server.url(status(404))
+    with pytest.raises(DownloadError, match=r"needs 1167 MB, 1150 MB are free"):
+        get(url, tmp_path, size=1_000_000_000)  # 1.1 times that, and 64 MiB
+    assert not server.seen and visible(tmp_path) == []
+    with pytest.raises(DownloadError, match="HTTP 404"):
+        get(url, tmp_path, size=980_000_000)
+
+
+def test_a_full_disk_keeps_what_arrived(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(io.FileIO):
+        def write(self, data: bytes) -> int:
+            if self.tell() + len(data) > 150_000:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.name)
+            return super().write(data)
+
+    url = server.url(serve())
+    with monkeypatch.context() as patch:
+        patch.setattr(fetch, "open", Full, raising=False)
+        with pytest.raises(OSError, match=r"No space left.*file\.bin"):
+            get(url, tmp_path, mirror=url.removesuffix("/file.bin"))
+    assert visible(tmp_path) == ["file.bin.part"]
+    assert len(server.seen) == 1  # another address would not help
+    assert get(url, tmp_path).read_bytes() == BODY and offset(server.ranges[-1]) > 100_000
+
+
+def test_the_bar_counts_resumed_bytes(
+    server: Server,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pooch.get_logger().addHandler(caplog.handler)  # it stands outside logging's tree
+    (tmp_path / "file.bin.part").write_bytes(BODY[:100_000])
+    fetch.fetch(Remote("file.bin", server.url(serve()), SHA, len(BODY)), tmp_path)
+    pooch.get_logger().removeHandler(caplog.handler)
+    shown = capsys.readouterr().err
+    assert "file.bin" in shown and "400k/400k" in shown and not caplog.records
+
+
+# The registry, and apt --------------------------------------------------------------------
+
+
+def test_every_line_of_the_registry_can_be_fetched_and_checked() -> None:
+    rows = [row.split(",") for row in fetch.REGISTRY.read_text().splitlines()[1:]]
+    assert len({row[1] for row in rows}) == len(rows) > 15
+    for collection in {row[0] for row in rows}:
+        for remote in fetch.registry(collection):
+            kind, _, digest = remote.digest.rpartition(":")
+            assert not digest or len(bytes.fromhex(digest)) == {"": 32, "md5": 16}[kind]
+            assert digest or collection in ("roxford5k", "rparis6k", "ps-battles")
+            assert remote.url.startswith("http") and remote.url.endswith(f"/{remote.file}")
+
+
+APT = """#!/bin/sh
+for last; do :; done
+[ "$last" = bird-photos ] || { echo "E: Unable to locate package $last" >&2; exit 100; }
+echo "W: Download is performed unsandboxed as root" >&2
+echo "${CONTENT:-photo}" > "${last}_1.0_all.deb"
+"""
+DPKG = """#!/bin/sh
+[ "$1" = -x ] && [ "$(cat "$2")" = photo ] || { echo "dpkg-deb: error: no archive" >&2; exit 2; }
+mkdir -p "$3/usr/share" && cp "$2" "$3/usr/share/bird"
+"""
+
+
+@pytest.mark.parametrize(
+    ("package", "content", "missing"),
+    [
+        ("bird-photos", "photo", ""),
+        ("unicorns", "photo", ""),
+        ("bird-photos", "half", ""),
+        ("bird-photos", "photo", "apt-get"),
+        ("bird-photos", "photo", "dpkg-deb"),
+    ],
+)
+def test_a_debian_package_is_unpacked_or_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, content: str, missing: str
+) -> None:
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name, script in {"apt-get": APT, "dpkg-deb": DPKG}.items():
+        (tools / name).write_text(script)
+        (tools / name).chmod(0o755)
+    for name in ("sh", "cat", "mkdir", "cp"):
+        (tools / name).symlink_to(subprocess.check_output(["which", name], text=True).strip())
+    (tools / missing).unlink() if missing else None
+    monkeypatch.setenv("PATH", str(tools))
+    monkeypatch.setenv("CONTENT", content)
+    root = fetch.debian_package(package, tmp_path / "root")
+    if (package, content, missing) == ("bird-photos", "photo", ""):
+        assert (root / "usr/share/bird").read_text() == "photo\n"
+    else:
+        assert root is None

@@ -1,0 +1,83 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from objemb_lib import cache
+from objemb_lib.config import ObjembError
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_atomic_writes(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "note.txt"
+    assert cache.atomic_write_text(path, "zwölf\r\n→\n") == path
+    assert path.read_bytes() == "zwölf\r\n→\n".encode()
+    cache.atomic_write_bytes(path, b"\x00second")
+    assert path.read_bytes() == b"\x00second"
+    assert [file.name for file in path.parent.iterdir()] == ["note.txt"]
+
+
+def test_atomic_path_shows_the_old_file_until_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "table.npz"
+    path.write_bytes(b"old")
+    with cache.atomic_path(path) as temp:
+        np.savez(temp, x=np.arange(3))  # adds .npz to any other suffix
+        assert path.read_bytes() == b"old" and temp.parent == path.parent
+    assert np.load(path)["x"].tolist() == [0, 1, 2]
+    assert [file.name for file in tmp_path.iterdir()] == ["table.npz"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other permissions")
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_atomic_path_lets_a_classroom_read(tmp_path: Path, umask: int) -> None:
+    """Also what its writer made for itself alone, as safetensors does."""
+    path, before = tmp_path / "table.safetensors", os.umask(umask)
+    try:
+        with cache.atomic_path(path) as temp:
+            save_file({"x": np.arange(3)}, temp)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_atomic_path_without_a_file_is_no_empty_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), cache.atomic_path(tmp_path / "table"):
+        pass
+    assert tree(tmp_path) == {}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, PermissionError(13, "no")])
+def test_atomic_path_failure_leaves_the_old_file(tmp_path: Path, error: BaseException) -> None:
+    path = tmp_path / "table"
+    path.write_bytes(b"old")
+    expected = error if isinstance(error, type) else type(error)
+    with pytest.raises(expected), cache.atomic_path(path) as temp:
+        temp.write_bytes(b"half")
+        raise error
+    assert tree(tmp_path) == {"table": b"old"}
+
+
+def test_atomic_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "table"
+    path.write_bytes(b"old")
+
+    class Full(io.FileIO):
+        def write(self, data: bytes) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(cache, "open", Full, raising=False)
+    with pytest.raises(ObjembError, match="disk is full") as caught:
+        cache.atomic_write_bytes(path, b"new")
+    assert str(path) in str(caught.value) and "Free some space" in str(caught.value)
+    assert tree(tmp_path) == {"table": b"old"}
