@@ -11,7 +11,6 @@ if a script fails, after the others have run.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -19,11 +18,11 @@ import time
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+from turns import RESULTS, arguments
 
 from objemb_lib.cache import atomic_path, atomic_write_text
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results"
 SCRIPTS = (  # script, arguments, arguments when quick (None: left out)
     ("allocator", [], ["--images", "8", "--rounds", "1"]),
     ("extract", [], ["--images", "32", "--rounds", "1"]),
@@ -37,21 +36,19 @@ SCRIPTS = (  # script, arguments, arguments when quick (None: left out)
 )
 
 
-def run(quick: bool) -> dict[str, float]:
-    """Seconds of each script; raises SystemExit, naming those that failed, after the last."""
-    seconds, failed = {}, []
-    for script, *arguments in SCRIPTS:
-        if (chosen := arguments[quick]) is None:
+def run(quick: bool) -> None:
+    """Run each script; raises SystemExit, naming those that failed, after the last."""
+    failed = []
+    for script, *given in SCRIPTS:
+        if (chosen := given[quick]) is None:
             continue
-        name = " ".join([script, *chosen])
-        print(f"\n== {name}", flush=True)
+        print("\n==", script, *chosen, flush=True)
         start = time.perf_counter()
         if subprocess.run([sys.executable, str(HERE / f"{script}.py"), *chosen]).returncode:
             failed.append(script)
-        seconds[name] = round(time.perf_counter() - start, 1)
+        print(f"== {time.perf_counter() - start:.0f} s", flush=True)
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}; what they printed is above")
-    return seconds
 
 
 def ratios(results: Path = RESULTS) -> dict[str, dict[str, float]]:
@@ -74,19 +71,13 @@ def ratios(results: Path = RESULTS) -> dict[str, dict[str, float]]:
         }
     for way, known in read.get("query", {}).get("ways", {}).items():
         found[f"ms of a query by {way}"] = known["rows"][-1]["ms"]
-    return {
-        title: {name: round(value, 3) for name, value in bars.items()}
-        for title, bars in found.items()
-    }
+    return {t: {name: round(v, 3) for name, v in bars.items()} for t, bars in found.items()}
 
 
 def plot(found: dict[str, dict[str, float]], path: Path) -> None:
     """A panel of bars for each table."""
-    columns = 2
-    rows = -(-len(found) // columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(11, 2.8 * rows), layout="constrained", squeeze=False
-    )
+    rows = -(-len(found) // 2)
+    figure, axes = plt.subplots(rows, 2, figsize=(11, 2.8 * rows), layout="constrained")
     for ax in axes.flat[len(found) :]:
         ax.set_axis_off()
     for ax, (title, bars) in zip(axes.flat, found.items()):
@@ -103,15 +94,10 @@ def plot(found: dict[str, dict[str, float]], path: Path) -> None:
 
 def main() -> None:
     """Run, gather, draw."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--plot", action="store_true")
-    asked = parser.parse_args()
+    asked = arguments(__doc__, quick=False, plot=False)
     try:
         if not asked.plot:
-            print("\nseconds:", run(asked.quick))
+            run(asked.quick)
     finally:
         found = ratios()
         atomic_write_text(RESULTS / "all.json", json.dumps(found, indent=1) + "\n")

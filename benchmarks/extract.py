@@ -3,28 +3,24 @@
     python benchmarks/extract.py [--images 256] [--rounds 5] [--bf16]
 
 Bare forward passes of Lite0 at 256 px on decoded images, each change added to the one before;
-then the whole pipeline from JPEG files to vectors. The variants take turns within each round,
-since a machine's speed drifts; medians are compared. Needs mini-battles. Writes
+then the whole pipeline from JPEG files to vectors, as medians. ``--bf16`` also says what bf16 does
+to R@1 on the battle split: why nobody gets it without asking. Needs mini-battles. Writes
 benchmarks/results/extract.json.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
-import os
-import platform
 import statistics
-import time
-from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 from torchvision.transforms import functional as transforms
+from turns import RESULTS, arguments, in_turns, write
 
-from objemb_lib.cache import atomic_write_text
 from objemb_lib.data.mini_battles import mini_battles
 from objemb_lib.embed.extract import ExtractOptions, extract
 from objemb_lib.embed.regions import WHOLE, crop, model_input
@@ -33,8 +29,12 @@ from objemb_lib.embed.whitening import l2
 from objemb_lib.measure.intervals import paired_difference
 from objemb_lib.measure.metrics import evaluate
 
-RESULT = Path(__file__).parent / "results" / "extract.json"
 CPU = torch.device("cpu")
+BF16 = "bf16_change_of_recall_at_1_in_points"
+FIRST, BARE, LOOP, OURS = (
+    "forward: as loaded, batch 32", "forward: + batch 4 (shipped)",
+    "first loop, files to vectors", "extract, files to vectors",
+)  # fmt: skip
 
 
 def first_loop(trunk: Trunk, dataset) -> None:
@@ -60,36 +60,26 @@ def speeds(dataset, trunk: Trunk, rounds: int) -> dict[str, float]:
     """Median images a second of each variant."""
     stack = np.stack([model_input(dataset.image(i), 256) for i in range(len(dataset))])
     pixels = trunk.normalise(torch.from_numpy(stack).permute(0, 3, 1, 2).contiguous())
-    last, first = torch.channels_last, torch.contiguous_format
+    last, pair = torch.channels_last, [("head", "gem")]
     plain_last = copy.deepcopy(trunk).to(memory_format=last)
     fast, half = trunk.for_inference(CPU), trunk.for_inference(CPU, "bf16")
-    pair = [("head", "gem")]
+    fresh, cached = (ExtractOptions(cache=cache, progress=False) for cache in (False, True))
     variants = {
-        "first loop, files to vectors": lambda: first_loop(trunk, dataset),
-        "forward: as loaded, batch 32": lambda: forward(trunk, pixels, 32, first),
+        LOOP: lambda: first_loop(trunk, dataset),
+        FIRST: lambda: forward(trunk, pixels, 32, torch.contiguous_format),
         "forward: + channels last": lambda: forward(plain_last, pixels, 32, last),
         "forward: + batch norm folded": lambda: forward(fast, pixels, 32, last),
-        "forward: + batch 4 (shipped)": lambda: forward(fast, pixels, 4, last),
+        BARE: lambda: forward(fast, pixels, 4, last),
         "forward: + bf16 (not shipped)": lambda: forward(half, pixels.bfloat16(), 4, last),
-        "extract, files to vectors": lambda: extract(
-            dataset, trunk, pair, options=ExtractOptions(cache=False, progress=False)
-        ),
-        "extract again, from the cache": lambda: extract(
-            dataset, trunk, pair, options=ExtractOptions(progress=False)
-        ),
+        OURS: lambda: extract(dataset, trunk, pair, options=fresh),
+        "extract again, from the cache": lambda: extract(dataset, trunk, pair, options=cached),
     }
-    seconds = {name: [] for name in variants}
-    for round_ in range(rounds + 1):  # the first one warms up
-        for name, variant in variants.items():
-            start = time.perf_counter()
-            variant()
-            if round_:
-                seconds[name].append(time.perf_counter() - start)
+    seconds = in_turns(variants, rounds)
     return {name: len(dataset) / statistics.median(s) for name, s in seconds.items()}
 
 
 def bf16_costs(trunk: Trunk) -> dict[str, str]:
-    """What bf16 does to R@1 on the battle split: the reason that it is not shipped."""
+    """Points of R@1 on the battle split that bf16 adds, with their intervals."""
     battle, found = mini_battles("battle"), {}
     pairs = [("head", "spoc"), ("head", "gem")]
     for region in (WHOLE, crop(battle)):
@@ -107,41 +97,22 @@ def bf16_costs(trunk: Trunk) -> dict[str, str]:
 
 def main() -> None:
     """Measure, print, keep."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--images", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--bf16", action="store_true", help="also what bf16 does to R@1")
-    asked = parser.parse_args()
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None  # a busy machine misleads
-    trunk = load_trunk()
-    dataset = mini_battles("battle").subset(range(asked.images))
-    found = speeds(dataset, trunk, asked.rounds)
-    slowest = found["forward: as loaded, batch 32"]
-    for name, speed in found.items():
-        print(f"{name:32} {speed:7.1f} images/s  {speed / slowest:5.2f} x as loaded")
-    bare, whole = found["forward: + batch 4 (shipped)"], found["extract, files to vectors"]
-    overhead = bare / whole - 1
+    asked = arguments(__doc__, images=256, rounds=5, bf16=False)
+    trunk, dataset = load_trunk(), mini_battles("battle").subset(range(asked.images))
+    found = pd.Series(speeds(dataset, trunk, asked.rounds))
+    print(pd.DataFrame({"images/s": found, "x as loaded": found / found[FIRST]}).round(2))
+    overhead = found[BARE] / found[OURS] - 1
     print(f"pipeline over the bare forward pass: {100 * overhead:+.0f} % time")
-    key = "bf16_change_of_recall_at_1_in_points"
-    earlier = json.loads(RESULT.read_text()).get(key, {}) if RESULT.exists() else {}
-    bf16 = bf16_costs(trunk) if asked.bf16 else earlier
-    for name, change in bf16.items():
-        print(f"bf16 moves R@1, {name}: {change} points")
-    report = {
-        "images": asked.images,
-        "rounds": asked.rounds,
-        "cores": os.cpu_count(),
-        "other_load": load,
-        "machine": platform.machine(),
-        "torch": torch.__version__,
-        "images_per_second": {name: round(s, 1) for name, s in found.items()},
-        "pipeline_overhead": round(overhead, 3),
-        key: bf16,
-    }
-    RESULT.parent.mkdir(exist_ok=True)
-    atomic_write_text(RESULT, json.dumps(report, indent=1) + "\n")
+    earlier = RESULTS / "extract.json"
+    bf16 = json.loads(earlier.read_text()).get(BF16, {}) if earlier.exists() else {}
+    if asked.bf16:
+        bf16 = bf16_costs(trunk)
+        print(f"bf16 moves R@1: {bf16}")
+    write("extract", {
+        "images": asked.images, "rounds": asked.rounds,
+        "images_per_second": found.round(1).to_dict(),
+        "pipeline_overhead": round(overhead, 3), BF16: bf16,
+    })  # fmt: skip
 
 
 if __name__ == "__main__":

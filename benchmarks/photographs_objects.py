@@ -16,10 +16,10 @@ Prints mAP and R@1 with 95 % intervals, and paired differences with the whole im
 from __future__ import annotations
 
 import argparse
-import csv
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from objemb_lib.attend.objects import image_scores, oracle_query, retrieval_scores, top1_query
 from objemb_lib.attend.sources import detector_boxes, run_detector, sources
@@ -33,9 +33,8 @@ from objemb_lib.embed.extract import ExtractOptions, Objects, extract_objects
 from objemb_lib.embed.regions import Region
 from objemb_lib.embed.trunks import load_trunk
 from objemb_lib.embed.whitening import l2
-from objemb_lib.measure import leaderboard
 from objemb_lib.measure.analysis import BODY
-from objemb_lib.measure.intervals import Evaluation
+from objemb_lib.measure.intervals import Evaluation, paired_difference
 from objemb_lib.measure.metrics import evaluate_scores, metric_function
 from objemb_lib.teach.student import StudentTrunk, load_student
 
@@ -49,61 +48,43 @@ QUIET = ExtractOptions(progress=False)
 # --- COCO: a true box asks for images that hold its category -----------------------------
 
 
-def queries_of(data: ImageDataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows of the true boxes that ask, their images and categories."""
-    rows, owners, categories, row = [], [], [], 0
-    for i, some in enumerate(data.boxes):
-        for k, box in enumerate(some):
-            large = (box[2:] - box[:2] >= SMALLEST).all()
-            if large and not crowds(data, i)[k]:
-                rows.append(row)
-                owners.append(i)
-                categories.append(int(data.box_categories[i][k]))
-            row += 1
-        row += not len(some)  # the whole image stands in
-    return np.array(rows), np.array(owners), np.array(categories)
+def queries_of(data: ImageDataset) -> pd.DataFrame:
+    """The true boxes that ask: their ``row`` among all, ``image`` and ``category``."""
+    found, start = [], 0
+    for i, boxes in enumerate(data.boxes):
+        large = (boxes[:, 2:] - boxes[:, :2] >= SMALLEST).all(axis=1) & ~crowds(data, i)
+        found += [(start + k, i, int(data.box_categories[i][k])) for k in np.flatnonzero(large)]
+        start += max(1, len(boxes))  # of none, the whole image stands in
+    return pd.DataFrame(found, columns=["row", "image", "category"])
 
 
-def by_category(data: ImageDataset, scores: np.ndarray, owners, categories) -> Evaluation:
+def by_category(data: ImageDataset, scores: np.ndarray, queries: pd.DataFrame) -> Evaluation:
     """Score ``(Q, N)`` rankings of the other images; relevant: those with the query's category."""
     holds = np.zeros((len(data), len(data.category_names)), bool)
     for i, many in enumerate(data.box_categories):
         holds[i, np.asarray(many, int)] = True
-    values = {metric: [] for metric in METRICS}
-    for line, i, category in zip(scores, owners, categories):
+    images = queries["image"].to_numpy()
+    ranked = []
+    for line, i, category in zip(scores, images, queries["category"]):
         order = np.argsort(-line, kind="stable")
-        ranked = holds[order[order != i], category]
-        for metric in METRICS:
-            values[metric].append(metric_function(metric)(ranked))
-    found = {metric: np.array(v) for metric, v in values.items()}
-    return Evaluation(found, owners, np.arange(len(owners)), f"{data.name}/{data.split} f")
+        ranked.append(holds[order[order != i], category])
+    found = {m: np.array([metric_function(m)(one) for one in ranked]) for m in METRICS}
+    return Evaluation(found, images, np.arange(len(images)), f"{data.name}/{data.split} f")
 
 
-def coco_ways(data: ImageDataset, detector) -> dict[str, list[Region]]:
-    """What is looked at in each way; the first region of a list is the one that asks."""
-    true = true_boxes(data)
-    named = sources(data, detector, progress=False)
-    whole, plain = named["whole image"], Region(true)
-    ways = {"whole image": [whole, whole], "true boxes": [plain, plain]}
-    for context in CONTEXTS:
-        ways[f"true boxes, context {context}"] = [Region(true, context=context)] * 2
-    ways["true masks"] = [Region(true, masked=True)] * 2
-    for name in ("detector, top 5", "proposals, top 10", "R-MAC grid", "random boxes"):
-        ways[name] = [plain, named[name]]
-    return ways
-
-
-def coco_vectors(data: ImageDataset, trunk, detector) -> dict[str, list]:
-    """Asking and answering objects of each way, with a way of crops."""
-    ways = coco_ways(data, detector)
-    regions = {r.name: r for pair in ways.values() for r in pair}
-    regions["crops"] = Region(true_boxes(data), "pixels")
+def coco_objects(data: ImageDataset, trunk, detector) -> dict[str, tuple[Objects, Objects]]:
+    """Asking and answering objects of each way."""
+    true, named = true_boxes(data), sources(data, detector, progress=False)
+    same = {"whole image": named["whole image"], "true boxes": Region(true)}
+    same |= {f"true boxes, context {c}": Region(true, context=c) for c in CONTEXTS}
+    same |= {"true masks": Region(true, masked=True), "crops of true boxes": Region(true, "pixels")}
+    guesses = ("detector, top 5", "proposals, top 10", "R-MAC grid", "random boxes")
+    regions = same | {name: named[name] for name in guesses}
     found = extract_objects(data, trunk, PAIRS, regions, QUIET)
-    made = {way: [found[r.name] for r in pair] for way, pair in ways.items()}
-    made["crops of true boxes"] = [found["crops"]] * 2
-    asking, answering = students(data, Region(true_boxes(data)))
-    made["student, true boxes"] = [asking, asking]
-    return made | {"student, its own boxes": [asking, answering]}
+    made = {way: (found[way if way in same else "true boxes"], found[way]) for way in regions}
+    asking, answering = students(data, Region(true))
+    made["student, true boxes"] = asking, asking
+    return made | {"student, its own boxes": (asking, answering)}
 
 
 def students(data: ImageDataset, *others: Region) -> list[Objects]:
@@ -117,11 +98,10 @@ def students(data: ImageDataset, *others: Region) -> list[Objects]:
 
 
 def coco_scores(data: ImageDataset, asking, answering, pair) -> Evaluation:
-    rows, owners, categories = queries_of(data)
-    vectors = l2(asking.vectors[pair])
-    asked = vectors[owners if len(asking) == len(data) else rows]
+    queries, vectors = queries_of(data), l2(asking.vectors[pair])
+    asked = vectors[queries["image" if len(asking) == len(data) else "row"]]
     scores = image_scores(asked, l2(answering.vectors[pair]), answering.image)
-    return by_category(data, scores, owners, categories)
+    return by_category(data, scores, queries)
 
 
 def coco(place: Path, trunk, detector) -> None:
@@ -130,7 +110,7 @@ def coco(place: Path, trunk, detector) -> None:
     for split in ("train2017", "val2017"):
         truth = place / "annotations" / f"instances_{split}.json"
         made[split] = folder(place, annotations=truth, split=split, progress=False)
-    train, val = (coco_vectors(data, trunk, detector) for data in made.values())
+    train, val = (coco_objects(data, trunk, detector) for data in made.values())
     found = {}
     for way, sides in train.items():
         offered = [pair for pair in sides[0].vectors if pair in sides[1].vectors]
@@ -168,18 +148,16 @@ def groceries(place: Path, trunk, detector) -> None:
 
 def grocery_store(place: Path) -> ImageDataset:
     """Shop photographs of the test split (queries) and iconic pictures (gallery)."""
-    with open(place / "classes.csv", encoding="utf-8") as file:
-        iconic = {int(r["Class ID (int)"]): r["Iconic Image Path (str)"].lstrip("/")
-                  for r in csv.DictReader(file)}  # fmt: skip
-    lines = (place / "test.txt").read_text(encoding="utf-8").splitlines()
-    rows = [[part.strip() for part in line.split(",")] for line in lines if line.strip()]
-    photos = [(file, int(label)) for file, label, _ in rows if (place / file).is_file()]
-    files = [file for file, _ in photos] + list(iconic.values())
-    return ImageDataset(
-        "groceries", "photo to iconic", place, files,
-        np.array([label for _, label in photos] + list(iconic)),
-        queries=np.arange(len(photos)), gallery=np.arange(len(photos), len(files)),
-    )  # fmt: skip
+    classes = pd.read_csv(place / "classes.csv")
+    photos = pd.read_csv(
+        place / "test.txt", names=["file", "label", "coarse"], skipinitialspace=True
+    )
+    photos = photos[[(place / file).is_file() for file in photos["file"]]]
+    files = [*photos["file"], *classes["Iconic Image Path (str)"].str.lstrip("/")]
+    labels = np.concatenate([photos["label"], classes["Class ID (int)"]])
+    every = np.arange(len(files))
+    return ImageDataset("groceries", "photo to iconic", place, files, labels,
+                        queries=every[: len(photos)], gallery=every[len(photos) :])  # fmt: skip
 
 
 def chosen_on_battles(trunk, detector) -> dict[str, tuple[str, str]]:
@@ -202,12 +180,12 @@ def _on_train(some, pair: tuple[str, str], train: ImageDataset) -> float:
 
 def report(title: str, found: dict[str, Evaluation]) -> None:
     """Intervals of every way, and its difference from the first."""
-    first = next(iter(found))
-    print(f"\n{title}\n\n| way | mAP | R@1 | mAP, minus {first} |\n|---|---|---|---|")
+    first, rows = next(iter(found)), {}
     for name, one in found.items():
-        change = leaderboard.difference(2, name, name, one, first, found[first])
-        print(f"| {name} | {one.interval('mAP')} | {one.interval('R@1')} |"
-              f" {change} {change.verdict} |")  # fmt: skip
+        change = paired_difference(one, found[first], "mAP")
+        rows[name] = {"mAP": str(one.interval("mAP")), "R@1": str(one.interval("R@1")),
+                      f"mAP, minus {first}": f"{change} {change.verdict}"}  # fmt: skip
+    print(f"\n{title}\n\n{pd.DataFrame(rows).T.to_markdown()}")
 
 
 def main() -> None:
