@@ -7,8 +7,6 @@ answer names the images, and in each the box that was meant.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torchvision.ops import box_iou
@@ -18,8 +16,6 @@ from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.embed.boxes import Boxes
 from objemb_lib.embed.extract import Objects
 from objemb_lib.measure.metrics import evaluate_scores
-
-HOW = ("best", "sum")
 
 
 def image_scores(
@@ -35,7 +31,7 @@ def image_scores(
     Returns:
         ``(Q, N)``.
     Raises:
-        DataError: unknown ``how``; images out of order, or without objects.
+        DataError: images out of order, or without objects. KeyError: unknown ``how``.
 
     >>> objects = np.array([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
     >>> image_scores(np.array([[1.0, 0.0]]), objects, np.array([0, 0, 1])).tolist()
@@ -50,10 +46,8 @@ def image_scores(
             f"{len(vectors)} objects of images {image[:5].tolist()} ...",
             "Pass the objects image by image, at least one of each.",
         )
-    if how not in HOW:
-        raise DataError(f"no way to score called {how!r}", f"Use one of {', '.join(HOW)}.")
     every = np.asarray(queries) @ np.asarray(vectors).T
-    return (np.maximum if how == "best" else np.add).reduceat(every, starts, axis=1)
+    return {"best": np.maximum, "sum": np.add}[how].reduceat(every, starts, axis=1)
 
 
 def listed_scores(
@@ -140,29 +134,26 @@ def choose_weight(
     of_objects: np.ndarray,
     of_images: np.ndarray,
     dataset: ImageDataset,
-    weights: Sequence[float] = tuple(np.linspace(0, 1, 11).round(1)),
-    metric: str = "mAP",
 ) -> float:
-    """The best weight of :func:`fuse`; of equals the smallest.
+    """The weight of :func:`fuse`, in steps of 0.1, of the highest mAP; of equals the smallest.
 
     Args:
         of_objects, of_images: ``(Q, G)`` scores on ``dataset``, which must be training images.
     """
 
     def value(weight: float) -> float:
-        fused = fuse(of_objects, of_images, weight)
-        return evaluate_scores(fused, dataset, [metric]).mean(metric)
+        return evaluate_scores(fuse(of_objects, of_images, weight), dataset, ["mAP"]).mean("mAP")
 
-    return float(max(weights, key=value))
+    return float(max(np.linspace(0, 1, 11).round(1), key=value))
 
 
-def object_label(dataset: ImageDataset, i: int, box: np.ndarray, overlap: float = 0.5) -> int:
-    """The label of the true box that a box meets (IoU) by ``overlap`` at least, else -1."""
+def object_label(dataset: ImageDataset, i: int, box: np.ndarray) -> int:
+    """The label of the true box that a box meets by an IoU of at least 0.5, else -1."""
     if not len(dataset.boxes[i]):
         return -1
     boxes = torch.from_numpy(np.asarray(dataset.boxes[i], np.float32))
     meets = box_iou(torch.as_tensor(np.asarray(box, np.float32))[None], boxes)[0]
-    return int(dataset.box_labels[i][int(meets.argmax())]) if meets.max() >= overlap else -1
+    return int(dataset.box_labels[i][int(meets.argmax())]) if meets.max() >= 0.5 else -1
 
 
 def object_truth(

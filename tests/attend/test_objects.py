@@ -10,15 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tiny_colours import coloured
 from tiny_objects import PAIR, made
 
 from objemb_lib.attend.objects import (
     choose_weight,
+    first_right,
     fuse,
     image_scores,
     listed_scores,
     meets_main,
     object_label,
+    object_truth,
     oracle_query,
     query_strata,
     retrieval_scores,
@@ -26,7 +29,7 @@ from objemb_lib.attend.objects import (
 )
 from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.embed.boxes import Boxes
+from objemb_lib.embed.boxes import Boxes, true_boxes
 from objemb_lib.embed.whitening import l2
 from objemb_lib.measure.metrics import evaluate_scores
 from objemb_lib.search.index import Index
@@ -50,11 +53,6 @@ def test_image_scores_are_those_of_a_slow_loop(counts: list[int], seed: int) -> 
 def test_objects_out_of_order_are_refused(image: list) -> None:
     with pytest.raises(DataError, match="image by image"):
         image_scores(np.eye(3), np.eye(3), np.array(image))
-
-
-def test_unknown_ways_to_score_are_refused() -> None:
-    with pytest.raises(DataError, match="'median'"):
-        image_scores(np.eye(3), np.eye(3), np.arange(3), "median")
 
 
 def test_the_surest_object_asks_or_the_one_that_was_clicked(tmp_path: Path) -> None:
@@ -131,6 +129,23 @@ def test_the_label_of_a_box_is_that_of_the_true_box_it_meets(tmp_path: Path) -> 
     assert object_label(data, 0, np.array([12, 2, 30, 20])) == 7
     assert object_label(data, 0, np.array([6, 0, 16, 10])) == -1  # a part of each
     assert object_label(data, 1, np.array([0, 0, 30, 20])) == -1  # nobody knows
+
+
+def test_truth_of_objects_is_that_of_the_boxes_they_meet(tmp_path: Path) -> None:
+    data = coloured(tmp_path)
+    found = true_boxes(data)
+    labels, categories = object_truth(data, found.owners, np.concatenate(found.boxes))
+    assert labels.tolist() == [0, 1, 0, 1, 2] and categories.tolist() == [0, 1, 0, 1, -1]
+    nowhere = object_truth(data, np.array([0]), np.array([[30.0, 0, 39, 4]]))
+    assert [part.tolist() for part in nowhere] == [[-1], [-1]]
+
+
+def test_a_first_answer_is_right_in_another_image_only() -> None:
+    vectors = l2(np.array([[1, 0], [1, 0.1], [0.9, 0.1], [0, 1], [0.2, 1]]))
+    image, labels = np.array([0, 0, 1, 1, 2]), np.array([5, 5, 5, 6, -1])
+    # rows 0 and 1 lie in one image; 3 has no other 6; nobody knows 4
+    assert first_right(vectors, image, labels).tolist() == [1, 1, 1, -1, -1]
+    assert first_right(vectors[[0, 3, 4]], np.arange(3), np.array([5, 5, 6])).tolist() == [0, 0, -1]
 
 
 # --- what may be hard ---------------------------------------------------------------------

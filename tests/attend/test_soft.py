@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_colours import BOXES, coloured
 from tiny_scenes import lively, scenes
 
 from objemb_lib.attend import soft
 from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.embed.boxes import Boxes
+from objemb_lib.embed.boxes import Boxes, true_boxes
 from objemb_lib.embed.extract import (
     ExtractOptions,
     Objects,
@@ -85,3 +86,24 @@ def test_soft_attention_goes_through_extraction(tmp_path: Path, monkeypatch) -> 
     monkeypatch.undo()
     with pytest.raises(DataError, match="comes without its ImageNet classifier"):
         soft.class_activation_region(data, trunk)
+
+
+def test_overlays_are_bright_where_something_is_pooled(tmp_path: Path) -> None:
+    data = coloured(tmp_path)
+    trunk = lively("efficientnet_lite0")
+    region = Region(true_boxes(data))
+    vector = np.ones(trunk.stages["stage4"].channels, np.float32)
+    found = soft.overlays(data, 0, trunk, "stage4", region, vector, 64)
+    inside = np.zeros((30, 40))
+    for x0, y0, x1, y1 in BOXES["a.png"]:
+        inside[y0:y1, x0:x1] = 1
+    assert np.array_equal(found["boxes"], inside) and "masks" not in found
+    pixels = torch.from_numpy(np.array(data.image(0).resize((64, 64), 3, reducing_gap=2.0)))
+    with torch.inference_mode():
+        seen = trunk(trunk.normalise(pixels.permute(2, 0, 1)[None]))["stage4"][0]
+    total = seen.clamp(min=0).sum(dim=0).sqrt()
+    assert np.allclose(found["CroW"], total / total.max(), atol=1e-3)
+    alike = torch.nn.functional.cosine_similarity(seen, torch.ones_like(seen), dim=0)
+    assert np.allclose(found["similarity"], alike.clamp(min=0), atol=1e-4)
+    with pytest.raises(DataError, match="same stage"):
+        soft.overlays(data, 0, trunk, "stage4", region, vector[:5], 64)
