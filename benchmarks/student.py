@@ -11,16 +11,18 @@ turns, so that other load meets all of them; medians. Writes benchmarks/results/
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import platform
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
+from student_ablations import MapTeacher
 from torch.utils.flop_counter import FlopCounterMode
 
 from objemb_lib import config
@@ -36,19 +38,15 @@ Way = Callable[[list[torch.Tensor]], object]
 
 def ways(student: Student, teachers: dict[str, Teacher], k: int) -> dict[str, Way]:
     """Everything that is compared, as functions of a list of images."""
-    device = config.device()
-    student = student.for_inference(device)
-    student.top = k
-    detector = student.detector
+    student = copy.deepcopy(student)
+    student.detector, student.top = student.detector.for_inference(config.device()), k
 
     def with_teacher(teacher: Teacher) -> Way:
-        def both(images: list[torch.Tensor]) -> torch.Tensor:
-            boxes = [one["boxes"][:k] for one in detector(images)]
-            return teacher(torch.stack(images), boxes)
+        return lambda images: teacher(
+            torch.stack(images), [one["boxes"][:k] for one in student.detector(images)]
+        )
 
-        return both
-
-    found = {"detector alone": detector, "student": student}
+    found = {"detector alone": student.detector, "student": student}
     return found | {f"detector + {name}": with_teacher(t) for name, t in teachers.items()}
 
 
@@ -67,10 +65,10 @@ def busy_images(student: Student, count: int, least: int) -> list[torch.Tensor]:
 
 def seconds(compared: dict[str, Way], images: list[torch.Tensor], batch: int, rounds: int) -> dict:
     """Median seconds an image, each way in turn."""
-    batches = [images[i : i + batch] for i in range(0, len(images), batch)]
     taken: dict[str, list[float]] = {name: [] for name in compared}
     for turn in range(rounds + 1):
-        for some in batches:
+        for first in range(0, len(images), batch):
+            some = images[first : first + batch]
             for name, way in compared.items():
                 start = time.perf_counter()
                 way(some)
@@ -78,7 +76,7 @@ def seconds(compared: dict[str, Way], images: list[torch.Tensor], batch: int, ro
                     torch.cuda.synchronize()
                 if turn:  # the first one warms up
                     taken[name].append((time.perf_counter() - start) / len(some))
-    return {name: statistics.median(values) for name, values in taken.items()}
+    return {name: float(np.median(values)) for name, values in taken.items()}
 
 
 def flops(way: Way, image: torch.Tensor) -> float:
@@ -96,11 +94,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=8)
     asked = parser.parse_args()
-    student = load_student().to(config.device())
-    trunk, large = load_trunk(), load_trunk("efficientnet_lite2")
+    student, trunk = load_student().to(config.device()), load_trunk()
     teachers = {
-        "teacher on the map": Teacher(trunk, from_map=True),
-        "teacher Lite2 on the map": Teacher(large, from_map=True),
+        "teacher on the map": MapTeacher(trunk),
+        "teacher Lite2 on the map": MapTeacher(load_trunk("efficientnet_lite2")),
         "teacher on crops": Teacher(trunk, size=256),
     }
     images = busy_images(student, asked.images, max(OBJECTS))
@@ -110,35 +107,33 @@ def main() -> None:
         counted = {name: flops(way, images[0]) for name, way in compared.items()}
         for batch in (1, 4):
             found = seconds(compared, images, batch, asked.rounds)
-            table += [row(name, k, batch, found, counted) for name in compared]
-    parts = {"student": student, "detector alone": student.detector, "teacher": teachers[
-        "teacher on crops"].trunk}  # fmt: skip
+            table += [
+                {
+                    "objects": k,
+                    "batch": batch,
+                    "way": name,
+                    "ms": round(1000 * found[name], 2),
+                    "images_per_second": round(1 / found[name], 1),
+                    "ratio": round(found["student"] / found[name], 3),  # of seconds
+                    "gflops": round(counted[name], 3),
+                    "gflops_ratio": round(counted["student"] / counted[name], 3),
+                }
+                for name in compared
+            ]
+    parts = {"student": student, "detector alone": student.detector,
+             "teacher": teachers["teacher on crops"].trunk}  # fmt: skip
+    machine = {"cores": os.cpu_count(), "architecture": platform.machine(),
+               "torch": torch.__version__, "device": str(config.device()),
+               "other_load": os.getloadavg()[0]}  # fmt: skip
     report = {
         "images": len(images),
         "rounds": asked.rounds,
-        "machine": {"cores": os.cpu_count(), "architecture": platform.machine(),
-                    "torch": torch.__version__, "device": str(config.device()),
-                    "other_load": os.getloadavg()[0]},
+        "machine": machine,
         "parameters": {n: sum(p.numel() for p in m.parameters()) for n, m in parts.items()},
         "table": table,
-    }  # fmt: skip
-    atomic_write_text(RESULTS, json.dumps(report, indent=1) + "\n")
-    for line in table:
-        print(line)
-
-
-def row(name: str, k: int, batch: int, found: dict, counted: dict) -> dict:
-    """One line of the table; ``ratio`` is the student's seconds over this way's."""
-    return {
-        "objects": k,
-        "batch": batch,
-        "way": name,
-        "ms": round(1000 * found[name], 2),
-        "images_per_second": round(1 / found[name], 1),
-        "ratio": round(found["student"] / found[name], 3),
-        "gflops": round(counted[name], 3),
-        "gflops_ratio": round(counted["student"] / counted[name], 3),
     }
+    atomic_write_text(RESULTS, json.dumps(report, indent=1) + "\n")
+    print(pd.DataFrame(table).to_string(index=False))
 
 
 if __name__ == "__main__":

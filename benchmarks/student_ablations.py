@@ -1,4 +1,4 @@
-"""What matters in guided student-teacher training: recipes that differ in one thing, three seeds.
+"""What matters in guided student-teacher training: trainings that differ in one thing, three seeds.
 
     python benchmarks/student_ablations.py               all that is not done yet, then the file
     python benchmarks/student_ablations.py --part 1/2    every other run: two processes, two cores
@@ -6,7 +6,7 @@
 
 Each run begins as the shipped Faster R-CNN, takes a few minutes on one core and is kept in
 runs/ablations/, so that a killed one costs no other. Results: benchmarks/results/
-student_ablations.json, the mean average precision of each battle object for each recipe and seed.
+student_ablations.json, the mean average precision of each battle object for each training and seed.
 """
 
 from __future__ import annotations
@@ -19,86 +19,151 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from pytorch_metric_learning.losses import ProxyNCALoss
+from torch import Tensor
 
 from objemb_lib import config
 from objemb_lib.cache import atomic_write_text
-from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.mini_battles import mini_battles
 from objemb_lib.detect.metrics import coco_ap, detect
 from objemb_lib.detect.weights import load_detector
 from objemb_lib.embed.extract import ExtractOptions, extract
-from objemb_lib.embed.regions import crop, roi
+from objemb_lib.embed.pooling import POOLINGS
+from objemb_lib.embed.regions import CELLS, crop, roi
 from objemb_lib.embed.trunks import load_trunk
 from objemb_lib.embed.whitening import PCAWhitening, l2
 from objemb_lib.measure.metrics import evaluate
-from objemb_lib.teach.student import (
+from objemb_lib.teach.distillation import (
+    LOSSES,
     SCHEDULE,
+    DistillationModule,
     DistillConfig,
-    Student,
-    StudentTrunk,
-    Teacher,
+    choose_regions,
     train_student,
 )
+from objemb_lib.teach.student import Student, StudentTrunk, Teacher, cut_regions
 
 GUIDED, SIDE, WHITENED = DistillConfig(), 160, 256
-LESSONS = replace(SCHEDULE, steps=40, warmup=10)
+SHORT = replace(SCHEDULE, steps=40, warmup=10)
 OBJECTS = (15, 30, 59)  # of the 118 train objects: the curve
 RESULTS = Path(__file__).parent / "results" / "student_ablations.json"
 RUNS = config.PROJECT / "runs" / "ablations"
 
 
-def teacher(trunk: str = "efficientnet_lite0", **how: object) -> Teacher:
-    return Teacher(load_trunk(trunk), size=SIDE, **how)
+class MapTeacher(Teacher):
+    """Cuts regions out of the map of the whole image: as blind for small things as its student."""
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, boxes: list[Tensor]) -> Tensor:
+        parts = cut_regions(self.maps(images), self.trunk.stages[self.stage], boxes, CELLS)
+        return F.normalize(POOLINGS[self.pooling](parts), dim=1)
 
 
-def whitened() -> Teacher:
-    train = mini_battles("train").first_of_each(5)
-    pair = ("head", "rmac")
-    vectors = l2(extract(train, load_trunk(), [pair], crop(train), ExtractOptions(SIDE))[pair])
-    return teacher(whitening=PCAWhitening(WHITENED, shrink=0.3).fit(vectors))
+class WhitenedTeacher(Teacher):
+    """Gives whitened vectors, as crops of training objects have taught it."""
+
+    def __init__(self, *given: object, **how: object) -> None:
+        super().__init__(*given, **how)
+        data, pair = mini_battles("train").first_of_each(5), (self.stage, self.pooling)
+        options = ExtractOptions(self.size)
+        vectors = l2(extract(data, load_trunk(), [pair], crop(data), options)[pair])
+        self.whitening, self.dim = PCAWhitening(WHITENED, shrink=0.3).fit(vectors), WHITENED
+
+    def forward(self, images: Tensor, boxes: list[Tensor]) -> Tensor:
+        vectors = super().forward(images, boxes).float().cpu().numpy()
+        return torch.from_numpy(self.whitening(vectors)).to(images.device)
 
 
-# name: (recipe, what makes the teacher, whether the vectors are projected)
-ABLATIONS: dict[str, tuple[DistillConfig, Callable[[], Teacher], bool]] = {
-    "guided": (GUIDED, teacher, False),
-    "guided, projected": (GUIDED, teacher, True),
-    "cosine alone": (replace(GUIDED, losses=("cosine",)), teacher, False),
-    "relational alone": (replace(GUIDED, losses=("relational",)), teacher, False),
-    "squared difference": (replace(GUIDED, losses=("squared",)), teacher, False),
-    "no free regions": (replace(GUIDED, free=0), teacher, False),
-    "free regions alone": (replace(GUIDED, regions="none", free=5), teacher, False),
-    "all proposals alike": (replace(GUIDED, regions="proposals"), teacher, False),
-    "hints of the whole map": (DistillConfig("none", 0, ("hint",)), teacher, False),
-    "no detection losses": (replace(GUIDED, detection=False), teacher, False),
-    "frozen detector": (replace(GUIDED, frozen=True), teacher, True),
-    "labels, no teacher": (DistillConfig(free=0, losses=("labels",)), teacher, False),
-    "teacher on the map": (GUIDED, lambda: teacher(from_map=True), False),
-    "teacher whitened": (GUIDED, whitened, True),
-    "teacher Lite2": (GUIDED, lambda: teacher("efficientnet_lite2"), True),
+class Hints(DistillationModule):
+    """The teacher's whole map, objects and background alike.
+
+    Source: Romero et al., FitNets: Hints for Thin Deep Nets, 2015, eq. 3, with the cosine in place
+    of the squared difference, so that bright cells do not decide alone.
+    """
+
+    def distil(self, maps: dict, images: Tensor, *_: object) -> dict[str, Tensor]:
+        whole = self.teacher[0].maps(images)["head"].float()
+        return {"hint": 5 * (1 - F.cosine_similarity(maps["head"].float(), whole, dim=1)).mean()}
+
+
+class Labels(DistillationModule):
+    """Objects by their labels, without a teacher (Proxy-NCA)."""
+
+    def __init__(self, *given: object) -> None:
+        super().__init__(*given)
+        count = len(mini_battles("train").label_names)
+        self.labels = ProxyNCALoss(count, self.student.embedding.dim, softmax_scale=10)
+
+    def distil(self, maps: dict, images: Tensor, targets: list, proposals: list) -> dict:
+        looked, aimed = choose_regions(targets, proposals, self.config, images.shape[-1])
+        objects = []
+        for target, boxes in zip(targets, aimed):
+            same = (boxes[:, None] == target["boxes"]).all(dim=2)
+            objects += [target["objects"][same.nonzero()[:, 1]]]
+        known = (objects := torch.cat(objects)) >= 0
+        if not known.any():
+            return {}
+        vectors = self.student.embed(maps, looked).float()
+        return {"labels": self.labels(vectors[known], objects[known])}
+
+
+class Frozen(DistillationModule):
+    """Only the embedding head learns."""
+
+    def __init__(self, *given: object) -> None:
+        super().__init__(*given)
+        self.student.detector.requires_grad_(False)
+
+
+def squared(vectors: Tensor, targets: Tensor) -> Tensor:
+    """Mean of ``|v - t|^2``: the length counts, too."""
+    return (vectors - targets).square().sum(dim=1).mean()
+
+
+LOSSES["squared"] = (squared, 2.5)
+
+
+def teacher(kind: type[Teacher] = Teacher, trunk: str = "efficientnet_lite0") -> Teacher:
+    return kind(load_trunk(trunk), size=SIDE)
+
+
+# name: (config, what makes the teacher, options of train_student)
+Ablation = tuple[DistillConfig, Callable[[], Teacher], dict]
+PROJECTED = {"projected": True}
+ABLATIONS: dict[str, Ablation] = {
+    "guided": (GUIDED, teacher, {}),
+    "guided, projected": (GUIDED, teacher, PROJECTED),
+    "cosine alone": (replace(GUIDED, losses=("cosine",)), teacher, {}),
+    "relational alone": (replace(GUIDED, losses=("relational",)), teacher, {}),
+    "squared difference": (replace(GUIDED, losses=("squared",)), teacher, {}),
+    "no free regions": (replace(GUIDED, free=0), teacher, {}),
+    "free regions alone": (replace(GUIDED, regions="none", free=5), teacher, {}),
+    "all proposals alike": (replace(GUIDED, regions="proposals"), teacher, {}),
+    "hints of the whole map": (DistillConfig("none", 0, ("hint",)), teacher, {"module": Hints}),
+    "no detection losses": (replace(GUIDED, detection=False), teacher, {}),
+    "frozen detector": (replace(GUIDED, detection=False), teacher, PROJECTED | {"module": Frozen}),
+    "labels, no teacher": (DistillConfig(free=0, losses=("labels",)), teacher, {"module": Labels}),
+    "teacher on the map": (GUIDED, lambda: teacher(MapTeacher), {}),
+    "teacher whitened": (GUIDED, lambda: teacher(WhitenedTeacher), PROJECTED),
+    "teacher Lite2": (GUIDED, lambda: teacher(trunk="efficientnet_lite2"), PROJECTED),
 }
-
-
-def lesson(name: str) -> tuple[DistillConfig, Callable[[], Teacher], bool, ImageDataset]:
-    """DistillConfig, teacher, projection and training scenes of a run."""
-    train = mini_battles("train")
-    if name.endswith(" objects"):  # distractors are objects, too: fewer of them, fewer scenes
-        few = np.unique(train.labels)[:: round(118 / int(name.split()[-2]))]
-        there = [np.isin(b, few).all() for b in train.box_labels]
-        return *ABLATIONS["guided"], train.subset(np.array(there))
-    return *ABLATIONS[name], train
 
 
 def run(name: str, seed: int) -> dict:
     """Train one student and score it on unseen objects."""
-    recipe, make, projected, train = lesson(name)
+    train = mini_battles("train")
+    if name.endswith(" objects"):  # distractors are objects, too: fewer of them, fewer scenes
+        few = np.unique(train.labels)[:: round(118 / int(name.split()[-2]))]
+        train = train.subset(np.array([np.isin(b, few).all() for b in train.box_labels]))
+    how, make, options = ABLATIONS.get(name, ABLATIONS["guided"])
     folder = RUNS / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
-    schedule = replace(LESSONS, seed=seed)
-    start = load_detector("faster_rcnn")
-    options = {"projected": projected, "progress": False}
-    learnt = train_student(start, train, make(), folder, recipe, schedule, **options)
+    schedule, start = replace(SHORT, seed=seed), load_detector("faster_rcnn")
+    learnt = train_student(start, train, make(), folder, how, schedule, progress=False, **options)
     shutil.rmtree(folder)  # weights that nobody asks for again
     seen = {"objects seen": len(np.unique(train.labels)), "scenes": len(train)}
-    return {"name": name, "seed": seed, "recipe": asdict(recipe), **seen, **score(learnt)}
+    return {"name": name, "seed": seed, "config": asdict(how), **seen, **score(learnt)}
 
 
 def score(student: Student) -> dict:
@@ -134,7 +199,7 @@ def main() -> None:
     paths = [RUNS / f"{name}-{seed}.json" for name, seed in jobs]
     done = [json.loads(path.read_text()) for path in paths if path.exists()]
     untrained = {"name": "not trained", **score(Student(load_detector("faster_rcnn")))}
-    about = {"data": mini_battles("battle").fingerprint, "schedule": asdict(LESSONS),
+    about = {"data": mini_battles("battle").fingerprint, "schedule": asdict(SHORT),
              "teacher": repr(teacher())}  # fmt: skip
     text = json.dumps({**about, "untrained": untrained, "runs": done}, indent=1)
     atomic_write_text(RESULTS, text + "\n")

@@ -34,7 +34,7 @@ _WHERE = {
     "Student": "teach.student",
     "Teacher": "teach.student",
     "load_student": "teach.student",
-    "train_student": "teach.student",
+    "train_student": "teach.distillation",
     "Index": "search.index",
     "ObjectIndex": "search.objects",
     "Retriever": "search.retriever",

@@ -1,4 +1,8 @@
-"""The networks: torchvision's Faster R-CNN, Mask R-CNN and FCOS on any trunk of ours."""
+"""The networks: torchvision's detectors on any trunk of ours, and those that it trained on COCO.
+
+Against ``torchvision/resnet50:IMAGENET1K_V1``, the weights that their training began with, the
+latter compare the same trunk before and after detection training at the paper's scale.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +11,30 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
+import torchvision
+from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
+from torchvision.models.detection.transform import resize_boxes
+from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from objemb_lib.config import DataError
-from objemb_lib.embed.trunks import Trunk
+from objemb_lib.embed.trunks import Trunk, from_hub, torchvision_trunk_of
 
 KINDS = ("faster_rcnn", "mask_rcnn", "fcos")
 STRIDES = (8, 16, 32)  # objects of 30 to 170 pixels: finer levels cost much and find nothing more
-RATIOS = (0.5, 1.0, 2.0)
+BEFORE = "torchvision/resnet50:IMAGENET1K_V1"
+COCO_DETECTORS = (
+    "fasterrcnn_resnet50_fpn",
+    "fasterrcnn_resnet50_fpn_v2",
+    "maskrcnn_resnet50_fpn",
+    "retinanet_resnet50_fpn",
+    "fcos_resnet50_fpn",
+)
 
 Target = dict[str, Tensor]
 Losses = dict[str, Tensor]
@@ -30,25 +44,15 @@ class Pyramid(nn.Module):
     """A trunk and a feature pyramid (FPN) over its last stages: what torchvision calls a backbone.
 
     Args:
-        trunk: its deepest map at each of :data:`STRIDES` feeds the level ``fpn<log2 stride>``.
+        body: the trunk. fpn: torchvision's.
+        levels: for each level, finest first, the stage of the trunk that feeds it.
         channels: of every level.
-    Raises:
-        DataError: the trunk has no map at one of the strides.
     Source: Lin et al., Feature Pyramid Networks for Object Detection, 2017.
     """
 
-    def __init__(self, trunk: Trunk, channels: int) -> None:
+    def __init__(self, body: Trunk, fpn: nn.Module, levels: dict[str, str], channels: int) -> None:
         super().__init__()
-        stages = {stage.stride: stage for stage in trunk.stages.values()}  # the deepest wins
-        if missing := [stride for stride in STRIDES if stride not in stages]:
-            raise DataError(
-                f"{trunk.name} has no map of stride {', '.join(map(str, missing))}",
-                "Use a trunk of stride 32, such as efficientnet_lite0.",
-            )
-        self.levels = {f"fpn{s.bit_length() - 1}": stages[s].name for s in STRIDES}
-        self.body = trunk
-        self.fpn = FeaturePyramidNetwork([stages[s].channels for s in STRIDES], channels)
-        self.out_channels = channels
+        self.body, self.fpn, self.levels, self.out_channels = body, fpn, levels, channels
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
         """``(N, 3, H, W)`` normalised images to ``{level: (N, channels, H/stride, W/stride)}``."""
@@ -63,7 +67,7 @@ class Detector(nn.Module):
     """A detection network with what is needed to build it again.
 
     Args:
-        kind: one of :data:`KINDS`.
+        kind: one of :data:`KINDS` or :data:`COCO_DETECTORS`.
         network: torchvision's model; its ``backbone`` is a :class:`Pyramid`.
         categories: names; the network's label ``k + 1`` is category ``k``.
         size: side in pixels of the images it was built for.
@@ -80,12 +84,26 @@ class Detector(nn.Module):
         """The trunk inside, as it is now."""
         return self.network.backbone.body
 
+    @property
+    def two_stage(self) -> bool:
+        """Whether it proposes boxes first, and then looks at each of them (RoI head)."""
+        return hasattr(self.network, "roi_heads")
+
     def __repr__(self) -> str:
         count = sum(p.numel() for p in self.parameters()) / 1e6
         return (
             f"Detector({self.kind} on {self.trunk.name}, {len(self.categories)} categories, "
             f"{self.size} px, {count:.1f} M parameters)"
         )
+
+    def about(self) -> dict:
+        """What a card must say so that the detector can be built again."""
+        return {
+            "kind": self.kind,
+            "trunk": self.trunk.name,
+            "categories": list(self.categories),
+            "size": self.size,
+        }
 
     def for_inference(self, device: torch.device) -> Detector:
         """A copy that only detects, with a faster trunk; the numbers stay the same to rounding.
@@ -116,13 +134,38 @@ class Detector(nn.Module):
             targets: in training: ``boxes`` ``(K, 4)`` as x0, y0, x1, y1, ``labels`` ``(K,)``
                 from 1, and for Mask R-CNN ``masks`` ``(K, H, W)``.
         Returns:
-            ``{name: loss}``, or for each image ``boxes``, ``labels``, ``scores`` and, from Mask
-            R-CNN, ``masks`` ``(K, 1, H, W)`` in 0..1.
+            ``{name: loss}``, or for each image ``boxes``, ``labels``, ``scores``, from Mask
+            R-CNN ``masks`` ``(K, 1, H, W)`` in 0..1, and from two-stage detectors ``proposals``
+            ``(P, 4)``, best first: boxes that hold *something*, of no category yet.
         """
-        found = self.network(images, targets)
-        if self.training or hasattr(self.network, "roi_heads"):
-            return found
-        return [_without_rubbish(one) for one in found]
+        if self.training:
+            return self.network(images, targets)
+        if self.two_stage:
+            return self.with_maps(images)[0]
+        return [_without_rubbish(one) for one in self.network(images)]
+
+    def with_maps(
+        self, images: list[Tensor]
+    ) -> tuple[list[Target], dict[str, Tensor], list[Tensor]]:
+        """A two-stage detector's pass, with what a further branch needs to join it.
+
+        Returns:
+            the detections as ``forward`` gives them, the trunk's maps, and the detections' boxes
+            in pixels of the trunk's input.
+        Source: Ren et al., Faster R-CNN, 2015; the steps of torchvision's GeneralizedRCNN.
+        """
+        network = self.network
+        batch, _ = network.transform(images)
+        maps = network.backbone.body(batch.tensors)
+        levels = network.backbone.pyramid(maps)
+        proposals, _ = network.rpn(batch, levels)
+        found, _ = network.roi_heads(levels, proposals, batch.image_sizes)
+        inside = [one["boxes"] for one in found]
+        sizes = [tuple(image.shape[-2:]) for image in images]
+        found = network.transform.postprocess(found, batch.image_sizes, sizes)
+        for one, boxes, seen, size in zip(found, proposals, batch.image_sizes, sizes):
+            one["proposals"] = resize_boxes(boxes, seen, size)
+        return found, maps, inside
 
 
 def _without_rubbish(found: Target) -> Target:
@@ -133,7 +176,10 @@ def _without_rubbish(found: Target) -> Target:
     return {key: value[keep] for key, value in found.items()}
 
 
-@torch.inference_mode(False)  # freeze() needs gradients, whoever calls
+# --- on a trunk of ours -------------------------------------------------------------------
+
+
+@torch.inference_mode(False)  # _freeze() needs gradients, whoever calls
 def build_detector(
     kind: str,
     trunk: Trunk,
@@ -151,40 +197,41 @@ def build_detector(
         size: images are resized to this side; anchors go from an eighth to three quarters of it.
         channels: of the pyramid. hidden: width of the box head's vector.
     Raises:
-        DataError: unknown kind, no category, or a trunk without the needed strides.
+        DataError: unknown kind, or a trunk without the needed strides.
     """
     if kind not in KINDS:
         raise DataError(f"no detector called {kind!r}", f"Use one of {', '.join(KINDS)}.")
-    if not categories:
-        raise DataError("a detector needs at least one category", "Pass category names.")
-    backbone = Pyramid(copy.deepcopy(trunk), channels)
-    freeze(backbone.body)
+    stages = {stage.stride: stage for stage in trunk.stages.values()}  # the deepest wins
+    if missing := [str(stride) for stride in STRIDES if stride not in stages]:
+        raise DataError(
+            f"{trunk.name} has no map of stride {', '.join(missing)}",
+            "Use a trunk of stride 32, such as efficientnet_lite0.",
+        )
+    body = copy.deepcopy(trunk)
+    _freeze(body)
+    fpn = FeaturePyramidNetwork([stages[s].channels for s in STRIDES], channels)
+    levels = {f"fpn{s.bit_length() - 1}": stages[s].name for s in STRIDES}
     common = {
-        "backbone": backbone,
+        "backbone": Pyramid(body, fpn, levels, channels),
         "num_classes": len(categories) + 1,
         "min_size": size,
         "max_size": size,
         "image_mean": trunk.mean.flatten().tolist(),
         "image_std": trunk.std.flatten().tolist(),
     }
-    if kind == "fcos":
-        network = FCOS(**common, score_thresh=0.05, anchor_generator=_points())
+    if kind == "fcos":  # has no anchors; torchvision says a level's range by one, a stride wide
+        points = AnchorGenerator(tuple((s,) for s in STRIDES), ((1.0,),) * len(STRIDES))
+        network = FCOS(**common, score_thresh=0.05, anchor_generator=points)
     else:
         network = _two_stage(kind, common, size, channels, hidden)
     return Detector(kind, network, categories, size)
 
 
-def _points() -> AnchorGenerator:
-    """FCOS has no anchors; torchvision says a level's range by one, as wide as its stride."""
-    return AnchorGenerator(tuple((stride,) for stride in STRIDES), ((1.0,),) * len(STRIDES))
-
-
 def _two_stage(kind: str, common: dict, size: int, channels: int, hidden: int) -> nn.Module:
     """Faster or Mask R-CNN, smaller than torchvision's defaults, which are for 800 pixels."""
     levels, classes = list(common["backbone"].levels), common.pop("num_classes")
-    anchors = AnchorGenerator(
-        tuple((round(size * part),) for part in (1 / 8, 1 / 4, 1 / 2, 3 / 4)), (RATIOS,) * 4
-    )
+    sides = tuple((round(size * part),) for part in (1 / 8, 1 / 4, 1 / 2, 3 / 4))
+    anchors = AnchorGenerator(sides, ((0.5, 1.0, 2.0),) * 4)
     common["backbone"].fpn.extra_blocks = LastLevelMaxPool()  # a fourth level for large objects
     scale = round(size * 224 / 800)  # which level an object is pooled from, as for 800 pixels
     parts = {
@@ -210,20 +257,65 @@ def _two_stage(kind: str, common: dict, size: int, channels: int, hidden: int) -
     )
 
 
-def freeze(trunk: Trunk) -> None:
+def _freeze(trunk: Trunk) -> None:
     """Freeze batch norm, and every layer that stride 4 depends on, in place."""
     for module in trunk.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.requires_grad_(False)
     shallow = [stage.name for stage in trunk.stages.values() if stage.stride <= 4]
     free = [p for p in trunk.parameters() if p.requires_grad]
-    if not free:
+    if not (free and shallow):
         return
     with torch.enable_grad():
         maps = trunk.eval()(torch.zeros(1, 3, 64, 64))
-        total = sum(maps[name].sum() for name in shallow) if shallow else None
-    if total is None:
-        return
+        total = sum(maps[name].sum() for name in shallow)
     # Whatever gets a gradient from the shallow maps made them; no need to know the network.
     for parameter, needed in zip(free, torch.autograd.grad(total, free, allow_unused=True)):
         parameter.requires_grad_(needed is None)
+
+
+# --- torchvision's own --------------------------------------------------------------------
+
+
+def load_coco_detector(name: str, pretrained: bool = True, size: int = 800) -> Detector:
+    """A detector of torchvision, trained on COCO.
+
+    Args:
+        name: ``torchvision/MODEL`` or ``torchvision/MODEL:WEIGHTS``, MODEL one of
+            :data:`COCO_DETECTORS`.
+        pretrained: False gives random weights and asks nobody; a trained one's state fits.
+        size: shorter side in pixels that images are resized to.
+    Raises:
+        DataError: unknown model or weights. DownloadError: the weights cannot be fetched.
+    """
+    model, _, chosen = name.removeprefix("torchvision/").partition(":")
+    if model not in COCO_DETECTORS:
+        raise DataError(f"no COCO detector {model!r}", f"Use one of {', '.join(COCO_DETECTORS)}.")
+    enum = torchvision.models.get_model_weights(model)
+    try:
+        weights = enum[chosen] if chosen else enum.DEFAULT
+    except KeyError as error:
+        known = ", ".join(w.name for w in enum)
+        raise DataError(f"{model} has no weights {chosen!r}", f"Use {known}.") from error
+
+    how = {"weights": weights if pretrained else None, "weights_backbone": None, "min_size": size}
+    network = from_hub(name, lambda: torchvision.models.get_model(model, **how))
+    if not pretrained and not model.endswith("_v2"):  # version 2 trained its batch norm, too
+        freeze_batch_norm_2d(network.backbone.body)
+        for module in network.backbone.body.modules():
+            if isinstance(module, FrozenBatchNorm2d):  # as the trained ones have it
+                module.eps = 1e-5 if model.startswith("fcos") else 0.0
+    network.backbone = _adopted(network, f"COCO ({weights})" if pretrained else "random")
+    return Detector(model, network, weights.meta["categories"][1:], size).eval()
+
+
+def _adopted(network: nn.Module, weights: str) -> Pyramid:
+    """torchvision's backbone as a :class:`Pyramid`, its levels under the names its heads know."""
+    theirs, pixels = network.backbone, network.transform
+    trunk = torchvision_trunk_of(
+        BEFORE, list(theirs.body.children()), pixels.image_mean, pixels.image_std, weights
+    )
+    stages = list({stage.stride: stage.name for stage in trunk.stages.values()}.values())
+    used = stages[-len(theirs.fpn.inner_blocks) :]
+    levels = {str(number): stage for number, stage in enumerate(used)}
+    return Pyramid(trunk, theirs.fpn, levels, theirs.out_channels)

@@ -13,9 +13,8 @@ import copy
 import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from math import log2
 
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
 
@@ -35,92 +34,70 @@ class DetectorTrunk(Trunk):
     def __init__(self, detector: Detector) -> None:
         network = copy.deepcopy(detector.network).requires_grad_(False)
         pyramid, body = network.backbone, network.backbone.body
-        self_stages = list(body.stages.values())
-        levels = {name: body.stages[stage] for name, stage in pyramid.levels.items()}
-        fpn = [
-            Stage(_named(stage.stride), pyramid.out_channels, stage.stride)
-            for stage in levels.values()
-        ]
-        head = _BoxHead(network, list(pyramid.levels), detector.size)
-        boxes = [
-            Stage("roi", pyramid.out_channels, 0, per_box=True),
-            Stage("box_head", head.channels, 0, per_box=True),
-        ]
+        channels, classifier = pyramid.out_channels, getattr(network, "roi_heads", None)
+        strides = {level: body.stages[stage].stride for level, stage in pyramid.levels.items()}
+        names = {level: f"fpn{stride.bit_length() - 1}" for level, stride in strides.items()}
+        width = classifier.box_predictor.cls_score.in_features if classifier else channels
         super().__init__(
             f"{detector.kind} on {body.name}",
             body.network,
-            [*self_stages, *fpn, *boxes],
+            [
+                *body.stages.values(),
+                *(Stage(names[level], channels, strides[level]) for level in names),
+                Stage("roi", channels, 0, per_box=True),
+                Stage("box_head", width, 0, per_box=True),
+            ],
             tuple(body.mean.flatten().tolist()),
             tuple(body.std.flatten().tolist()),
             "detection",
         )
-        self.body_stages = [stage.name for stage in self_stages]
-        self.levels = {name: (s.name, _named(s.stride)) for name, s in levels.items()}
-        self.fpn, self.head = pyramid.fpn, head
+        self.body_stages, self.inputs, self.levels = list(body.stages), pyramid.levels, names
+        self.fpn, self.box_head, self.tower = pyramid.fpn, None, None
+        if classifier:
+            self.pool, self.box_head = classifier.box_roi_pool, classifier.box_head
+        else:
+            scale = round(detector.size * 224 / 800)  # which level a box is cut out of
+            self.pool = MultiScaleRoIAlign(list(names), CELLS, 2, canonical_scale=scale)
+            self.tower = network.head.classification_head.conv
         self.to(body.mean.device).eval()
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """``(N, 3, H, W)`` normalised images to the maps of body and pyramid."""
         head, maps = self.network.forward_intermediates(images)
         found = dict(zip(self.body_stages, [*maps, head]))
-        inputs = {name: found[stage] for name, (stage, _) in self.levels.items()}
-        pyramid = self.fpn(OrderedDict(inputs))
-        return found | {named: pyramid[name] for name, (_, named) in self.levels.items()}
+        inputs = OrderedDict((level, found[stage]) for level, stage in self.inputs.items())
+        pyramid = self.fpn(inputs)
+        return found | {name: pyramid[level] for level, name in self.levels.items()}
 
     def box_features(self, maps: dict[str, Tensor], stage: str, boxes: Sequence[Tensor]) -> Tensor:
         """Of ``roi`` and ``box_head``, see :meth:`Trunk.box_features`."""
         if stage not in ("roi", "box_head"):
             return super().box_features(maps, stage, boxes)
-        levels = {name: maps[named] for name, (_, named) in self.levels.items()}
-        finest = next(iter(self.levels.values()))[1]
-        height, width = (n * self.stages[finest].stride for n in maps[finest].shape[-2:])
-        each = per_image(boxes, maps[finest].device)
-        return self.head(levels, each, (height, width), stage == "box_head")
+        levels = {level: maps[name] for level, name in self.levels.items()}
+        finest = self.stages[next(iter(self.levels.values()))]
+        height, width = (n * finest.stride for n in maps[finest.name].shape[-2:])
+        each = per_image(boxes, maps[finest.name].device)
+        if stage == "box_head" and self.tower is not None:
+            needed = self._needed(each)
+            levels = {n: self.tower(v) if n in needed else v for n, v in levels.items()}
+        # Not in half precision: RoIAlign lacks it on CPUs, and it would move boxes by pixels.
+        single = {level: map_.float() for level, map_ in levels.items()}
+        pooled = self.pool(single, each, [(height, width)] * len(each)).to(maps[finest.name].dtype)
+        if stage == "roi" or self.box_head is None:
+            return pooled
+        return self.box_head(pooled)[:, :, None, None]
+
+    def _needed(self, boxes: list[Tensor]) -> set[str]:
+        """The levels that boxes will be cut out of: the tower costs as much as the trunk."""
+        exponents = [self.stages[name].stride.bit_length() - 1 for name in self.levels.values()]
+        scale = self.pool.canonical_scale
+        mapper = initLevelMapper(exponents[0], exponents[-1], canonical_scale=scale)
+        return {list(self.levels)[k] for k in mapper(boxes).tolist()}
 
     def fingerprint(self) -> str:
         """As of any trunk, and of the scale that says which level a box is cut out of."""
-        scale = str(self.head.pool.canonical_scale)
+        scale = str(self.pool.canonical_scale)
         return hashlib.sha256((super().fingerprint() + scale).encode()).hexdigest()
-
-
-class _BoxHead(nn.Module):
-    """Box features of either kind of detector."""
-
-    def __init__(self, network: nn.Module, levels: list[str], size: int) -> None:
-        super().__init__()
-        roi_heads = getattr(network, "roi_heads", None)
-        if roi_heads is not None:
-            self.pool, self.head, self.tower = roi_heads.box_roi_pool, roi_heads.box_head, None
-            self.channels = roi_heads.box_predictor.cls_score.in_features
-        else:
-            self.scale = round(size * 224 / 800)
-            self.pool = MultiScaleRoIAlign(levels, CELLS, 2, canonical_scale=self.scale)
-            self.head, self.tower = None, network.head.classification_head.conv
-            self.channels = network.backbone.out_channels
-
-    def forward(
-        self, levels: dict[str, Tensor], boxes: list[Tensor], image: tuple[int, int], vectors: bool
-    ) -> Tensor:
-        if vectors and self.tower is not None:
-            needed = self._needed(levels, boxes, image)
-            levels = {n: self.tower(v) if n in needed else v for n, v in levels.items()}
-        dtype = next(iter(levels.values())).dtype
-        # Not in half precision: RoIAlign lacks it on CPUs, and it would move boxes by pixels.
-        levels = {name: level.float() for name, level in levels.items()}
-        pooled = self.pool(levels, boxes, [image] * len(boxes)).to(dtype)
-        return self.head(pooled)[:, :, None, None] if vectors and self.head is not None else pooled
-
-    def _needed(
-        self, levels: dict[str, Tensor], boxes: list[Tensor], image: tuple[int, int]
-    ) -> set[str]:
-        """The levels that the boxes will be cut from: the tower costs as much as the trunk."""
-        exponents = [round(log2(image[0] / level.shape[-2])) for level in levels.values()]
-        mapper = initLevelMapper(exponents[0], exponents[-1], canonical_scale=self.scale)
-        return {list(levels)[k] for k in mapper(boxes).tolist()}
-
-
-def _named(stride: int) -> str:
-    return f"fpn{stride.bit_length() - 1}"
 
 
 def check_same_trunk(trunk: str, detectors: Mapping[str, Detector]) -> None:

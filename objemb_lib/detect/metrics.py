@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from functools import partial
 
 import numpy as np
 import torch
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from torchvision.ops import box_iou
+from torchvision.ops import box_convert, box_iou
 from tqdm.auto import tqdm
 
 from objemb_lib import config
@@ -29,44 +28,40 @@ def detect(
     progress: bool = True,
     masks: bool = True,
 ) -> list[Target]:
-    """Detections of every image, in pixels of it, best first, on the CPU.
+    """Detections of every image, as :class:`Detector` gives them, in pixels of it, on the CPU.
 
     Masks, where there are any, become COCO run-length encodings under ``"rles"``: the maps of
     all images at once would take gigabytes. ``masks=False`` leaves them out. ``batch_size`` is
     halved, with a warning, where memory runs out.
     """
     detector, found = detector.for_inference(config.device()), []
-    for start in tqdm(
-        range(0, len(dataset), batch_size), "detecting", unit="batch", disable=not progress
-    ):
-        every = range(start, min(start + batch_size, len(dataset)))
-        some, batch_size = until_it_fits(
-            partial(_detected, detector, dataset, every, masks), batch_size
-        )
-        found += some
+
+    def next_ones(size: int) -> list[Target]:
+        some = range(len(found), min(len(found) + size, len(dataset)))
+        return _detected(detector, dataset, some, masks)
+
+    with tqdm(total=len(dataset), desc="detecting", unit="image", disable=not progress) as bar:
+        while len(found) < len(dataset):
+            some, batch_size = until_it_fits(next_ones, batch_size)
+            found += some
+            bar.update(len(some))
     return found
 
 
-def _detected(
-    detector: Detector, dataset: ImageDataset, every: range, masks: bool, size: int
-) -> list[Target]:
-    """Detections of some images, ``size`` at once."""
-    device, found = config.device(), []
-    for start in range(0, len(every), size):
-        pixels = [np.asarray(dataset.image(i)).copy() for i in every[start : start + size]]
-        images = [torch.from_numpy(p).permute(2, 0, 1).to(device).float() / 255 for p in pixels]
-        for one in detector(images):
-            maps = one.pop("masks", None)
-            one = {key: value.cpu() for key, value in one.items()}
-            if maps is not None and masks:
-                one["rles"] = [_encode(m) for m in (maps[:, 0] > 0.5).cpu().numpy()]
-            found.append(one)
+def _detected(detector: Detector, dataset: ImageDataset, some: range, masks: bool) -> list[Target]:
+    """Detections of some images, all at once."""
+    pixels = [torch.from_numpy(np.asarray(dataset.image(i)).copy()) for i in some]
+    images = [p.permute(2, 0, 1).to(config.device()).float() / 255 for p in pixels]
+    found = []
+    for one in detector(images):
+        maps = one.pop("masks", None)
+        one = {key: value.cpu() for key, value in one.items()}
+        if maps is not None and masks:
+            whole = (maps[:, 0] > 0.5).permute(1, 2, 0).cpu().numpy().astype(np.uint8)
+            rles = coco_mask.encode(np.asfortranarray(whole))
+            one["rles"] = [{**rle, "counts": rle["counts"].decode()} for rle in rles]
+        found.append(one)
     return found
-
-
-def _encode(mask: np.ndarray) -> dict:
-    rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
-    return {"size": rle["size"], "counts": rle["counts"].decode()}
 
 
 def coco_ap(found: list[Target], dataset: ImageDataset, masks: bool = False) -> dict[str, float]:
@@ -80,27 +75,20 @@ def coco_ap(found: list[Target], dataset: ImageDataset, masks: bool = False) -> 
         values in 0..1; nan where the data set has no objects.
     Source: Lin et al., Microsoft COCO, 2014; computed by pycocotools.
     """
-    truth = {"images": [], "annotations": [], "info": {}}
-    truth["categories"] = [{"id": k + 1} for k in range(len(dataset.category_names))]
-    guesses = []
-    for i, detections in enumerate(found):
-        truth["images"].append({"id": i + 1, **_size(dataset, i)})
-        truth["annotations"] += _truth(dataset, i, masks)
-        shapes = detections["rles"] if masks else _xywh(detections["boxes"].numpy())
-        key = "segmentation" if masks else "bbox"
-        for shape, label, score in zip(
-            shapes, detections["labels"].tolist(), detections["scores"].tolist()
-        ):
-            guesses.append({"image_id": i + 1, "category_id": label, "score": score, key: shape})
-    for number, annotation in enumerate(truth["annotations"], 1):
-        annotation["id"] = number
-    if not guesses:
-        any_object = any(not one["iscrowd"] for one in truth["annotations"])
+    truth = [one for i in range(len(found)) for one in _truth(dataset, i, masks)]
+    guesses = [one for i, detections in enumerate(found) for one in _guesses(detections, i, masks)]
+    if not guesses:  # pycocotools cannot count none
+        any_object = any(not one["iscrowd"] for one in truth)
         return dict.fromkeys(("AP", "AP50", "AP75"), 0.0 if any_object else float("nan"))
+    coco = COCO()
+    coco.dataset = {
+        "images": [{"id": i + 1, "height": 1, "width": 1} for i in range(len(found))],  # unused
+        "annotations": [one | {"id": number} for number, one in enumerate(truth, 1)],
+        "categories": [{"id": k + 1} for k in range(len(dataset.category_names))],
+        "info": {},
+    }
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # pycocotools on numpy 2
-        coco = COCO()
-        coco.dataset = truth
         coco.createIndex()
         scored = COCOeval(coco, coco.loadRes(guesses), "segm" if masks else "bbox")
         scored.evaluate(), scored.accumulate(), scored.summarize()
@@ -108,31 +96,28 @@ def coco_ap(found: list[Target], dataset: ImageDataset, masks: bool = False) -> 
     return {"AP": ap, "AP50": ap50, "AP75": ap75}
 
 
+def _guesses(detections: Target, i: int, masks: bool) -> list[dict]:
+    """Detections of an image as COCO says them."""
+    key = "segmentation" if masks else "bbox"
+    boxes = box_convert(detections["boxes"], "xyxy", "xywh").tolist()
+    shapes = detections["rles"] if masks else boxes
+    said = zip(shapes, detections["labels"].tolist(), detections["scores"].tolist())
+    return [{"image_id": i + 1, "category_id": label, "score": score, key: shape}
+            for shape, label, score in said]  # fmt: skip
+
+
 def _truth(dataset: ImageDataset, i: int, masks: bool) -> list[dict]:
+    """Objects of an image as COCO says them; those of no known category are left out."""
     many, crowd = [], crowds(dataset, i)
-    for k, (box, category) in enumerate(zip(dataset.boxes[i], dataset.box_categories[i])):
-        if category < 0:
-            continue
-        (xywh,) = _xywh(np.asarray(box)[None])
-        one = {"image_id": i + 1, "category_id": int(category) + 1, "bbox": xywh}
-        one |= {"iscrowd": int(crowd[k]), "area": xywh[2] * xywh[3]}
+    boxes = box_convert(torch.as_tensor(np.asarray(dataset.boxes[i])), "xyxy", "xywh").tolist()
+    for k in np.flatnonzero(np.asarray(dataset.box_categories[i]) >= 0):
+        one = {"image_id": i + 1, "category_id": int(dataset.box_categories[i][k]) + 1}
+        one |= {"bbox": boxes[k], "iscrowd": int(crowd[k]), "area": boxes[k][2] * boxes[k][3]}
         if masks:
             one["segmentation"] = dataset.masks[i][k]
             one["area"] = float(coco_mask.area(one["segmentation"]))
         many.append(one)
     return many
-
-
-def _size(dataset: ImageDataset, i: int) -> dict[str, int]:
-    """What COCO says of an image's size: as in its masks, which alone need it."""
-    if dataset.masks is None or not len(dataset.masks[i]):
-        return {"height": 1, "width": 1}
-    height, width = dataset.masks[i][0]["size"]
-    return {"height": height, "width": width}
-
-
-def _xywh(boxes: np.ndarray) -> list[list[float]]:
-    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).astype(float).tolist()
 
 
 def main_recall(

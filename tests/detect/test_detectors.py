@@ -1,20 +1,30 @@
-"""Detectors on our trunks: what trains, what stays, and what comes out."""
+"""Detectors on our trunks, and torchvision's: what trains, what stays, and what comes out."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import urllib.error
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from tiny_scenes import CATEGORIES, lively, small
 from torch import Tensor, nn
+from torchvision.models import ResNet50_Weights, WeightsEnum
 from torchvision.ops import box_iou
 
-from objemb_lib.config import DataError
-from objemb_lib.detect.detectors import KINDS, Detector, build_detector
-from objemb_lib.detect.weights import load_state
-from objemb_lib.embed.trunks import Stage, Trunk
+from objemb_lib.config import DataError, DownloadError
+from objemb_lib.detect.detectors import (
+    COCO_DETECTORS,
+    KINDS,
+    Detector,
+    build_detector,
+    load_coco_detector,
+)
+from objemb_lib.detect.features import DetectorTrunk
+from objemb_lib.detect.weights import load_detector
+from objemb_lib.embed.trunks import load_trunk
 
 TRUNKS = ["efficientnet_lite0", "lcnet_035"]
 TWO_STAGE = {"loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"}
@@ -52,6 +62,9 @@ def one_step(detector: Detector) -> None:
     optimiser.step()
 
 
+# --- on our trunks ------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("name", TRUNKS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_losses_have_names_and_are_finite(kind: str, name: str) -> None:
@@ -67,27 +80,27 @@ def test_losses_have_names_and_are_finite(kind: str, name: str) -> None:
     assert all(p.grad is None or p.grad.isfinite().all() for p in detector.parameters())
 
 
-@pytest.mark.parametrize("name", TRUNKS)
 @pytest.mark.parametrize("kind", KINDS)
 @torch.inference_mode()
-def test_detections_lie_in_the_image_and_come_best_first(kind: str, name: str) -> None:
-    detector = small(kind, name)
+def test_detections_lie_in_the_image_and_come_best_first(kind: str) -> None:
+    detector = small(kind)
     images = [torch.rand(3, 64, 64), torch.rand(3, 40, 100), torch.rand(3, 90, 30)]
-    found = detector(images)
-    assert len(found) == 3
-    for image, one in zip(images, found):
+    found, plain = detector(images), detector.network(images)
+    assert detector.two_stage == (kind != "fcos") == ("proposals" in found[0])
+    for image, one, theirs in zip(images, found, plain, strict=True):
         height, width = image.shape[1:]
         assert len(one["boxes"]) == len(one["labels"]) == len(one["scores"]) > 0
         x0, y0, x1, y1 = one["boxes"].T
-        assert (x0 >= 0).all() and (y0 >= 0).all()
+        assert (x0 >= 0).all() and (y0 >= 0).all() and (x0 < x1).all() and (y0 < y1).all()
         assert (x1 <= width).all() and (y1 <= height).all()
-        assert (x0 < x1).all() and (y0 < y1).all()
         assert set(one["labels"].tolist()) <= {1, 2}
         assert (one["scores"].diff() <= 0).all() and (one["scores"] <= 1).all()
         assert ("masks" in one) == (kind == "mask_rcnn")
         if "masks" in one:
             assert one["masks"].shape == (len(one["boxes"]), 1, height, width)
             assert 0 <= one["masks"].min() and one["masks"].max() <= 1
+        if detector.two_stage:  # as torchvision's own pass
+            assert all(torch.equal(one[key], theirs[key]) for key in theirs)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -129,20 +142,17 @@ def test_shallow_layers_and_batch_norm_stay_and_the_others_learn(name: str) -> N
     new = body.state_dict()
     same = {key: torch.equal(old[key], new[key]) for key in old}
     assert len(unused) <= 2
-    assert {k: same[k] for k in stays.keys() - unused} == {
-        k: stays[k] for k in stays.keys() - unused
-    }
+    assert all(same[key] == stays[key] for key in stays.keys() - unused)
     assert 5 < sum(not value for value in same.values()) < len(stays)
     statistics = [key for key in old if key not in stays]
     assert any("running_mean" in key for key in statistics)
     assert all(same[key] for key in statistics)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_given_trunk_is_not_changed(kind: str) -> None:
+def test_the_given_trunk_is_not_changed() -> None:
     trunk = lively()
     before = trunk.fingerprint()
-    one_step(detector := build_detector(kind, trunk, CATEGORIES, 64, 32, 16))
+    one_step(detector := build_detector("mask_rcnn", trunk, CATEGORIES, 64, 32, 16))
     assert detector.trunk.fingerprint() != before == trunk.fingerprint()
     assert all(p.requires_grad and p.grad is None for p in trunk.parameters())
 
@@ -158,40 +168,126 @@ def test_the_trunk_sees_images_normalised_as_it_wants_them() -> None:
     assert seen["x"].shape == (1, 3, 64, 64)  # resized to what it was built for
 
 
-class Shallow(nn.Module):
-    """Two maps, of stride 2 and 4."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.one, self.two = (nn.Conv2d(3, 3, 3, 2, 1) for _ in range(2))
-
-    def forward_intermediates(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        return self.two(self.one(x)), [self.one(x)]
-
-
 def test_what_cannot_be_built_is_refused() -> None:
-    stages = [Stage("stage1", 3, 2), Stage("head", 3, 8)]
-    shallow = Trunk("shallow", Shallow(), stages, (0.5,) * 3, (0.5,) * 3, "random")
-    for kind in KINDS:
-        with pytest.raises(DataError, match="shallow has no map of stride 16, 32") as caught:
-            build_detector(kind, shallow, CATEGORIES)
-        assert "efficientnet_lite0" in caught.value.remedy
+    fine = load_trunk("efficientnet_lite0", pretrained=False, stride=16)
+    with pytest.raises(DataError, match="has no map of stride 32"):
+        build_detector("fcos", fine, CATEGORIES)
     with pytest.raises(DataError, match="no detector called 'yolo'") as caught:
         build_detector("yolo", lively(), CATEGORIES)
     assert all(kind in caught.value.remedy for kind in KINDS)
-    with pytest.raises(DataError, match="at least one category"):
-        build_detector("fcos", lively(), ())
 
 
-def test_weights_of_another_network_are_refused() -> None:
-    path, ours = Path("somewhere.safetensors"), small("faster_rcnn")
-    others = [small("faster_rcnn", "mobilenetv3_small_050"), small("fcos"),
-              small("faster_rcnn", categories=("one", "two", "three"))]  # fmt: skip
-    for other in others:
-        with pytest.raises(DataError, match=r"somewhere\.safetensors.*another network"):
-            load_state(ours, other.state_dict(), path)
-    other = small("faster_rcnn", seed=5).train()
-    image = [torch.rand(3, 64, 64)]
+# --- torchvision's, with random weights in place of downloads ------------------------------
+
+SIZE = 64
+FASTER = "torchvision/fasterrcnn_resnet50_fpn"
+IMAGENET = ResNet50_Weights.IMAGENET1K_V1.transforms()
+
+
+@pytest.fixture(scope="module", params=COCO_DETECTORS)
+def pair(request: pytest.FixtureRequest) -> Iterator[tuple[Detector, nn.Module]]:
+    """A detector of ours, and torchvision's backbone from before it was adopted."""
+    kept, real = {}, torchvision.models.get_model
+
+    def get_model(*args: object, **how: object) -> nn.Module:
+        network = real(*args, **how)
+        kept["backbone"] = network.backbone
+        return network
+
+    torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torchvision.models, "get_model", get_model)
+        detector = load_coco_detector(f"torchvision/{request.param}", False, SIZE)
+    yield detector, kept["backbone"].eval()
+
+
+@torch.inference_mode()
+def test_the_adopted_backbone_is_torchvisions(pair: tuple) -> None:
+    detector, theirs = pair
+    ours, images = detector.network.backbone, torch.randn(1, 3, SIZE, SIZE)
+    levels, expected = ours(images), theirs(images)
+    assert list(levels) == list(expected) and ours.out_channels == theirs.out_channels == 256
+    assert all(torch.equal(levels[name], expected[name]) for name in expected)
+    maps, inner = ours.body(images), list(theirs.body(images).values())
+    for name, map_ in zip(("stage5", "stage4", "stage3"), inner[::-1]):
+        assert torch.equal(maps[name], map_)
+    assert torch.equal(maps["head"], maps["stage5"])
+
+
+@torch.inference_mode()
+def test_it_detects(pair: tuple) -> None:
+    detector, _ = pair
+    scored = detector.network  # random weights find something at any score, but its heads are slow
+    if detector.two_stage:
+        detector.network.rpn._post_nms_top_n = {"training": 20, "testing": 20}
+        scored = detector.network.roi_heads
+    scored.score_thresh, scored.detections_per_img = 0.0, 5
+    (found,) = detector([torch.rand(3, 48, SIZE)])
+    boxes, labels = found["boxes"], found["labels"]
+    assert len(boxes) and boxes.min() >= 0 and boxes[:, 2].max() <= SIZE and boxes[:, 3].max() <= 48
+    assert 1 <= labels.min() and labels.max() <= len(detector.categories) == 90
+    assert detector.categories[:2] == ("person", "bicycle") and detector.categories[17] == "dog"
+    assert ("masks" in found) == (detector.kind == "maskrcnn_resnet50_fpn")
+
+
+@torch.inference_mode()
+def test_as_a_trunk_it_is_a_resnet50_with_a_pyramid(pair: tuple) -> None:
+    detector, theirs = pair
+    trunk = DetectorTrunk(detector)
+    shapes = {s.name: (s.channels, s.stride) for s in trunk.stages.values() if not s.per_box}
+    assert shapes == {
+        "stage1": (64, 2), "stage2": (256, 4), "stage3": (512, 8), "stage4": (1024, 16),
+        "stage5": (2048, 32), "head": (2048, 32), "fpn3": (256, 8), "fpn4": (256, 16),
+        "fpn5": (256, 32), **({"fpn2": (256, 4)} if detector.two_stage else {}),
+    }  # fmt: skip
+    assert tuple(trunk.mean.flatten().tolist()) == pytest.approx(IMAGENET.mean)
+    assert tuple(trunk.std.flatten().tolist()) == pytest.approx(IMAGENET.std)
+    images = torch.randn(2, 3, SIZE, SIZE)
+    maps, expected = trunk(images), theirs(images)
+    for name, level in zip((s for s in trunk.stages if s.startswith("fpn")), expected.values()):
+        assert torch.equal(maps[name], level), name
+    boxes = torch.tensor([[3.0, 5, 11, 13], [4, 10, 60, 50]])
+    roi, vectors = (trunk.box_features(maps, name, boxes) for name in ("roi", "box_head"))
+    assert roi.shape == (2, 256, 7, 7)
+    assert vectors.shape[:2] == (2, trunk.stages["box_head"].channels)
+    if detector.two_stage:
+        heads = detector.network.roi_heads
+        pooled = heads.box_roi_pool(expected, [box[None] for box in boxes], [(SIZE, SIZE)] * 2)
+        assert torch.equal(roi, pooled)
+        assert torch.allclose(vectors[:, :, 0, 0], heads.box_head(pooled), atol=1e-5)
+
+
+def test_downloaded_weights_decide_the_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(1)
+    builder = torchvision.models.detection.fasterrcnn_resnet50_fpn
+    reference = builder(weights=None, weights_backbone=None).eval()
+    state, asked = reference.state_dict(), []
+
+    def get(self: WeightsEnum, *args: object, **how: object) -> dict[str, Tensor]:
+        asked.append(str(self))
+        return state
+
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", get)
+    detector = load_detector(f"{FASTER}:COCO_V1")
+    assert asked == ["FasterRCNN_ResNet50_FPN_Weights.COCO_V1"]  # and not ImageNet's before
+    images = torch.randn(1, 3, SIZE, SIZE)
     with torch.inference_mode():
-        found = load_state(ours, other.state_dict(), path)(image)
-        assert torch.equal(found[0]["boxes"], other.eval()(image)[0]["boxes"])
+        maps, expected = DetectorTrunk(detector)(images), reference.backbone(images)
+    for name, level in zip(("fpn2", "fpn3", "fpn4", "fpn5"), ("0", "1", "2", "3")):
+        assert torch.allclose(maps[name], expected[level], rtol=1e-2, atol=1e-3), name
+    assert "COCO_V1" in detector.trunk.weights and not detector.training
+
+
+def test_no_network_and_unknown_names_are_one_readable_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def get(self: WeightsEnum, *args: object, **how: object) -> dict[str, Tensor]:
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", get)
+    with pytest.raises(DownloadError, match=f"{FASTER} could not be fetched.*no route"):
+        load_detector(FASTER)
+    with pytest.raises(DataError, match=r"(?s)no COCO detector 'ssd300_vgg16'.*fcos_resnet50_fpn"):
+        load_detector("torchvision/ssd300_vgg16")
+    with pytest.raises(DataError, match=r"(?s)no weights 'COCO_V9'.*COCO_V1"):
+        load_detector(f"{FASTER}:COCO_V9")

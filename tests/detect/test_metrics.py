@@ -11,8 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
-from tiny_scenes import rectangle, scenes
+from tiny_scenes import rectangle, scenes, small
 from torch import Tensor, nn
+from torchvision.models.detection.roi_heads import RoIHeads
 
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.detect.metrics import coco_ap, detect, main_recall
@@ -69,16 +70,10 @@ def test_inexact_detections_count_up_to_their_overlap(tmp_path: Path, masks: boo
     assert scores == pytest.approx({"AP": 0.4, "AP50": 1, "AP75": 0})
 
 
-def test_masks_are_compared_where_masks_are_asked_for(tmp_path: Path) -> None:
+def test_masks_labels_and_images_must_agree(tmp_path: Path) -> None:
     data = scenes(tmp_path, ONE)
-    found = truth(data)
-    for one in found:
-        one["rles"] = [rectangle((0, 0, 8, 8), (64, 48))]
-    assert coco_ap(found, data)["AP"] == 1 and coco_ap(found, data, masks=True)["AP"] == 0
-
-
-def test_labels_and_images_must_agree(tmp_path: Path) -> None:
-    data = scenes(tmp_path, ONE)
+    small = [one | {"rles": [rectangle((0, 0, 8, 8), (64, 48))]} for one in truth(data)]
+    assert coco_ap(small, data)["AP"] == 1 and coco_ap(small, data, masks=True)["AP"] == 0
     wrong = [{**one, "labels": one["labels"] + 1} for one in truth(data)]
     assert coco_ap(wrong, data)["AP50"] == 0
     assert coco_ap(truth(data)[::-1], data)["AP75"] == 0  # overlap 1/3
@@ -109,11 +104,11 @@ def test_crowds_are_neither_right_nor_wrong(tmp_path: Path, masks: bool) -> None
 
 
 def test_recall_counts_from_the_threshold_on(tmp_path: Path) -> None:
-    data = scenes(tmp_path, ONE)
+    data = scenes(tmp_path, [*ONE, ([], []), ONE[0]])  # one without a box, one without detections
     half = [detections(((10, 10, 30, 20), 2, 0.1)), detections(((20, 10, 40, 19.9), 1, 0.9))]
-    assert main_recall(half, data).tolist() == [True, False]  # 0.5 exactly, whatever the label
-    assert main_recall(half, data, iou=0.51).tolist() == [False, False]
-    assert main_recall(half, data, iou=0.49).tolist() == [True, True]
+    half += [detections(((10, 10, 30, 30), 1, 0.9)), detections()]
+    for iou, right in ((0.49, [1, 1, 0, 0]), (0.5, [1, 0, 0, 0]), (0.51, [0, 0, 0, 0])):
+        assert main_recall(half, data, iou=iou).tolist() == right  # 0.5 exactly, whatever the label
 
 
 def test_recall_looks_at_the_best_few_and_at_the_main_object_only(tmp_path: Path) -> None:
@@ -122,13 +117,6 @@ def test_recall_looks_at_the_best_few_and_at_the_main_object_only(tmp_path: Path
     other, nothing, main = (36, 10, 60, 30), (0, 0, 5, 5), (4, 6, 30, 40)
     found = [detections((other, 1, 0.9), (nothing, 1, 0.8), (main, 2, 0.7))]
     assert [bool(main_recall(found, data, top)[0]) for top in (1, 2, 3, 100)] == [0, 0, 1, 1]
-
-
-def test_recall_of_images_without_boxes_or_detections(tmp_path: Path) -> None:
-    data = scenes(tmp_path, [([], []), ONE[0], ONE[0]])
-    box = ((10, 10, 30, 30), 1, 0.9)
-    hits = main_recall([detections(box), detections(), detections(box)], data)
-    assert hits.tolist() == [False, False, True] and hits.dtype == bool
 
 
 def cells(box: tuple[int, ...]) -> set[tuple[int, int]]:
@@ -158,15 +146,22 @@ def test_recall_equals_counting_pixels(main: tuple, found: list, top: int, tenth
 
 
 class Finder(nn.Module):
-    """Finds what is white: its box and its mask, and next to it one pixel."""
+    """Finds what is white: its box and its mask, and next to it one pixel.
 
-    batches: list[int]
+    Memory runs out where more than ``room`` images come at once.
+    """
+
+    def __init__(self, room: int = 99) -> None:
+        super().__init__()
+        self.room, self.batches = room, []
 
     def for_inference(self, device: torch.device) -> Finder:
         return self.eval()
 
     def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
         assert not self.training and not torch.is_grad_enabled()
+        if len(images) > self.room:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         self.batches.append(len(images))
         return [self._one(image) for image in images]
 
@@ -183,10 +178,13 @@ class Finder(nn.Module):
         }
 
 
+def different(place: Path, count: int) -> ImageDataset:
+    """Scenes whose object is elsewhere in each."""
+    return scenes(place, [([(k, 2 * k, 20 + k, 20 + k)], [0]) for k in range(1, count + 1)])
+
+
 def test_detect_gives_every_image_its_own(tmp_path: Path) -> None:
-    many = [([(k, 2 * k, 20 + k, 20 + k)], [0]) for k in range(1, 6)]
-    data, finder = scenes(tmp_path, many), Finder().train()
-    finder.batches = []
+    data, finder = different(tmp_path, 5), Finder().train()
     found = detect(finder, data, batch_size=2, progress=False)
     assert finder.batches == [2, 2, 1] and len(found) == 5
     for one, boxes in zip(found, data.boxes):
@@ -201,23 +199,35 @@ def test_detect_gives_every_image_its_own(tmp_path: Path) -> None:
     assert "rles" not in detect(finder, data, progress=False, masks=False)[0]
 
 
-def test_detect_takes_fewer_images_where_memory_runs_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data, finder = (
-        scenes(tmp_path, [([(k, 2 * k, 20 + k, 20 + k)], [0]) for k in range(1, 6)]),
-        Finder(),
-    )
-    finder.batches, real = [], Finder.forward
-
-    def full(self: Finder, images: list[Tensor]) -> list[dict[str, Tensor]]:
-        if len(images) > 2:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return real(self, images)
-
-    monkeypatch.setattr(Finder, "forward", full)
+def test_detect_skips_no_image_where_memory_runs_out(tmp_path: Path) -> None:
+    data, finder = different(tmp_path, 12), Finder(room=2)
     with pytest.warns(UserWarning, match="out of memory: 2 images at once"):
         found = detect(finder, data, batch_size=4, progress=False)
-    assert finder.batches == [2, 2, 1]
-    for one, boxes in zip(found, data.boxes):
-        assert one["boxes"][0].tolist() == boxes[0].tolist()
+    assert finder.batches == [2] * 6
+    assert [one["boxes"][0].tolist() for one in found] == [b[0].tolist() for b in data.boxes]
+
+
+def test_proposals_come_with_the_detections_in_pixels_of_the_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where an attempt runs out of memory after it has proposed."""
+    monkeypatch.setenv("OBJEMB_DEVICE", "cpu")
+    data, detector = scenes(tmp_path, size=(128, 96)), small("faster_rcnn")
+    network, real = detector.network, RoIHeads.forward
+
+    def full(self: RoIHeads, features: dict, proposals: list, *more: object) -> tuple:
+        if len(proposals) > 1:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return real(self, features, proposals, *more)
+
+    monkeypatch.setattr(RoIHeads, "forward", full)
+    with pytest.warns(UserWarning, match="out of memory"):
+        found = detect(detector, data, batch_size=4, progress=False)
+    for i, one in enumerate(found):
+        pixels = torch.from_numpy(np.asarray(data.image(i)).copy()).permute(2, 0, 1) / 255
+        with torch.inference_mode():
+            batch, _ = network.transform([pixels])  # 128 x 96 pixels become 64 x 48
+            (proposals,), _ = network.rpn(batch, network.backbone(batch.tensors))
+        assert torch.allclose(one["proposals"], 2 * proposals, atol=0.05)
+        assert len(one["proposals"]) > 5 and one["proposals"][:, 2].max() > 64
+    assert "proposals" not in detect(small("fcos"), data, progress=False)[0]

@@ -18,7 +18,7 @@ from objemb_lib.data.mini_battles import mini_battles
 from objemb_lib.detect import weights
 from objemb_lib.detect.detectors import KINDS, Detector, build_detector
 from objemb_lib.detect.metrics import coco_ap, detect, main_recall
-from objemb_lib.detect.weights import load_detector, read_card, save_weights
+from objemb_lib.detect.weights import cards_table, load_detector, read_card, save_weights
 
 pytest_plugins = ("tiny_battles",)
 AP_SPREAD = 0.12  # of a part of 120 scenes: four standard deviations, bootstrap over the scenes
@@ -90,10 +90,9 @@ def test_what_is_absent_or_damaged_is_named(tmp_path: Path) -> None:
         load_detector("theirs", tmp_path)
     assert "There are: another, ours" in caught.value.remedy
     card = read_card("ours", tmp_path)
-    file, good = weights.card_path("ours", tmp_path), json.dumps(card)
-    for text in ("{", "[1]", json.dumps({**card, "sha256": "0"}), json.dumps({"kind": "fcos"}),
-                 json.dumps({**card, "kind": "yolo"}), json.dumps({**card, "kind": "fcos"}),
-                 json.dumps({**card, "trunk": "lcnet_050"})):  # fmt: skip
+    file, good = tmp_path / "ours.json", json.dumps(card)
+    others = ({"sha256": "0"}, {"kind": "yolo"}, {"kind": "fcos"}, {"trunk": "lcnet_050"})
+    for text in ("{", "[1]", '{"kind": "fcos"}', *(json.dumps({**card, **o}) for o in others)):
         file.write_text(text)
         with pytest.raises(DataError):
             load_detector("ours", tmp_path)
@@ -108,22 +107,25 @@ def test_what_is_absent_or_damaged_is_named(tmp_path: Path) -> None:
         load_detector("ours", tmp_path)
 
 
-def test_nothing_is_written_of_a_file_that_is_too_large(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(weights, "LIMIT", 100_000)
+def test_nothing_is_written_of_a_file_or_numbers_that_are_too_large(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"would hold [\d,]+ bytes"):
-        save_weights(built(), {}, "ours", tmp_path)
+        save_weights(built(), {}, "ours", tmp_path, limit=100_000)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_nothing_is_written_of_numbers_too_large_for_half_precision(tmp_path: Path) -> None:
     for value in (70_000.0, float("nan")):
         detector = built()
         detector.network.backbone.fpn.inner_blocks[0][0].bias.data[3] = value
         with pytest.raises(DataError, match=r"inner_blocks\.0\.0\.bias does not fit"):
             save_weights(detector, {}, "ours", tmp_path)
         assert list(tmp_path.iterdir()) == []
+
+
+def test_the_table_states_what_the_cards_do(tmp_path: Path) -> None:
+    for name, metrics in (("one", {"AP": 0.25}), ("two", {"AP": 0.5, "mask AP": 0.125})):
+        card = {"schedule": {"steps": 3}, "metrics on mini-battles/battle": metrics}
+        save_weights(built(), card, name, tmp_path)
+    table = cards_table(["one", "two", "torchvision/fcos_resnet50_fpn"], tmp_path)
+    assert table["steps"].tolist() == [3, 3] and table["AP"].to_dict() == {"one": 0.25, "two": 0.5}
+    assert table["mask AP"].isna().tolist() == [True, False]
 
 
 # --- the files that come with the course --------------------------------------------------

@@ -1,22 +1,26 @@
-"""The training loop: kills at any moment, runs that diverge, damaged folders, the rates."""
+"""The training loop: kills at any moment, runs that diverge, damaged folders, two processes."""
 
 from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
+import two_processes as both
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from objemb_lib.config import TrainingError
 from objemb_lib.teach import training
-from objemb_lib.teach.training import Schedule, read_log, snapshot_path, train
+from objemb_lib.teach.training import Schedule, read_log, share, train
 
 STEPS, EVERY = 23, 5
 SCHEDULE = Schedule(STEPS, 4, rate=0.05, warmup=3, snapshots=(0, 5, 12))
@@ -27,46 +31,51 @@ class Killed(BaseException):
 
 
 class Model(nn.Module):
-    def __init__(self) -> None:
+    """Random twice: in the batch, and in what a detector would sample.
+
+    At a step something may happen: ``dies``, or a loss that is no number, or only its gradient.
+    """
+
+    def __init__(self, step: int = -1, happens: str = "") -> None:
         super().__init__()
         torch.manual_seed(3)
         self.trunk, self.head = nn.Linear(3, 4), nn.Linear(4, 1)
+        self.step, self.happens = step, happens
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.trunk(x).tanh())
+    def forward(self, images: list[Tensor], targets: list[dict]) -> dict[str, Tensor]:
+        x = torch.stack(images)
+        error = (self.head(self.trunk(x).tanh())[:, 0] - x.sum(dim=1)) * torch.rand(len(x))
+        found = {"square": error.square().mean(), "edge": 0.1 * error.abs().mean()}
+        if int(targets[0]["step"]) != self.step:
+            return found
+        if self.happens == "dies":
+            raise Killed
+        bad = {"nan": torch.nan, "inf": torch.inf}.get(self.happens)
+        root = (0 * self.head.weight.sum()).sqrt()  # 0, and its gradient is not finite
+        return found | {"bad": root if bad is None else found["square"] * bad}
 
 
 @pytest.fixture(autouse=True)
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OBJEMB_DEVICE", "cpu")
+    monkeypatch.setattr(training, "CHECKPOINT_EVERY", EVERY)
 
 
-def batch(generator: torch.Generator, step: int) -> tuple[Tensor, int]:
-    return torch.randn(4, 3, generator=generator), step
+def draw(generator: torch.Generator) -> tuple[list[Tensor], list[dict]]:
+    step = torch.tensor(generator.initial_seed() % 1_000_003)
+    return list(torch.randn(4, 3, generator=generator)), [{"step": step}] * 4
 
 
-def losses(model: nn.Module, given: tuple[Tensor, int]) -> dict[str, Tensor]:
-    """Random twice: in the batch, and in what a detector would sample."""
-    x, _ = given
-    error = (model(x)[:, 0] - x.sum(dim=1)) * torch.rand(len(x))
-    return {"square": error.square().mean(), "edge": 0.1 * error.abs().mean()}
-
-
-def run(folder: Path, schedule: Schedule = SCHEDULE, what=losses, model=None, **how) -> dict:
+def run(folder: Path, schedule: Schedule = SCHEDULE, model: Model | None = None, **how) -> dict:
     model = model or Model()
-    known = {"progress": False, "checkpoint_every": EVERY}
-    trained = train(model, model.trunk, batch, what, schedule, folder, **known | how)
+    trained = train(model, model.trunk, draw, schedule, folder, progress=False, **how)
     assert trained is model and not model.training
     return model.state_dict()
 
 
-def dies_at(step: int):
-    def loss(model: nn.Module, given: tuple[Tensor, int]) -> dict[str, Tensor]:
-        if given[1] == step:
-            raise Killed
-        return losses(model, given)
-
-    return loss
+def killed(folder: Path, step: int) -> None:
+    with pytest.raises(Killed):
+        run(folder, model=Model(step, "dies"))
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -100,19 +109,18 @@ def test_a_run_learns_and_leaves_log_and_snapshots(unbroken: tuple) -> None:
     assert set(snapshots) == {f"step-{step:06d}.safetensors" for step in (0, 5, 12, STEPS)}
     start = {key: value.tolist() for key, value in Model().state_dict().items()}
     assert snapshots["step-000000.safetensors"] == start
-    last = {key: value.tolist() for key, value in weights.items()}
-    assert snapshots[f"step-{STEPS:06d}.safetensors"] == last
+    assert snapshots[f"step-{STEPS:06d}.safetensors"] == {k: v.tolist() for k, v in weights.items()}
     x = torch.randn(256, 3, generator=torch.Generator().manual_seed(9))
     errors = []
-    for state in (start, last):
+    for state in (Model().state_dict(), weights):
         model = Model()
-        model.load_state_dict({key: torch.tensor(value) for key, value in state.items()})
-        errors.append((model(x)[:, 0] - x.sum(dim=1)).square().mean().item())
+        model.load_state_dict(state)
+        errors.append((model.head(model.trunk(x).tanh())[:, 0] - x.sum(dim=1)).square().mean())
     assert errors[1] < 0.5 * errors[0]
 
 
 @hypothesis.settings(
-    max_examples=25,
+    max_examples=15,
     deadline=None,
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
 )
@@ -123,23 +131,24 @@ def test_a_run_learns_and_leaves_log_and_snapshots(unbroken: tuple) -> None:
 def test_a_run_killed_at_any_step_ends_as_an_unbroken_one(
     unbroken: tuple, kills: list[int], every: int
 ) -> None:
+    training.CHECKPOINT_EVERY = every
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "run"
         for step in kills:
             try:
-                run(folder, what=dies_at(step), checkpoint_every=every)
+                run(folder, model=Model(step, "dies"))
             except Killed:
                 continue
-        assert same(run(folder, checkpoint_every=every), unbroken[0])
+        assert same(run(folder), unbroken[0])
         assert left(folder) == unbroken[1]
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
-@pytest.mark.parametrize("part", ["_log", "_checkpoint", "_snapshot"])
+@pytest.mark.parametrize("part", ["_write_log", "_checkpoint", "_snapshot"])
 def test_a_run_killed_while_it_writes_ends_as_an_unbroken_one(
     part: str, moment: str, unbroken: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, count = getattr(training, part), 0
+    real = getattr(training, part)
     for call in range(1, 30):
         folder, count = tmp_path / str(call), 0
 
@@ -165,34 +174,23 @@ def test_a_run_killed_while_it_writes_ends_as_an_unbroken_one(
     assert call > 3
 
 
-def test_a_line_of_the_log_that_a_kill_cut_off_is_forgotten(
-    unbroken: tuple, tmp_path: Path
-) -> None:
-    with pytest.raises(Killed):
-        run(tmp_path, what=dies_at(12))
-    with open(tmp_path / "log.jsonl", "a") as file:
-        file.write('{"step": 20, "squ')
-    assert [line["step"] for line in read_log(tmp_path)] == [10]
-    run(tmp_path)
-    assert left(tmp_path) == unbroken[1]
-    assert read_log(tmp_path / "nowhere") == []
-
-
 def test_a_finished_run_is_not_trained_again(unbroken: tuple, tmp_path: Path) -> None:
+    assert read_log(tmp_path) == []
     run(tmp_path)
-    assert same(run(tmp_path, what=dies_at(0)), unbroken[0])
+    assert same(run(tmp_path, model=Model(0, "dies")), unbroken[0])
     assert left(tmp_path) == unbroken[1]
 
 
 def test_another_seed_is_another_run(unbroken: tuple, tmp_path: Path) -> None:
-    other = Schedule(**{**SCHEDULE.__dict__, "seed": 1})
-    assert not same(run(tmp_path, other), unbroken[0])
+    assert not same(run(tmp_path, replace(SCHEDULE, seed=1)), unbroken[0])
 
 
 def test_whoever_watches_is_told_what_is_logged(tmp_path: Path) -> None:
     told = []
     run(tmp_path, watch=lambda step, values: told.append({"step": step, **values}))
     assert told == losses_of(tmp_path) and len(told) == 3
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == read_log(tmp_path)
 
 
 @pytest.mark.parametrize("kill", [None, 12])
@@ -200,18 +198,15 @@ def test_helpers_that_read_ahead_change_nothing(
     kill: int | None, unbroken: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OBJEMB_WORKERS", "2")
-    asked = []
+    model, asked = Model(), []
 
-    def by_helpers(generator: torch.Generator, step: int) -> tuple[Tensor, int]:
-        asked.append(step)  # in the helper's memory
-        return batch(generator, step)
+    def by_helpers(generator: torch.Generator) -> tuple[list[Tensor], list[dict]]:
+        asked.append(generator)  # in the helper's memory
+        return draw(generator)
 
     if kill:
-        with pytest.raises(Killed):
-            run(tmp_path, what=dies_at(kill))
-    model = Model()
-    how = {"progress": False, "checkpoint_every": EVERY}
-    train(model, model.trunk, by_helpers, losses, SCHEDULE, tmp_path, **how)
+        killed(tmp_path, kill)
+    train(model, model.trunk, by_helpers, SCHEDULE, tmp_path, progress=False)
     assert same(model.state_dict(), unbroken[0]) and left(tmp_path) == unbroken[1]
     assert asked == []
 
@@ -222,54 +217,41 @@ def test_a_batch_that_does_not_fit_is_learnt_from_in_parts(
 ) -> None:
     sizes = []
 
-    def full(model: nn.Module, given: tuple[Tensor, list]) -> dict[str, Tensor]:
-        x, steps = given
-        sizes.append(len(x))
-        found = losses(model, (x, steps[0]))
-        if len(x) > room:  # in the middle: some gradients are there already
-            found["square"].backward()
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return found
+    class Full(Model):
+        def forward(self, images: list[Tensor], targets: list[dict]) -> dict[str, Tensor]:
+            sizes.append(len(images))
+            found = super().forward(images, targets)
+            if len(images) > room:  # in the middle: some gradients are there already
+                found["square"].backward()
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return found
 
-    def lists(generator: torch.Generator, step: int) -> tuple[Tensor, list]:
-        return batch(generator, step)[0], [step] * 4
-
-    model = Model()
     with pytest.warns(UserWarning, match="out of memory"):
-        train(model, model.trunk, lists, full, SCHEDULE, tmp_path, progress=False)
+        state = run(tmp_path, model=Full())
     for key, value in unbroken[0].items():
-        assert torch.allclose(model.state_dict()[key], value, atol=1e-4), key
+        assert torch.allclose(state[key], value, atol=1e-4), key
     for line, whole in zip(losses_of(tmp_path), unbroken[1][0], strict=True):
         assert line == {key: pytest.approx(value, abs=1e-4) for key, value in whole.items()}
     fits = {1: 1, 2: 2, 3: 2}[room]
     assert sizes.count(4) == 1 and sizes[-4 // fits :] == [fits] * (4 // fits)
 
 
+def test_a_batch_without_any_loss_teaches_nothing(tmp_path: Path) -> None:
+    model, before = Model(), Model().state_dict()
+    model.forward = lambda images, targets: {}
+    assert same(run(tmp_path, model=model), before)
+
+
 # --- runs that cannot go on ---------------------------------------------------------------
 
 
-def spoilt(step: int, how: str):
-    """Losses that leave the numbers at a step: themselves, or only in their gradient."""
-
-    def loss(model: nn.Module, given: tuple[Tensor, int]) -> dict[str, Tensor]:
-        found = losses(model, given)
-        if given[1] != step:
-            return found
-        bad = {"nan": torch.nan, "inf": torch.inf}.get(how)
-        return found | {"bad": (0 * model.head.weight.sum()).sqrt() if bad is None
-                        else found["square"] * bad}  # fmt: skip
-
-    return loss
-
-
-@pytest.mark.parametrize(("how", "what"), [("nan", "loss"), ("inf", "loss"), ("", "gradient")])
+@pytest.mark.parametrize(("happens", "what"), [("nan", "loss"), ("inf", "loss"), ("", "gradient")])
 @pytest.mark.parametrize("step", [9, 13])  # 9: the step after which a checkpoint is due
 def test_a_run_that_diverges_says_so_and_keeps_good_weights(
-    step: int, how: str, what: str, unbroken: tuple, tmp_path: Path
+    step: int, happens: str, what: str, unbroken: tuple, tmp_path: Path
 ) -> None:
-    with pytest.raises(TrainingError, match=f"the {what} is .* at step {step} of") as caught:
-        run(tmp_path, what=spoilt(step, how))
-    assert str(tmp_path) in caught.value.problem and "learning rate" in caught.value.remedy
+    with pytest.raises(TrainingError, match=f"the {what} is .* at step {step} of {tmp_path}"):
+        run(tmp_path, model=Model(step, happens))
     kept = torch.load(tmp_path / "last.pt", weights_only=True)
     assert kept["step"] == step // EVERY * EVERY
     assert all(value.isfinite().all() for value in kept["model"].values())
@@ -288,8 +270,7 @@ def test_a_run_that_diverges_says_so_and_keeps_good_weights(
     ids=["half", "empty", "text", "zeros", "tail"],
 )
 def test_a_damaged_checkpoint_is_named(damage, tmp_path: Path) -> None:
-    with pytest.raises(Killed):
-        run(tmp_path, what=dies_at(12))
+    killed(tmp_path, 12)
     file = tmp_path / "last.pt"
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(TrainingError, match=r"last\.pt cannot be continued: \w+") as caught:
@@ -297,21 +278,11 @@ def test_a_damaged_checkpoint_is_named(damage, tmp_path: Path) -> None:
     assert str(tmp_path) in caught.value.problem and f"Delete {tmp_path}" in caught.value.remedy
 
 
-def test_a_checkpoint_of_something_else_is_named(tmp_path: Path) -> None:
-    for content in ({"model": {}}, [1, 2], {"schedule": repr(SCHEDULE), "step": 1}):
-        torch.save(content, tmp_path / "last.pt")
-        with pytest.raises(TrainingError, match=r"last\.pt cannot be continued"):
-            run(tmp_path)
-
-
-def test_another_schedule_or_model_in_the_same_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Killed):
-        run(tmp_path, what=dies_at(12))
+def test_a_run_of_something_else_is_refused(tmp_path: Path) -> None:
+    killed(tmp_path, 12)
     before = (tmp_path / "last.pt").read_bytes()
-    other = Schedule(**{**SCHEDULE.__dict__, "rate": 0.01})
-    with pytest.raises(TrainingError, match="another schedule") as caught:
-        run(tmp_path, other)
-    assert "another folder" in caught.value.remedy
+    with pytest.raises(TrainingError, match="another schedule"):
+        run(tmp_path, replace(SCHEDULE, rate=0.01))
     with pytest.raises(TrainingError, match="other data"):
         run(tmp_path, about="other photographs")
     model = Model()
@@ -319,6 +290,10 @@ def test_another_schedule_or_model_in_the_same_folder_is_refused(tmp_path: Path)
     with pytest.raises(TrainingError, match=r"last\.pt cannot be continued"):
         run(tmp_path, model=model)
     assert (tmp_path / "last.pt").read_bytes() == before
+    for content in ({"model": {}}, [1, 2], {"schedule": repr(SCHEDULE), "step": 1}):
+        torch.save(content, tmp_path / "last.pt")
+        with pytest.raises(TrainingError, match=r"last\.pt cannot be continued"):
+            run(tmp_path)
 
 
 # --- rates --------------------------------------------------------------------------------
@@ -335,7 +310,7 @@ def test_the_rate_rises_and_then_falls_to_zero() -> None:
     assert Schedule(steps=10, warmup=0).factor(0) == 1
 
 
-def test_pretrained_layers_learn_slower(tmp_path: Path) -> None:
+def test_pretrained_layers_learn_slower_and_frozen_ones_stay(tmp_path: Path) -> None:
     # Adam's first step is the rate itself, in the direction of the gradient.
     before = Model().state_dict()
     for part in (0.25, 0.0):
@@ -344,19 +319,62 @@ def test_pretrained_layers_learn_slower(tmp_path: Path) -> None:
         moved = {key: (after[key] - before[key]).abs().max().item() for key in before}
         assert moved["head.weight"] == pytest.approx(0.01 * 0.5, rel=1e-2)
         assert moved["trunk.weight"] == pytest.approx(0.01 * 0.5 * part, rel=1e-2)
-
-
-def test_frozen_layers_stay(tmp_path: Path) -> None:
     model = Model()
     model.trunk.requires_grad_(False)
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    after = run(tmp_path, model=model)
+    after = run(tmp_path / "frozen", model=model)
     assert torch.equal(before["trunk.weight"], after["trunk.weight"])
     assert not torch.equal(before["head.weight"], after["head.weight"])
 
 
-def test_the_log_is_a_json_object_a_line(tmp_path: Path) -> None:
-    run(tmp_path)
-    lines = (tmp_path / "log.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == read_log(tmp_path)
-    assert snapshot_path(tmp_path, 12).is_file()
+# --- two processes under `torchrun`, against one ------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    """What the two processes found; the folder of their run is in it."""
+    folder, place = (tmp_path_factory.mktemp(name) for name in ("run", "told"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OBJEMB_DEVICE", "cpu")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += ["--nproc-per-node", "2", both.__file__, str(folder), str(place)]
+        subprocess.run(command, check=True, capture_output=True, timeout=300)
+    found = [json.loads((place / f"{rank}.json").read_text()) for rank in (0, 1)]
+    return [one | {"folder": folder} for one in found]
+
+
+def test_a_killed_run_of_two_ends_as_an_unbroken_one_of_one(
+    told: list[dict], tmp_path: Path
+) -> None:
+    model, start = both.Model(), both.Model().state_dict()
+    train(model, model.trunk, both.draw, both.SCHEDULE, tmp_path, progress=False)
+    first, second = told
+    assert first["equal"] and second["equal"]  # the gradients
+    assert first["state"] == second["state"]
+    for key, value in model.state_dict().items():
+        assert torch.allclose(torch.tensor(first["state"][key]), value, atol=1e-4), key
+    assert not torch.allclose(start["head.weight"], model.head.weight, atol=1e-2)
+
+
+def test_a_student_learns_the_same_in_both_and_the_first_alone_writes(told: list[dict]) -> None:
+    """Each saw other photographs, and sampled other anchors."""
+    (first, second), folder = told, told[0]["folder"]
+    assert first["student"] == second["student"]
+    assert second["wrote"] == [] and set(first["wrote"]) == {
+        "_write_log",
+        "_checkpoint",
+        "_snapshot",
+    }
+    assert [line["step"] for line in read_log(folder)] == [10, 12]
+    assert [line["step"] for line in read_log(folder / "student")] == [2]
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(
+    told: list[dict], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "multiple of 2" in told[0]["refused"]
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("RANK", "1")
+    assert share(range(6)) == range(1, 6, 3)
+    with pytest.raises(TrainingError, match="8 images for 3 processes"):
+        share(range(8))
