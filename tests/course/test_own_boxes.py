@@ -12,7 +12,6 @@ import pytest
 from tiny_scenes import CATEGORIES, SCENES, lively, scenes
 
 from objemb_lib import config
-from objemb_lib.config import DataError
 from objemb_lib.teach.training import read_log
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "own_boxes.py"
@@ -67,11 +66,3 @@ def test_photographs_in_scores_out_and_a_second_run_goes_on(run, tmp_path: Path,
     assert read_log(folder) == log and capsys.readouterr().out == said  # nothing trained anew
     run(*places, "--steps", "1", "--labels", "one")
     assert "categories: 1" in capsys.readouterr().out
-
-
-def test_boxes_of_other_photographs_are_refused(run, tmp_path: Path) -> None:
-    (mine, boxes), (others, _) = annotated(tmp_path / "mine"), annotated(tmp_path / "others")
-    (others / "3.png").unlink()
-    with pytest.raises(DataError, match=r"1 of 4 images that are not in .*others: 3\.png"):
-        run(mine, boxes, others, boxes)
-    assert not (tmp_path / "project").exists()
