@@ -42,13 +42,9 @@ def home_paths(notebook) -> list[str]:
     """Places where the text or an output names a folder of somebody's machine."""
     found = []
     for cell in notebook.cells:
-        outputs = json.loads(json.dumps(cell.get("outputs", [])))
-        for output in outputs:
-            output["data"] = {
-                kind: value for kind, value in output.get("data", {}).items()
-                if not kind.startswith("image/")
-            }  # fmt: skip
-        for text in (cell.source, EMBEDDED.sub("", json.dumps(outputs))):
+        kinds = [kind for o in cell.get("outputs", []) for kind in o.get("data", o).items()]
+        said = json.dumps([value for kind, value in kinds if not kind.startswith("image/")])
+        for text in (cell.source, EMBEDDED.sub("", said)):
             found += [
                 text[max(m.start() - 20, 0) : m.end() + 20] for m in HOME_PATHS.finditer(text)
             ]
