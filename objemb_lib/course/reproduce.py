@@ -226,7 +226,7 @@ def against_committed(name: str, fresh: dict) -> list[str]:
         return []
     stated = json.loads(path.read_text(encoding="utf-8"))
     for key, about in fresh["data"].items():
-        if about["splits"] != stated["data"].get(key, {}).get("splits"):
+        if about.get("splits") != stated["data"].get(key, {}).get("splits"):
             print(f"note: {key} is not pixel for pixel the data of the committed run")
     problems, compared = [], 0
     for part in ("measurements", "claims"):

@@ -30,9 +30,9 @@ import signal
 import tempfile
 import threading
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 import numpy as np
 import PIL
@@ -61,8 +61,7 @@ PACKAGES = {  # collection -> the Debian package that has its photographs
 }  # the others (skimage, sklearn, matplotlib) are Python packages
 
 
-@dataclass(frozen=True)
-class Split:
+class Split(NamedTuple):
     """Which half of objects and backgrounds a split draws from, and how many scenes an object."""
 
     pool: str
@@ -72,8 +71,7 @@ class Split:
 SPLITS = {"train": Split("train", 13), "battle": Split("test", 7), "clean": Split("test", 6)}
 
 
-@dataclass(frozen=True)
-class Layer:
+class Layer(NamedTuple):
     """One pasted object: its RGBA picture, the top-left corner, and what was done to it."""
 
     cutout: dict
@@ -82,18 +80,21 @@ class Layer:
     edits: dict
 
 
+def _listed(name: str) -> tuple[dict, ...]:
+    with open(LISTS / f"mini_battles_{name}.csv", newline="", encoding="utf-8") as file:
+        return tuple(csv.DictReader(file))
+
+
 @functools.cache
 def objects() -> tuple[dict, ...]:
     """The reviewed list of cut-outs: path, sha256, category, name, split."""
-    with open(LISTS / "mini_battles_objects.csv", newline="", encoding="utf-8") as file:
-        return tuple(csv.DictReader(file))
+    return _listed("objects")
 
 
 @functools.cache
 def backgrounds() -> tuple[dict, ...]:
     """The reviewed list of backgrounds: collection, path, sha256, licence, author, split."""
-    with open(LISTS / "mini_battles_backgrounds.csv", newline="", encoding="utf-8") as file:
-        return tuple(csv.DictReader(file))
+    return _listed("backgrounds")
 
 
 def categories() -> list[str]:
@@ -144,8 +145,7 @@ def _recolour(image: Image.Image, edits: dict) -> Image.Image:
     return rgb
 
 
-@dataclass(frozen=True)
-class Edits:
+class Edits(NamedTuple):
     """How far a split's edits go: bounds of what :func:`_edit` draws."""
 
     tilt: float  # degrees either way
@@ -346,9 +346,7 @@ def build(
 
 def _take_packed(mirror: str, made: Path, seed: int, progress: bool) -> bool:
     """Put a mirror's packed data set, verified, in the place of ``made``; False if it has none."""
-    work = made.parent / "mirror"
-    work.mkdir()
-    copy = packed.unpack_from(mirror, NAME, work)
+    copy = packed.unpack_from(mirror, NAME, made.parent / "mirror")
     if copy is None:
         return False
     verify(copy.parent, progress)

@@ -48,6 +48,7 @@ def unpack_from(mirror: str, name: str, work: Path) -> Path | None:
     from objemb_lib.data import fetch  # here: it loads what downloads
 
     sums = work / SUMS
+    work.mkdir(exist_ok=True)
     try:
         fetch.Downloader(sums, progress=False)(f"{mirror.rstrip('/')}/{SUMS}", sums)
     except fetch.Gone:

@@ -60,12 +60,6 @@ def test_help_teaches() -> None:
         assert name in shown.stdout
 
 
-def test_help_of_verify_explains_the_exit_status(cli: Cli, capsys) -> None:
-    with pytest.raises(SystemExit):
-        cli("verify", "--help")
-    assert "exit status: 0" in capsys.readouterr().out
-
-
 def test_list_shows_size_licence_and_state(cli: Cli, tiny: Tiny, tmp_path: Path) -> None:
     status, shown, _ = cli("list")
     assert status == 0 and str(tmp_path / "data") in shown
@@ -75,19 +69,6 @@ def test_list_shows_size_licence_and_state(cli: Cli, tiny: Tiny, tmp_path: Path)
     _, shown, _ = cli("list")
     (row,) = [line for line in shown.splitlines() if line.startswith(NAME)]
     assert "not built" not in row and "built" in row
-
-
-def test_list_says_what_was_tried(cli: Cli) -> None:
-    """A benchmark whose download nobody could try here must say so."""
-    _, shown, _ = cli("list")
-    blocks = shown.split("\n\n")[0].splitlines()[1:]
-    names = [line.split()[0] for line in blocks[::3]]
-    assert names == list(DATASETS)
-    tried = dict(zip(names, blocks[2::3]))
-    assert all("tried here:" in line for line in tried.values())
-    assert "built and verified" in tried[COURSE]
-    for name in DATASETS:
-        assert name == COURSE or "not tried" in tried[name]
 
 
 def test_terms_are_accepted_first(
@@ -135,14 +116,6 @@ def test_verify_says_by_its_exit_status(cli: Cli, tiny_root: Path, tiny_referenc
     (tiny_root / NAME / "battle" / "00001.jpg").unlink()
     status, _, errors = cli("verify", NAME)
     assert status == 1 and "00001.jpg" in errors and f"build {NAME} --force" in errors
-
-
-def test_damaged_data_can_be_built_again(cli: Cli, tiny: Tiny, tiny_root, tiny_reference) -> None:
-    """The remedy that verify names does help."""
-    (tiny_root / NAME / "annotations" / "train.json").write_text("")
-    assert cli("verify", NAME)[0] == 1
-    assert cli("build", NAME, "--force", "--source", tiny.source)[0] == 0
-    assert cli("verify", NAME)[0] == 0
 
 
 def test_pack_serves_a_classroom(
@@ -196,13 +169,6 @@ def test_errors_are_sentences(cli: Cli, tmp_path: Path, arguments: list[str], sa
     assert status == 1 and "error: " in errors
     assert says in errors and "What to do: " in errors
     assert not (tmp_path / "data" / NAME).exists()
-
-
-def test_pack_onto_a_file_is_a_sentence(cli: Cli, tiny_root: Path, tmp_path: Path) -> None:
-    (tmp_path / "copy").write_text("a file, no folder")
-    status, _, errors = cli("pack", NAME, tmp_path / "copy")
-    assert status == 1 and "error: " in errors and str(tmp_path / "copy") in errors
-    assert (tmp_path / "copy").read_text() == "a file, no folder"
 
 
 def full_disk_scene(job: tuple) -> None:

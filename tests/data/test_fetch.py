@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import email.utils
 import errno
-import gzip
 import hashlib
 import io
 import os
@@ -51,11 +50,6 @@ def test_fetches_once_and_never_asks_again(server: Server, tmp_path: Path) -> No
     assert len(server.seen) == 1 and file.stat().st_mtime_ns == before
     file.write_bytes(WRONG)  # damaged since
     assert get(url, file.parent).read_bytes() == BODY and visible(file.parent) == ["file.bin"]
-
-
-def test_size_may_be_unknown(server: Server, tmp_path: Path) -> None:
-    url = server.url(serve(cut=200_000), serve())
-    assert get(url, tmp_path, size=None).read_bytes() == BODY
 
 
 # Cut connections --------------------------------------------------------------------------
@@ -159,13 +153,6 @@ def test_an_endless_answer_is_not_read_to_the_end(server: Server, tmp_path: Path
     assert sent[0] < 5 * 10**7 and visible(tmp_path) == []
 
 
-def test_an_archive_labelled_as_encoding_arrives_as_it_is(server: Server, tmp_path: Path) -> None:
-    raw = gzip.compress(BODY)
-    url = server.url(serve(raw, Content_Encoding="gzip"))
-    known = {"digest": hashlib.sha256(raw).hexdigest(), "size": len(raw)}
-    assert get(url, tmp_path, **known).read_bytes() == raw
-
-
 def test_md5_where_only_that_was_published(server: Server, tmp_path: Path) -> None:
     right = f"md5:{hashlib.md5(BODY).hexdigest().upper()}"
     with pytest.raises(DownloadError, match="known hash"):
@@ -239,14 +226,6 @@ def test_the_mirror_comes_first(server: Server, tmp_path: Path, kind: str) -> No
     assert [path for path, _ in server.seen] == ["/class/file.bin"] * (kind == "URL")
 
 
-def test_a_mirror_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("USERPROFILE", str(tmp_path))
-    (tmp_path / "mirror").mkdir()
-    (tmp_path / "mirror" / "file.bin").write_bytes(BODY)
-    assert get("", tmp_path / "data", mirror="~/mirror").read_bytes() == BODY
-
-
 @pytest.mark.parametrize("content", [None, "folder", WRONG, b"short"])
 def test_a_bad_mirror_is_passed_over(server: Server, tmp_path: Path, content: object) -> None:
     if content == "folder":
@@ -260,17 +239,6 @@ def test_a_bad_mirror_is_passed_over(server: Server, tmp_path: Path, content: ob
     file.unlink()
     with pytest.raises(DownloadError, match=rf"{mirror}(.|\n)*HTTP 404"):
         get(server.url(status(404)), tmp_path / "data", mirror)
-
-
-def test_an_archive_of_the_users_is_used_where_it_lies(tmp_path: Path) -> None:
-    (tmp_path / "mine").mkdir()
-    lying = tmp_path / "mine" / "a.zip"
-    lying.write_bytes(BODY)
-    remote = Remote("a.zip", digest=SHA)
-    assert fetch.fetch(remote, tmp_path / "data", tmp_path / "mine") == lying
-    lying.write_bytes(WRONG)
-    with pytest.raises(DownloadError, match=r"a\.zip: not the official"):
-        fetch.fetch(remote, tmp_path / "data", tmp_path / "mine")
 
 
 def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, naps: list[float]) -> None:

@@ -12,7 +12,7 @@ import pytest
 from local_server import BODY, SHA, Server, serve, status, whole
 
 from objemb_lib.config import DataError, DownloadError
-from objemb_lib.data import fetch, links
+from objemb_lib.data import links
 from objemb_lib.data.links import Wanted
 
 pytestmark = pytest.mark.usefixtures("naps")
@@ -139,16 +139,6 @@ def test_an_old_half_of_another_file_is_thrown_away(server: Server, tmp_path: Pa
     one.dest.parent.mkdir()
     one.dest.with_name("file.part").write_bytes(bytes(1000))
     assert run([one], tmp_path)[0]["files"] == 1 and one.dest.read_bytes() == BODY
-
-
-def test_space_is_checked_before_the_first_request(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    usage = fetch.shutil.disk_usage(tmp_path)._replace(free=50_000_000)
-    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(DownloadError, match="50 MB are free"):
-        run(wanted(server, tmp_path, good=[serve()]), tmp_path)
-    assert server.seen == []
 
 
 def test_a_full_disk_stops_the_run_and_keeps_the_report(
