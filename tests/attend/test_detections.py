@@ -1,0 +1,140 @@
+"""Boxes from a file, a function or a detector's name, and what is refused at this door."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_scenes import scenes
+
+from objemb_lib.attend import detections
+from objemb_lib.attend.detections import boxes_from, light_detector
+from objemb_lib.attend.objects import meets_main
+from objemb_lib.config import DataError
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.data.folder import folder
+from objemb_lib.embed.boxes import Boxes
+
+SIZE = (100, 48)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> ImageDataset:
+    return scenes(tmp_path / "scenes", size=SIZE)
+
+
+def written(tmp_path: Path, what: object) -> Path:
+    path = tmp_path / "boxes.json"
+    path.write_text(json.dumps(what))
+    return path
+
+
+def result(image: object, box: list, score: float = 0.5, **more: object) -> dict:
+    return {"image_id": image, "category_id": 1, "bbox": box, "score": score, **more}
+
+
+@pytest.mark.parametrize("by", ["file", "stem", "number", "images"])
+def test_a_results_file_finds_its_photographs_by_any_of_their_names(by, data, tmp_path) -> None:
+    ids = {"file": data.files[2], "stem": Path(data.files[2]).stem, "number": 2, "images": 77}
+    entries = [result(ids[by], [10, 5, 20, 30], 0.2), result(ids[by], [1, 2, 3, 4], 0.9)]
+    images = [{"id": 77, "file_name": data.files[2]}]
+    told = {"images": images, "annotations": entries} if by == "images" else entries
+    found = boxes_from(written(tmp_path, told), data)
+    assert found.boxes[2].tolist() == [[1, 2, 4, 6], [10, 5, 30, 35]]  # the surest first
+    assert found.fell_back.tolist() == [True, True, False, True]
+    assert (found.name, found.source) == ("boxes", "boxes")  # named after the file
+
+
+def test_masks_of_a_file_come_along_if_every_box_has_one(data, tmp_path) -> None:
+    square = {"segmentation": [[10, 5, 30, 5, 30, 35, 10, 35]]}
+    entries = [result(i, [10, 5, 20, 30], **square) for i in range(4)]
+    found = boxes_from(written(tmp_path, entries), data)
+    mask = found.mask(0, 0)
+    assert mask.shape == SIZE[::-1] and mask[10, 20] and not mask[10, 40]
+    assert boxes_from(written(tmp_path, entries + [result(0, [1, 1, 9, 9])]), data).masks is None
+
+
+def test_a_function_is_asked_for_each_photograph(data) -> None:
+    def left_half(image):
+        width, height = image.size
+        mask = np.zeros((1, height, width), bool)
+        mask[:, :, : width // 2] = True
+        return np.array([[0, 0, width / 2, height]]), np.array([0.7]), mask
+
+    found = boxes_from(left_half, data, progress=False)
+    assert found.source == "left_half" and found.counts.tolist() == [1] * 4
+    assert found.boxes[1].tolist() == [[0, 0, 50, 48]] and found.mask(3, 0).mean() == 0.5
+    nothing = boxes_from(lambda image: ([], []), data, "nothing", progress=False)
+    assert nothing.fell_back.all()
+
+
+BAD = {
+    "another number of scores": ([[1, 1, 9, 9]], [0.5, 0.4]),
+    "one flat box": ([1, 1, 9, 9], [0.5]),
+    "five numbers": ([[1, 1, 9, 9, 0.5]], [0.5]),
+    "from 0 to 1": ([[0.1, 0.2, 0.6, 0.9]], [0.5]),
+    "a NaN": ([[1, 1, np.nan, 9]], [0.5]),
+    "a score of NaN": ([[1, 1, 9, 9]], [np.nan]),
+    "width and height": ([[60, 30, 20, 10]], [0.5]),
+    "of a larger photograph": ([[400, 100, 900, 300]], [0.5]),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_what_cannot_be_a_box_is_refused_naming_the_photograph(what, data) -> None:
+    with pytest.raises(DataError, match=r"0\.png") as caught:
+        boxes_from(lambda image: BAD[what], data, progress=False)
+    assert caught.value.remedy
+
+
+def test_a_mask_too_few_is_refused(data) -> None:
+    with pytest.raises(DataError, match="1 masks"):
+        boxes = np.array([[1, 1, 9, 9], [2, 2, 8, 8]])
+        boxes_from(lambda image: (boxes, np.ones(2), np.ones((1, 48, 100))), data, progress=False)
+
+
+@pytest.mark.parametrize("told", [{"images": []}, [{"bbox": [1, 2, 3, 4]}], "text", 7])
+def test_a_file_without_boxes_is_refused(told, data, tmp_path) -> None:
+    with pytest.raises(DataError, match="holds no boxes"):
+        boxes_from(written(tmp_path, told), data)
+
+
+@pytest.mark.parametrize("bad", [{"bbox": [1, 2, "3", None]}, {"bbox": [1, 2]}, {"score": "sure"}])
+def test_an_entry_that_is_no_box_is_refused_naming_the_photograph(bad, data, tmp_path) -> None:
+    with pytest.raises(DataError, match=r"1\.png"):
+        boxes_from(
+            written(tmp_path, [result(1, [1, 2, 3, 4]), result(1, [2, 2, 3, 4]) | bad]), data
+        )
+
+
+def test_a_file_of_other_photographs_is_refused(data, tmp_path) -> None:
+    with pytest.raises(DataError, match="none of its 1 boxes"):
+        boxes_from(written(tmp_path, [result("holiday", [1, 2, 3, 4])]), data)
+    with pytest.raises(DataError, match="cannot be read"):
+        boxes_from(tmp_path / "absent.json", data)
+
+
+def test_a_detector_by_its_name_or_none(data) -> None:
+    found = boxes_from("mask_rcnn", data.subset([0]), progress=False)
+    assert isinstance(found, Boxes) and found.source == "mask_rcnn"
+    with pytest.raises(DataError):
+        boxes_from("yolo9000", data)
+
+
+@pytest.mark.parametrize("name", detections.LIGHT)
+def test_torchvisions_light_detectors_give_boxes(name, data) -> None:
+    """With random weights: theirs cannot be fetched everywhere."""
+    found = boxes_from(light_detector(name, pretrained=False), data.subset([0]), progress=False)
+    assert found.source == name and len(found) == 1
+
+
+@pytest.mark.parametrize(("detector", "least"), [("yolox_nano", 0.8), ("nanodet_m", 0.75)])
+def test_boxes_of_real_detectors_meet_the_main_objects(real_photographs, detector, least) -> None:
+    place = real_photographs / "coco"
+    truth = place / "annotations" / "instances_val2017.json"
+    data = folder(place, annotations=truth, split="val2017", progress=False)
+    found = boxes_from(place / "boxes" / f"{detector}_val2017.json", data)
+    boxed = np.array([len(b) > 0 for b in data.boxes])
+    assert meets_main(data, found.top(5))[boxed].mean() >= least
