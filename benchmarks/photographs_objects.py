@@ -22,11 +22,11 @@ import numpy as np
 import pandas as pd
 
 from objemb_lib.attend.objects import image_scores, oracle_query, retrieval_scores, top1_query
-from objemb_lib.attend.sources import detector_boxes, run_detector, sources
+from objemb_lib.attend.sources import detector_boxes, sources
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.folder import folder
 from objemb_lib.data.mini_battles import mini_battles
-from objemb_lib.detect.metrics import crowds
+from objemb_lib.detect.metrics import crowds, detect
 from objemb_lib.detect.weights import load_detector
 from objemb_lib.embed.boxes import true_boxes
 from objemb_lib.embed.extract import ExtractOptions, Objects, extract_objects
@@ -90,7 +90,7 @@ def coco_objects(data: ImageDataset, trunk, detector) -> dict[str, tuple[Objects
 def students(data: ImageDataset, *others: Region) -> list[Objects]:
     """The shipped student's vectors of some boxes, last of its own five best."""
     student = load_student()
-    seen = run_detector(data, student.detector, progress=False)
+    seen = detect(student.detector, data, progress=False, masks=False)
     own = Region(detector_boxes(data, student.detector, seen).top(5, name="its own boxes"))
     trunk, pair = StudentTrunk(student), ("student", "spoc")
     regions = {region.name: region for region in (*others, own)}

@@ -57,7 +57,7 @@ def boxes_from(
     if (light := str(source).removeprefix("torchvision/")) in LIGHT:
         return _from_function(light_detector(light), dataset, name or light, progress)
     detector = load_detector(str(source))
-    found = detect_cached(dataset, detector, progress=progress)
+    found = detect_cached(detector, dataset, progress=progress)
     boxes = detector_boxes(dataset, detector, found)
     return Boxes(name or str(source), boxes.boxes, boxes.scores, None, boxes.fell_back, str(source))
 

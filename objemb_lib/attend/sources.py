@@ -15,7 +15,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from filelock import FileLock
-from torch import nn
 from torchvision.ops import nms
 
 from objemb_lib import config
@@ -62,7 +61,7 @@ def sources(
 
 def _guesses(dataset: ImageDataset, detector: Detector, progress: bool) -> dict[str, Region]:
     """What a detector says: its best boxes, those it is sure of, its masks, its proposals."""
-    seen = detect_cached(dataset, detector, True, progress)
+    seen = detect_cached(detector, dataset, True, progress)
     boxes = detector_boxes(dataset, detector, seen, masks=all("rles" in one for one in seen))
     some = [boxes.top(k) for k in (1, 3, 5)] + [boxes.top(100, 0.5, "detector, score >= 0.5")]
     found = {guess.name: Region(guess) for guess in some}
@@ -78,37 +77,10 @@ def _guesses(dataset: ImageDataset, detector: Detector, progress: bool) -> dict[
 # --- a detector -------------------------------------------------------------------------------
 
 
-def run_detector(
-    dataset: ImageDataset, detector: Detector, masks: bool = False, progress: bool = True
-) -> list[Target]:
-    """:func:`detect`, and what a two-stage detector proposed on the way, in the same pass.
-
-    Returns:
-        for each image what ``detect`` gives, and ``proposals`` ``(P, 4)`` in pixels of it, best
-        first: boxes that hold *something*, of no category yet. One-stage detectors have none.
-    Source: Ren et al., Faster R-CNN, 2015, section 3 (region proposal network).
-    """
-    proposer, seen = getattr(detector.network, "rpn", None), []
-    if proposer is None:
-        return detect(detector, dataset, progress=progress, masks=masks)
-
-    def keep(_: nn.Module, given: tuple, out: tuple) -> None:
-        seen.extend((b.cpu(), size[::-1]) for b, size in zip(out[0], given[0].image_sizes))
-
-    hook = proposer.register_forward_hook(keep)
-    try:
-        found = detect(detector, dataset, progress=progress, masks=masks)
-    finally:
-        hook.remove()
-    for one, (proposals, size), image in zip(found, seen, dataset.sizes()):
-        one["proposals"] = proposals * torch.tensor(image / size).float().repeat(2)
-    return found
-
-
 def detect_cached(
-    dataset: ImageDataset, detector: Detector, masks: bool = False, progress: bool = True
+    detector: Detector, dataset: ImageDataset, masks: bool = False, progress: bool = True
 ) -> list[Target]:
-    """:func:`run_detector`, and what it found is kept: the next time nothing is detected again.
+    """:func:`detect`, and what it found is kept: the next time nothing is detected again.
 
     The cache is keyed by the images, the detector's weights and settings, and the kind of device.
     """
@@ -122,7 +94,7 @@ def detect_cached(
                 return torch.load(path, weights_only=True)
             except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
                 warnings.warn(f"{path} is damaged ({error}): detecting again", stacklevel=2)
-        found = run_detector(dataset, detector, masks, progress)
+        found = detect(detector, dataset, progress=progress, masks=masks)
         with atomic_path(path) as part:
             torch.save([{k: _compact(v) for k, v in one.items()} for one in found], part)
     return found
@@ -161,7 +133,7 @@ def detector_boxes(
     Detections of different categories that overlap by :data:`SAME` are one object.
 
     Args:
-        found: as :func:`run_detector` gives it. masks: keep the masks as well.
+        found: as :func:`detect` gives it. masks: keep the masks as well.
     Raises:
         DataError: ``masks`` of a detector that gives none.
     """

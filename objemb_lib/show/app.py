@@ -14,12 +14,13 @@ import sys
 from pathlib import Path
 
 from objemb_lib import config
-from objemb_lib.attend.sources import detector_boxes, run_detector
+from objemb_lib.attend.sources import detector_boxes
 from objemb_lib.config import ObjembError
 from objemb_lib.data.catalogue import load_splits
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.folder import folder
 from objemb_lib.detect.detectors import Detector
+from objemb_lib.detect.metrics import detect
 from objemb_lib.detect.weights import read_card
 from objemb_lib.embed.boxes import Boxes, true_boxes
 from objemb_lib.embed.regions import Region
@@ -78,7 +79,7 @@ def ways(dataset: ImageDataset, progress: bool = False) -> list[Retriever]:
 
 def own_boxes(data: ImageDataset, detector: Detector, progress: bool = False) -> Boxes:
     """The boxes that a detector is surest of; the whole image where it finds nothing."""
-    seen = run_detector(data, detector, progress=progress)
+    seen = detect(detector, data, progress=progress, masks=False)
     return detector_boxes(data, detector, seen).top(TOP)
 
 

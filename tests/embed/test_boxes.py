@@ -18,6 +18,7 @@ from objemb_lib.attend import sources
 from objemb_lib.config import DataError, ImageError
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.detect.features import DetectorTrunk
+from objemb_lib.detect.metrics import detect
 from objemb_lib.embed import extract as room
 from objemb_lib.embed.boxes import Boxes, or_whole, true_boxes, whole_image
 from objemb_lib.embed.extract import (
@@ -263,7 +264,7 @@ def test_masks_that_are_not_there_are_asked_for_in_vain(data: ImageDataset) -> N
         Region(sources.grid(data), masked=True)
     with pytest.raises(DataError, match="faster_rcnn gives no masks"):
         detector = small("faster_rcnn")
-        sources.detector_boxes(data, detector, sources.run_detector(data, detector), masks=True)
+        sources.detector_boxes(data, detector, detect(detector, data), masks=True)
     masked = Region(true_boxes(data), masked=True)
     with pytest.raises(DataError, match="cannot be cropped"):
         Region(true_boxes(data), "pixels", masked=True)
