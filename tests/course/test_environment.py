@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
-from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 if sys.version_info >= (3, 11):
@@ -61,29 +60,17 @@ def lock_lines(name: str = "requirements.lock") -> list[str]:
     return (PROJECT / name).read_text(encoding="utf-8").splitlines()
 
 
-def conda() -> tuple[dict[str, Requirement], str]:
-    """What environment.yml asks for under PyPI's names, and its Python."""
+def test_environment_yml_has_the_dependencies_and_ranges_of_pyproject():
     parts = yaml.safe_load((PROJECT / "environment.yml").read_text())["dependencies"]
     (pip,) = (part["pip"] for part in parts if isinstance(part, dict))
-    assert "-e ." in pip
     specs = [part for part in parts if isinstance(part, str)]
     (python,) = (spec.removeprefix("python=") for spec in specs if spec.startswith("python="))
-    wanted = by_name([*(spec for spec in specs if spec != f"python={python}"),
-                      *(line for line in pip if line != "-e .")])  # fmt: skip
-    return {CONDA_NAMES.get(name, name): r for name, r in wanted.items()}, python
-
-
-def test_environment_yml_has_the_dependencies_and_ranges_of_pyproject():
-    wanted, _ = conda()
-    asked = {(name, str(r.specifier)) for name, r in wanted.items() if name not in OF_THE_SYSTEM}
+    assert python in PYTHONS and "-e ." in pip
+    wanted = by_name([spec for spec in specs + pip if spec not in (f"python={python}", "-e .")])
+    asked = {(CONDA_NAMES.get(name, name), str(r.specifier)) for name, r in wanted.items()
+             if name not in OF_THE_SYSTEM}  # fmt: skip
     stated = {(name, str(r.specifier)) for name, r in direct().items()}
     assert not asked ^ stated, "in one of environment.yml and pyproject.toml only"
-
-
-def test_environment_yml_has_a_python_that_pyproject_allows():
-    _, python = conda()
-    assert python in PYTHONS
-    assert SpecifierSet(project()["project"]["requires-python"]).contains(f"{python}.0")
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
@@ -101,26 +88,15 @@ def test_the_lock_has_each_dependency_once_and_within_its_ranges(system, python)
     twice = {name: versions for name, versions in locked.items() if len(versions) > 1}
     assert not twice
     offered = {n: r for n, r in optional().items() if not r.marker or r.marker.evaluate(here)}
-    for source, wanted in (
-        ("pyproject.toml", direct() | offered),
-        ("environment.yml", conda()[0]),
-    ):
-        for name in wanted.keys() - (OF_THE_SYSTEM - {"setuptools"}):
-            assert name in locked, f"{name} of {source} is not in the lock: run `make lock`"
-            (found,) = locked[name]
-            assert wanted[name].specifier.contains(found), f"{source}: {wanted[name]}, not {found}"
-
-
-def test_the_extras_are_not_in_the_lock_of_the_course():
-    names = {canonicalize_name(Requirement(line).name) for line in lock_lines()}
-    assert not names & (optional().keys() - direct().keys())
+    for name, wanted in (direct() | offered).items():
+        assert name in locked, f"{name} of pyproject.toml is not in the lock: run `make lock`"
+        assert wanted.specifier.contains(locked[name][0]), f"{wanted}, not {locked[name]}"
 
 
 @pytest.mark.parametrize("lock", ["requirements.lock", "requirements-extras.lock"])
 def test_the_lock_fits_every_index_and_a_cpu_build_of_torch(lock):
-    text = "\n".join(lock_lines(lock))
-    assert not re.search(r"^\s*-|://|file:", text, re.M), "an option or an address in the lock"
-    assert not re.search(r"^(nvidia|cuda|triton)", text, re.M), "torch's own metadata pins these"
+    text = "\n".join(lock_lines(lock))  # no option, no address, nothing that torch's metadata pins
+    assert not re.search(r"^\s*-|://|file:|^(nvidia|cuda|triton)", text, re.M)
 
 
 def test_the_lock_has_the_pair_that_the_makefile_holds():
@@ -129,10 +105,10 @@ def test_the_lock_has_the_pair_that_the_makefile_holds():
     assert len(pair.split()) == 2 and all(pin in lines for pin in pair.split())
 
 
-def imported(file: Path) -> set[str]:
-    """Top-level modules that a file imports."""
+def imported(nodes) -> set[str]:
+    """Top-level modules that some statements import."""
     found = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in nodes:
         if isinstance(node, ast.Import):
             found |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
@@ -141,30 +117,20 @@ def imported(file: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("folder", ["objemb_lib", "data", "tests", "benchmarks"])
-def test_what_is_imported_is_asked_for(folder):
+def test_what_is_imported_is_asked_for_and_what_is_optional_only_where_it_is_used(folder):
     """A package that another one happens to bring can leave with it."""
-    may = direct(extra=folder in ("tests", "benchmarks")).keys() | {"tomli", "tomllib"}
-    may |= optional().keys()  # inside the functions that need them, see the next test
+    course, extra = direct(extra=folder in ("tests", "benchmarks")).keys(), optional().keys()
+    helpers = {path.stem for path in (PROJECT / "tests").glob("*.py")}
     files = [f for f in (PROJECT / folder).rglob("*.py") if "mini-battles" not in f.parts]
     assert files
     for file in files:
-        beside = {
-            path.stem for path in [*file.parent.glob("*.py"), *(PROJECT / "tests").glob("*.py")]
-        }
-        for module in imported(file) - sys.stdlib_module_names - beside - {"objemb_lib"}:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        ours = helpers | {path.stem for path in file.parent.glob("*.py")} | {"objemb_lib", "tomli"}
+        for module in imported(ast.walk(tree)) - sys.stdlib_module_names - ours:
             name = canonicalize_name(DISTRIBUTIONS.get(module, module))
-            assert name in may, f"{file.name} imports {module}: add {name} to pyproject.toml"
-
-
-def test_no_room_needs_an_optional_package_to_be_imported():
-    names = {name.replace("-", "_") for name in optional()} | {"hnswlib"}
-    for file in (PROJECT / "objemb_lib").rglob("*.py"):
-        for node in ast.parse(file.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.Import):
-                asked = {alias.name.partition(".")[0] for alias in node.names}
-            else:
-                asked = {(getattr(node, "module", "") or "").partition(".")[0]}
-            assert not asked & names, f"{file.name}: import {asked} where it is used"
+            assert name in course | extra, f"{file}: add {name} to pyproject.toml"
+            at_once = module in imported(tree.body) and folder == "objemb_lib"
+            assert name in course or not at_once, f"{file}: import {module} where it is used"
 
 
 LOADS_WHAT_IS_SHIPPED = """
@@ -232,14 +198,12 @@ def test_the_lowest_versions_are_tried_every_week_on_the_oldest_python():
 def test_clean_removes_what_a_killed_build_leaves_and_nothing_of_the_users(tmp_path):
     shutil.copy(PROJECT / "Makefile", tmp_path)
     ours = [".cache/x", "runs/site/x", "docs/generated/x", "data/mini-battles/x",
-            "data/.mini-battles-k3v_9x2a/x", "data/.mini-battles-old-k3v_9x2a/x",
-            "data/.mini-battles.lock",
-            "data/.downloads-mini-battles/x.part", "tests/__pycache__/x.pyc",
-            "benchmarks/__pycache__/x.pyc",
-            "objemb_lib/datasets/__pycache__/x.pyc", "data/__pycache__/x.pyc"]  # fmt: skip
+            "data/.mini-battles-k3v_9x2a/x", "data/.mini-battles.lock",
+            "data/.downloads-mini-battles/x.part", "objemb_lib/data/__pycache__/x.pyc",
+            "tests/__pycache__/x.pyc", "benchmarks/__pycache__/x.pyc"]  # fmt: skip
     theirs = ["data/photos/x.jpg", "data/mini-battles-mine/x", "data/.mini-battlesmine/x",
-              "data/.downloads-mine/x", "data/photos/__pycache__/x", "notebooks/mine.ipynb",
-              "results/x", ".venv/bin/python"]  # fmt: skip
+              "data/.downloads-mine/x", "notebooks/mine.ipynb", "results/x",
+              ".venv/bin/python"]  # fmt: skip
     for name in ours + theirs:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("")

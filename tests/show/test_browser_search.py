@@ -48,8 +48,8 @@ def page(tmp_path):
 class Shown:
     """What the widget shows, and what a user does to it."""
 
-    def __init__(self, page) -> None:
-        self.page = page
+    def __init__(self, page, width: int) -> None:
+        self.page, self.width = page, width
 
     def found(self) -> list[tuple[int, float]]:
         """Images and scores of the results."""
@@ -68,21 +68,15 @@ class Shown:
     def until_first(self, image: int) -> None:
         self.page.locator(f"{FOUND} figcaption").first.filter(has_text=f"image {image}").wait_for()
 
-    def click(self, place: tuple[float, float], width: int) -> None:
-        """Press at a place, given in pixels of the picture."""
-        picture = self.page.locator(f"{QUERY} svg").bounding_box()
-        scale = picture["width"] / width
-        self.page.mouse.click(picture["x"] + place[0] * scale, picture["y"] + place[1] * scale)
-
-    def drag(self, ends: np.ndarray, width: int) -> None:
-        """Draw a box by mouse, given in pixels of the picture."""
+    def drag(self, *places: tuple[float, float]) -> None:
+        """Press at the first of some places of the picture, in its pixels, and go to the last."""
         picture, mouse = self.page.locator(f"{QUERY} svg").bounding_box(), self.page.mouse
-        places = ends * picture["width"] / width + np.tile([picture["x"], picture["y"]], 2)
-        x0, y0, x1, y1 = places.tolist()
-        mouse.move(x0, y0)
+        scale = picture["width"] / self.width
+        ends = [(picture["x"] + x * scale, picture["y"] + y * scale) for x, y in places]
+        mouse.move(*ends[0])
         mouse.down()
-        mouse.move((x0 + x1) / 2, y1)
-        mouse.move(x1, y1)
+        for end in ends[1:]:
+            mouse.move(*end)
         mouse.up()
 
 
@@ -93,7 +87,8 @@ def answer(way, query, chosen, k=5, threshold=-1.0) -> list[tuple[int, float]]:
 
 
 def test_clicks_drags_keys_and_photographs_find_what_the_function_finds(page) -> None:
-    data, see, shown = scenes(), page.page, Shown(page.page)
+    data, see = scenes(), page.page
+    shown = Shown(see, data.image(0).width)
     way, main, coarse = retriever(data), retriever(data, main_only=True), retriever(data, 2)
     query, box = way.query(0), lambda n: see.get_by_role("button", name=f"box {n}: search for it")
     assert shown.found() == answer(way, query, 0)
@@ -103,7 +98,7 @@ def test_clicks_drags_keys_and_photographs_find_what_the_function_finds(page) ->
     shown.until("box 1 of image 0")
     assert shown.found() == answer(way, query, 1) != answer(way, query, 0)
 
-    shown.drag(np.array([20.0, 30.0, 120.0, 110.0]), data.image(0).width)
+    shown.drag((20, 30), (70, 110), (120, 110))
     drawn, number = way.add_box(query, (20, 30, 120, 110))
     shown.until(f"box {number} of image 0")
     assert shown.found() == answer(way, drawn, number)
@@ -131,7 +126,7 @@ def test_clicks_drags_keys_and_photographs_find_what_the_function_finds(page) ->
     assert last == number + 1 and shown.found() == answer(way, whole, last)
     for beneath in (1, last, 1, last):  # box 1 lies upon the whole image: press again and again
         x0, _, _, y1 = query.boxes[1].tolist()
-        shown.click((x0 + 4, y1 - 4), data.image(0).width)
+        shown.drag((x0 + 4, y1 - 4))
         shown.until(f"box {beneath} of image 0")
 
     match = way.search(whole, last, 5).matches[2]
