@@ -16,17 +16,11 @@ from pathlib import Path
 
 from objemb_lib import config
 from objemb_lib.course.train import SCHEDULE, score_detector, train_detector
-from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.folder import folder
 from objemb_lib.detect.detectors import KINDS
 from objemb_lib.embed.trunks import load_trunk
 from objemb_lib.teach.targets import GRANULARITIES, relabel
 from objemb_lib.teach.training import read_log
-
-
-def read(place: Path, boxes: Path, labels: str) -> ImageDataset:
-    """Photographs with boxes, called by their category or all the same."""
-    return relabel(folder(place, boxes), labels)
 
 
 def main() -> None:
@@ -39,8 +33,8 @@ def main() -> None:
     parser.add_argument("--labels", choices=GRANULARITIES[:2], default="category")
     parser.add_argument("--steps", type=int, default=300)
     asked = parser.parse_args()
-    data = read(asked.photos, asked.boxes, asked.labels)
-    others = read(asked.others, asked.others_boxes, asked.labels)
+    data = relabel(folder(asked.photos, asked.boxes), asked.labels)
+    others = relabel(folder(asked.others, asked.others_boxes), asked.labels)
     place = f"{asked.kind}-{data.fingerprint[:12]}-{asked.labels}-{asked.steps}"
     run = config.PROJECT / "runs" / "train" / place
     schedule = replace(SCHEDULE, steps=asked.steps, snapshots=(0,))

@@ -10,20 +10,19 @@ turns, so that other load meets all of them; medians. Writes benchmarks/results/
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import os
 import platform
-import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
 from student_ablations import MapTeacher
 from torch.utils.flop_counter import FlopCounterMode
+from turns import RESULTS, arguments, in_turns
 
 from objemb_lib import config
 from objemb_lib.cache import atomic_write_text
@@ -31,7 +30,6 @@ from objemb_lib.data.mini_battles import mini_battles
 from objemb_lib.embed.trunks import load_trunk
 from objemb_lib.teach.student import Student, Teacher, load_student
 
-RESULTS = Path(__file__).parent / "results" / "student.json"
 OBJECTS = (1, 3, 10)
 Way = Callable[[list[torch.Tensor]], object]
 
@@ -65,18 +63,15 @@ def busy_images(student: Student, count: int, least: int) -> list[torch.Tensor]:
 
 def seconds(compared: dict[str, Way], images: list[torch.Tensor], batch: int, rounds: int) -> dict:
     """Median seconds an image, each way in turn."""
-    taken: dict[str, list[float]] = {name: [] for name in compared}
-    for turn in range(rounds + 1):
+
+    def whole(way: Way) -> None:
         for first in range(0, len(images), batch):
-            some = images[first : first + batch]
-            for name, way in compared.items():
-                start = time.perf_counter()
-                way(some)
-                if torch.cuda.is_available():
-                    torch.cuda.synchronize()
-                if turn:  # the first one warms up
-                    taken[name].append((time.perf_counter() - start) / len(some))
-    return {name: float(np.median(values)) for name, values in taken.items()}
+            way(images[first : first + batch])
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    taken = in_turns({name: partial(whole, way) for name, way in compared.items()}, rounds)
+    return {name: float(np.median(values)) / len(images) for name, values in taken.items()}
 
 
 def flops(way: Way, image: torch.Tensor) -> float:
@@ -88,12 +83,7 @@ def flops(way: Way, image: torch.Tensor) -> float:
 
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--images", type=int, default=8)
-    asked = parser.parse_args()
+    asked = arguments(__doc__, rounds=5, images=8)
     student, trunk = load_student().to(config.device()), load_trunk()
     teachers = {
         "teacher on the map": MapTeacher(trunk),
@@ -132,7 +122,7 @@ def main() -> None:
         "parameters": {n: sum(p.numel() for p in m.parameters()) for n, m in parts.items()},
         "table": table,
     }
-    atomic_write_text(RESULTS, json.dumps(report, indent=1) + "\n")
+    atomic_write_text(RESULTS / "student.json", json.dumps(report, indent=1) + "\n")
     print(pd.DataFrame(table).to_string(index=False))
 
 

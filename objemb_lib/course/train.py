@@ -272,8 +272,8 @@ def main(arguments: list[str] | None = None) -> int:
         "object itself; others than the default are not shipped",
     )
     other = parser.add_argument_group("another student")
-    begins = "faster_rcnn (default), mask_rcnn, torchvision/fasterrcnn_resnet50_fpn, ..."
-    other.add_argument("--detector", metavar="NAME", help=f"what it begins as: {begins}")
+    begins = "what it begins as: faster_rcnn (default), torchvision/fasterrcnn_resnet50_fpn, ..."
+    other.add_argument("--detector", metavar="NAME", help=begins)
     other.add_argument("--teacher", metavar="NAME", help="efficientnet_lite0 (default), any trunk")
     other.add_argument("--data", help="mini-battles (default), coco:PATH, or another data set")
     other.add_argument("--batch", metavar="N", type=int, help="images an update, of all GPUs (16)")
@@ -292,10 +292,10 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("the student learns no labels: leave --labels away")
     try:
         for kind in asked.names or (NAMES if asked.labels == "category" else KINDS):
-            student = kind == STUDENT
-            name, card = (
-                ship_student(asked, bool(another)) if student else ship_detector(asked, kind)
-            )
+            if kind == STUDENT:
+                name, card = ship_student(asked, bool(another))
+            else:
+                name, card = ship_detector(asked, kind)
             if card:  # the first process alone has one
                 metrics = next(card[key] for key in card if key.startswith("metrics on"))
                 print(f"{name}: {card['minutes']} minutes")

@@ -22,22 +22,21 @@ def annotated(place: Path) -> tuple[Path, Path]:
     scenes(place)
     images = [{"id": i, "file_name": f"{i}.png"} for i in range(len(SCENES))]
     categories = [{"id": k + 1, "name": name} for k, name in enumerate(CATEGORIES)]
-    objects = [
-        {"image_id": i, "category_id": category + 1, "bbox": [x0, y0, x1 - x0, y1 - y0]}
-        for i, (boxes, called) in enumerate(SCENES)
-        for (x0, y0, x1, y1), category in zip(boxes, called)
-    ]
-    for number, one in enumerate(objects, 1):
-        one["id"] = number
+    objects = []
+    for i, (boxes, called) in enumerate(SCENES):
+        for (x0, y0, x1, y1), category in zip(boxes, called):
+            known = {"id": len(objects) + 1, "image_id": i, "category_id": category + 1}
+            objects.append(known | {"bbox": [x0, y0, x1 - x0, y1 - y0]})
     file = place.with_suffix(".json")
     content = {"images": images, "annotations": objects, "categories": categories}
     file.write_text(json.dumps(content))
     return place, file
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """``run(arguments)``: the script as typed, but with a small random trunk."""
+def test_photographs_in_scores_out_and_a_second_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """The script as typed, but with a small random trunk."""
     spec = importlib.util.spec_from_file_location("own_boxes", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -45,24 +44,18 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(config, "PROJECT", tmp_path / "project")
     monkeypatch.setattr(module, "load_trunk", lively)
     monkeypatch.setattr(module, "SCHEDULE", replace(module.SCHEDULE, batch_size=2))
-
-    def typed(*arguments: object) -> None:
-        monkeypatch.setattr(sys, "argv", ["own_boxes.py", *map(str, arguments)])
-        module.main()
-
-    return typed
-
-
-def test_photographs_in_scores_out_and_a_second_run_goes_on(run, tmp_path: Path, capsys) -> None:
     places = [*annotated(tmp_path / "mine"), *annotated(tmp_path / "others")]
-    run(*places, "--steps", "2")
-    said = capsys.readouterr().out
+
+    def said(*options: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["own_boxes.py", *map(str, places), *options])
+        module.main()
+        return capsys.readouterr().out
+
+    first = said("--steps", "2")
     for words in ("step    2", "mine/all", "others/all", "categories: 2", "box AP50", "recall of"):
-        assert words in said
+        assert words in first
     (folder,) = (tmp_path / "project" / "runs" / "train").iterdir()
     log = read_log(folder)
     assert [line["step"] for line in log] == [2]
-    run(*places, "--steps", "2")
-    assert read_log(folder) == log and capsys.readouterr().out == said  # nothing trained anew
-    run(*places, "--steps", "1", "--labels", "one")
-    assert "categories: 1" in capsys.readouterr().out
+    assert said("--steps", "2") == first and read_log(folder) == log  # nothing trained anew
+    assert "categories: 1" in said("--steps", "1", "--labels", "one")

@@ -202,36 +202,7 @@ def pair(request: pytest.FixtureRequest) -> Iterator[tuple[Detector, nn.Module]]
 
 
 @torch.inference_mode()
-def test_the_adopted_backbone_is_torchvisions(pair: tuple) -> None:
-    detector, theirs = pair
-    ours, images = detector.network.backbone, torch.randn(1, 3, SIZE, SIZE)
-    levels, expected = ours(images), theirs(images)
-    assert list(levels) == list(expected) and ours.out_channels == theirs.out_channels == 256
-    assert all(torch.equal(levels[name], expected[name]) for name in expected)
-    maps, inner = ours.body(images), list(theirs.body(images).values())
-    for name, map_ in zip(("stage5", "stage4", "stage3"), inner[::-1]):
-        assert torch.equal(maps[name], map_)
-    assert torch.equal(maps["head"], maps["stage5"])
-
-
-@torch.inference_mode()
-def test_it_detects(pair: tuple) -> None:
-    detector, _ = pair
-    scored = detector.network  # random weights find something at any score, but its heads are slow
-    if detector.two_stage:
-        detector.network.rpn._post_nms_top_n = {"training": 20, "testing": 20}
-        scored = detector.network.roi_heads
-    scored.score_thresh, scored.detections_per_img = 0.0, 5
-    (found,) = detector([torch.rand(3, 48, SIZE)])
-    boxes, labels = found["boxes"], found["labels"]
-    assert len(boxes) and boxes.min() >= 0 and boxes[:, 2].max() <= SIZE and boxes[:, 3].max() <= 48
-    assert 1 <= labels.min() and labels.max() <= len(detector.categories) == 90
-    assert detector.categories[:2] == ("person", "bicycle") and detector.categories[17] == "dog"
-    assert ("masks" in found) == (detector.kind == "maskrcnn_resnet50_fpn")
-
-
-@torch.inference_mode()
-def test_as_a_trunk_it_is_a_resnet50_with_a_pyramid(pair: tuple) -> None:
+def test_torchvisions_is_a_resnet50_with_a_pyramid_and_detects(pair: tuple) -> None:
     detector, theirs = pair
     trunk = DetectorTrunk(detector)
     shapes = {s.name: (s.channels, s.stride) for s in trunk.stages.values() if not s.per_box}
@@ -243,7 +214,9 @@ def test_as_a_trunk_it_is_a_resnet50_with_a_pyramid(pair: tuple) -> None:
     assert tuple(trunk.mean.flatten().tolist()) == pytest.approx(IMAGENET.mean)
     assert tuple(trunk.std.flatten().tolist()) == pytest.approx(IMAGENET.std)
     images = torch.randn(2, 3, SIZE, SIZE)
-    maps, expected = trunk(images), theirs(images)
+    maps, expected, inner = trunk(images), theirs(images), list(theirs.body(images).values())
+    for name, map_ in zip(("stage5", "stage4", "stage3"), inner[::-1]):
+        assert torch.equal(maps[name], map_)
     for name, level in zip((s for s in trunk.stages if s.startswith("fpn")), expected.values()):
         assert torch.equal(maps[name], level), name
     boxes = torch.tensor([[3.0, 5, 11, 13], [4, 10, 60, 50]])
@@ -255,6 +228,15 @@ def test_as_a_trunk_it_is_a_resnet50_with_a_pyramid(pair: tuple) -> None:
         pooled = heads.box_roi_pool(expected, [box[None] for box in boxes], [(SIZE, SIZE)] * 2)
         assert torch.equal(roi, pooled)
         assert torch.allclose(vectors[:, :, 0, 0], heads.box_head(pooled), atol=1e-5)
+        detector.network.rpn._post_nms_top_n = {"training": 20, "testing": 20}  # heads are slow
+    scored = heads if detector.two_stage else detector.network
+    scored.score_thresh, scored.detections_per_img = 0.0, 5  # random weights find something
+    (found,) = detector([torch.rand(3, 48, SIZE)])
+    boxes, labels = found["boxes"], found["labels"]
+    assert len(boxes) and boxes.min() >= 0 and boxes[:, 2].max() <= SIZE and boxes[:, 3].max() <= 48
+    assert 1 <= labels.min() and labels.max() <= len(detector.categories) == 90
+    assert detector.categories[:2] == ("person", "bicycle") and detector.categories[17] == "dog"
+    assert ("masks" in found) == (detector.kind == "maskrcnn_resnet50_fpn")
 
 
 def test_downloaded_weights_decide_the_features(monkeypatch: pytest.MonkeyPatch) -> None:

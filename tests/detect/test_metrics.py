@@ -111,14 +111,6 @@ def test_recall_counts_from_the_threshold_on(tmp_path: Path) -> None:
         assert main_recall(half, data, iou=iou).tolist() == right  # 0.5 exactly, whatever the label
 
 
-def test_recall_looks_at_the_best_few_and_at_the_main_object_only(tmp_path: Path) -> None:
-    many = [([(4, 6, 30, 40), (36, 10, 60, 30)], [0, 1])]
-    data = scenes(tmp_path, many)
-    other, nothing, main = (36, 10, 60, 30), (0, 0, 5, 5), (4, 6, 30, 40)
-    found = [detections((other, 1, 0.9), (nothing, 1, 0.8), (main, 2, 0.7))]
-    assert [bool(main_recall(found, data, top)[0]) for top in (1, 2, 3, 100)] == [0, 0, 1, 1]
-
-
 def cells(box: tuple[int, ...]) -> set[tuple[int, int]]:
     return {(x, y) for x in range(box[0], box[2]) for y in range(box[1], box[3])}
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -15,8 +14,6 @@ from tiny_scenes import lively, scenes, small
 
 from objemb_lib.config import DataError, TrainingError
 from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.detect.detectors import load_coco_detector
-from objemb_lib.teach import training
 from objemb_lib.teach.distillation import (
     DistillationModule,
     DistillConfig,
@@ -25,7 +22,7 @@ from objemb_lib.teach.distillation import (
     train_student,
 )
 from objemb_lib.teach.student import Student, Teacher
-from objemb_lib.teach.training import Schedule, read_log
+from objemb_lib.teach.training import Schedule
 
 BOXES = [torch.tensor([[4.0, 6.0, 30.0, 40.0], [36.0, 10.0, 60.0, 30.0]]), torch.zeros(0, 4)]
 TARGETS = [{"boxes": boxes} for boxes in BOXES]
@@ -110,17 +107,6 @@ def test_the_teacher_is_neither_trained_nor_saved() -> None:
     assert all(key.startswith("student.") for key in module.state_dict())
 
 
-def test_a_coco_detector_learns_to_detect_and_to_embed() -> None:
-    torch.manual_seed(0)
-    detector = load_coco_detector("torchvision/fasterrcnn_resnet50_fpn", False, 64)
-    module = module_of(GUIDED, Student(detector, cells=14, dim=176))
-    found = losses_of(module)
-    assert found.keys() == DETECTION | {"cosine", "relational"}
-    sum(found.values()).backward()
-    body = module.student.detector.trunk.network.parts
-    assert body[-1][0].conv1.weight.grad.abs().sum() > 0  # layer4, of detector and branch
-
-
 # --- training -----------------------------------------------------------------------------
 
 
@@ -159,26 +145,6 @@ def test_a_short_training_teaches_branch_and_body(taught, tmp_path: Path) -> Non
     assert same(ours, taught(tmp_path / "again"))
 
 
-def test_a_killed_training_goes_on_as_if_nothing_had_happened(
-    taught, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    longer = replace(SHORT, steps=4)
-    whole = taught(tmp_path / "whole", schedule=longer)
-    real, calls = DistillationModule.forward, []
-
-    def dies(self, *batch):
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return real(self, *batch)
-
-    monkeypatch.setattr(DistillationModule, "forward", dies)
-    monkeypatch.setattr(training, "CHECKPOINT_EVERY", 2)
-    with pytest.raises(KeyboardInterrupt):
-        taught(tmp_path / "cut", schedule=longer)
-    assert same(whole, taught(tmp_path / "cut", schedule=longer))
-
-
 def test_a_run_is_not_continued_from_another_beginning(taught, tmp_path: Path) -> None:
     """Whoever trains the detector anew must not get the student of the old one."""
     taught(tmp_path)
@@ -189,16 +155,6 @@ def test_a_run_is_not_continued_from_another_beginning(taught, tmp_path: Path) -
     ):
         with pytest.raises(TrainingError, match="another schedule or other data"):
             taught(tmp_path, **other)
-
-
-def test_a_teacher_that_gives_no_number_stops_the_training(
-    taught, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    nothing = lambda self, images, boxes: torch.full((sum(map(len, boxes)), self.dim), np.nan)  # noqa: E731
-    monkeypatch.setattr(Teacher, "forward", nothing)
-    with pytest.raises(TrainingError, match="the loss is nan at step 0"):
-        taught(tmp_path)
-    assert read_log(tmp_path) == []
 
 
 def test_vectors_are_projected_into_the_space_of_a_teacher_of_other_dimensions(

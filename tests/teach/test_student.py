@@ -137,16 +137,6 @@ def test_an_image_without_detections_has_no_embeddings() -> None:
     assert one["embeddings"].shape == (0, ours.embedding.dim)
 
 
-def test_larger_images_are_embedded_as_their_small_copies() -> None:
-    ours = student(top=3)
-    image = F.interpolate(noise(1, 8), size=64, mode="nearest")
-    double = F.interpolate(image, scale_factor=2, mode="nearest")
-    with torch.no_grad():
-        (one,), (large,) = ours(list(image)), ours(list(double))
-    assert torch.allclose(large["boxes"], 2 * one["boxes"], atol=2)
-    assert (large["embeddings"] * one["embeddings"]).sum(dim=1).min() > 0.98
-
-
 def test_a_one_stage_detector_cannot_be_a_student() -> None:
     with pytest.raises(DataError, match="fcos has no RoI head"):
         student("fcos")

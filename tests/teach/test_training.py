@@ -6,15 +6,12 @@ import json
 import math
 import subprocess
 import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-import hypothesis
 import pytest
 import torch
 import two_processes as both
-from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -111,36 +108,26 @@ def test_a_run_learns_and_leaves_log_and_snapshots(unbroken: tuple) -> None:
     assert snapshots["step-000000.safetensors"] == start
     assert snapshots[f"step-{STEPS:06d}.safetensors"] == {k: v.tolist() for k, v in weights.items()}
     x = torch.randn(256, 3, generator=torch.Generator().manual_seed(9))
-    errors = []
+    model, errors = Model(), []
     for state in (Model().state_dict(), weights):
-        model = Model()
         model.load_state_dict(state)
         errors.append((model.head(model.trunk(x).tanh())[:, 0] - x.sum(dim=1)).square().mean())
     assert errors[1] < 0.5 * errors[0]
 
 
-@hypothesis.settings(
-    max_examples=15,
-    deadline=None,
-    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
-)
-@hypothesis.given(
-    kills=st.lists(st.integers(0, STEPS - 1), min_size=1, max_size=3),
-    every=st.sampled_from([EVERY, 50]),
-)
+@pytest.mark.parametrize("kills", [(0,), (3, 4, 5), (10, 9), (12, 20, 22), (22, 22)])
+@pytest.mark.parametrize("every", [1, EVERY, 50])
 def test_a_run_killed_at_any_step_ends_as_an_unbroken_one(
-    unbroken: tuple, kills: list[int], every: int
+    kills: tuple, every: int, unbroken: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    training.CHECKPOINT_EVERY = every
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place) / "run"
-        for step in kills:
-            try:
-                run(folder, model=Model(step, "dies"))
-            except Killed:
-                continue
-        assert same(run(folder), unbroken[0])
-        assert left(folder) == unbroken[1]
+    monkeypatch.setattr(training, "CHECKPOINT_EVERY", every)
+    for step in kills:
+        try:
+            run(tmp_path, model=Model(step, "dies"))
+        except Killed:
+            continue
+    assert same(run(tmp_path), unbroken[0])
+    assert left(tmp_path) == unbroken[1]
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
@@ -179,10 +166,6 @@ def test_a_finished_run_is_not_trained_again(unbroken: tuple, tmp_path: Path) ->
     run(tmp_path)
     assert same(run(tmp_path, model=Model(0, "dies")), unbroken[0])
     assert left(tmp_path) == unbroken[1]
-
-
-def test_another_seed_is_another_run(unbroken: tuple, tmp_path: Path) -> None:
-    assert not same(run(tmp_path, replace(SCHEDULE, seed=1)), unbroken[0])
 
 
 def test_whoever_watches_is_told_what_is_logged(tmp_path: Path) -> None:
@@ -258,24 +241,15 @@ def test_a_run_that_diverges_says_so_and_keeps_good_weights(
     assert same(run(tmp_path), unbroken[0])  # and they are those of that step
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda data: data[: len(data) // 2],
-        lambda data: b"",
-        lambda data: b"not a checkpoint",
-        lambda data: b"\0" * len(data),
-        lambda data: data[:-9],
-    ],
-    ids=["half", "empty", "text", "zeros", "tail"],
-)
-def test_a_damaged_checkpoint_is_named(damage, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     killed(tmp_path, 12)
     file = tmp_path / "last.pt"
-    file.write_bytes(damage(file.read_bytes()))
-    with pytest.raises(TrainingError, match=r"last\.pt cannot be continued: \w+") as caught:
-        run(tmp_path)
-    assert str(tmp_path) in caught.value.problem and f"Delete {tmp_path}" in caught.value.remedy
+    good = file.read_bytes()
+    for bad in (good[: len(good) // 2], good[:-9], b"", b"not a checkpoint", b"\0" * len(good)):
+        file.write_bytes(bad)
+        with pytest.raises(TrainingError, match=rf"{file} cannot be continued: \w+") as caught:
+            run(tmp_path)
+        assert f"Delete {tmp_path}" in caught.value.remedy
 
 
 def test_a_run_of_something_else_is_refused(tmp_path: Path) -> None:
