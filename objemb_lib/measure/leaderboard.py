@@ -310,12 +310,13 @@ def compare(fresh: Iterable[dict], committed: Iterable[dict]) -> tuple[int, list
     result says what was measured: in another setting it is another number.
     """
     now, then = (
-        {tuple((k, v) for k, v in sorted(r.items()) if k not in MEASURED): r for r in records}
+        {frozenset((k, v) for k, v in r.items() if k not in MEASURED): r for r in records}
         for records in (fresh, committed)
     )
     problems = []
     for key in now | then:
-        said = ", ".join(f"{name} {value}" for name, value in key)
+        record = now.get(key) or then[key]
+        said = ", ".join(f"{k} {v}" for k, v in record.items() if k not in MEASURED)
         if key not in now or key not in then:
             problems.append(f"{said}: only in {'this run' if key in now else 'the committed run'}")
             continue
