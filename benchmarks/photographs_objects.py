@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from objemb_lib.attend.objects import image_scores, oracle_query, retrieval_scores, top1_query
-from objemb_lib.attend.sources import detector_boxes, sources
+from objemb_lib.attend.sources import box_sources, detector_boxes
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.folder import folder
 from objemb_lib.data.mini_battles import mini_battles
@@ -74,7 +74,7 @@ def by_category(data: ImageDataset, scores: np.ndarray, queries: pd.DataFrame) -
 
 def coco_objects(data: ImageDataset, trunk, detector) -> dict[str, tuple[Objects, Objects]]:
     """Asking and answering objects of each way."""
-    true, named = true_boxes(data), sources(data, detector, progress=False)
+    true, named = true_boxes(data), box_sources(data, detector, progress=False)
     same = {"whole image": named["whole image"], "true boxes": Region(true)}
     same |= {f"true boxes, context {c}": Region(true, context=c) for c in CONTEXTS}
     same |= {"true masks": Region(true, masked=True), "crops of true boxes": Region(true, "pixels")}
@@ -126,7 +126,7 @@ def groceries(place: Path, trunk, detector) -> None:
     """Any object of the photograph asks; the iconic picture answers with any of its own."""
     data = grocery_store(place)
     chosen = chosen_on_battles(trunk, detector)
-    named = sources(data, detector, truth=False, progress=False)
+    named = box_sources(data, detector, truth=False, progress=False)
     wanted = sorted(set(chosen.values()))
     found, objects = {}, extract_objects(data, trunk, wanted, named, QUIET)
     mine = "student, its own boxes"
@@ -164,7 +164,7 @@ def chosen_on_battles(trunk, detector) -> dict[str, tuple[str, str]]:
     """Stage and pooling that train scenes choose for each source that needs no truth."""
     train = mini_battles("train").first_of_each(3)
     train = train.subset(train.labels % 2 == 0)
-    named, found = sources(train, detector, truth=False, progress=False), {}
+    named, found = box_sources(train, detector, truth=False, progress=False), {}
     objects = extract_objects(train, trunk, PAIRS, named, QUIET)
     for name, some in objects.items():
         found[name] = max(PAIRS, key=lambda pair: _on_train(some, pair, train))

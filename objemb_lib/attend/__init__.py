@@ -1,1 +1,23 @@
 """Hard and soft attention: where to look, and images as sets of objects (notebook 03)."""
+
+from objemb_lib import lazy
+
+__getattr__, __all__ = lazy(
+    __name__,
+    {
+        "box_sources": "sources",
+        "detect_cached": "sources",
+        "detector_boxes": "sources",
+        "boxes_from": "detections",
+        "soft": "",
+        "choose_weight": "objects",
+        "fuse": "objects",
+        "listed_scores": "objects",
+        "meets_main": "objects",
+        "oracle_query": "objects",
+        "query_strata": "objects",
+        "retrieval_scores": "objects",
+        "top1_query": "objects",
+        "bag_of_visual_words": "visual_words",
+    },
+)

@@ -1,7 +1,7 @@
 """Where boxes come from: the truth, a detector, a rule, or chance.
 
 A detector that says where to look is *hard attention*: what lies inside a box is kept, the rest is
-forgotten. :func:`sources` gives every kind of box of a data set by its name.
+forgotten. :func:`box_sources` gives every kind of box of a data set by its name.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from objemb_lib.embed.regions import Region, every_image_has_a_box
 SAME = 0.5  # overlap (IoU) from which two detections are one object called by two names
 
 
-def sources(
+def box_sources(
     dataset: ImageDataset,
     detector: Detector | None = None,
     truth: bool | None = None,

@@ -1,1 +1,15 @@
 """Detectors, what each of their layers gives, how well they find (notebook 02)."""
+
+from objemb_lib import lazy
+
+__getattr__, __all__ = lazy(
+    __name__,
+    {
+        "DetectorTrunk": "features",
+        "check_same_trunk": "features",
+        "detect": "metrics",
+        "cards_table": "weights",
+        "read_card": "weights",
+        "with_cards": "weights",
+    },
+)

@@ -1,1 +1,18 @@
 """From an image to vectors: trunks, regions, pooling, whitening, extraction (notebook 01)."""
+
+from objemb_lib import lazy
+
+__getattr__, __all__ = lazy(
+    __name__,
+    {
+        "true_boxes": "boxes",
+        "WHOLE": "regions",
+        "crop": "regions",
+        "roi": "regions",
+        "every_image_has_a_box": "regions",
+        "model_input": "regions",
+        "benchmark_latency": "extract",
+        "extract_regions": "extract",
+        "concat_descriptors": "whitening",
+    },
+)

@@ -1,1 +1,15 @@
-"""Metrics, intervals, results and claims, and what else to look at in embeddings."""
+"""Metrics, intervals, the leaderboard, and what else to look at in embeddings."""
+
+from objemb_lib import lazy
+
+__getattr__, __all__ = lazy(
+    __name__,
+    {
+        "analysis": "",
+        "ranking": "metrics",
+        "cluster_interval": "intervals",
+        "difference": "leaderboard",
+        "verdicts": "leaderboard",
+        "where": "leaderboard",
+    },
+)

@@ -1,1 +1,11 @@
 """Plots, widgets and the app."""
+
+from objemb_lib import lazy
+
+__getattr__, __all__ = lazy(
+    __name__,
+    {
+        "plots": "",
+        "widgets": "",
+    },
+)

@@ -1,1 +1,14 @@
 """A student that learns embeddings from a teacher: targets, distillation, training (04)."""
+
+from objemb_lib import lazy
+
+__getattr__, __all__ = lazy(
+    __name__,
+    {
+        "StudentTrunk": "student",
+        "DistillConfig": "distillation",
+        "SCHEDULE": "distillation",
+        "choose_regions": "distillation",
+        "example": "targets",
+    },
+)

@@ -106,7 +106,7 @@ def test_another_detector_or_half_a_file_is_detected_anew(data, monkeypatch) -> 
 
 
 def test_every_source_by_its_name(data: ImageDataset) -> None:
-    found = sources.sources(data, small("mask_rcnn"), progress=False)
+    found = sources.box_sources(data, small("mask_rcnn"), progress=False)
     assert list(found) == [region.name for region in found.values()] == NAMES
     for region in found.values():
         assert len(region.boxes) == len(data) and region.boxes.counts.min() >= 1
@@ -121,12 +121,12 @@ def test_every_source_by_its_name(data: ImageDataset) -> None:
 def test_what_is_not_known_is_left_out(data: ImageDataset) -> None:
     """Masks of boxes, truth of images without boxes, what a detector does not give."""
     unmasked, plain = replace(data, masks=None), small("fcos")
-    assert set(NAMES) - set(sources.sources(unmasked, small("mask_rcnn"))) == {"true masks"}
-    given = sources.sources(data, plain, progress=False)
+    assert set(NAMES) - set(sources.box_sources(unmasked, small("mask_rcnn"))) == {"true masks"}
+    given = sources.box_sources(data, plain, progress=False)
     assert set(NAMES) - set(given) == {"detector masks, top 5", "proposals, top 10"}
     nobody = replace(data, boxes=[np.zeros((0, 4)), *data.boxes[1:]], box_labels=(),
                      box_categories=(), masks=None)  # fmt: skip
-    assert list(sources.sources(nobody)) == ["whole image", "R-MAC grid", "centre box"]
+    assert list(sources.box_sources(nobody)) == ["whole image", "R-MAC grid", "centre box"]
     with pytest.raises(DataError, match="fcos proposes nothing"):
         sources.proposal_boxes(data, plain, detect(plain, data, progress=False))
 
