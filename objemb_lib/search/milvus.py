@@ -292,10 +292,6 @@ class MilvusIndex:
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise DataError(f"{path} names no collection ({error})", "Save it again.") from error
 
-    def close(self) -> None:
-        """Let go of the connection; of a local file when the process ends."""
-        self.client.close()
-
 
 def _key(data_set: str, file: str, box: np.ndarray) -> str:
     """128 bits that name an object: with 64, two of a billion would meet by chance one time in 37.

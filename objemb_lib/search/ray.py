@@ -10,17 +10,18 @@ for a slow index hold the workers back, so that they do not fill the memory.
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from objemb_lib.cache import atomic_write_bytes
 from objemb_lib.config import DataError, ImageError, ObjembError, needs
@@ -32,14 +33,10 @@ from objemb_lib.embed.regions import Region
 from objemb_lib.embed.trunks import Trunk
 from objemb_lib.search.milvus import FAILED, MilvusIndex
 
-if TYPE_CHECKING:
-    import pyarrow
-
 PART = 256  # images a file: what a lost worker costs
 WAITING = 64 << 20  # bytes of finished parts that may wait for the keeper
 SHARED = 256 << 20  # bytes that Ray's processes on this machine share
 TRIES = 3  # more, a second or so apart, of an index that fails
-META = b"objemb"
 
 Look = Callable[[ImageDataset], Region]
 Load = Callable[[], tuple[Trunk, Look]]
@@ -56,7 +53,6 @@ def ray_extract(
     workers: int | None = None,
     gpus: float = 0,
     address: str | None = None,
-    waiting: int = WAITING,
 ) -> list[Path]:
     """The objects of a data set, by several processes on one machine or on many.
 
@@ -67,7 +63,6 @@ def ray_extract(
         size: as for :func:`extract.extract_objects`. part: images a file.
         workers: default one a CPU, or as many as the GPUs allow. gpus: for each worker.
         address: of a Ray cluster; default: this machine, or the Ray that is running already.
-        waiting: bytes of finished parts that may wait for the keeper.
     Returns:
         the files, in the order of the images; see :func:`read_parts`.
     Raises:
@@ -84,12 +79,12 @@ def ray_extract(
     key = {"data": dataset.fingerprint, "stage": pair[0], "pooling": pair[1],
            "size": str(size), "part": str(part)}  # fmt: skip
     if done:
-        key = _agreed(folder, _said(_read(done[min(done)]))["key"], key)
+        key = _agreed(folder, _read(done[min(done)]).attrs["key"], key)
     todo = [start for start in range(0, len(dataset), part) if start not in done]
     if todo:
         with _ray(address, workers):
             work = _Work(dataset, load, key, folder, index)
-            broken = _run(work, todo, workers, gpus, waiting)
+            broken = _run(work, todo, workers, gpus)
         if broken:
             warnings.warn(f"{broken} images cannot be used: see read_parts", stacklevel=2)
     return [path for _, path in sorted(_parts(folder).items())]
@@ -106,7 +101,7 @@ class _Work:
     index: Callable[[], MilvusIndex] | None
 
 
-def _run(work: _Work, todo: list[int], workers: int | None, gpus: float, waiting: int) -> int:
+def _run(work: _Work, todo: list[int], workers: int | None, gpus: float) -> int:
     """Do some parts; the number of images that could not be used."""
     import ray.data
     from ray.data import ActorPoolStrategy, ExecutionResources
@@ -121,9 +116,8 @@ def _run(work: _Work, todo: list[int], workers: int | None, gpus: float, waiting
     parts.context.enable_progress_bars = parts.context.print_on_execution_start = False
     parts.context.raise_original_map_exception = True
     parts.context.retried_map_errors, parts.context.max_map_retries = [FAILED], TRIES
-    parts.context.execution_options.resource_limits = ExecutionResources(
-        object_store_memory=waiting
-    )
+    limits = ExecutionResources(object_store_memory=WAITING)
+    parts.context.execution_options.resource_limits = limits
     made = parts.map(_Worker, fn_constructor_args=[work], compute=pool, num_cpus=1, num_gpus=gpus)
     kept = made.map(_Keeper, fn_constructor_args=[work], compute=one, num_cpus=0)
     try:
@@ -142,42 +136,35 @@ class _Worker:
         self.trunk, self.look = work.load()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         data, first = self.work.dataset, row["start"]
         images = range(first, min(first + int(self.work.key["part"]), len(data)))
         broken: dict[str, str] = {}
         try:
-            table, key = self._table(images)
+            table = self._table(images)
         except ImageError:  # which, is only asked when there is one
             paths = [Path(data.root) / data.files[i] for i in images]
             found = dict(zip(images, measure_images(paths, progress=False)))
             broken = {data.files[i]: str(e) for i, e in found.items() if isinstance(e, ImageError)}
-            table, key = self._table([i for i in images if data.files[i] not in broken])
-        said = json.dumps({"key": key, "broken": broken})
-        sink = pa.BufferOutputStream()
-        pq.write_table(table.replace_schema_metadata({META: said}), sink)
-        return {"start": first, "parquet": sink.getvalue().to_pybytes()}
+            table = self._table([i for i in images if data.files[i] not in broken])
+        table.attrs["broken"] = broken
+        return {"start": first, "parquet": table.to_parquet()}
 
-    def _table(self, images: Sequence[int]) -> tuple[pyarrow.Table, dict[str, str]]:
-        """A row an object of some images, and what decided the numbers."""
-        import pyarrow as pa
-
-        key = self.work.key
-        own = {**key, "trunk": self.trunk.fingerprint()}
-        if not len(images):
-            return pa.table({}), _agreed(self.work.folder, key, own)
-        some, pair = self.work.dataset.subset(images), (key["stage"], key["pooling"])
-        region = self.look(some)
-        options = ExtractOptions(int(key["size"]), cache=False, progress=False)
-        objects = extract_objects(some, self.trunk, [pair], {"": region}, options)[""]
-        key = _agreed(self.work.folder, key, own | {"region": region.name})
-        owners, scores = np.array(images)[objects.image], objects.scores.astype(np.float32)
-        table = {"image": owners, "file": [self.work.dataset.names[i] for i in owners],
-                 "box": list(objects.boxes.astype(np.float32)), "score": scores,
-                 "vector": list(objects.vectors[pair])}  # fmt: skip
-        return pa.table(table), key
+    def _table(self, images: Sequence[int]) -> pd.DataFrame:
+        """A row an object of some images; what decided the numbers in ``attrs``."""
+        key, columns = {**self.work.key, "trunk": self.trunk.fingerprint()}, {}
+        if len(images):
+            some, pair = self.work.dataset.subset(images), (key["stage"], key["pooling"])
+            region = self.look(some)
+            options = ExtractOptions(int(key["size"]), cache=False, progress=False)
+            objects = extract_objects(some, self.trunk, [pair], {"": region}, options)[""]
+            key["region"] = region.name
+            columns = {"image": np.array(images)[objects.image],
+                       "file": [some.names[i] for i in objects.image],
+                       "box": list(objects.boxes), "score": objects.scores,
+                       "vector": list(objects.vectors[pair])}  # fmt: skip
+        table = pd.DataFrame(columns)
+        table.attrs["key"] = _agreed(self.work.folder, self.work.key, key)
+        return table
 
 
 class _Keeper:
@@ -188,10 +175,7 @@ class _Keeper:
         self.index = work.index() if work.index else None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        part = _extracted([pq.read_table(pa.BufferReader(row["parquet"]))])
+        part = _extracted([pd.read_parquet(BytesIO(row["parquet"]))])
         if self.index is not None and part.files:
             (pair,) = part.objects.vectors
             self.index.add(part.objects, pair, part.files, numbers=part.numbers)
@@ -228,28 +212,22 @@ def read_parts(folder: str | Path) -> Extracted:
     if not tables:
         raise DataError(f"{folder} has no part-*.parquet", "Run ray_extract with this folder.")
     for table in tables:
-        _agreed(folder, _said(tables[0])["key"], _said(table)["key"])
+        _agreed(folder, tables[0].attrs["key"], table.attrs["key"])
     return _extracted(tables)
 
 
-def _extracted(tables: list[pyarrow.Table]) -> Extracted:
-    import pyarrow as pa
-
-    broken: dict[str, str] = {}
-    key: dict[str, str] = {}
-    for table in tables:
-        broken |= _said(table)["broken"]
-        key |= _said(table)["key"]
+def _extracted(tables: list[pd.DataFrame]) -> Extracted:
+    broken = {file: why for table in tables for file, why in table.attrs["broken"].items()}
     full = [table for table in tables if len(table)]
     if not full:
         return Extracted(Objects({}, Boxes("", [])), [], np.zeros(0, int), broken)
-    table = pa.concat_tables(full)
+    key, table = full[0].attrs["key"], pd.concat(full)
     numbers, first = np.unique(table["image"], return_index=True)
-    boxes, vectors = (np.stack(table[name].to_numpy()) for name in ("box", "vector"))
+    boxes, vectors = np.stack(table["box"]), np.stack(table["vector"])
     scores, cuts = table["score"].to_numpy(), first[1:]
     where = Boxes(key["region"], np.split(boxes, cuts), np.split(scores, cuts))
     objects = Objects({(key["stage"], key["pooling"]): vectors}, where)
-    return Extracted(objects, table["file"].take(first).to_pylist(), numbers, broken)
+    return Extracted(objects, table["file"].iloc[first].tolist(), numbers, broken)
 
 
 def _parts(folder: Path) -> dict[int, Path]:
@@ -257,23 +235,18 @@ def _parts(folder: Path) -> dict[int, Path]:
     return {int(path.stem.partition("-")[2]): path for path in folder.glob("part-*.parquet")}
 
 
-def _read(path: Path) -> pyarrow.Table:
+def _read(path: Path) -> pd.DataFrame:
     with needs("scale"):
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+        from pyarrow import ArrowException
     try:
-        return pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
+        table, why = pd.read_parquet(path), "ray_extract did not write it"
+    except (ArrowException, OSError) as error:
+        table, why = pd.DataFrame(), str(error)
+    if not {"key", "broken"} <= table.attrs.keys():
         raise DataError(
-            f"{path} is damaged ({error})", "Delete it and run again: only it is made anew."
-        ) from error
-
-
-def _said(table: pyarrow.Table) -> dict[str, Any]:
-    said = (table.schema.metadata or {}).get(META)
-    if said is None:
-        raise DataError("a Parquet file that ray_extract did not write", "Take another folder.")
-    return json.loads(said)
+            f"{path} is damaged ({why})", "Delete it and run again: only it is made anew."
+        )
+    return table
 
 
 def _agreed(folder: str | Path, there: Mapping[str, str], asked: Mapping[str, str]) -> dict:

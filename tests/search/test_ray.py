@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -126,7 +127,10 @@ class SlowIndex:
         (self.log / f"kept-{kept}").write_text(str(made - kept))
 
 
-def test_a_slow_index_holds_the_workers_back_and_is_tried_again(ray_here, data, tmp_path) -> None:
+def test_a_slow_index_holds_the_workers_back_and_is_tried_again(
+    ray_here, data, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr("objemb_lib.search.ray.WAITING", 100_000)
     log = tmp_path / "log"
     log.mkdir()
 
@@ -137,8 +141,7 @@ def test_a_slow_index_holds_the_workers_back_and_is_tried_again(ray_here, data, 
 
         return load_trunk(), look
 
-    ray_extract(data, load, PAIR, tmp_path / "parts", partial(SlowIndex, log), part=1, workers=1,
-                waiting=100_000)  # fmt: skip
+    ray_extract(data, load, PAIR, tmp_path / "parts", partial(SlowIndex, log), part=1, workers=1)
     ahead = [int(path.read_text()) for path in log.glob("kept-*")]
     assert (log / "failed").exists()
     assert len(ahead) == len(data) and max(ahead) <= 8, ahead
@@ -218,10 +221,7 @@ def test_damaged_and_foreign_files_are_named(data, tmp_path) -> None:
     (tmp_path / "part-000000000000.parquet").unlink()
     with pytest.raises(DataError, match=f"{path.name} is damaged"):
         ray_extract(data, load_true, PAIR, tmp_path, part=PART)
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    pq.write_table(pa.table({"a": [1]}), path)
+    pd.DataFrame({"a": [1]}).to_parquet(path)
     with pytest.raises(DataError, match="did not write"):
         read_parts(tmp_path)
 
