@@ -12,22 +12,20 @@ page.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import os
-import platform
 import statistics
 import time
 from pathlib import Path
 
 import faiss
 import numpy as np
+import pandas as pd
+from turns import RESULTS, arguments, write
 
 from objemb_lib.cache import atomic_write_text
 
-HERE = Path(__file__).parent
-RESULTS, PAGE = HERE / "results", HERE.parent / "docs" / "billion_objects.md"
+PAGE = Path(__file__).parents[1] / "docs" / "billion_objects.md"
 START, END = "<!-- billion:start -->", "<!-- billion:end -->"
 LISTS, KEPT = 256, 0.95  # inverted lists; the share of a full scan's recall@10 that is kept
 CODES = {  # name: (what comes before the lists, what is kept of a vector in a list; "np": without
@@ -65,9 +63,8 @@ def measured(images: int, n: int) -> dict:
     rows = {name: of_code(*code, vectors, queries, truth) for name, code in CODES.items()}
     return {
         "data": "mini-battles/battle, objects of the student, grown", "real": len(real),
-        "vectors": n, "dim": int(vectors.shape[1]), "lists": LISTS, "cores": os.cpu_count(),
-        "machine": platform.machine(), "faiss": faiss.__version__,
-        "other_load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None, "codes": rows,
+        "vectors": n, "dim": int(vectors.shape[1]), "lists": LISTS, "faiss": faiss.__version__,
+        "codes": rows,
     }  # fmt: skip
 
 
@@ -178,52 +175,53 @@ def short(value: float) -> str:
 def generated(codes: dict, query: dict, machines: list[tuple[str, float]]) -> str:
     """The part of the page between its markers."""
     per_image = query["ways"]["student"]["objects_an_image"]
-    lines = [
+    about = (
         f"*From {codes['vectors']:,} vectors of {codes['dim']:,} numbers, grown from "
         f"{codes['real']:,} real ones ({codes['data']}); recall with {codes['lists']} lists, "
         f"codes a second in a single one; one thread of {codes['cores']} cores "
         f"({codes['machine']}), one query at a time, faiss "
         f"{codes['faiss']}. Assumed, not measured: nodes of {ASSUMED['node_gb']} GB, "
         f"{ASSUMED['usable']:.0%} of it for codes, and {ASSUMED['node_cores']} cores; "
-        f"{ASSUMED['replicas']} copies of each shard.*",
-        "",
-        "| a vector is kept as | bytes, with its id | codes a second and core | lists looked at | "
-        "recall@10 |",
-        "|---|---|---|---|---|",
-    ]
+        f"{ASSUMED['replicas']} copies of each shard.*"
+    )
+    kept, plans = [], []
     for name, code in codes["codes"].items():
-        lines.append(
-            f"| {name} | {code['bytes']:,.0f} | {short(code['codes_a_second_and_core'])} | "
-            f"{code['share_of_lists']:.1%} | {code['recall_at_10']:.2f} |"
-        )
-    lines += [
-        "",
-        f"For {ASSUMED['objects']:,} objects:",
-        "",
-        "| a vector is kept as | memory | shards | nodes | codes a query meets on a node | "
-        "ms on one core | queries a second, all nodes |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name, code in codes["codes"].items():
-        plan = search_plan(code)
-        lines.append(
-            f"| {name} | {short(plan['gigabytes'])} GB | {plan['shards']:,} | {plan['nodes']:,} | "
-            f"{short(plan['scanned'])} | {short(plan['ms'])} | {short(plan['queries'])} |"
-        )
-    lines += ["", f"Extraction, at {per_image:.2f} objects an image "
-              f"({query['data']}, {query['images']} images, at most 10 boxes of the student each):",
-              "", "| one machine | images a second | images | hours | "
-              f"machines for {ASSUMED['days']} days |", "|---|---|---|---|---|"]  # fmt: skip
+        plan, name = search_plan(code), {"a vector is kept as": name}
+        kept.append(name | {
+            "bytes, with its id": f"{code['bytes']:,.0f}",
+            "codes a second and core": short(code["codes_a_second_and_core"]),
+            "lists looked at": f"{code['share_of_lists']:.1%}",
+            "recall@10": f"{code['recall_at_10']:.2f}",
+        })  # fmt: skip
+        plans.append(name | {
+            "memory": f"{short(plan['gigabytes'])} GB", "shards": f"{plan['shards']:,}",
+            "nodes": f"{plan['nodes']:,}", "codes a query meets on a node": short(plan["scanned"]),
+            "ms on one core": short(plan["ms"]),
+            "queries a second, all nodes": short(plan["queries"]),
+        })  # fmt: skip
+    extraction = []
     for name, speed in machines:
         plan = extraction_plan(speed, per_image)
-        lines.append(
-            f"| {name} | {short(speed)} | {short(plan['images'])} | {short(plan['hours'])} | "
-            f"{plan['machines']:,} |"
-        )
+        extraction.append({
+            "one machine": name, "images a second": short(speed), "images": short(plan["images"]),
+            "hours": short(plan["hours"]),
+            f"machines for {ASSUMED['days']} days": f"{plan['machines']:,}",
+        })  # fmt: skip
+    images = (f"Extraction, at {per_image:.2f} objects an image ({query['data']}, "
+              f"{query['images']} images, at most 10 boxes of the student each):")  # fmt: skip
+    objects = f"For {ASSUMED['objects']:,} objects:"
+    lines = [about, table(kept), objects, table(plans), images, table(extraction)]
     if not any(name.startswith("GPU") for name, _ in machines):
-        lines += ["", "No GPU has been measured yet: `python benchmarks/student.py` on one, its "
-                  "result kept as `student_gpu.json`, adds its hours to the table."]  # fmt: skip
-    return "\n".join(lines)
+        lines.append(
+            "No GPU has been measured yet: `python benchmarks/student.py` on one, its result kept "
+            "as `student_gpu.json`, adds its hours to the table."
+        )
+    return "\n\n".join(lines)
+
+
+def table(rows: list[dict[str, str]]) -> str:
+    """Rows as Markdown, cells as they are."""
+    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
 
 
 def rewritten(page: str, part: str, start: str = START, end: str = END) -> str:
@@ -237,16 +235,9 @@ def read(name: str) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--measure", action="store_true")
-    parser.add_argument("--vectors", type=int, default=30_000)
-    parser.add_argument("--images", type=int, default=400)
-    asked = parser.parse_args()
+    asked = arguments(__doc__, measure=False, vectors=30_000, images=400)
     if asked.measure:
-        found = measured(asked.images, asked.vectors)
-        atomic_write_text(RESULTS / "billion.json", json.dumps(found, indent=1) + "\n")
+        write("billion", measured(asked.images, asked.vectors))
     part = generated(read("billion"), read("query"), speeds())
     atomic_write_text(PAGE, rewritten(PAGE.read_text(encoding="utf-8"), part))
     print(part)

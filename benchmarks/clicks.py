@@ -10,20 +10,16 @@ that the widget sends. Needs mini-battles. Writes benchmarks/results/clicks.json
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
+from turns import arguments, write
 
 from objemb_lib.attend.sources import grid
-from objemb_lib.cache import atomic_write_text
 from objemb_lib.data.catalogue import load_splits
 from objemb_lib.detect.weights import load_detector
 from objemb_lib.embed.regions import Region
@@ -31,8 +27,6 @@ from objemb_lib.embed.trunks import load_trunk
 from objemb_lib.search.retriever import Retriever
 from objemb_lib.show import app
 from objemb_lib.show.widgets import ObjectSearch
-
-RESULT = Path(__file__).parent / "results" / "clicks.json"
 
 
 def milliseconds(act: Callable, given: Sequence) -> dict[str, float]:
@@ -47,10 +41,7 @@ def milliseconds(act: Callable, given: Sequence) -> dict[str, float]:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=812)
-    parser.add_argument("--clicks", type=int, default=50)
-    asked = parser.parse_args()
+    asked = arguments(__doc__, images=812, clicks=50)
     data = load_splits("mini-battles").tests["battle"]
     data = data.subset(range(min(asked.images, len(data))))
     pairs, context = app.TEACHER
@@ -67,15 +58,11 @@ def main() -> None:
         "drawn box": milliseconds(widget.draw, drawn),
         "photograph": milliseconds(widget.photograph, files),
     }
-    found = {
+    write("clicks", {
         "objects": len(way.index), "images": len(data), "dimensions": way.index.index.dim,
-        "k": widget.k.value, "milliseconds": times, "torch": torch.__version__,
-        "threads": torch.get_num_threads(), "cores": os.cpu_count(),
-        "machine": platform.machine(),
-    }  # fmt: skip
-    atomic_write_text(RESULT, json.dumps(found, indent=1) + "\n")
-    for name, one in times.items():
-        print(f"{name:12} median {one['median']:.0f} ms, 95 % below {one['p95']:.0f} ms")
+        "k": widget.k.value, "milliseconds": times, "threads": torch.get_num_threads(),
+    })  # fmt: skip
+    print(pd.DataFrame(times).T.to_markdown(floatfmt=".0f"))
     print(f"{len(way.index)} objects of {len(data)} images")
 
 

@@ -13,10 +13,8 @@ benchmarks/results/postprocess.json, and its table into docs/postprocessing.md.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -24,8 +22,8 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-import torch
-from billion import rewritten
+from billion import rewritten, table
+from turns import RESULTS, arguments, write
 
 from objemb_lib.cache import atomic_write_text
 from objemb_lib.data.catalogue import load_splits
@@ -43,7 +41,7 @@ from objemb_lib.measure.intervals import Evaluation, paired_difference
 from objemb_lib.measure.metrics import evaluate, evaluate_scores
 from objemb_lib.search.rerank import diffusion, k_reciprocal
 
-RESULT = Path(__file__).parent / "results" / "postprocess.json"
+RESULT = RESULTS / "postprocess.json"
 PAGE = Path(__file__).parents[1] / "docs" / "postprocessing.md"
 START, END = "<!-- generated: python benchmarks/postprocess.py --page -->", "<!-- end -->"
 SIZE, DATA = 256, "mini-battles"
@@ -126,7 +124,7 @@ def compared(
         each = [extract(data, trunk, [pair], region(data), ExtractOptions(s)) for s in sizes]
         return evaluate(multiscale_mean([one[pair] for one in each]), data, None, METRICS)
 
-    table = []
+    found_rows = []
     steps = {SIZES: (scales, {"sizes": SCALES}), **STEPS}
     plain = {test: evaluate(vectors[d], d, None, METRICS) for test, d in tests.items()}
     for name, (step, grid) in steps.items():
@@ -138,30 +136,28 @@ def compared(
             about = {"data": f"{data.name}/{data.split}", "trunk": trunk.name, "size": SIZE,
                      "stage": pair[0], "pooling": pair[1], "region": region(data).name}  # fmt: skip
             values = {f"plain {m}": round(plain[test].mean(m), 4) for m in METRICS}
-            table.append(about | values | row)
-            print(table[-1])
-    return table
+            found_rows.append(about | values | row)
+            print(found_rows[-1])
+    return found_rows
 
 
 def generated(report: dict) -> str:
     """The page's tables: one for each test and kind of vector, narrow enough for a phone."""
-    titles = "step", "mAP", "gained", "verdict", "chosen on train", "ms a query"
-    lines, last = [""], None
+    tables: dict[str, list[dict]] = {}
     for row in report["table"]:
         about = (f"**{row['data']}, {row['queries']} queries; {row['region']}, {row['stage']}, "
                  f"{row['pooling']}: mAP {row['plain mAP']:.2f} without any step**")  # fmt: skip
-        if about != last:
-            lines += ["", about, "", f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
         gain, low, high = row["mAP gained"]
         chosen = ", ".join(f"{name} {value}" for name, value in row["chosen on train"].items())
-        lines.append(
-            f"| {row['step']} | {row['mAP']:.2f} | {gain:+.3f} [{low:+.3f}, {high:+.3f}] "
-            f"| {row['mAP verdict']} | {chosen} | {row.get('milliseconds a query', '')} |"
-        )
-        last = about
+        tables.setdefault(about, []).append({
+            "step": row["step"], "mAP": f"{row['mAP']:.2f}",
+            "gained": f"{gain:+.3f} [{low:+.3f}, {high:+.3f}]", "verdict": row["mAP verdict"],
+            "chosen on train": chosen, "ms a query": str(row.get("milliseconds a query", "")),
+        })  # fmt: skip
+    parts = [part for about, rows in tables.items() for part in (about, table(rows))]
     row = report["table"][0]
     about = f"{row['trunk']}, {row['size']} px; {report['machine']['cores']} cores"
-    return "\n".join([*lines, "", f"*{about}; 95 % intervals over query objects, paired.*", ""])
+    return "\n\n".join(["", *parts, f"*{about}; 95 % intervals over query objects, paired.*", ""])
 
 
 def write_page() -> None:
@@ -171,29 +167,27 @@ def write_page() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--scenes", type=int, help="only so many of each object; nothing is kept")
-    parser.add_argument("--page", action="store_true", help="measure nothing")
-    asked = parser.parse_args()
+    asked = arguments(__doc__, scenes=0, page=False)
     if asked.page:
         return write_page()
     train, tests = load_splits(DATA)
     if asked.scenes:
         train = train.first_of_each(asked.scenes)
         tests = {name: data.first_of_each(asked.scenes) for name, data in tests.items()}
-    trunk, table = load_trunk(), []
+    trunk, every = load_trunk(), []
     for region, pair in BASES.values():
-        table += compared(trunk, region, pair, train, tests)
-    machine = {"cores": os.cpu_count(), "architecture": platform.machine(),
-               "torch": torch.__version__}  # fmt: skip
+        every += compared(trunk, region, pair, train, tests)
     fingerprints = {d.split: d.fingerprint for d in (train, *tests.values())}
     grids = {name: grid for name, (_, grid) in STEPS.items()} | {SIZES: SCALES}
-    table.sort(key=lambda row: (list(BASES).index(row["region"]), row["data"]))  # stable
-    report = {"machine": machine, "data": fingerprints, "grids": grids, "table": table}
+    every.sort(key=lambda row: (list(BASES).index(row["region"]), row["data"]))  # stable
+    report = {
+        "machine": {"cores": os.cpu_count()},
+        "data": fingerprints,
+        "grids": grids,
+        "table": every,
+    }
     if not asked.scenes:
-        atomic_write_text(RESULT, json.dumps(report, indent=1) + "\n")
+        write("postprocess", report)
         write_page()
 
 

@@ -3,36 +3,31 @@
     python benchmarks/query.py [--images 400] [--most 100000] [--queries 15]
 
 Two ways: a detector, then the trunk on its boxes; the student, in one pass. Each index holds the
-way's vectors of real battle scenes (256 px), grown beyond their number to three
-sizes up to --most, and is exact. Milliseconds are medians over queries; memory is what the process
-holds (resident) once everything is loaded, and by how much it rises within each step. For each
-step, and for extraction and filling an index, the exponent of its growth with size is fitted:
-0 does not grow, 1 grows as the size. Needs mini-battles. Writes benchmarks/results/query.json and
+way's vectors of real battle scenes (256 px), grown beyond their number to three sizes up to --most,
+and is exact. Milliseconds are medians over queries; memory is what the process holds. For each
+step, and for extraction and filling an index, the exponent of its growth with size is fitted: 0
+does not grow, 1 grows as the size. Needs mini-battles. Writes benchmarks/results/query.json and
 query.png.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
 import statistics
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import psutil
 import torch
+from turns import RESULTS, arguments, write
 
 from objemb_lib import config
-from objemb_lib.cache import atomic_path, atomic_write_text
+from objemb_lib.cache import atomic_path
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.images import load_image
 from objemb_lib.data.mini_battles import mini_battles
@@ -47,56 +42,29 @@ from objemb_lib.search.objects import ObjectIndex
 from objemb_lib.search.synthetic import synthetic_vectors
 from objemb_lib.teach.student import load_student
 
-RESULT = Path(__file__).parent / "results" / "query.json"
 PAIR, TOP, K = ("stage4", "spoc"), 10, 10
-STEPS = ("decode", "detect", "embed", "detect and embed", "search", "group")
+STEPS = ["decode", "detect", "embed", "detect and embed", "search", "group"]
 Answer = tuple[np.ndarray, np.ndarray]  # boxes (K, 4) and their vectors (K, D)
-MB = 1 << 20
 
 
 def resident() -> float:
     """Megabytes that this process holds."""
-    return psutil.Process().memory_info().rss / MB
+    return round(psutil.Process().memory_info().rss / 2**20, 1)
 
 
 class Clock:
-    """Milliseconds of steps; with ``watch`` also by how many megabytes memory rises within them.
+    """Milliseconds of steps."""
 
-    To watch takes a thread, which costs milliseconds: time other queries than those watched.
-    """
-
-    def __init__(self, watch: bool = False) -> None:
-        self.watch = watch
+    def __init__(self) -> None:
         self.ms: dict[str, float] = defaultdict(float)
-        self.mb: dict[str, float] = defaultdict(float)
 
     @contextmanager
     def __call__(self, step: str) -> Iterator[None]:
-        start, rise = time.perf_counter(), _Rise() if self.watch else None
+        start = time.perf_counter()
         try:
             yield
         finally:
             self.ms[step] += 1000 * (time.perf_counter() - start)
-            if rise:
-                self.mb[step] = max(self.mb[step], rise.most())
-
-
-class _Rise:
-    """By how many megabytes memory rises from here on, looked at every millisecond."""
-
-    def __init__(self) -> None:
-        self.before, self.seen, self.over = resident(), 0.0, threading.Event()
-        self.thread = threading.Thread(target=self._watch)
-        self.thread.start()
-
-    def _watch(self) -> None:
-        while not self.over.wait(0.001):
-            self.seen = max(self.seen, resident() - self.before)
-
-    def most(self) -> float:
-        self.over.set()
-        self.thread.join()
-        return max(self.seen, resident() - self.before)
 
 
 def decoded(path: Path, clock: Clock) -> torch.Tensor:
@@ -153,44 +121,39 @@ def real_answers(ask: Callable[[Path, Clock], Answer], files: list[Path]) -> lis
     return [found for file in files if len((found := ask(file, Clock()))[1])]
 
 
-def filled(real: list[Answer], n: int, seed: int = 0) -> tuple[ObjectIndex, Clock]:
-    """An index of ``n`` objects grown from real ones, and what it took to fill it.
+def filled(real: list[Answer], n: int, seed: int = 0) -> tuple[ObjectIndex, float]:
+    """An index of ``n`` objects grown from real ones, and the seconds to fill it.
 
     Images have as many objects, and boxes, as the real ones drawn for them.
     """
-    rng, clock = np.random.default_rng(seed), Clock()
+    rng = np.random.default_rng(seed)
     vectors = l2(np.concatenate([v for _, v in real]))
     mean = len(vectors) / len(real)
     drawn = [real[i][0] for i in rng.integers(len(real), size=int(2 * n / mean) + 9)]
     most = int(np.searchsorted(np.cumsum([len(b) for b in drawn]), n)) + 1
     where = Boxes("grown", drawn[:most])
-    grown = synthetic_vectors(vectors, len(where.owners), seed)
-    objects = Objects({PAIR: grown}, where)
+    objects = Objects({PAIR: synthetic_vectors(vectors, len(where.owners), seed)}, where)
     index = ObjectIndex(vectors.shape[1])
-    with clock("fill"):
-        index.add(objects, PAIR, [f"{i}.jpg" for i in range(most)])
-    return index, clock
+    start = time.perf_counter()
+    index.add(objects, PAIR, [f"{i}.jpg" for i in range(most)])
+    return index, time.perf_counter() - start
 
 
-@contextmanager
-def search_timed(index: ObjectIndex, clock: Clock) -> Iterator[None]:
+def timed_search(index: ObjectIndex, vector: np.ndarray, clock: Clock) -> None:
     """Counts the search for vectors as ``search``, what is around it as ``group``."""
-    whole, inner = index.index.search, Clock(clock.watch)
+    whole = index.index.search
 
     def search(*args: object) -> tuple:
-        with inner("search"):
+        with clock("search"):
             return whole(*args)
 
     index.index.search = search
     try:
         with clock("group"):
-            yield
+            index.search(vector, K)
     finally:
         del index.index.search
-    clock.ms["search"] += inner.ms["search"]
-    clock.ms["group"] -= inner.ms["search"]
-    clock.mb["search"] = max(clock.mb["search"], inner.mb["search"])
-    clock.mb["group"] = max(0.0, clock.mb["group"] - inner.mb["search"])
+    clock.ms["group"] -= clock.ms["search"]
 
 
 def exponent(sizes: list[float], values: list[float]) -> float:
@@ -202,50 +165,32 @@ def exponent(sizes: list[float], values: list[float]) -> float:
     return round(float(np.polyfit(np.log(sizes), np.log(values), 1)[0]), 2)
 
 
-@dataclass
-class Asked:
-    """Queries of one way against an index of one size."""
-
-    way: str
-    objects: int
-    ms: dict[str, float]
-    mb: dict[str, float]
-    fill_s: float
-    index_mb: float
-    resident_mb: float
-
-
-def measure(way: str, ask: Callable, files: list[Path], queries: list[Path], sizes: list[int]):
-    """What a way's queries take at each size, and how many objects it finds in an image."""
-    real = real_answers(ask, files)
-    rows = []
+def measure(ask: Callable, files: list[Path], queries: list[Path], sizes: list[int]) -> dict:
+    """What a way's queries take at each size, and how that grows."""
+    real, rows = real_answers(ask, files), []
     for n in sizes:
-        index, filling = filled(real, n)
+        index, fill_s = filled(real, n)
         clocks = []
-        for file in queries[:1] + queries:  # the first one warms up, watched
-            clock = Clock(watch=not clocks)
+        for file in queries[:1] + queries:  # the first one warms up
+            clock = Clock()
             _, vectors = ask(file, clock)
             if len(vectors):
-                with search_timed(index, clock):
-                    index.search(vectors[0], K)
-                clocks.append(clock)
-        steps = [step for step in STEPS if step in clocks[0].ms]
-        ms = {s: round(statistics.median(c.ms[s] for c in clocks[1:]), 3) for s in steps}
-        mb = {s: round(clocks[0].mb[s], 1) for s in steps}
-        rows.append(Asked(way, len(index), ms, mb, round(filling.ms["fill"] / 1000, 4),
-                          round(index.n_bytes / MB, 3), round(resident(), 1)))  # fmt: skip
-        print(f"{way:20} {len(index):>9,} objects  {sum(ms.values()):7.1f} ms  {ms}", flush=True)
-    return rows, statistics.mean(len(v) for _, v in real), real[0][1].shape[1]
-
-
-def growth(rows: list[Asked]) -> dict[str, float]:
-    """Exponents of each step of one way, with the number of objects."""
-    sizes = [row.objects for row in rows]
-    found = {s: exponent(sizes, [max(row.ms[s], 1e-3) for row in rows]) for s in rows[0].ms}
-    found["whole query"] = exponent(sizes, [sum(row.ms.values()) for row in rows])
-    found["fill the index"] = exponent(sizes, [row.fill_s for row in rows])
-    found["bytes of the index"] = exponent(sizes, [row.index_mb for row in rows])
-    return found
+                timed_search(index, vectors[0], clock)
+                clocks.append(clock.ms)
+        ms = pd.DataFrame(clocks[1:]).median()
+        rows.append({"objects": len(index), "ms": {s: round(ms[s], 3) for s in STEPS if s in ms},
+                     "fill_s": round(fill_s, 4), "index_mb": round(index.n_bytes / 2**20, 3),
+                     "resident_mb": resident()})  # fmt: skip
+    table = pd.json_normalize(rows)
+    table["whole query"] = table.filter(like="ms.").sum(axis=1)
+    print(table.to_markdown(index=False), flush=True)
+    values = table.drop(columns=["objects", "resident_mb"]).clip(lower=1e-3)
+    return {
+        "objects_an_image": round(statistics.mean(len(vectors) for _, vectors in real), 2),
+        "dim": real[0][1].shape[1],
+        "rows": rows,
+        "growth": {name: exponent(table["objects"], values[name]) for name in values},
+    }
 
 
 def extraction_growth(dataset: ImageDataset, counts: list[int]) -> tuple[dict[int, float], float]:
@@ -260,25 +205,21 @@ def extraction_growth(dataset: ImageDataset, counts: list[int]) -> tuple[dict[in
     return seconds, exponent(counts, [seconds[c] for c in counts])
 
 
-def plot(rows: list[Asked], path: Path) -> None:
+def plot(ways: dict[str, dict], path: Path) -> None:
     """Each way's steps at the largest size; the whole query and its search by size."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    ways, most = list(dict.fromkeys(row.way for row in rows)), max(row.objects for row in rows)
-    for step in STEPS:
-        last = [[r for r in rows if r.way == way][-1].ms.get(step, 0) for way in ways]
-        before = [
-            sum([r for r in rows if r.way == way][-1].ms.get(s, 0)
-                for s in STEPS[: STEPS.index(step)])
-            for way in ways
-        ]  # fmt: skip
-        left.barh(ways, last, left=before, label=step)
-    left.set(xlabel=f"ms a query, {most:,} objects")
+    tables = {
+        way: pd.DataFrame(
+            [row["ms"] for row in found["rows"]], [r["objects"] for r in found["rows"]]
+        )
+        for way, found in ways.items()
+    }
+    last = pd.DataFrame({way: table.iloc[-1] for way, table in tables.items()})
+    last.reindex(STEPS).T.plot.barh(stacked=True, ax=left, xlabel="ms a query, most objects")
     left.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.2))
-    for way in ways:
-        mine = [r for r in rows if r.way == way]
-        right.loglog([r.objects for r in mine], [sum(r.ms.values()) for r in mine], "o-", label=way)
-        right.loglog([r.objects for r in mine], [r.ms["search"] for r in mine], "o:",
-                     label=f"{way}: search alone")  # fmt: skip
+    for way, table in tables.items():
+        table.sum(axis=1).plot(ax=right, loglog=True, style="o-", label=way)
+        table["search"].plot(ax=right, loglog=True, style="o:", label=f"{way}: search alone")
     right.set(xlabel="objects in the index", ylabel="ms a query")
     right.legend(fontsize=8)
     with atomic_path(path) as part:
@@ -288,39 +229,22 @@ def plot(rows: list[Asked], path: Path) -> None:
 
 def main() -> None:
     """Measure, print, keep."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--images", type=int, default=400)
-    parser.add_argument("--most", type=int, default=100_000)
-    parser.add_argument("--queries", type=int, default=15)
-    asked = parser.parse_args()
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None  # a busy machine misleads
-    memory = {"libraries": round(resident(), 1)}
-    paths = paths_of_battle()
+    asked = arguments(__doc__, images=400, most=100_000, queries=15)
+    paths, memory, ways = paths_of_battle(), {"libraries": resident()}, {}
     files, queries = paths[: asked.images], paths[-asked.queries :]
-    sizes = [asked.most // 100, asked.most // 10, asked.most]
-    report, every = {}, []
     for way, make in WAYS.items():
         ask = make()
-        memory[f"and networks: {way}"] = round(resident(), 1)
-        rows, per_image, dim = measure(way, ask, files, queries, sizes)
-        every += rows
-        report[way] = {"objects_an_image": round(per_image, 2), "dim": dim,
-                       "rows": [vars(row) for row in rows], "growth": growth(rows)}  # fmt: skip
-    counts = [asked.images // 8, asked.images // 4, asked.images // 2, asked.images]
+        memory[f"and networks: {way}"] = resident()
+        ways[way] = measure(ask, files, queries, [asked.most // n for n in (100, 10, 1)])
+        print(f"{way}: grows as size to the power of {ways[way]['growth']}\n", flush=True)
+    counts = [asked.images // n for n in (8, 4, 2, 1)]
     seconds, power = extraction_growth(mini_battles("battle"), counts)
-    result = {
+    write("query", {
         "data": "mini-battles/battle", "images": asked.images, "queries": asked.queries, "k": K,
-        "cores": os.cpu_count(), "threads": torch.get_num_threads(), "other_load": load,
-        "machine": platform.machine(), "torch": torch.__version__,
-        "device": str(config.device()), "resident_mb": memory, "ways": report,
-        "extraction_s": seconds, "extraction_growth": power,
-    }  # fmt: skip
-    atomic_write_text(RESULT, json.dumps(result, indent=1) + "\n")
-    plot(every, RESULT.with_suffix(".png"))
-    for way, found in report.items():
-        print(f"{way}: grows as size to the power of {found['growth']}")
+        "threads": torch.get_num_threads(), "device": str(config.device()), "resident_mb": memory,
+        "ways": ways, "extraction_s": seconds, "extraction_growth": power,
+    })  # fmt: skip
+    plot(ways, RESULTS / "query.png")
 
 
 if __name__ == "__main__":
