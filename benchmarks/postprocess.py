@@ -63,13 +63,12 @@ def rows(data: ImageDataset) -> np.ndarray:
 
 def expanded(x: np.ndarray, data: ImageDataset, count: int, alpha: float) -> Evaluation:
     asked = alpha_query_expansion(x, x[data.gallery], count, alpha, rows(data))
-    return evaluate(asked, data, x, METRICS)
+    return evaluate_scores(asked[data.queries] @ x[data.gallery].T, data, METRICS)
 
 
 def augmented(x: np.ndarray, data: ImageDataset, count: int, alpha: float) -> Evaluation:
-    searched = x.copy()
-    searched[data.gallery] = database_augmentation(x[data.gallery], count, alpha)
-    return evaluate(x, data, searched, METRICS)
+    searched = database_augmentation(x[data.gallery], count, alpha)
+    return evaluate_scores(x[data.queries] @ searched.T, data, METRICS)
 
 
 def scored(step: Callable[..., np.ndarray]) -> Step:
@@ -122,11 +121,11 @@ def compared(
 
     def scales(x: np.ndarray, data: ImageDataset, sizes: tuple[int, ...]) -> Evaluation:
         each = [extract(data, trunk, [pair], region(data), ExtractOptions(s)) for s in sizes]
-        return evaluate(multiscale_mean([one[pair] for one in each]), data, None, METRICS)
+        return evaluate(multiscale_mean([one[pair] for one in each]), data, METRICS)
 
     found_rows = []
     steps = {SIZES: (scales, {"sizes": SCALES}), **STEPS}
-    plain = {test: evaluate(vectors[d], d, None, METRICS) for test, d in tests.items()}
+    plain = {test: evaluate(vectors[d], d, METRICS) for test, d in tests.items()}
     for name, (step, grid) in steps.items():
         how = choose(step, grid, vectors[train], train)
         for test, data in tests.items():
