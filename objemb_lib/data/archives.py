@@ -36,23 +36,19 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
 
 
 def unpack(archive: Path, dest: Path, members: Callable[[str], bool] | None = None) -> Path:
-    """Unpack a zip or a tar of any compression into ``dest``, a temporary folder.
+    """Unpack a zip or a tar of any compression into ``dest``, a temporary folder; returns it.
 
     Only plain files are made. A chosen link or device is refused: ``tarfile``'s own ``data``
     filter, which Python 3.10 may lack, lets inner links pass and was circumvented through them
-    (CVE-2025-4517).
+    (CVE-2025-4517). The archive is read to its end, where its checksum is.
 
     Args:
-        archive: the archive, which is read to its end, where its checksum is.
         dest: what was made in it before an error stays.
         members: picks by name inside the archive; default all.
-    Returns:
-        ``dest``.
     Raises:
         DownloadError: damaged, cut short, unsafe, or far larger than its archive.
         OSError: the disk is full or cannot be written.
     """
-    remedy = "It is damaged or cut short: delete it, then run again to fetch it anew."
     try:
         room = 4 * archive.stat().st_size + SPARE  # against decompression bombs
         for name, plain, opened in _entries(archive):
@@ -71,8 +67,10 @@ def unpack(archive: Path, dest: Path, members: Callable[[str], bool] | None = No
     except Exception as error:  # parsers of hostile bytes raise nearly anything
         if getattr(error, "errno", None) not in (None, errno.EINVAL):
             raise  # the system's, no parser's
-        problem = f"{archive}: cannot be unpacked ({type(error).__name__}: {error})"
-        raise DownloadError(problem, remedy) from error
+        raise DownloadError(
+            f"{archive}: cannot be unpacked ({type(error).__name__}: {error})",
+            "It is damaged or cut short: delete it, then run again to fetch it anew.",
+        ) from error
     return dest
 
 
@@ -114,10 +112,11 @@ def build_folder(root: Path, name: str, make: Callable[[Path, Path], object]) ->
             fetches into ``downloads`` outlives a kill, so that a cut download resumes.
     """
     final, downloads = root / name, root / f".downloads-{name}"
+    built_at = lambda: m.stat().st_mtime_ns if (m := final / MANIFEST).is_file() else None  # noqa: E731
     root.mkdir(parents=True, exist_ok=True)
-    before = _built_at(final)
+    before = built_at()
     with FileLock(root / f".{name}.lock"):  # the system lets go of it when the process dies
-        if _built_at(final) not in (None, before):  # by another process, while this one waited
+        if built_at() not in (None, before):  # by another process, while this one waited
             return final
         for left in root.glob(f".{name}-*"):  # by a build that was killed
             if (left / "old").exists() and not final.exists():  # between the two renames below
@@ -133,8 +132,3 @@ def build_folder(root: Path, name: str, make: Callable[[Path, Path], object]) ->
             os.replace(made, final)
         shutil.rmtree(downloads, ignore_errors=True)
     return final
-
-
-def _built_at(folder: Path) -> int | None:
-    manifest = folder / MANIFEST
-    return manifest.stat().st_mtime_ns if manifest.is_file() else None

@@ -12,11 +12,11 @@ from functools import partial
 from pathlib import Path
 
 from objemb_lib import config
-from objemb_lib.config import DataError
+from objemb_lib.config import DataError, ImageError
 from objemb_lib.data import fetch, landmarks
 from objemb_lib.data.archives import MANIFEST, build_folder, read_through, unpack, write_manifest
 from objemb_lib.data.folder import list_images
-from objemb_lib.data.images import check_images
+from objemb_lib.data.images import measure_images
 
 CHECKS = {".pkl": landmarks.read_truth, ".tgz": read_through}  # of files without a digest
 
@@ -28,15 +28,12 @@ def build(
     mirror: str | None = None,
     progress: bool = True,
 ) -> Path:
-    """Fetch, check and unpack a benchmark.
+    """Fetch, check and unpack a benchmark: its folder appears whole or not at all.
 
     Args:
-        name: a data set of the registry.
-        root: folder of data sets; default :func:`config.data_root`.
+        name: a data set of the registry. root: folder of data sets.
         source: folder that has the archives already; they are read where they lie.
         mirror: folder or URL that may have them.
-    Returns:
-        the data set's folder, which appears whole or not at all.
     Raises:
         DownloadError: an archive cannot be had, or has other bytes.
         DataError: images are missing in it; or a folder of the data set's name is there that
@@ -73,10 +70,7 @@ def _chosen(pattern: str, member: str) -> bool:
 
 
 def _keep_listed(name: str, made: Path) -> None:
-    """Bring the landmarks that the truth lists into ``jpg/``, out of their archives' folders.
-
-    Twenty of Paris are known to be damaged; none of these is listed.
-    """
+    """Bring the landmarks that the truth lists into ``jpg/``: others in Paris are damaged."""
     truth = landmarks.read_truth(made / f"gnd_{name}.pkl")
     found = {file.stem: file for file in (made / "unpacked").rglob("*.jpg")}
     listed = [*truth.images, *truth.queries]
@@ -92,18 +86,18 @@ def _keep_listed(name: str, made: Path) -> None:
 def verify(name: str, root: Path | None = None, progress: bool = True) -> list[str]:
     """Decode every image of the built data set ``name`` and count them.
 
-    Returns:
-        empty: there is no other build to differ from.
-    Raises:
-        DataError: not built, or an image is missing or damaged, naming the first.
+    Returns nothing: there is no other build to differ from. Raises DataError: not built, or an
+    image is missing or damaged, naming the first.
     """
     folder, command = Path(root or config.data_root()) / name, f"data/download.py build {name}"
     if not (folder / MANIFEST).is_file():
         raise DataError(f"{folder}: {name} is not built", f"python {command}")
     stated = json.loads((folder / MANIFEST).read_text())["files"]
-    good, broken = check_images([folder / file for file in list_images(folder)], progress)
-    if broken or len(good) != stated:
-        first = broken[0].problem if broken else f"{stated - len(good):,} are missing"
-        problem = f"{folder}: {len(good):,} of {stated:,} images can be read; {first}"
+    found = measure_images([folder / file for file in list_images(folder)], progress)
+    broken = [one for one in found if isinstance(one, ImageError)]
+    if broken or len(found) != stated:
+        good = len(found) - len(broken)
+        first = broken[0].problem if broken else f"{stated - good:,} are missing"
+        problem = f"{folder}: {good:,} of {stated:,} images can be read; {first}"
         raise DataError(problem, f"python {command} --force")
     return []

@@ -47,10 +47,9 @@ class Splits(NamedTuple):
 
 @dataclass(frozen=True)
 class Entry:
-    """What ``data/download.py`` knows of a data set.
+    """What ``data/download.py`` knows of a data set: a row of ``catalogue.yaml``.
 
     Args:
-        name, about, size, licence: for the list.
         tried: what of it was tried where this was written, and what not.
         loader: ``module.function`` in this package: one split, by its name.
         terms: what a user must accept before it is fetched, if anything.
@@ -78,9 +77,8 @@ class Entry:
 
     def build(self, root: Path | None = None, **options: object) -> Path:
         """Make it in ``root`` (default :func:`config.data_root`); see its module's ``build``."""
-        if self.maker == "benchmarks":
-            return _module(self.maker).build(self.name, root, **options)
-        return _module(self.maker).build(root, **options)
+        named = [self.name] if self.maker == "benchmarks" else []
+        return _module(self.maker).build(*named, root, **options)
 
     def verify(self, root: Path | None = None, progress: bool = True) -> list[str]:
         """Decode every image; returns the splits that differ from the reference build."""
@@ -99,13 +97,9 @@ def _module(name: str):  # noqa: ANN202 - a module
     return import_module(f"objemb_lib.data.{name}")
 
 
-def _entries() -> dict[str, Entry]:
-    listed = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
-    return {name: Entry(name, **row) for name, row in listed.items()}
-
-
 COURSE = "mini-battles"  # what the notebooks run on unless told otherwise
-DATASETS = _entries()
+_listed = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+DATASETS = {name: Entry(name, **row) for name, row in _listed.items()}
 
 
 def entry(name: str) -> Entry:

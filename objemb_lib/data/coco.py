@@ -9,6 +9,7 @@ know the digests, and what arrives must decode.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,6 +31,7 @@ from objemb_lib.data.folder import (
     folder_with,
     note_part,
     read_coco,
+    read_table,
 )
 from objemb_lib.data.images import image_size, load_image
 
@@ -43,18 +45,8 @@ TOTAL = {"train2017": 118_287, "val2017": 5_000}
 
 OPEN_IMAGES = "open-images"
 PARTS = {"train": "validation", "test": "test"}  # the training images have two million boxes more
-CLASSES = {  # in the order of their names: every other one is trained on
-    "/m/0mkg": "Accordion", "/m/0cmf2": "Airplane", "/m/01940j": "Backpack", "/m/018j2": "Banjo",
-    "/m/0199g": "Bicycle", "/m/01bjv": "Bus", "/m/0dv5r": "Camera", "/m/0d5gx": "Castle",
-    "/m/01yrx": "Cat", "/m/01x3z": "Clock", "/m/02p5f1q": "Coffee cup", "/m/02crq1": "Couch",
-    "/m/0bt9lr": "Dog", "/m/02hj4": "Dolphin", "/m/026t6": "Drum", "/m/09ddx": "Duck",
-    "/m/0bwd_0j": "Elephant", "/m/03120": "Flag", "/m/0306r": "Fox", "/m/09ld4": "Frog",
-    "/m/03bk1": "Giraffe", "/m/03fwl": "Goat", "/m/0342h": "Guitar", "/m/03k3r": "Horse",
-    "/m/01c648": "Laptop", "/m/04h7h": "Lighthouse", "/m/096mb": "Lion", "/m/04m9y": "Lizard",
-    "/m/050k8": "Mobile phone", "/m/04_sv": "Motorcycle", "/m/052sf": "Mushroom", "/m/09d5_": "Owl",
-    "/m/05z6w": "Penguin", "/m/05r5c": "Piano", "/m/06m11": "Rose", "/m/078jl": "Snake",
-    "/m/0ftb8": "Sunflower", "/m/011k07": "Tortoise", "/m/07jdr": "Train", "/m/07y_7": "Violin",
-}  # fmt: skip
+with Path(__file__).with_name("open_images_classes.csv").open(encoding="utf-8") as _listed:
+    CLASSES = dict(csv.reader(_listed))  # in the order of their names: every other one trains
 MIN_SHARE = 0.02  # of the image that an object covers at least: pixels are not known before
 PER_SECOND = 20  # requests: a store that is made for many
 IMAGES = "https://open-images-dataset.s3.amazonaws.com"
@@ -65,29 +57,16 @@ def coco(split: str, root: Path | None = None) -> ImageDataset:
     """Objects of COCO, to be found by their category: see :func:`objects`.
 
     ``train`` are objects of 40 categories in train2017, ``test`` of the other 40 in val2017.
-
-    Args:
-        split: "train" or "test".
-        root: folder with ``annotations/``, ``train2017/`` and ``val2017/``.
-    Raises:
-        DataError: no such split, or the folder is not COCO's.
+    ``root`` is a folder with ``annotations/``, ``train2017/`` and ``val2017/``. Raises DataError:
+    no such split, or the folder is not COCO's.
     """
     return objects(*_photographs(split, root))
 
 
-def coco_photographs(split: str, root: Path | None = None, with_masks: bool = True) -> ImageDataset:
-    """The photographs of train2017 ("train") or val2017 ("test") with every box, crowds left out,
-    the largest first: to train detectors on.
-
-    Args:
-        split, root: as for :func:`coco`.
-        with_masks: also every mask: slow for the whole of train2017.
-    Raises:
-        DataError: as :func:`coco`.
-    """
+def coco_photographs(split: str, root: Path | None = None) -> ImageDataset:
+    """The photographs of train2017 ("train") or val2017 ("test") with every box and mask, crowds
+    left out, the largest first: to train detectors on. Args and errors as of :func:`coco`."""
     data, annotations = _photographs(split, root)
-    if not with_masks:
-        return data
     return replace(data, masks=encode_masks(annotations, data.sizes().tolist()))
 
 
@@ -204,14 +183,8 @@ def open_images(split: str, root: Path | None = None) -> ImageDataset:
     """Objects of Open Images, to be found by their class: see :func:`objects`.
 
     ``train`` are objects of 20 classes in validation images, ``test`` of the other 20 in test
-    images.
-
-    Args:
-        split: "train" or "test".
-        root: folder with ``validation-annotations-bbox.csv`` and ``validation/``, and the same
-            of ``test``.
-    Raises:
-        DataError: no such split, no boxes, or no image is there.
+    images. ``root`` has ``validation-annotations-bbox.csv`` and ``validation/``, and the same of
+    ``test``. Raises DataError: no such split, no boxes, or no image is there.
     """
     check_split(OPEN_IMAGES, split)
     listed = f"{PARTS[split]}-annotations-bbox.csv"
@@ -224,10 +197,8 @@ def open_images(split: str, root: Path | None = None) -> ImageDataset:
         sizes.append(image_size(place / file)[0])
         ends = rows[["XMin", "YMin", "XMax", "YMax"]].to_numpy() * np.tile(sizes[-1], 2)
         ends[:, 2:] -= ends[:, :2]
-        entries.append({"objects": [
-            {"bbox": box, "number": number(row.LabelName), "id": row.id}
-            for box, row in zip(ends, rows.itertuples())
-        ]})  # fmt: skip
+        objects_ = zip(ends, map(number, rows.LabelName), rows.id)
+        entries.append({"objects": [{"bbox": b, "number": n, "id": i} for b, n, i in objects_]})
     if not files:
         raise DataError(f"{place}: no image of the {len(CLASSES)} classes", "Build it.")
     parts, _ = annotated(entries, sizes, list(CLASSES.values()))
@@ -235,15 +206,8 @@ def open_images(split: str, root: Path | None = None) -> ImageDataset:
 
 
 def read_boxes(file: Path) -> pd.DataFrame:
-    """The boxes of our classes that show one real object, each with an ``id``.
-
-    Raises:
-        DataError: not a list of boxes.
-    """
-    try:
-        rows = pd.read_csv(file, usecols=FIELDS, dtype={"ImageID": str})
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file}: not a list of boxes ({error})", "Get it again.") from error
+    """The boxes of our classes that show one real object, each with an ``id``. Raises DataError."""
+    rows = read_table(file, usecols=FIELDS, dtype={"ImageID": str})
     rows = rows[rows.LabelName.isin(CLASSES)]
     rows = rows.assign(id=rows.ImageID + " " + rows.groupby("ImageID").cumcount().astype(str))
     return rows[(rows.IsGroupOf == 0) & (rows.IsDepiction == 0)]
@@ -273,13 +237,12 @@ def build(
     """
     from objemb_lib.data import fetch, links  # here: they load what downloads
 
-    folder = Path(root or config.data_root()) / OPEN_IMAGES
-    folder.mkdir(parents=True, exist_ok=True)
-    wanted, remotes = [], {remote.file: remote for remote in fetch.registry(OPEN_IMAGES)}
+    folder, wanted = Path(root or config.data_root()) / OPEN_IMAGES, []
+    remotes = {remote.file: remote for remote in fetch.registry(OPEN_IMAGES)}
     for split, part in PARTS.items():
         listed = remotes[f"{part}-annotations-bbox.csv"]
         boxes = fetch.fetch(listed, folder, source, mirror, progress, read_boxes)
-        for image in choose(read_boxes(boxes), split):
-            file = f"{part}/{image}.jpg"
-            wanted.append(links.Wanted(f"{IMAGES}/{file}", folder / file, check=load_image))
-    return links.download_urls(folder, wanted, retry_dead, PER_SECOND, progress=progress)
+        files = [f"{part}/{image}.jpg" for image in choose(read_boxes(boxes), split)]
+        wanted += [fetch.Remote(file, f"{IMAGES}/{file}") for file in files]
+    options = {"progress": progress, "check": load_image}
+    return links.download_urls(folder, wanted, retry_dead, PER_SECOND, **options)

@@ -40,21 +40,17 @@ class ImageDataset:
     """``N`` images with their truth.
 
     Args:
-        name: the data set, for tables ("mini-battles").
-        split: the part of it ("battle").
-        root: folder that ``files`` are relative to.
-        files: ``N`` image paths.
+        name: the data set, for tables ("mini-battles"). split: the part of it ("battle").
+        root: folder that ``files``, ``N`` image paths, are relative to.
         labels: ``(N,)`` identity that retrieval must match; -1 where unknown.
-        label_names: name of each label.
         categories: ``(N,)`` coarse category; -1 where unknown.
-        category_names: name of each category.
+        label_names, category_names: of each label and category.
         boxes: ``N`` arrays ``(K_i, 4)``; the first box is the main object's.
         box_labels: ``N`` arrays ``(K_i,)``: the label of each box.
         box_categories: ``N`` arrays ``(K_i,)``: the coarse category of each box, -1 where
             unknown; default the image's category for its main object, -1 for others.
         masks: ``N`` lists of ``K_i`` COCO run-length encodings, or None.
-        queries: indices of the images that ask; default all.
-        gallery: indices of the images that are searched; default all.
+        queries, gallery: indices of the images that ask, and are searched; default all.
         crops: ``N`` times None or ``(x0, y0, x1, y1)``, whole pixels: the part of the file
             that is the image. Boxes and masks are those of the part.
         judged: query -> (relevant images, junk images), as indices, where a benchmark lists
@@ -110,17 +106,12 @@ class ImageDataset:
             parts[part] = np.arange(n) if index is None else np.asarray(index, np.int64)
             if len(parts[part]) and not (0 <= parts[part].min() and parts[part].max() < n):
                 raise DataError(f"{self.name}: {part} point outside the {n} images")
-        self._check_lengths(n)
-
-    def _check_lengths(self, n: int) -> None:
-        for part in ("labels", "categories", "boxes", "box_labels", "box_categories"):
-            if len(getattr(self, part)) != n:
-                raise DataError(f"{self.name}: {n} images but {len(getattr(self, part))} {part}")
-        for part in ("masks", "extra", "crops"):
-            if getattr(self, part) and len(getattr(self, part)) != n:
-                raise DataError(f"{self.name}: {n} images but {len(getattr(self, part))} {part}")
+        each = ("labels", "categories", "boxes", "box_labels", "box_categories")
+        for part in (*each, *(part for part in ("masks", "extra", "crops") if parts[part])):
+            if len(parts[part]) != n:
+                raise DataError(f"{self.name}: {n} images but {len(parts[part])} {part}")
         for part in ("box_labels", "box_categories", "masks"):
-            for file, boxes, values in zip(self.files, self.boxes, getattr(self, part) or ()):
+            for file, boxes, values in zip(self.files, self.boxes, parts[part] or ()):
                 if len(values) != len(boxes):
                     raise DataError(f"{self.name}: {file} has {len(boxes)} boxes, other {part}")
 
@@ -163,19 +154,15 @@ class ImageDataset:
     def sizes(self) -> np.ndarray:
         """``(N, 2)``: width and height of each image as :meth:`image` gives it, by its header.
 
-        Raises:
-            ImageError: naming the first file that cannot be used.
+        Read once. Raises ImageError, naming the first file that cannot be used.
         """
-        return self._sizes
-
-    @cached_property
-    def _sizes(self) -> np.ndarray:
-        parts = self.crops or [None] * len(self)
-        return np.array([
-            (part[2] - part[0], part[3] - part[1]) if part
-            else fit_within(image_size(Path(self.root) / file)[0])
-            for file, part in zip(self.files, parts)
-        ])  # fmt: skip
+        if (found := vars(self).get("_sizes")) is None:
+            found = vars(self)["_sizes"] = np.array([
+                (part[2] - part[0], part[3] - part[1]) if part
+                else fit_within(image_size(Path(self.root) / file)[0])
+                for file, part in zip(self.files, self.crops or [None] * len(self))
+            ])  # fmt: skip
+        return found
 
     def mask(self, i: int, k: int = 0) -> np.ndarray:
         """``(H, W)`` boolean mask of object ``k`` in image ``i``."""
@@ -251,11 +238,11 @@ class ImageDataset:
         return self.subset(_first_of_each(self.labels, count), keep_roles=True)
 
     def limit(self, images: int) -> ImageDataset:
-        """At most ``images`` images: whole labels left out, evenly, until four of each fit.
+        """At most ``images`` images (0: no limit): whole labels are left out, evenly, until four of
+        each fit.
 
-        Only labels of two images or more are kept (the others could not be found again), two
-        labels at least. Data with images of unknown label, which only distract, stay whole. Roles
-        stay. 0: no limit.
+        Only labels of two images or more are kept (the others could not be found again), two at
+        least. Data with images of unknown label, which only distract, stay whole. Roles stay.
         """
         if not images or len(self) <= images or (self.labels < 0).any():
             return self
@@ -277,9 +264,8 @@ class ImageDataset:
         """Images to fit something on, and others to judge it by: ``(F,)`` and ``(J,)`` indices.
 
         Every other object fits, the others judge. Where backgrounds are known, every other
-        background too: were they shared, what is fitted would know those of its judges. Where too
-        few images would be left to judge, backgrounds are not split; and if objects neither,
-        because labels are unknown, all images do both.
+        background too, else what is fitted would know those of its judges; unless too few images
+        are left to judge. If labels are unknown, all images do both.
         """
         some = np.isin(self.labels, np.unique(self.labels)[::2])
         ways, grounds = [(some, ~some)], backgrounds(self)
@@ -317,14 +303,11 @@ def _first_of_each(labels: np.ndarray, count: int) -> np.ndarray:
 
 
 def content_hash(root: Path, files: Sequence[str]) -> str:
-    """Hash of the bytes in ``files``, in their order.
+    """Hash of the bytes in ``files``, in their order. Raises DataError, naming an unreadable file.
 
     A file is read once: its hash is kept in the cache folder, and believed while the file's size,
     inode and times stay (the inode's own time too: a program that sets a photograph's date back
     cannot hide that it turned it).
-
-    Raises:
-        DataError: naming a file that cannot be read.
     """
     name = hashlib.sha256(str(Path(root).resolve()).encode()).hexdigest()[:20]
     memory = config.cache_root() / "content" / f"{name}.json"

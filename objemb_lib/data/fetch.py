@@ -41,17 +41,20 @@ SPACE_MARGIN = 64 << 20  # bytes that stay free
 
 _sleep = time.sleep  # tests put a recorder here
 
+Check = Callable[[Path], object]
+
 
 class Remote(NamedTuple):
-    """A file to be had, as a line of the registry says it.
+    """A file to be had: a line of the registry, or of a list of links.
 
     Args:
-        file: its name. url: its public address; empty where only a mirror may have it.
+        file: its name, or its path in the data set. url: its public address; empty where only a
+            mirror may have it.
         digest: SHA-256, or ``md5:`` and that one; empty where none was ever published: then the
             length that is stated decides, and whoever reads the file.
         size: in bytes, where published.
-        into: folder of the data set that it is unpacked or copied into.
-        members: which of an archive's files are taken, as a shell's pattern.
+        into: folder of the data set that an archive is unpacked into. members: which of its
+            files are taken, as a shell's pattern.
     """
 
     file: str
@@ -75,19 +78,16 @@ def fetch(
     source: Path | None = None,
     mirror: str | None = None,
     progress: bool = True,
-    check: Callable[[Path], object] | None = None,
+    check: Check | None = None,
 ) -> Path:
-    """One file, fetched into ``folder`` unless it is there or in ``source``.
+    """One file, fetched into ``folder`` unless it is there or in ``source``; returns its place.
 
     A transfer that was cut is resumed from ``<file>.part``, now or in the next call.
 
     Args:
         source: a user's folder. An archive in it is checked and used where it lies.
         mirror: folder or URL tried before the public address, as ``<mirror>/<file>``.
-        progress: show a bar.
         check: reads the file before it gets its name; raises an ObjembError if it is not right.
-    Returns:
-        where the file is.
     Raises:
         DownloadError: no place gave the right bytes (each is listed with its reason).
         OSError: the disk is full or cannot be written.
@@ -148,16 +148,11 @@ class Patience(Retry):
 class Downloader:
     """What pooch takes as ``downloader=``: goes on where ``<dest>.part`` ends, if the server can.
 
-    Args:
-        dest: the final place; the others as :func:`fetch`.
+    ``dest`` is the final place; the others as for :func:`fetch`.
     """
 
     def __init__(
-        self,
-        dest: Path,
-        size: int | None = None,
-        progress: bool = True,
-        check: Callable[[Path], object] | None = None,
+        self, dest: Path, size: int | None = None, progress: bool = True, check: Check | None = None
     ) -> None:
         self.part = dest.with_name(f"{dest.name}.part")
         self.size, self.progress, self.check = size, progress, check
@@ -175,7 +170,7 @@ class Downloader:
         """Bytes that lie in ``part``."""
         return self.part.stat().st_size if self.part.exists() else 0
 
-    def __call__(self, place: str, output_file: str, _pooch: object = None) -> None:
+    def __call__(self, place: str, output_file: str | Path, _pooch: object = None) -> None:
         """Put ``place`` (a URL or a path) into ``output_file``, whose digest pooch then checks.
 
         Raises:
@@ -185,11 +180,10 @@ class Downloader:
         require_space(self.part, (self.size or 0) - self.have)
         if place.startswith(("http://", "https://")):
             self.download(place)
-        else:
-            file = Path(place).expanduser()
-            if not file.is_file():
-                raise (Gone if file.parent.is_dir() else GiveUp)("no such file")
+        elif (file := Path(place).expanduser()).is_file():
             shutil.copyfile(file, self.part)
+        else:
+            raise (Gone if file.parent.is_dir() else GiveUp)("no such file")
         try:
             if self.size not in (None, self.have):
                 raise ValueError(f"{self.have} bytes or more, expected {self.size}")
@@ -216,8 +210,8 @@ class Downloader:
                 _sleep(BACKOFF * 2**failures)
 
     def _request(self, url: str) -> None:
-        headers = {"User-Agent": AGENT}
-        headers["Accept-Encoding"] = "identity"  # else offsets count compressed bytes
+        # Not compressed, else offsets count other bytes.
+        headers = {"User-Agent": AGENT, "Accept-Encoding": "identity"}
         if start := self.have:
             headers["Range"] = f"bytes={start}-"
         try:
@@ -247,10 +241,8 @@ class Downloader:
 def debian_package(name: str, dest: Path) -> Path | None:
     """Fetch a Debian package with apt, which checks its signature, and unpack it; no root needed.
 
-    Args:
-        dest: a new folder that becomes the package's root (``dest/usr/share/…``).
-    Returns:
-        ``dest``, or None where apt or the package cannot be had.
+    Returns ``dest``, a new folder that becomes the package's root (``dest/usr/share/…``), or None
+    where apt or the package cannot be had.
     """
     dest.mkdir()
     get = f"apt-get -q -o Acquire::http::Timeout=20 download {name} && dpkg-deb -x ./*.deb ."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import warnings
@@ -12,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -56,9 +56,9 @@ def folder(
         split: sub-folder of ``root`` to read ("train"), or "all" for ``root`` itself.
         progress: show a progress bar while every image is checked; those that cannot be used
             are left out, with a warning that counts them.
-        labels: CSV or JSON (a list of objects) with the columns ``file`` and ``label``, and if
-            you like ``category`` and ``role``: "query" for photographs that only ask, "gallery"
-            for those that are only searched. Photographs that it does not name have no label.
+        labels: CSV with the columns ``file`` and ``label``, and if you like ``category`` and
+            ``role``: "query" for photographs that only ask, "gallery" for those that are only
+            searched. Photographs that it does not name have no label.
     Raises:
         DataError: when the folder is missing or has no usable image, or ``annotations`` or
             ``labels`` are none, inconsistent, or name images that are not in the folder.
@@ -66,81 +66,71 @@ def folder(
     place = Path(root) if split == "all" else Path(root) / split
     files = list_images(place)
     images, categories = ({}, []) if annotations is None else read_coco(Path(annotations))
-    listed = None if labels is None else read_labels(Path(labels))
-    for path, named in ((annotations, images), (labels, listed or {})):
+    listed = {} if labels is None else read_labels(Path(labels))
+    for path, named in ((annotations, images), (labels, listed)):
         if missing := sorted(named.keys() - set(files)):
             raise DataError(
                 f"{path}: names {len(missing)} images that are not in {place}, as {missing[0]}",
                 "Read the folder that its paths are relative to (root, split), fetch the missing "
                 "images, or take their entries out of the file.",
             )
-    found = measure_images([place / file for file in files], progress)
-    found = [_agreed(place / f, size, images.get(f, {})) for f, size in zip(files, found)]
-    _note_broken(place, found)
-    good = {f: size for f, size in zip(files, found) if not isinstance(size, ImageError)}
-    if listed is None:
+    good = _usable(place, files, images, progress)
+    if labels is None:
         listed = {file: {"label": file.partition("/")[0]} for file in good if "/" in file}
     parts = _labelled([listed.get(file, {}) for file in good])
     if annotations is not None:
-        entries = [images.get(file, {"objects": []}) for file in good]
-        parts = _with_objects(parts, entries, list(good.values()), categories)
+        entries, sizes = [images.get(file, {"objects": []}) for file in good], list(good.values())
+        found, objects = annotated(entries, sizes, categories)
+        if dropped := sum(len(e["objects"]) - len(many) for e, many in zip(entries, objects)):
+            warnings.warn(f"{dropped} annotated boxes without area dropped", stacklevel=2)
+        found["masks"] = encode_masks(objects, sizes)
+        if (parts["labels"] >= 0).any():  # they are no categories: other boxes are of none
+            own = [np.where(np.arange(len(boxes)) == 0, label, -1)
+                   for boxes, label in zip(found["boxes"], parts["labels"])]  # fmt: skip
+            found |= {part: parts[part] for part in ("labels", "label_names")}
+            found |= {"box_labels": own}
+        parts |= found
     return ImageDataset(Path(root).resolve().name, split, place, tuple(good), **parts)
 
 
-def _agreed(path: Path, size: Size | ImageError, entry: dict) -> Size | ImageError:
-    annotated = entry.get("width"), entry.get("height")
-    if isinstance(size, ImageError) or not all(annotated) or annotated == size:
-        return size
-    return ImageError(
-        f"{path}: annotated at {annotated[0]} x {annotated[1]} pixels, "
-        f"but {size[0]} x {size[1]} when upright",
-        "Use the photograph that was annotated; if only its rotation flag differs, "
-        "save it upright and annotate that.",
-    )
-
-
-def _note_broken(place: Path, found: Sequence[Size | ImageError]) -> None:
-    broken = [one for one in found if isinstance(one, ImageError)]
-    if len(broken) == len(found):
-        problem = f"{place}: none of its {len(found)} images can be used; {broken[0].problem}"
+def _usable(place: Path, files: list[str], noted: dict[str, dict], progress: bool) -> dict:
+    """``{file: upright size}`` of images that can be used and are as ``noted``; warns of others."""
+    good, broken = {}, []
+    for file, size in zip(files, measure_images([place / file for file in files], progress)):
+        entry = noted.get(file, {})
+        annotated = entry.get("width"), entry.get("height")
+        if not isinstance(size, ImageError) and all(annotated) and annotated != size:
+            size = ImageError(
+                f"{place / file}: annotated at {annotated[0]} x {annotated[1]} pixels, "
+                f"but {size[0]} x {size[1]} when upright",
+                "Use the photograph that was annotated; if only its rotation flag differs, "
+                "save it upright and annotate that.",
+            )
+        if isinstance(size, ImageError):
+            broken.append(size)
+        else:
+            good[file] = size
+    if not good:
+        problem = f"{place}: none of its {len(files)} images can be used; {broken[0].problem}"
         raise DataError(problem, broken[0].remedy)
     if broken:
         shown = "".join(f"\n  {error.problem}" for error in broken[:3])
         more = f"\n  and {len(broken) - 3} more" if len(broken) > 3 else ""
-        note = f"{place}: {len(broken)} of {len(found)} images skipped{shown}{more}"
+        note = f"{place}: {len(broken)} of {len(files)} images skipped{shown}{more}"
         warnings.warn(note, stacklevel=3)
+    return good
 
 
 def _labelled(rows: Sequence[dict[str, str]]) -> dict:
     """The parts of an ImageDataset that a list's rows give, one an image."""
-    parts, roles = {}, np.array([row.get("role") or "" for row in rows])
+    parts, roles = {}, np.array([row.get("role", "") for row in rows])
     for part, column, named in (("labels", "label", "label_names"),
                                 ("categories", "category", "category_names")):  # fmt: skip
-        names = [str(row.get(column) or "") for row in rows]
+        names = [row.get(column, "") for row in rows]
         known, number = np.unique(["", *names], return_inverse=True)  # "" is the first
         parts |= {part: number[1:] - 1, named: known[1:].tolist()}
     return parts | {"queries": np.flatnonzero(roles != "gallery"),
                     "gallery": np.flatnonzero(roles != "query")}  # fmt: skip
-
-
-def _with_objects(
-    parts: dict, entries: Sequence[dict], sizes: Sequence[Size], categories: Sequence[str]
-) -> dict:
-    """``parts`` of an ImageDataset, and what annotations give.
-
-    Where folders or a list gave labels, they name the main object, and the other boxes are
-    unknown: categories number other things than labels do, and must not be taken for them.
-    """
-    found, objects = annotated(entries, sizes, categories)
-    if dropped := sum(len(e["objects"]) - len(many) for e, many in zip(entries, objects)):
-        warnings.warn(f"{dropped} annotated boxes without area dropped", stacklevel=3)
-    found["masks"] = encode_masks(objects, sizes)
-    if (parts["labels"] < 0).all():
-        return parts | found
-    own = [np.where(np.arange(len(boxes)) == 0, label, -1)
-           for boxes, label in zip(found["boxes"], parts["labels"])]  # fmt: skip
-    named = {part: parts[part] for part in ("labels", "label_names")}
-    return parts | found | named | {"box_labels": own}
 
 
 def folder_splits(path: str | Path) -> tuple[ImageDataset, ImageDataset]:
@@ -148,29 +138,25 @@ def folder_splits(path: str | Path) -> tuple[ImageDataset, ImageDataset]:
 
     As CUB-200-2011 and Cars-196 are halved for retrieval: by class, in the order of the names.
     ``annotations.json`` (COCO) and ``labels.csv`` in the folder are read, see :func:`folder`. With
-    boxes, photographs without one are left out, with a warning.
-
-    Raises:
-        DataError: no path, or fewer than four labels of two photographs; says how to arrange them.
+    boxes, photographs without one are left out, with a warning. Raises DataError: no path, or
+    fewer than four labels of two photographs.
     """
     if not str(path):
         raise DataError("folder: no folder is named", "Say which: folder:PATH.")
     path = Path(path).expanduser()
-    annotations, listed = ((path / f if (path / f).is_file() else None)
-                           for f in (ANNOTATIONS, LABELS))  # fmt: skip
-    data = folder(path, annotations, labels=listed)
-    if annotations:
-        boxed = np.array([len(boxes) > 0 for boxes in data.boxes])
-        if not boxed.all():
-            note = f"{path}: {(~boxed).sum()} of {len(data)} photographs have no box: left out"
-            warnings.warn(note, stacklevel=2)
-            data = data.subset(boxed, keep_roles=True)
+    there = {f: path / f if (path / f).is_file() else None for f in (ANNOTATIONS, LABELS)}
+    data = folder(path, annotations := there[ANNOTATIONS], labels=there[LABELS])
+    boxed = np.array([len(boxes) > 0 for boxes in data.boxes])
+    if annotations and not boxed.all():
+        note = f"{path}: {(~boxed).sum()} of {len(data)} photographs have no box: left out"
+        warnings.warn(note, stacklevel=2)
+        data = data.subset(boxed, keep_roles=True)
     labels, counts = np.unique(data.labels[data.labels >= 0], return_counts=True)
     labels = labels[counts > 1]
     if len(labels) < MIN_LABELS:
         raise DataError(f"{path}: {len(labels)} labels of two photographs or more", ARRANGE)
-    known, train = data.labels >= 0, data.labels < labels[len(labels) // 2]
-    halves = (known & train, known & ~train)
+    first = labels[len(labels) // 2]
+    halves = (data.labels >= 0) & (data.labels < first), data.labels >= first
     return tuple(replace(data.subset(half, keep_roles=True), split=split)
                  for split, half in zip(SPLITS, halves))  # fmt: skip
 
@@ -178,8 +164,7 @@ def folder_splits(path: str | Path) -> tuple[ImageDataset, ImageDataset]:
 def list_images(place: Path) -> list[str]:
     """Image files below ``place`` as sorted relative paths with forward slashes.
 
-    Raises:
-        DataError: no such folder, or no image in it; says what there is instead.
+    Raises DataError: no such folder, or no image in it; says what there is instead.
     """
     if not place.is_dir():
         here = ", ".join(sorted(p.name for p in place.parent.glob("*/"))[:10]) or "nothing"
@@ -208,21 +193,22 @@ def list_images(place: Path) -> list[str]:
 
 
 def read_labels(path: Path) -> dict[str, dict[str, str]]:
-    """File -> its row of a list of labels, CSV or JSON; see :func:`folder`.
+    """File -> its row of a list of labels, see :func:`folder`. Raises DataError: it is none."""
+    rows = read_table(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    if not {"file", "label"} <= set(rows) or not (rows.label != "").any():
+        raise DataError(
+            f"{path}: not a list of labels", "Give CSV with the columns file and label."
+        )
+    return {PurePosixPath(row["file"]).as_posix(): row
+            for row in rows[rows.label != ""].to_dict("records")}  # fmt: skip
 
-    Raises:
-        DataError: it cannot be read, has no such columns, or no labels.
-    """
+
+def read_table(file: Path, **options: object) -> pd.DataFrame:
+    """``pandas.read_csv`` with ``options``. Raises DataError, naming the file."""
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = json.load(file) if path.suffix == ".json" else list(csv.DictReader(file))
-        listed = {PurePosixPath(row["file"]).as_posix(): row for row in rows if row["label"]}
-        if not listed:
-            raise ValueError("it names nothing")
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        remedy = "Give CSV with the columns file and label, or JSON: a list of such objects."
-        raise DataError(f"{path}: not a list of labels ({error!r})", remedy) from error
-    return listed
+        return pd.read_csv(file, **options)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: cannot be read as a table ({error})", "Get it again.") from error
 
 
 # --- COCO -----------------------------------------------------------------------------------
@@ -233,9 +219,7 @@ def read_coco(path: Path) -> tuple[dict[str, dict], list[str]]:
 
     Each image is its entry in the file, and with its annotations as ``objects``; each of these
     has the ``number`` of its category among the names, which are in the order of their ids.
-
-    Raises:
-        DataError: it cannot be read, or is no such file.
+    Raises DataError: it cannot be read, or is no such file.
     """
     try:
         content = json.loads(path.read_bytes())
@@ -247,60 +231,33 @@ def read_coco(path: Path) -> tuple[dict[str, dict], list[str]]:
                 raise ValueError(f"annotation {entry.get('id')} is of an unknown image or category")
             entry["number"] = number[entry["category_id"]]
             by_id[entry["image_id"]]["objects"].append(entry)
-        images = {  # paths without "./"
-            PurePosixPath(entry["file_name"].replace("\\", "/")).as_posix(): entry
-            for entry in by_id.values()
-        }
+        plain = lambda name: PurePosixPath(name.replace("\\", "/")).as_posix()  # noqa: E731 - no ./
+        images = {plain(entry["file_name"]): entry for entry in by_id.values()}
         return images, [str(entry["name"]) for entry in categories]
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})", "Check the path.") from error
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
         remedy = "Give a COCO instances file: JSON with images, annotations and categories."
         raise DataError(f"{path}: not COCO annotations ({error!r})", remedy) from error
 
 
-def clip_boxes(xywh: np.ndarray, size: Size) -> tuple[np.ndarray, np.ndarray]:
-    """COCO boxes as corners inside the image, and which of them keep any area.
-
-    Args:
-        xywh: ``(K, 4)`` left, top, width, height in pixels.
-        size: (width, height) of the image.
-    Returns:
-        ``(K, 4)`` float32 boxes ``(x0, y0, x1, y1)`` and ``(K,)`` boolean.
-
-    >>> boxes, kept = clip_boxes([[-5, 2, 10, 4], [90, 0, 30, 30], [3, 3, 0, 9]], (100, 20))
-    >>> boxes.tolist(), kept.tolist()  # doctest: +NORMALIZE_WHITESPACE
-    ([[0.0, 2.0, 5.0, 6.0], [90.0, 0.0, 100.0, 20.0], [3.0, 3.0, 3.0, 12.0]], [True, True, False])
-    """
-    left_top, extent = np.split(np.asarray(xywh, np.float64).reshape(-1, 4), 2, axis=1)
-    corners = np.concatenate([left_top, left_top + extent], axis=1)
-    boxes = np.clip(corners, 0, [*size, *size]).astype(np.float32)
-    return boxes, (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-
-
 def encode_mask(segmentation: list | dict | None, box: np.ndarray, size: Size) -> dict:
-    """A COCO segmentation of any kind as compressed run lengths of the whole image.
+    """A COCO segmentation as compressed run lengths of an image of ``size`` (width, height).
 
-    Args:
-        segmentation: list of polygons ``[x, y, x, y, ...]``; run lengths, plain or compressed;
-            or nothing, for a mask that fills ``box``.
-        box: ``(x0, y0, x1, y1)``.
-        size: (width, height) of the image.
-    Raises:
-        ValueError: for run lengths of an image of another size, and points that are not pairs
-            of numbers near the image: on these pycocotools guesses, or does not come back.
+    It is polygons ``[x, y, x, y, ...]``, or run lengths, plain or compressed, or nothing: then the
+    mask fills ``box``, ``(x0, y0, x1, y1)``. Raises ValueError: run lengths of an image of another
+    size, or points that are not pairs of numbers near the image: on these pycocotools guesses, or
+    does not come back.
     """
     width, height = size
     if isinstance(segmentation, dict):
         counts = segmentation["counts"]
         if list(segmentation["size"]) != [height, width] or not counts:
             raise ValueError(f"a mask of {segmentation['size']}, the image is {[height, width]}")
-        if not isinstance(counts, list):
-            coco_mask.decode(segmentation)  # fails where damaged: better now than in a later cell
-            return {"size": [height, width], "counts": counts}
-        if sum(counts) != width * height or min(counts) < 0:
-            raise ValueError("run lengths that do not add up to the image")
-        return coco_mask.frPyObjects(segmentation, height, width)
+        if isinstance(counts, list):
+            if sum(counts) != width * height or min(counts) < 0:
+                raise ValueError("run lengths that do not add up to the image")
+            return coco_mask.frPyObjects(segmentation, height, width)
+        coco_mask.decode(segmentation)  # fails where damaged: better now than in a later cell
+        return {"size": [height, width], "counts": counts}
     polygons = [p for p in segmentation or () if len(p) > 4]  # two points have no inside
     for polygon in polygons:
         if len(polygon) % 2 or not np.all(np.abs(polygon) < 10 * max(size)):
@@ -316,7 +273,7 @@ def annotated(
     """The parts of an ImageDataset that annotations give, less the masks; and the annotations of
     each image in the order of its boxes.
 
-    The main object, the largest that is not a crowd, is the first; those without area are left out.
+    The largest that is not a crowd, the main object, is first; those without area are left out.
 
     Args:
         entries: of the images, as :func:`read_coco` gives them. names: of the categories.
@@ -328,15 +285,17 @@ def annotated(
     for entry, size in zip(entries, sizes):
         many = entry["objects"]
         try:
-            corners, kept = clip_boxes([one["bbox"] for one in many], size)
+            xywh = np.array([one["bbox"] for one in many], np.float64).reshape(-1, 4)
         except (KeyError, TypeError, ValueError) as error:
             raise _unusable(many, error) from error
-        crowd = [bool(one.get("iscrowd")) for one in many]
-        order = np.lexsort((-np.prod(corners[:, 2:] - corners[:, :2], axis=1), crowd))
-        order = order[kept[order]]
+        corners = np.hstack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]])
+        corners = corners.clip(0, [*size, *size]).astype(np.float32)
+        extent = corners[:, 2:] - corners[:, :2]
+        order = np.lexsort((-np.prod(extent, axis=1), [bool(o.get("iscrowd")) for o in many]))
+        order = order[(extent > 0).all(axis=1)[order]]
         scale = np.divide(fit_within(size), size).astype(np.float32)  # of very large images
         boxes.append(corners[order] * np.tile(scale, 2))
-        objects.append([many[k] for k in order])
+        objects.append([many[k] | {"corners": corners[k]} for k in order])
     categories = [np.array([one["number"] for one in many], np.int64) for many in objects]
     main = np.array([c[0] if len(c) else -1 for c in categories], np.int64)
     crowds = [[bool(one.get("iscrowd")) for one in many] for many in objects]
@@ -347,13 +306,10 @@ def annotated(
             "extra": told}, objects  # fmt: skip
 
 
-def encode_masks(
-    objects: Sequence[Sequence[dict]], sizes: Sequence[Size]
-) -> list[list[dict]] | None:
+def encode_masks(objects: list[list[dict]], sizes: Sequence[Size]) -> list[list[dict]] | None:
     """Annotations' masks, as run lengths of the images as they are loaded; None without any.
 
-    Raises:
-        DataError: naming an annotation without a usable outline.
+    Raises DataError, naming an annotation without a usable outline.
     """
     if not any(one.get("segmentation") for many in objects for one in many):
         return None
@@ -362,8 +318,7 @@ def encode_masks(
 
 def _encoded(one: dict, size: Size) -> dict:
     try:
-        (box,), _ = clip_boxes(one["bbox"], size)
-        mask = encode_mask(one.get("segmentation"), box, size)
+        mask = encode_mask(one.get("segmentation"), one["corners"], size)
     except Exception as error:  # pycocotools raises plain Exception
         raise _unusable([one], error) from error
     if (loaded := fit_within(size)) == tuple(size):
@@ -391,18 +346,13 @@ def check_split(name: str, split: str, splits: Sequence[str] = SPLITS) -> None:
 
 
 def folder_with(root: Path, names: Sequence[str], inside: Sequence[str] = ()) -> Path:
-    """``root``, or its sub-folder among ``inside``, that holds one of the files ``names``.
-
-    Raises:
-        DataError: none does, naming what was looked for.
-    """
+    """``root``, or its sub-folder among ``inside``, that holds one of ``names``, else DataError."""
     for place in (root, *(root / one for one in inside)):
         if any((place / name).exists() for name in names):
             return place
     raise DataError(
         f"{root}: {' or '.join(names)} is not there",
-        "Name the folder that the official archive unpacks to, or build the data set with "
-        "data/download.py.",
+        "Name the folder that its archive unpacks to, or build it with data/download.py.",
     )
 
 

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -15,8 +14,7 @@ from tqdm.contrib.concurrent import thread_map  # tqdm.auto's bar over a thread 
 from objemb_lib.config import ImageError
 
 IMAGE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif")
-    + (".ppm", ".pgm", ".pbm")
+    ".jpg .jpeg .jpe .jfif .png .webp .avif .tif .tiff .bmp .gif .ppm .pgm .pbm".split()
 )
 MAX_PIXELS = 200_000_000  # 0.8 GB decoded: Pillow keeps four bytes for an RGB pixel
 MAX_SIDE = 4096
@@ -26,7 +24,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM")
 Image.init()  # registers every format once, at import, so that threads never race to do it
 
 _COPY_AGAIN = "Copy or download it again, or remove it."
-_UPRIGHT = {  # EXIF orientation -> what makes the image upright
+_UPRIGHT = {  # EXIF orientation -> what makes the image upright; from 5 on it lies on its side
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -35,13 +33,10 @@ _UPRIGHT = {  # EXIF orientation -> what makes the image upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_ON_ITS_SIDE = [_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)]
 _FULL_SCALES = (1, 255, 1023, 4095, 16383, 65535)  # white in floats, 8-, 10-, 12-, 14-, 16-bit
 
 
-def load_image(
-    path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS, max_side: int = MAX_SIDE
-) -> Image.Image:
+def load_image(path: str | os.PathLike[str], max_side: int = MAX_SIDE) -> Image.Image:
     """Read an image file as upright 8-bit RGB, whatever it was.
 
     EXIF rotation is applied; greyscale, palette and CMYK become RGB; transparency is laid on
@@ -51,16 +46,24 @@ def load_image(
 
     Args:
         path: JPEG, PNG, WebP, AVIF, TIFF, BMP, GIF or PNM file (by content, not by suffix).
-        max_pixels: refuse images with more pixels than this.
         max_side: longer images are reduced to this many pixels, as :func:`fit_within` says;
             JPEGs while decoding, so that they never take their full memory.
-    Returns:
-        The image, decoded, its file closed.
     Raises:
         ImageError: naming the file and the remedy, when it is missing, a folder, unreadable,
-            empty, no image, damaged, cut off or too large.
+            empty, no image, damaged, cut off or has more than :data:`MAX_PIXELS`.
     """
-    return _load(Path(path), max_pixels, max_side)[0]
+    with _opened(Path(path)) as image:
+        fit = fit_within(_upright_size(image), max_side)
+        if max(fit) < max(image.size):
+            image.draft(None, fit_within(image.size, max_side))
+        image.load()
+        method = _UPRIGHT.get(_orientation(image))  # now: a TIFF turns itself while it loads
+        image = _to_rgb(image)
+        if method is not None:
+            image = image.transpose(method)
+        if image.size != fit:
+            image = image.resize(fit, Image.Resampling.LANCZOS, reducing_gap=2.0)
+        return image
 
 
 def fit_within(size: tuple[int, int], max_side: int = MAX_SIDE) -> tuple[int, int]:
@@ -80,11 +83,7 @@ def image_size(path: str | os.PathLike[str]) -> tuple[tuple[int, int], bool]:
         ImageError: as :func:`load_image`, as far as the header shows it.
     """
     with _opened(Path(path)) as image:
-        size, orientation = image.size, _orientation(image)
-        if image.format == "TIFF":  # Pillow turns the size too, at one time or another
-            size = image.tag_v2[256], image.tag_v2[257]
-        turned = _UPRIGHT.get(orientation) in _ON_ITS_SIDE
-        return size[::-1] if turned else size, orientation not in _UPRIGHT
+        return _upright_size(image), _orientation(image) == 1
 
 
 def measure_images(
@@ -94,52 +93,48 @@ def measure_images(
 
     Every image is decoded, on a thread pool: only that finds a file that was cut off.
     """
+
+    def measure(path: str | os.PathLike[str]) -> tuple[int, int] | ImageError:
+        try:
+            load_image(path, max_side=256)  # JPEG skips most of the work, yet reads every byte
+            return image_size(path)[0]
+        except ImageError as error:
+            return error
+
     jobs = {"max_workers": min(8, os.cpu_count() or 1), "disable": not progress}
-    return thread_map(_measure, paths, desc="Checking images", unit="image", **jobs)
-
-
-def check_images(
-    paths: Sequence[str | os.PathLike[str]], progress: bool = True
-) -> tuple[list[Path], list[ImageError]]:
-    """Sort files into usable images and errors that name the rest, by decoding each one."""
-    found = measure_images(paths, progress)
-    errors = [size for size in found if isinstance(size, ImageError)]
-    return [Path(p) for p, size in zip(paths, found) if not isinstance(size, ImageError)], errors
-
-
-def _measure(path: str | os.PathLike[str]) -> tuple[int, int] | ImageError:
-    try:  # the small side lets JPEG skip most of the work, yet every byte is read
-        return _load(Path(path), MAX_PIXELS, max_side=256)[1]
-    except ImageError as error:
-        return error
-
-
-def _load(path: Path, max_pixels: int, max_side: int) -> tuple[Image.Image, tuple[int, int]]:
-    """The image, and the upright size it had before it was reduced to ``max_side``."""
-    with _opened(path) as image:
-        width, height = image.size
-        if width * height > max_pixels:
-            raise ImageError(
-                f"{path}: {width} x {height} = {width * height:,} pixels, "
-                f"more than the limit of {max_pixels:,}",
-                "Shrink it, or pass a larger max_pixels if the memory is there (4 bytes a pixel).",
-            )
-        return _decode(image, max_side)
+    return thread_map(measure, paths, desc="Checking images", unit="image", **jobs)
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """The image, its header read; whatever goes wrong until it is closed is an ImageError."""
+    """The image, its header read; whatever goes wrong until it is closed is an ImageError.
+
+    ``Image.open`` less its size limit, which warns and raises before ours does: both it and
+    Python's warning filters are one for the whole process, and no thread may change them.
+    """
     try:
         with path.open("rb") as file:
-            yield _open(path, file)
+            start = file.read(16)
+            if not start:
+                raise ImageError(f"{path}: empty (0 bytes)", _COPY_AGAIN)
+            for name in _FORMATS:
+                factory, accepts = Image.OPEN.get(name, (None, None))
+                if accepts and accepts(start) is True:
+                    break
+            else:
+                remedy = "Convert it to JPEG or PNG (HEIC and raw files too), or remove it."
+                raise ImageError(f"{path}: not an image of a kind that can be read here", remedy)
+            file.seek(0)
+            image = factory(file, str(path))
+            if np.prod(image.size) > MAX_PIXELS:
+                problem = f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}"
+                raise ImageError(f"{path}: {problem}", "Shrink it.")
+            yield image
     except ImageError:
         raise
     except FileNotFoundError as error:
         remedy = f"Check the spelling; relative paths start at {Path.cwd()}."
         raise ImageError(f"{path}: no such file", remedy) from error
-    except (MemoryError, Image.DecompressionBombError) as error:
-        raise ImageError(f"{path}: too large to decode ({error})", "Shrink it.") from error
     except Exception as error:  # on damaged bytes Pillow's decoders raise almost anything
         if path.is_dir():  # Windows reports a folder as a lack of permission
             raise ImageError(f"{path}: a folder, not an image", "Name one image in it.") from error
@@ -149,48 +144,21 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise ImageError(f"{path}: damaged or cut off ({error})", _COPY_AGAIN) from error
 
 
-def _open(path: Path, file: BinaryIO) -> Image.Image:
-    """``Image.open``, less its size limit.
-
-    That limit warns and raises before ours does, and both it and Python's warning filters are
-    one for the whole process: changing them for the time of a call is not safe between threads.
-    """
-    start = file.read(16)
-    if not start:
-        raise ImageError(f"{path}: empty (0 bytes)", _COPY_AGAIN)
-    for name in _FORMATS:
-        factory, accepts = Image.OPEN.get(name, (None, None))
-        if factory and accepts and accepts(start) is True:
-            file.seek(0)
-            return factory(file, str(path))
-    raise ImageError(
-        f"{path}: not an image of a kind that can be read here",
-        "Convert it to JPEG or PNG (HEIC and raw files too), or remove it.",
-    )
-
-
-def _decode(image: Image.Image, max_side: int) -> tuple[Image.Image, tuple[int, int]]:
-    size = image.size
-    drafted = max(size) > max_side and image.draft(None, fit_within(size, max_side))
-    image.load()
-    if not drafted:
-        size = image.size  # TIFF turns itself upright while it loads
-    method = _UPRIGHT.get(_orientation(image))
-    image = _to_rgb(image)
-    if method is not None:
-        image = image.transpose(method)
-        size = size[::-1] if method in _ON_ITS_SIDE else size
-    if image.size != (fit := fit_within(size, max_side)):
-        image = image.resize(fit, Image.Resampling.LANCZOS, reducing_gap=2.0)
-    return image, size
-
-
 def _orientation(image: Image.Image) -> int:
     # Not ImageOps.exif_transpose: it copies upright images, and fails where EXIF is damaged.
     try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+        return orientation if orientation in _UPRIGHT else 1
     except Exception:
         return 1
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """Of an image that is not loaded yet."""
+    size = image.size
+    if image.format == "TIFF":  # Pillow turns the size too, at one time or another
+        size = image.tag_v2[256], image.tag_v2[257]
+    return size[::-1] if _orientation(image) >= 5 else size
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -206,14 +174,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
     """Greyscale of 16 or 32 bits, integer or float, as 8 bits. Pillow's own would clip."""
-    values = np.asarray(image, dtype=np.float32)
-    values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
-    darkest, brightest = values.min(), values.max()
+    values = np.nan_to_num(np.asarray(image, np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+    darkest, scales = values.min(), _FULL_SCALES if image.mode == "F" else _FULL_SCALES[1:]
     if darkest < 0:  # no common scale has negative values: stretch what there is
-        values -= darkest
-        white = brightest - darkest
-    else:
-        scales = _FULL_SCALES if image.mode == "F" else _FULL_SCALES[1:]
-        white = next((scale for scale in scales if brightest <= scale), brightest)
-    values *= 255.0 / white
-    return Image.fromarray(np.rint(values).astype(np.uint8))
+        values, scales = values - darkest, ()
+    white = next((scale for scale in scales if values.max() <= scale), values.max())
+    return Image.fromarray(np.rint(values * (255.0 / white)).astype(np.uint8))

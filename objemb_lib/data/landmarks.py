@@ -14,8 +14,8 @@ hard      hard          junk, easy
 from __future__ import annotations
 
 import pickle
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -34,15 +34,9 @@ PROTOCOLS = {  # split -> (relevant, junk)
 MAX_PICKLE = 20 << 20  # bytes
 
 
-@dataclass(frozen=True)
-class Truth:
-    """The revisited ground truth.
-
-    Args:
-        images: names of the images searched. queries: of those that ask, without suffix.
-        boxes: ``(Q, 4)`` ``x0, y0, x1, y1`` of the landmark in each query.
-        judged: per query, "easy", "hard" and "junk" -> indices into ``images``.
-    """
+class Truth(NamedTuple):
+    """The revisited ground truth: names without suffix; ``(Q, 4)`` boxes of the landmarks in the
+    queries; per query, "easy", "hard" and "junk" -> indices into ``images``."""
 
     images: list[str]
     queries: list[str]
@@ -64,10 +58,9 @@ def landmarks(name: str, split: str, root: Path | None = None) -> ImageDataset:
     """Images searched first, then the queries, cut to their boxes; labels are landmarks.
 
     Args:
-        name: "roxford5k" or "rparis6k".
+        name: "roxford5k" or "rparis6k". root: folder with ``gnd_<name>.pkl`` and ``jpg/``.
         split: "easy", "medium", "hard"; or "train": the other city's "medium", which lies
             beside this one, since the field learns its whitening there.
-        root: folder with ``gnd_<name>.pkl`` and ``jpg/``.
     Raises:
         DataError: no such split, not that data set, or none of its queries is there.
     """
@@ -77,15 +70,15 @@ def landmarks(name: str, split: str, root: Path | None = None) -> ImageDataset:
     check_split(name, split, (*PROTOCOLS, "train"))
     place = folder_with(root, [f"gnd_{name}.pkl"], [name])
     truth = read_truth(place / f"gnd_{name}.pkl")
-    names, searched = [*truth.images, *truth.queries], len(truth.images)
-    files = [f"jpg/{one}.jpg" for one in names]
+    searched = len(truth.images)
+    files = [f"jpg/{one}.jpg" for one in truth.images + truth.queries]
     crops = [None] * searched + [tuple(box) for box in truth.boxes.round().astype(int).tolist()]
-    labels, label_names = _labels(truth)
-    judged = {
-        searched + q: tuple(np.concatenate([lists[kind] for kind in kinds])
-                            for kinds in PROTOCOLS[split])
-        for q, lists in enumerate(truth.judged)
-    }  # fmt: skip
+    shown = [query.rpartition("_")[0] for query in truth.queries]
+    label_names, labels = sorted(set(shown)), np.full(len(files), -1)  # -1: no query shows it
+    judged = {}
+    for q, (landmark, lists) in enumerate(zip(shown, truth.judged), searched):
+        labels[[*lists["easy"], *lists["hard"], q]] = label_names.index(landmark)
+        judged[q] = tuple(np.concatenate([lists[k] for k in kinds]) for kinds in PROTOCOLS[split])
     here = np.array([(place / file).is_file() for file in files])
     if not here[:searched].any() or not here[searched:].any():
         raise DataError(f"{place}/jpg: no queries, or no images to search", "Unpack them there.")
@@ -96,22 +89,10 @@ def landmarks(name: str, split: str, root: Path | None = None) -> ImageDataset:
     ).subset(here, keep_roles=True)  # fmt: skip
 
 
-def _labels(truth: Truth) -> tuple[np.ndarray, list[str]]:
-    """The landmark of every image and query; -1 where no query shows it."""
-    of_query = [name.rpartition("_")[0] for name in truth.queries]
-    names = sorted(set(of_query))
-    labels = np.full(len(truth.images) + len(of_query), -1)
-    for q, landmark in enumerate(of_query):
-        shown = [truth.judged[q][kind] for kind in ("easy", "hard")]
-        labels[np.concatenate([*shown, [len(truth.images) + q]])] = names.index(landmark)
-    return labels, names
-
-
 def read_truth(file: Path) -> Truth:
     """The published pickle, of which only plain containers and NumPy arrays are believed.
 
-    Raises:
-        DataError: it asks for anything else, is too large, or says something else.
+    Raises DataError: it asks for anything else, is too large, or says something else.
     """
     try:
         if file.stat().st_size > MAX_PICKLE:
@@ -153,10 +134,5 @@ class _Unpickler(pickle.Unpickler):
         if core in ("numpy.", "numpy._") and inner in self.ARRAYS:
             return super().find_class(module.replace("numpy.core", "numpy._core"), name)
         if asked in self.EMPTY:
-            return _no_bytes
+            return lambda: b""  # with a number, ``bytes`` would fill the memory
         raise pickle.UnpicklingError(f"it names {asked}, which is refused")
-
-
-def _no_bytes() -> bytes:
-    """``bytes`` without arguments: with a number it would fill the memory."""
-    return b""

@@ -10,10 +10,9 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from pooch.hashes import hash_matches
@@ -30,39 +29,24 @@ SILENCE = 5  # unanswered requests in a row before a server is left alone for th
 SAVE_EVERY = 500  # files between two reports, for a run that is killed
 
 
-class Wanted(NamedTuple):
-    """One file.
-
-    Args:
-        url: its address. dest: where it goes.
-        sha256: of its bytes; empty where no list has it: the MD5 in Amazon S3's ETag, where
-            the server gives one, and ``check`` then decide.
-        size: in bytes, where known.
-        check: reads the file before it gets its name; raises an ObjembError if it is not right.
-    """
-
-    url: str
-    dest: Path
-    sha256: str = ""
-    size: int | None = None
-    check: Callable[[Path], object] | None = None
-
-
 def download_urls(
     folder: Path,
-    wanted: Sequence[Wanted],
+    wanted: Sequence[fetch.Remote],
     retry_dead: bool = False,
     per_second: float = PER_SECOND,
     workers: int = 8,
     progress: bool = True,
+    check: fetch.Check | None = None,
 ) -> Path:
-    """Fetch what is not there yet and still at its address; then write the folder's manifest.
+    """Fetch what is not there yet and still at its address; then write the manifest.
 
     Args:
-        folder: its ``links.json`` says of each link that is dead, or failed this time, why; one
-            run at a time may use it.
+        folder: gets the files. Its ``links.json`` says of each link that is dead, or failed this
+            time, why; one run at a time may use it.
+        wanted: those without a digest are held to the MD5 in Amazon S3's ETag, where there is one.
         retry_dead: ask dead links again.
         per_second: most requests to one server. workers: files fetched at the same time.
+        check: reads a file before it gets its name; raises an ObjembError if it is not right.
     Returns:
         ``folder``.
     Raises:
@@ -71,22 +55,24 @@ def download_urls(
     """
     report = folder / REPORT
     before = json.loads(report.read_text())["dead"] if report.exists() and not retry_dead else {}
-    missing = [one for one in wanted if not one.dest.exists()]
+    missing = [one for one in wanted if not (folder / one.file).exists()]
     dead = {one.url: before[one.url] for one in missing if one.url in before}
     asked = [one for one in missing if one.url not in dead]
     here, failed = len(wanted) - len(missing), {}
     fetch.require_space(folder, sum(one.size or 0 for one in asked))
     hosts = {urlsplit(one.url).netloc: Host(1 / per_second) for one in asked}
+    save = lambda: atomic_write_text(report, json.dumps({"dead": dead, "failed": failed}, indent=1))  # noqa: E731
     with ThreadPoolExecutor(workers) as pool:
-        done = pool.map(lambda one: hosts[urlsplit(one.url).netloc].get(one), asked)
+        get = lambda one: hosts[urlsplit(one.url).netloc].get(one, folder, check)  # noqa: E731
+        done = pool.map(get, asked)
         try:
             for n, (kind, why) in enumerate(tqdm(done, total=len(asked), disable=not progress)):
                 here += kind == "here"
                 {"dead": dead, "failed": failed, "here": {}}[kind][asked[n].url] = why
                 if n % SAVE_EVERY == 0:
-                    _save(report, dead, failed)
+                    save()
         finally:
-            _save(report, dead, failed)
+            save()
     if failed and not here and not dead:
         first = next(iter(failed.items()))
         problem = f"none of {len(asked):,} files could be fetched; the first: {first}"
@@ -96,10 +82,6 @@ def download_urls(
     return write_manifest(folder, {"files": here, "dead": len(dead), "unanswered": len(failed)})
 
 
-def _save(report: Path, dead: dict[str, str], failed: dict[str, str]) -> None:
-    atomic_write_text(report, json.dumps({"dead": dead, "failed": failed}, indent=1) + "\n")
-
-
 class Host:
     """A server, asked by several threads at a pace, until it stays silent."""
 
@@ -107,7 +89,7 @@ class Host:
         self.gap, self.turn, self.silent = gap, 0.0, 0
         self.lock = threading.Lock()
 
-    def get(self, one: Wanted) -> tuple[str, str]:
+    def get(self, one: fetch.Remote, folder: Path, check: fetch.Check | None) -> tuple[str, str]:
         """Fetch a file; "here", "dead" or "failed", and why."""
         if self.silent >= SILENCE:
             return "failed", "its server does not answer"
@@ -117,8 +99,18 @@ class Host:
             self.turn = now + wait + self.gap
         if wait:
             fetch._sleep(wait)
+
+        def right(part: Path) -> None:
+            hash_matches(part, one.digest or download.md5 or None, strict=True)
+            if check:
+                check(part)
+
+        dest = folder / one.file
+        dest.parent.mkdir(parents=True, exist_ok=True)
+        download = fetch.Downloader(dest, one.size, False, right)
+        download.part.unlink(missing_ok=True)  # small files: an old half may be another file's
         try:
-            _fetch(one)
+            download(one.url, dest)
             found = "here", ""
         except fetch.Gone as error:
             found = "dead", str(error)
@@ -129,17 +121,3 @@ class Host:
             found = "dead", f"other bytes: {error}"
         self.silent = 0
         return found
-
-
-def _fetch(one: Wanted) -> None:
-    """Raises GiveUp, or ValueError where the bytes are not those wanted."""
-
-    def check(part: Path) -> None:
-        hash_matches(part, one.sha256 or download.md5 or None, strict=True)
-        if one.check:
-            one.check(part)
-
-    one.dest.parent.mkdir(parents=True, exist_ok=True)
-    download = fetch.Downloader(one.dest, one.size, False, check)
-    download.part.unlink(missing_ok=True)  # small files: an old half may be another file's
-    download(one.url, str(one.dest))

@@ -10,9 +10,8 @@ learner's own machine from freely licensed photographs: 234 cut-outs (Tux Paint'
 
 Objects and backgrounds of ``train`` never appear in ``battle`` or ``clean``. A battle scene
 has one main object and up to two distractors of the same pool. No two scenes of a main object
-have the same background. Every random choice of a scene
-comes from (version, seed, split, number), so that scenes can be made in any order, on any
-number of processes, and come out the same.
+have the same background. Every random choice of a scene comes from (version, seed,
+split, number), so that scenes can be made in any order, on any number of processes.
 """
 
 from __future__ import annotations
@@ -46,6 +45,7 @@ from objemb_lib.config import DataError, ImageError
 from objemb_lib.data import packed
 from objemb_lib.data.archives import MANIFEST, build_folder, sha256_file, unpack, write_manifest
 from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.data.folder import check_split
 from objemb_lib.data.images import load_image
 
 NAME = "mini-battles"
@@ -71,20 +71,6 @@ class Split(NamedTuple):
 SPLITS = {"train": Split("train", 13), "battle": Split("test", 7), "clean": Split("test", 6)}
 
 
-class Layer(NamedTuple):
-    """One pasted object: its RGBA picture, the top-left corner, and what was done to it."""
-
-    cutout: dict
-    image: Image.Image
-    corner: tuple[int, int]
-    edits: dict
-
-
-def _listed(name: str) -> tuple[dict, ...]:
-    with open(LISTS / f"mini_battles_{name}.csv", newline="", encoding="utf-8") as file:
-        return tuple(csv.DictReader(file))
-
-
 @functools.cache
 def objects() -> tuple[dict, ...]:
     """The reviewed list of cut-outs: path, sha256, category, name, split."""
@@ -95,6 +81,11 @@ def objects() -> tuple[dict, ...]:
 def backgrounds() -> tuple[dict, ...]:
     """The reviewed list of backgrounds: collection, path, sha256, licence, author, split."""
     return _listed("backgrounds")
+
+
+def _listed(name: str) -> tuple[dict, ...]:
+    with open(LISTS / f"mini_battles_{name}.csv", newline="", encoding="utf-8") as file:
+        return tuple(csv.DictReader(file))
 
 
 def categories() -> list[str]:
@@ -132,11 +123,9 @@ def _crop_of(photo: Image.Image, rng: Random) -> Image.Image:
 def _recolour(image: Image.Image, edits: dict) -> Image.Image:
     """Brightness, contrast, saturation and hue of an RGBA picture; its alpha stays."""
     rgb, alpha = image.convert("RGB"), image.getchannel("A")
-    for enhancer, key in (
-        (ImageEnhance.Brightness, "brightness"),
-        (ImageEnhance.Contrast, "contrast"),
-        (ImageEnhance.Color, "saturation"),
-    ):
+    for enhancer, key in ((ImageEnhance.Brightness, "brightness"),
+                          (ImageEnhance.Contrast, "contrast"),
+                          (ImageEnhance.Color, "saturation")):  # fmt: skip
         rgb = enhancer(rgb).enhance(edits[key])
     hue, saturation, value = rgb.convert("HSV").split()
     hue = hue.point(lambda h: (h + edits["hue"]) % 256)
@@ -158,6 +147,25 @@ class Edits(NamedTuple):
 
 BATTLE_EDITS = Edits(25, 0.0, 0.25, (0.6, 1.3), 9, SIZE)
 CLEAN_EDITS = Edits(45, 0.25, 0.45, (0.2, 1.6), 20, 40)
+
+
+class Layer(NamedTuple):
+    """One pasted object: its RGBA picture, the top-left corner, and what was done to it."""
+
+    cutout: dict
+    image: Image.Image
+    corner: tuple[int, int]
+    edits: dict
+
+    def opaque(self) -> int:
+        """How many of its pixels hide what lies under them."""
+        return np.count_nonzero(np.asarray(self.image.getchannel("A")) > 127)
+
+    def coverage(self) -> np.ndarray:
+        """``(SIZE, SIZE)`` boolean: where it hides what lies under it."""
+        canvas = Image.new("L", (SIZE, SIZE))
+        canvas.paste(self.image.getchannel("A"), self.corner)
+        return np.asarray(canvas) > 127
 
 
 def _edit(raw: Path, cutout: dict, rng: Random, side: float, bounds: Edits) -> tuple:
@@ -205,13 +213,6 @@ def _warp(image: Image.Image, corners: list[float]) -> Image.Image:
     return framed.crop(framed.getchannel("A").getbbox())
 
 
-def _coverage(layer: Layer) -> np.ndarray:
-    """``(SIZE, SIZE)`` boolean: where a layer would hide what lies under it."""
-    canvas = Image.new("L", (SIZE, SIZE))
-    canvas.paste(layer.image.getchannel("A"), layer.corner)
-    return np.asarray(canvas) > 127
-
-
 def _place(raw: Path, cutout: dict, rng: Random, longest: tuple[float, float]) -> Layer:
     """A main object or distractor somewhere in a battle scene, at least 80 % inside it."""
     native = max(_cutout(raw, cutout["path"]).size)
@@ -227,18 +228,15 @@ def _place(raw: Path, cutout: dict, rng: Random, longest: tuple[float, float]) -
 def _battle_layers(raw: Path, main: dict, pool: list[dict], rng: Random) -> list[Layer]:
     """Layers from back to front; at least 60 % of the main object stays visible."""
     main_layer = _place(raw, main, rng, (0.30, 0.65))
-    whole = np.count_nonzero(np.asarray(main_layer.image.getchannel("A")) > 127)
-    free = _coverage(main_layer)
-    layers = [main_layer]
+    free, layers = main_layer.coverage(), [main_layer]
     for other in rng.sample([o for o in pool if o is not main], rng.choice((0, 1, 1, 2))):
         layer = _place(raw, other, rng, (0.25, 0.50))
         in_front = rng.random() < 0.5
-        left = free & ~_coverage(layer) if in_front else free
-        if np.count_nonzero(left) < 0.6 * whole:  # it would hide too much: put it behind
-            in_front = False
+        left = free & ~layer.coverage() if in_front else free
+        if np.count_nonzero(left) < 0.6 * main_layer.opaque():  # it would hide too much: behind
+            layers = [layer, *layers]
         else:
-            free = left
-        layers = [*layers, layer] if in_front else [layer, *layers]
+            free, layers = left, [*layers, layer] if in_front else [layer, *layers]
     return layers
 
 
@@ -252,27 +250,22 @@ def _clean_layers(raw: Path, main: dict, rng: Random) -> list[Layer]:
 def _behind(split: str, number: int, seed: int) -> dict:
     """The background of a scene: another one for each scene of an object.
 
-    Were an object twice in front of the same photograph, a vector of that photograph alone
-    would find it again.
+    Else a vector of the photograph behind it would find the object again.
     """
     rule = SPLITS[split]
     which, scene = divmod(number, rule.scenes_per_object)
     there = [b for b in backgrounds() if b["split"] == rule.pool]
-    every = Random(f"{NAME} {VERSION} {seed} {split} backgrounds of {which}").sample(
-        there, len(there)
-    )
+    rng = Random(f"{NAME} {VERSION} {seed} {split} backgrounds of {which}")
+    every = rng.sample(there, len(there))
     return every[scene % len(every)]  # fewer backgrounds than scenes: only in small tests
 
 
-def compose(raw: Path, split: str, number: int, seed: int) -> tuple[bytes, dict]:
-    """One scene.
+def compose(raw: Path, split: str, number: int, seed: int) -> tuple[bytes, dict, list[dict]]:
+    """Scene ``number`` of a split, from the gathered photographs in the folder ``raw``.
 
-    Args:
-        raw: folder of gathered photographs. number: the scene's number in its split.
     Returns:
-        JPEG bytes, and a dictionary of ``background``, ``quality`` and ``layers``, the main object
-        first: each has ``object``, ``edits``, ``mask`` and ``visible``. Masks are
-        ``(SIZE, SIZE)`` boolean and hold only what is visible.
+        JPEG bytes; COCO's record of the image; COCO's annotations (their boxes are ``x, y, w, h``),
+        without ids, the main object first. Masks hold only what is visible.
     """
     rng = Random(f"{NAME} {VERSION} {seed} {split} {number}")
     rule = SPLITS[split]
@@ -286,23 +279,41 @@ def compose(raw: Path, split: str, number: int, seed: int) -> tuple[bytes, dict]
         layers = _clean_layers(raw, main, rng)
     else:
         layers = _battle_layers(raw, main, pool, rng)
-    hidden, found = np.zeros((SIZE, SIZE), bool), []
     for layer in layers:
         canvas.paste(layer.image, layer.corner, layer.image)
+    hidden, annotations = np.zeros((SIZE, SIZE), bool), []
     for layer in reversed(layers):  # from front to back: what is in front hides
-        cover = _coverage(layer)
-        whole = np.count_nonzero(np.asarray(layer.image.getchannel("A")) > 127)
+        cover = layer.coverage()
         mask, hidden = cover & ~hidden, hidden | cover
-        visible = round(np.count_nonzero(mask) / whole, 4)
-        found.append(
-            {"object": layer.cutout, "edits": layer.edits, "mask": mask, "visible": visible}
-        )
-    found = [f for f in found if f["mask"].any()]
-    found.sort(key=lambda f: f["object"] is not main)
-    quality = rng.randint(55, 92)
-    file = io.BytesIO()
+        if mask.any():
+            annotations.append(_annotation(layer, mask, layer.cutout is main))
+    annotations.sort(key=lambda one: one["role"] != "main")
+    quality, file = rng.randint(55, 92), io.BytesIO()
     canvas.save(file, "JPEG", quality=quality)
-    return file.getvalue(), {"background": behind["path"], "quality": quality, "layers": found}
+    pixels = pixels_hash(Image.open(file).convert("RGB"))
+    record = {"id": number, "file_name": f"{split}/{number:05d}.jpg", "width": SIZE, "height": SIZE,
+              "background": behind["path"], "quality": quality, "pixels": pixels}  # fmt: skip
+    return file.getvalue(), record, annotations
+
+
+def _annotation(layer: Layer, mask: np.ndarray, main: bool) -> dict:
+    rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+    return {
+        "category_id": categories().index(layer.cutout["category"]) + 1,
+        "object_id": objects().index(layer.cutout),
+        "role": "main" if main else "distractor",
+        "bbox": coco_mask.toBbox(rle).tolist(),
+        "area": int(coco_mask.area(rle)),
+        "segmentation": {"size": [SIZE, SIZE], "counts": rle["counts"].decode()},
+        "iscrowd": 0,
+        "visible": round(np.count_nonzero(mask) / layer.opaque(), 4),
+        "edits": layer.edits,
+    }
+
+
+def pixels_hash(image: Image.Image) -> str:
+    """First 16 hex digits of the sha256 of an image's size and decoded RGB pixels."""
+    return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()[:16]
 
 
 # --- the whole data set ------------------------------------------------------------------
@@ -320,10 +331,9 @@ def build(
 
     Args:
         root: folder of data sets; default :func:`config.data_root`.
-        seed: of every random choice.
+        seed: of every random choice. workers: processes, default one a core.
         source: folder that has the photographs, see :func:`gather`.
         mirror: folder or URL that has the packed data set, or the upstream archives.
-        workers: processes, default one a core.
     Returns:
         the data set's folder; see :func:`archives.build_folder`.
     Raises:
@@ -332,8 +342,14 @@ def build(
     """
 
     def make(made: Path, downloads: Path) -> None:
-        if mirror and _take_packed(mirror, made, seed, progress):
-            return
+        if mirror and (copy := packed.unpack_from(mirror, NAME, made.parent / "mirror")):
+            verify(copy.parent, progress)
+            stated = _read(copy, MANIFEST)
+            if (stated["version"], stated["seed"]) == (VERSION, seed):
+                made.rmdir()
+                os.replace(copy, made)
+                return
+            tqdm.write(f"{NAME}: the mirror's is of another version or seed; building it here")
         wanted = {"objects": {o["path"]: o["sha256"] for o in objects()}}
         for row in backgrounds():
             wanted.setdefault(row["collection"], {})[row["path"]] = row["sha256"]
@@ -342,21 +358,6 @@ def build(
         _compose_all(made.parent / "raw", made, seed, workers, progress)
 
     return build_folder(Path(root or config.data_root()), NAME, make)
-
-
-def _take_packed(mirror: str, made: Path, seed: int, progress: bool) -> bool:
-    """Put a mirror's packed data set, verified, in the place of ``made``; False if it has none."""
-    copy = packed.unpack_from(mirror, NAME, made.parent / "mirror")
-    if copy is None:
-        return False
-    verify(copy.parent, progress)
-    stated = _read(copy, MANIFEST)
-    if (stated["version"], stated["seed"]) != (VERSION, seed):
-        tqdm.write(f"{NAME}: the mirror's is of another version or seed; building it here")
-        return False
-    made.rmdir()
-    os.replace(copy, made)
-    return True
 
 
 def _compose_all(raw: Path, made: Path, seed: int, workers: int | None, progress: bool) -> None:
@@ -387,10 +388,7 @@ def _write_scenes(jobs: list[tuple], workers: int | None, progress: bool) -> lis
 
 
 def _start_worker() -> None:
-    """Workers leave Ctrl-C to their parent, and do not outlive it.
-
-    Orphans of a killed build would wait for jobs for ever, and hold its lock.
-    """
+    """Workers leave Ctrl-C to their parent, and do not outlive it, waiting and holding its lock."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
@@ -399,40 +397,9 @@ def _start_worker() -> None:
 def _write_scene(job: tuple) -> tuple[dict, list[dict]]:
     """Worker: compose one scene, write its JPEG, return its records."""
     raw, folder, split, number, seed = job
-    jpeg, scene = compose(raw, split, number, seed)
-    name = f"{split}/{number:05d}.jpg"
-    (folder / name).write_bytes(jpeg)
-    record = {
-        "id": number,
-        "file_name": name,
-        "width": SIZE,
-        "height": SIZE,
-        "background": scene["background"],
-        "quality": scene["quality"],
-        "pixels": pixels_hash(Image.open(io.BytesIO(jpeg)).convert("RGB")),
-    }
-    return record, [_annotation(layer, k) for k, layer in enumerate(scene["layers"])]
-
-
-def _annotation(layer: dict, k: int) -> dict:
-    """COCO's annotation, without ids, of a scene's layer ``k``; its box is ``x, y, w, h``."""
-    rle = coco_mask.encode(np.asfortranarray(layer["mask"].astype(np.uint8)))
-    return {
-        "category_id": categories().index(layer["object"]["category"]) + 1,
-        "object_id": objects().index(layer["object"]),
-        "role": "distractor" if k else "main",
-        "bbox": [float(v) for v in coco_mask.toBbox(rle)],
-        "area": int(coco_mask.area(rle)),
-        "segmentation": {"size": [SIZE, SIZE], "counts": rle["counts"].decode()},
-        "iscrowd": 0,
-        "visible": layer["visible"],
-        "edits": layer["edits"],
-    }
-
-
-def pixels_hash(image: Image.Image) -> str:
-    """First 16 hex digits of the sha256 of an image's size and decoded RGB pixels."""
-    return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()[:16]
+    jpeg, record, annotations = compose(raw, split, number, seed)
+    (folder / record["file_name"]).write_bytes(jpeg)
+    return record, annotations
 
 
 def _coco(split: str, seed: int, scenes: list[tuple[dict, list[dict]]]) -> dict:
@@ -456,11 +423,10 @@ def _digest(coco: dict) -> str:
 def _write_selection(raw: Path, made: Path) -> None:
     """Small copies of every listed photograph, for looking at."""
     full = {
-        "objects": (_cutout.__wrapped__(raw, row["path"]) for row in objects()),
-        "backgrounds": (
-            _background.__wrapped__(raw / row["collection"] / row["path"]) for row in backgrounds()
-        ),
-    }
+        "objects": (_cutout.__wrapped__(raw, o["path"]) for o in objects()),
+        "backgrounds": (_background.__wrapped__(raw / b["collection"] / b["path"])
+                        for b in backgrounds()),
+    }  # fmt: skip
     for kind, images in full.items():
         (made / kind).mkdir()
         for number, image in enumerate(images):
@@ -479,16 +445,13 @@ def gather(
     source: Path | None = None,
     mirror: str | None = None,
 ) -> None:
-    """Copy files of a collection into ``raw``, from the first place that has the right bytes.
+    """Copy files ``{path: sha256}`` of a collection into ``raw``, from the first place that has the
+    right bytes.
 
     The places: the user's folder; the Python package, for a collection that one ships; apt, where
-    there is one and no mirror; the upstream archive from the mirror or its public address.
-
-    Args:
-        wanted: ``{path in the collection: sha256}``.
-        downloads: folder that keeps archives.
-    Raises:
-        DataError: no place has them. DownloadError: nor can the archive be had.
+    there is one and no mirror; the upstream archive from the mirror or its public address, which
+    ``downloads`` keeps. Raises DataError: no place has them; DownloadError: nor can the archive be
+    had.
     """
     # Beside raw: what a kill leaves of the unpacked archives is then put away.
     with tempfile.TemporaryDirectory(dir=raw.parent.parent) as work:
@@ -551,11 +514,9 @@ def _read(folder: Path, name: str) -> dict:
 def verify(root: Path | None = None, progress: bool = True) -> list[str]:
     """Decode every image and compare with the manifest.
 
-    Returns:
-        the splits whose content differs from the reference build of this course: empty on
-        machines like ours; another image library may round a pixel differently.
-    Raises:
-        DataError: absent or damaged, naming the first bad file.
+    Returns the splits whose content differs from the reference build of this course: empty on
+    machines like ours; another image library may round a pixel differently. Raises DataError:
+    absent or damaged, naming the first bad file.
     """
     folder = Path(root or config.data_root()) / NAME
     stated = _read(folder, MANIFEST)["splits"]
@@ -576,12 +537,9 @@ def verify(root: Path | None = None, progress: bool = True) -> list[str]:
 
 
 def selection(kind: str, root: Path | None = None) -> list[Image.Image]:
-    """Thumbnails of the listed photographs, in the order of their list.
+    """Thumbnails of the listed ``objects`` (RGBA) or ``backgrounds``, in the order of their list.
 
-    Args:
-        kind: ``objects`` (RGBA, see :func:`objects`) or ``backgrounds``.
-    Raises:
-        DataError: not built, or some are missing or damaged.
+    Raises DataError: not built, or some are missing or damaged.
     """
     folder = Path(root or config.data_root()) / NAME
     _read(folder, MANIFEST)
@@ -601,28 +559,29 @@ def mini_battles(split: str, root: Path | None = None) -> ImageDataset:
     Raises:
         DataError: not built, damaged, or no such split.
     """
-    if split not in SPLITS:
-        raise DataError(f"mini-battles has no split {split!r}", f"Use one of {', '.join(SPLITS)}.")
+    check_split(NAME, split, tuple(SPLITS))
     folder = Path(root or config.data_root()) / NAME
     stated, coco = _read(folder, MANIFEST), _read(folder, f"annotations/{split}.json")
-    by_image: dict[int, list[dict]] = {}
-    for annotation in coco["annotations"]:
-        by_image.setdefault(annotation["image_id"], []).append(annotation)
-    layers = [by_image[record["id"]] for record in coco["images"]]
-    boxes = [np.array([one["bbox"] for one in many], np.float32) for many in layers]
+    layers: dict[int, list[dict]] = {record["id"]: [] for record in coco["images"]}
+    for one in coco["annotations"]:
+        layers[one["image_id"]].append(one)
+    layers = list(layers.values())
+    column = lambda key: [np.array([one[key] for one in many]) for many in layers]  # noqa: E731
+    categories, numbers = [c - 1 for c in column("category_id")], column("object_id")
     return ImageDataset(
         name=NAME,
         split=split,
         root=folder,
         files=tuple(record["file_name"] for record in coco["images"]),
-        labels=np.array([many[0]["object_id"] for many in layers]),
+        labels=np.array([many[0] for many in numbers]),
         label_names=tuple(o["name"] for o in coco["objects"]),
-        categories=np.array([many[0]["category_id"] - 1 for many in layers]),
+        categories=np.array([many[0] for many in categories]),
         category_names=tuple(c["name"] for c in coco["categories"]),
-        boxes=tuple(np.hstack([b[:, :2], b[:, :2] + b[:, 2:]]) for b in boxes),
-        box_labels=tuple(np.array([one["object_id"] for one in many]) for many in layers),
-        box_categories=tuple(np.array([o["category_id"] - 1 for o in many]) for many in layers),
+        boxes=tuple(np.hstack([b[:, :2], b[:, :2] + b[:, 2:]], dtype=np.float32)
+                    for b in column("bbox")),
+        box_labels=tuple(numbers),
+        box_categories=tuple(categories),
         masks=tuple([one["segmentation"] for one in many] for many in layers),
         content=stated["splits"][split]["sha256"],
         extra=tuple({**r, "layers": many} for r, many in zip(coco["images"], layers)),
-    )
+    )  # fmt: skip

@@ -56,9 +56,8 @@ def unpack_from(mirror: str, name: str, work: Path) -> Path | None:
     except fetch.GiveUp as error:
         problem = f"the mirror {mirror} cannot be read: {error}"
         raise DownloadError(problem, "Check --mirror and OBJEMB_MIRROR.") from error
-    file = re.escape(f"{name}.tar")  # a login page in the list's place has no such line
-    line = re.search(rf"^([0-9a-f]{{64}}) [ *]{file}\s*$", sums.read_text(errors="replace"), re.M)
-    if line is None:
+    line = rf"^([0-9a-f]{{64}}) [ *]{re.escape(name)}\.tar\s*$"  # a login page has no such line
+    if (found := re.search(line, sums.read_text(errors="replace"), re.M)) is None:
         return None
-    archive = fetch.fetch(fetch.Remote(f"{name}.tar", digest=line[1]), work, mirror=mirror)
+    archive = fetch.fetch(fetch.Remote(f"{name}.tar", digest=found[1]), work, mirror=mirror)
     return unpack(archive, work / "unpacked") / name

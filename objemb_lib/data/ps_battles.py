@@ -10,18 +10,21 @@ from __future__ import annotations
 import csv
 import hashlib
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from objemb_lib import config
 from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.data.folder import SPLITS, check_split, folder_with
+from objemb_lib.data.folder import SPLITS, check_split, folder_with, read_table
 
 NAME = "ps-battles"
 LISTS = ("originals.tsv", "photoshops.tsv")
-COLUMNS = {"id", "url", "end", "hash", "filesize"}
+PATTERNS = {  # what a row must say, for names that lead nowhere else
+    "id": r"[\w-]+", "end": r"\w+", "hash": "[0-9a-f]{64}", "filesize": r"\d+", "url": ".+",
+}  # fmt: skip
 
 
 def ps_battles(split: str, root: Path | None = None) -> ImageDataset:
@@ -31,27 +34,23 @@ def ps_battles(split: str, root: Path | None = None) -> ImageDataset:
     does not depend on which links are dead: half of the originals, with all that was made from
     them, are "train", the others "test". Photoshops whose original is gone are left out.
 
-    Args:
-        split: "train" or "test".
-        root: folder with both lists, ``originals/`` and ``photoshops/``.
-    Raises:
-        DataError: no such split, no lists, or no pair of images.
+    ``root`` has both lists, ``originals/`` and ``photoshops/``. Raises DataError: no such split,
+    no lists, or no pair of images.
     """
     check_split(NAME, split)
     place = folder_with(Path(root or config.data_root() / NAME), LISTS, ["PS-Battles"])
     originals, photoshops = (read_list(place / one) for one in LISTS)
     files, label_of = [], {}
-    for row in originals:
+    for row in originals.itertuples():
         (file,) = _places(row)
-        if _in_split(row["id"], split) and (place / file).is_file():
-            label_of[row["id"]] = len(files)
+        if _in_split(row.id, split) and (place / file).is_file():
+            label_of[row.id] = len(files)
             files.append(file)
     gallery, labels = np.arange(len(files)), list(range(len(files)))
-    for row in photoshops:
-        there = [file for file in _places(row) if (place / file).is_file()]
-        if row["original"] in label_of and there:
-            files.append(there[0])
-            labels.append(label_of[row["original"]])
+    for row in photoshops[photoshops.original.isin(list(label_of))].itertuples():
+        for file in [file for file in _places(row) if (place / file).is_file()][:1]:
+            files.append(file)
+            labels.append(label_of[row.original])
     if len(files) == len(gallery):
         raise DataError(f"{place}: no photoshop with its original in {split}", "Build it again.")
     return ImageDataset(
@@ -65,38 +64,28 @@ def _in_split(original: str, split: str) -> bool:
     return hashlib.sha256(original.encode()).digest()[0] % 2 == SPLITS.index(split)
 
 
-def _places(row: dict) -> tuple[str, ...]:
+def _places(row) -> tuple[str, ...]:
     """Where an image lies; of photoshops the two official download scripts make two places."""
-    file = f"{row['id']}.{row['end']}"
-    if "original" not in row:
-        return (f"originals/{file}",)
-    return f"photoshops/{row['original']}/{file}", f"photoshops/{file}"
+    if not hasattr(row, "original"):
+        return (f"originals/{row.id}.{row.end}",)
+    return f"photoshops/{row.original}/{row.id}.{row.end}", f"photoshops/{row.id}.{row.end}"
 
 
-def read_list(file: Path, photoshops: bool | None = None) -> list[dict[str, str]]:
-    """The rows of ``originals.tsv`` or ``photoshops.tsv``.
-
-    Args:
-        photoshops: which of them it must be; default by its name.
+def read_list(file: Path, photoshops: bool | None = None) -> pd.DataFrame:
+    """The rows of ``originals.tsv`` or ``photoshops.tsv``: which, its name says unless told.
 
     Raises:
         DataError: not such a list, or a row whose names or hash cannot be.
     """
-    if photoshops is None:
-        photoshops = file.name == LISTS[1]
-    needed = COLUMNS | ({"original"} if photoshops else set())
-    try:
-        with file.open(newline="", encoding="utf-8") as opened:
-            rows = list(csv.DictReader(opened, delimiter="\t", quoting=csv.QUOTE_NONE))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{file}: cannot be read ({error})", "Get it again.") from error
-    if not rows or not needed <= set(rows[0]):
+    photoshops = file.name == LISTS[1] if photoshops is None else photoshops
+    needed = PATTERNS | ({"original": PATTERNS["id"]} if photoshops else {})
+    rows = read_table(file, sep="\t", quoting=csv.QUOTE_NONE, dtype=str, keep_default_na=False)
+    if not len(rows) or not needed.keys() <= set(rows):
         raise DataError(f"{file}: has no columns {', '.join(sorted(needed))}", "Get it again.")
-    for n, row in enumerate(rows, 2):
-        name = f"{row['id']}.{row['end']}{row.get('original', '')}"
-        plain = name == PurePosixPath(name).name and "\\" not in name
-        if not plain or len(row["hash"] or "") != 64 or not (row["filesize"] or "").isdecimal():
-            raise DataError(f"{file}, line {n}: not a row of PS-Battles", "Get it again.")
+    for column, pattern in needed.items():
+        if not (right := rows[column].str.fullmatch(pattern)).all():
+            problem = f"{file}, line {2 + right.argmin()}: {column} is not one of PS-Battles"
+            raise DataError(problem, "Get it again.")
     return rows
 
 
@@ -119,12 +108,10 @@ def build(
     """
     from objemb_lib.data import fetch, links  # here: they load what downloads
 
-    folder = Path(root or config.data_root()) / NAME
-    folder.mkdir(parents=True, exist_ok=True)
-    wanted = []
+    folder, wanted = Path(root or config.data_root()) / NAME, []
     for remote in fetch.registry(NAME):
         check = partial(read_list, photoshops=remote.file == LISTS[1])
-        for row in read_list(fetch.fetch(remote, folder, source, mirror, progress, check)):
-            dest = folder / _places(row)[0]
-            wanted.append(links.Wanted(row["url"], dest, row["hash"], int(row["filesize"])))
+        listed = fetch.fetch(remote, folder, source, mirror, progress, check)
+        wanted += [fetch.Remote(_places(row)[0], row.url, row.hash, int(row.filesize))
+                   for row in read_list(listed).itertuples()]  # fmt: skip
     return links.download_urls(folder, wanted, retry_dead, progress=progress)

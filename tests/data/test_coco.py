@@ -132,14 +132,13 @@ def test_real_coco_photographs(real_photographs: Path) -> None:
     assert len(data) == 79 and sum(map(len, data.boxes)) == 619  # 624 less 5 crowds
     assert data.image(0).size == Image.open(data.root / data.files[0]).size
     assert data.box_labels[0][0] == data.labels[0] and data.mask(0).any()
-    assert coco_photographs("test", data.root.parent, with_masks=False).masks is None
 
 
 def test_damaged_coco_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="annotations is not there"):
         coco("train", tmp_path)
     (tmp_path / "annotations").mkdir()
-    with pytest.raises(DataError, match=r"instances_train2017\.json: cannot be read"):
+    with pytest.raises(DataError, match="not COCO annotations"):
         coco("train", tmp_path)
     file = tmp_path / "annotations" / "instances_train2017.json"
     for text in ("{", '{"images": []}', '{"images": 3, "annotations": [], "categories": []}'):
@@ -221,7 +220,7 @@ def test_open_images_are_fetched_by_class(
 def test_other_lists_are_named(tmp_path: Path) -> None:
     file = tmp_path / "validation-annotations-bbox.csv"
     file.write_text("<html>")
-    with pytest.raises(DataError, match="not a list of boxes"):
+    with pytest.raises(DataError, match="cannot be read as a table"):
         open_images("train", tmp_path)
     box_list(file, ("one", ACCORDION, 0, 1, 0, 1, 0, 0))
     with pytest.raises(DataError, match="no image of the 40 classes"):

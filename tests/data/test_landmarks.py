@@ -132,7 +132,7 @@ def test_a_pickle_that_runs_something_is_refused(tmp_path: Path, protocol: int) 
     for run, arguments in harmful:
         content = {"imlist": [], "qimlist": [], "gnd": Harm(run, *arguments)}
         file.write_bytes(pickle.dumps(content, protocol=protocol))
-        with pytest.raises(DataError, match=r"refused|_no_bytes\(\) takes 0"):
+        with pytest.raises(DataError, match=r"refused|takes 0"):
             read_truth(file)
     assert not trace.exists()
 

@@ -55,10 +55,9 @@ def write_lists(folder: Path, pictures: Pictures, server: Server | None = None, 
 
 def test_the_real_list_is_read(real_photographs: Path) -> None:
     rows = ps_battles.read_list(real_photographs / "ps_battles" / "originals.tsv")
-    assert len(rows) == 500 and rows[0]["id"] == "10092l"
-    assert rows[0]["url"] == "http://i.imgur.com/qHxM2.jpg"
-    assert all(len(bytes.fromhex(one["hash"])) == 32 for one in rows)
-    halves = [sum(ps_battles._in_split(one["id"], s) for one in rows) for s in ("train", "test")]
+    assert len(rows) == 500 and rows.id[0] == "10092l"
+    assert rows.url[0] == "http://i.imgur.com/qHxM2.jpg"
+    halves = [sum(ps_battles._in_split(one, s) for one in rows.id) for s in ("train", "test")]
     assert sum(halves) == 500 and abs(halves[0] - 250) < 50
 
 
