@@ -44,14 +44,8 @@ def provenance(trunk: Trunk, size: int, pair: tuple[str, str], region: str = "")
         trunk: the network. size: side in pixels of what it saw. pair: (stage, pooling).
         region: how objects were cut out, if that matters.
     """
-    return {
-        "trunk": trunk.name,
-        "weights": trunk.fingerprint(),
-        "size": str(size),
-        "stage": pair[0],
-        "pooling": pair[1],
-        "region": region,
-    }
+    return {"trunk": trunk.name, "weights": trunk.fingerprint(), "size": str(size),
+            "stage": pair[0], "pooling": pair[1], "region": region}  # fmt: skip
 
 
 class Index:

@@ -94,6 +94,7 @@ class ObjectIndex:
         self.index = Index(dim, meta, factory)
         self.files: list[str] = []
         self._numbers: dict[str, int] = {}  # of the files that are there
+        self._count = 0  # of objects that ever were: their ids
         self._image, self._boxes = [np.zeros(0, np.int64)], [np.zeros((0, 4), np.float32)]
 
     def __len__(self) -> int:
@@ -120,7 +121,7 @@ class ObjectIndex:
     @property
     def vectors(self) -> np.ndarray:
         """``(M, D)``, L2-normalised, as the index keeps them. Raises DataError once some left."""
-        return self.index.vectors(np.arange(len(self.image)))
+        return self.index.vectors(np.arange(self._count))
 
     def add(self, objects: Objects, pair: tuple[str, str], files: Sequence[str]) -> None:
         """As :meth:`ObjectStore.add`. Raises DataError for a file that is there already, too."""
@@ -128,8 +129,8 @@ class ObjectIndex:
         new = {file: len(self.files) + n for n, file in enumerate(files)}
         if again := new.keys() & self._numbers.keys():
             raise DataError(f"{min(again)} is in the index already", "Add an image once only.")
-        first = sum(map(len, self._image))
-        self.index.add(l2(objects.vectors[pair]), first + np.arange(len(objects)))
+        self.index.add(l2(objects.vectors[pair]), self._count + np.arange(len(objects)))
+        self._count += len(objects)
         self._image.append(objects.image + len(self.files))
         self._boxes.append(objects.boxes)
         self.files += files
@@ -186,6 +187,7 @@ class ObjectIndex:
             found.files = json.loads(str(tables["files"]))
         except KeyError as error:
             raise DataError(f"{path} is no index of objects", "Build it again.") from error
+        found._count = len(found.image)
         found._numbers = {file: n for n, file in enumerate(found.files) if file}
         return found
 

@@ -84,16 +84,6 @@ def test_ways_agree_also_in_chunks(monkeypatch):
     np.testing.assert_array_equal(a_ids, b_ids)
 
 
-def test_ids_continue_over_several_adds():
-    made = filled(5)
-    made.add(vectors(3, seed=1))
-    made.add(vectors(1, seed=2), [70])
-    made.add(vectors(1, seed=3))
-    assert len(made) == 10 and made.search(vectors(1, seed=3), 1)[1].tolist() == [[71]]
-    assert made.search(vectors(3, seed=1), 1)[1].tolist() == [[5], [6], [7]]
-    assert made.search(vectors(1, seed=2), 1)[1].tolist() == [[70]]
-
-
 @pytest.mark.parametrize(
     "bad",
     [np.ones((2, 7)), np.ones(8), np.full((1, 8), np.nan), np.full((1, 8), np.inf), np.eye(9, 8)],
@@ -320,12 +310,6 @@ def test_from_disk_by_memory_mapping_it_finds_the_same_and_changes_nothing(tmp_p
     np.testing.assert_array_equal(mapped.search(queries, 7)[1], made.search(queries, 7)[1])
 
 
-def test_codes_are_smaller():
-    flat, codes, graph = (trained(*FAMILIES[n]).n_bytes for n in (0, 1, 5))
-    assert flat - codes == pytest.approx(400 * 16 * 3, rel=0.05)
-    assert graph > flat  # its links come on top
-
-
 def test_lists_hold_too_few():
     """One list of four is read: what is not there has no id."""
     made = trained("IVF4,Flat", "nprobe=1")
@@ -343,16 +327,10 @@ def test_a_sample_is_enough_to_train_and_the_same_seed_gives_the_same_index():
         found.append(made.search(vectors(9, 16, seed=5), 5)[0])
     np.testing.assert_array_equal(found[0], found[1])
     assert not np.array_equal(found[0], found[2])
-
-
-def test_training_comes_first_and_once():
-    made = Index(16, factory="IVF4,Flat")
-    with pytest.raises(DataError, match=r"train\(sample\)"):
-        made.add(vectors(9, 16))
-    made.train(vectors(50, 16))
-    made.add(vectors(9, 16))
     with pytest.raises(DataError, match="holds vectors already"):
         made.train(vectors(50, 16))
+    with pytest.raises(DataError, match=r"train\(sample\)"):
+        Index(16, factory="IVF4,Flat").add(vectors(9, 16))
 
 
 @pytest.mark.parametrize("factory", ["Flatt", "PQ3", "LSH", "IVF4,Flat,RFlat", "IDMap,Flat"])

@@ -149,17 +149,6 @@ def test_diffusion_by_hand():
     assert scores[2] == pytest.approx(-3)  # nobody's neighbour: cosine - 2
 
 
-def test_a_walk_goes_along_a_chain():
-    """A long arc of images: its far end beats what is nearer but joined to nothing of it."""
-    arc = np.arange(0, 100, 10)  # 0 ... 90 degrees
-    others = [-60, -66, -72]
-    x = on_circle(*arc, *others)
-    query, gallery = [0], np.arange(1, len(x))
-    (plain,), (walked,) = x[query] @ x[gallery].T, diffusion(x, query, gallery, k=2, start=1)
-    end, near = len(arc) - 2, len(arc) - 1
-    assert plain[end] < plain[near] and walked[end] > walked[near]
-
-
 @pytest.mark.parametrize(
     "wrong", [{"k1": 0}, {"k2": 0}, {"weight": 1.5}, {"k": 0}, {"start": 0}, {"alpha": 1.0}]
 )
