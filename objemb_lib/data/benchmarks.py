@@ -21,19 +21,12 @@ from objemb_lib.data.images import measure_images
 CHECKS = {".pkl": landmarks.read_truth, ".tgz": read_through}  # of files without a digest
 
 
-def build(
-    name: str,
-    root: Path | None = None,
-    source: Path | None = None,
-    mirror: str | None = None,
-    progress: bool = True,
-) -> Path:
+def build(name: str, root: Path | None = None, progress: bool = True, **places: object) -> Path:
     """Fetch, check and unpack a benchmark: its folder appears whole or not at all.
 
     Args:
         name: a data set of the registry. root: folder of data sets.
-        source: folder that has the archives already; they are read where they lie.
-        mirror: folder or URL that may have them.
+        places: ``source`` and ``mirror`` that may have its files, as of :func:`fetch.fetch`.
     Raises:
         DownloadError: an archive cannot be had, or has other bytes.
         DataError: images are missing in it; or a folder of the data set's name is there that
@@ -50,7 +43,7 @@ def build(
     def make(made: Path, downloads: Path) -> None:
         fetch.require_space(root, sum(r.size or 0 for r in remotes))  # photographs hardly shrink
         checks = [None if r.digest else CHECKS[Path(r.file).suffix] for r in remotes]
-        files = [fetch.fetch(r, downloads, source, mirror, progress, check)
+        files = [fetch.fetch(r, downloads, progress, check, **places)
                  for r, check in zip(remotes, checks)]  # fmt: skip
         for remote, file in zip(remotes, files):
             if file.suffix in (".tgz", ".zip"):

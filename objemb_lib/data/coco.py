@@ -225,11 +225,7 @@ def choose(rows: pd.DataFrame, split: str) -> list[str]:
 
 
 def build(
-    root: Path | None = None,
-    source: Path | None = None,
-    mirror: str | None = None,
-    retry_dead: bool = False,
-    progress: bool = True,
+    root: Path | None = None, retry_dead: bool = False, progress: bool = True, **places: object
 ) -> Path:
     """Fetch the boxes, then the images of the forty classes; goes on where it was stopped.
 
@@ -241,7 +237,7 @@ def build(
     remotes = {remote.file: remote for remote in fetch.registry(OPEN_IMAGES)}
     for split, part in PARTS.items():
         listed = remotes[f"{part}-annotations-bbox.csv"]
-        boxes = fetch.fetch(listed, folder, source, mirror, progress, read_boxes)
+        boxes = fetch.fetch(listed, folder, progress, read_boxes, **places)
         files = [f"{part}/{image}.jpg" for image in choose(read_boxes(boxes), split)]
         wanted += [fetch.Remote(file, f"{IMAGES}/{file}") for file in files]
     options = {"progress": progress, "check": load_image}

@@ -24,6 +24,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 from objemb_lib import config
@@ -188,19 +189,18 @@ class ImageDataset:
             return relevant & ~junk, junk
         label = int(self.labels[query])
         junk = self.gallery == query
-        junk[self._shown_beside.get(label, [])] = True
+        places, labels = self._shown_beside
+        junk[places[labels == label]] = True
         same = (self.labels[self.gallery] == label) & (label >= 0)
         return same & ~junk, junk
 
     @cached_property
-    def _shown_beside(self) -> dict[int, list[int]]:
-        """Label -> places in the gallery that show it though it is not their own label."""
-        table: dict[int, list[int]] = {}
-        for place, i in enumerate(self.gallery.tolist()):
-            for label in set(np.asarray(self.box_labels[i]).tolist()) - {int(self.labels[i])}:
-                if label >= 0:  # unknown objects are not the same object
-                    table.setdefault(label, []).append(place)
-        return table
+    def _shown_beside(self) -> np.ndarray:
+        """``(2, K)``: places in the gallery, and a known label shown there beside their own."""
+        pairs = [(place, label) for place, i in enumerate(self.gallery.tolist())
+                 for label in np.asarray(self.box_labels[i]).tolist()
+                 if label not in (-1, self.labels[i])]  # fmt: skip
+        return np.array(pairs, np.int64).reshape(-1, 2).T
 
     # --- parts of it ----------------------------------------------------------------------
 
@@ -235,7 +235,8 @@ class ImageDataset:
 
     def first_of_each(self, count: int) -> ImageDataset:
         """The first ``count`` images of each label: every object, in less time. Roles stay."""
-        return self.subset(_first_of_each(self.labels, count), keep_roles=True)
+        first = pd.Series(self.labels).groupby(self.labels).cumcount() < count
+        return self.subset(first.to_numpy(), keep_roles=True)
 
     def limit(self, images: int) -> ImageDataset:
         """At most ``images`` images (0: no limit): whole labels are left out, evenly, until four of
@@ -250,9 +251,8 @@ class ImageDataset:
         labels = labels[counts > 1]
         kept = min(max(2, images // EACH), len(labels))
         chosen = labels[np.linspace(0, len(labels) - 1, kept).astype(int)]
-        there = np.flatnonzero(np.isin(self.labels, chosen))
-        first = _first_of_each(self.labels[there], max(2, images // max(kept, 1)))
-        return self.subset(there[first], keep_roles=True)
+        whole = self.subset(np.isin(self.labels, chosen), keep_roles=True)
+        return whole.first_of_each(max(2, images // max(kept, 1)))
 
     def subsample_labels(self) -> ImageDataset:
         """The labels of even number; all where that leaves one, or some are unknown. Roles stay."""
@@ -286,17 +286,6 @@ def backgrounds(dataset: ImageDataset) -> np.ndarray | None:
     if not names or None in names:
         return None
     return np.unique(names, return_inverse=True)[1]
-
-
-def _first_of_each(labels: np.ndarray, count: int) -> np.ndarray:
-    """Where each label stands for the first ``count`` times, in order.
-
-    >>> _first_of_each(np.array([3, 1, 3, 3, 1]), 2).tolist()
-    [0, 1, 2, 4]
-    """
-    order = np.argsort(labels, kind="stable")
-    before = np.arange(len(labels)) - np.searchsorted(labels[order], labels[order])
-    return np.sort(order[before < count])
 
 
 # --- content --------------------------------------------------------------------------------

@@ -75,10 +75,10 @@ def registry(collection: str) -> list[Remote]:
 def fetch(
     remote: Remote,
     folder: Path,
-    source: Path | None = None,
-    mirror: str | None = None,
     progress: bool = True,
     check: Check | None = None,
+    source: Path | None = None,
+    mirror: str | None = None,
 ) -> Path:
     """One file, fetched into ``folder`` unless it is there or in ``source``; returns its place.
 

@@ -14,6 +14,7 @@ hard      hard          junk, easy
 from __future__ import annotations
 
 import pickle
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,16 +43,6 @@ class Truth(NamedTuple):
     queries: list[str]
     boxes: np.ndarray
     judged: list[dict[str, np.ndarray]]
-
-
-def roxford5k(split: str, root: Path | None = None) -> ImageDataset:
-    """Revisited Oxford; see :func:`landmarks`."""
-    return landmarks("roxford5k", split, root)
-
-
-def rparis6k(split: str, root: Path | None = None) -> ImageDataset:
-    """Revisited Paris; see :func:`landmarks`."""
-    return landmarks("rparis6k", split, root)
 
 
 def landmarks(name: str, split: str, root: Path | None = None) -> ImageDataset:
@@ -87,6 +78,10 @@ def landmarks(name: str, split: str, root: Path | None = None) -> ImageDataset:
         label_names, queries=np.arange(searched, len(files)), gallery=np.arange(searched),
         crops=crops, judged=judged, protocol="revisited",
     ).subset(here, keep_roles=True)  # fmt: skip
+
+
+roxford5k = partial(landmarks, "roxford5k")
+rparis6k = partial(landmarks, "rparis6k")
 
 
 def read_truth(file: Path) -> Truth:

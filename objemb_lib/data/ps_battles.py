@@ -90,19 +90,16 @@ def read_list(file: Path, photoshops: bool | None = None) -> pd.DataFrame:
 
 
 def build(
-    root: Path | None = None,
-    source: Path | None = None,
-    mirror: str | None = None,
-    retry_dead: bool = False,
-    progress: bool = True,
+    root: Path | None = None, retry_dead: bool = False, progress: bool = True, **places: object
 ) -> Path:
     """Fetch the lists, then all images that are still at their addresses, into the data set.
 
     Killed or run again, it goes on where it stopped; ``links.json`` says which links are dead.
 
     Args:
-        root: folder of data sets. source, mirror: where the two lists may lie already.
+        root: folder of data sets.
         retry_dead: ask links again that were dead in an earlier run.
+        places: ``source`` and ``mirror`` of the lists, as of :func:`fetch.fetch`.
     Raises:
         DownloadError: no list, no server answers, or the disk is full.
     """
@@ -111,7 +108,7 @@ def build(
     folder, wanted = Path(root or config.data_root()) / NAME, []
     for remote in fetch.registry(NAME):
         check = partial(read_list, photoshops=remote.file == LISTS[1])
-        listed = fetch.fetch(remote, folder, source, mirror, progress, check)
+        listed = fetch.fetch(remote, folder, progress, check, **places)
         wanted += [fetch.Remote(_places(row)[0], row.url, row.hash, int(row.filesize))
                    for row in read_list(listed).itertuples()]  # fmt: skip
     return links.download_urls(folder, wanted, retry_dead, progress=progress)
