@@ -134,17 +134,11 @@ def test_real_coco_photographs(real_photographs: Path) -> None:
     assert data.box_labels[0][0] == data.labels[0] and data.mask(0).any()
 
 
-def test_damaged_coco_is_named(tmp_path: Path) -> None:
+def test_other_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="annotations is not there"):
         coco("train", tmp_path)
-    (tmp_path / "annotations").mkdir()
-    with pytest.raises(DataError, match="not COCO annotations"):
-        coco("train", tmp_path)
     file = tmp_path / "annotations" / "instances_train2017.json"
-    for text in ("{", '{"images": []}', '{"images": 3, "annotations": [], "categories": []}'):
-        file.write_text(text)
-        with pytest.raises(DataError, match="not COCO annotations"):
-            coco("train", tmp_path)
+    file.parent.mkdir()
     file.write_text('{"images": [], "annotations": [], "categories": []}')
     with pytest.raises(DataError, match="none of its 0 photographs"):
         coco("train", tmp_path)
@@ -167,11 +161,6 @@ def box_list(file: Path, *rows: tuple) -> None:
         writer.writerow(FIELDS)
         for image, label, *ends, group, depiction in rows:
             writer.writerow([image, "x", label, 1, *ends, 0, 0, group, depiction, 0])
-
-
-def test_the_classes_are_in_their_order() -> None:
-    names = list(module.CLASSES.values())
-    assert len(names) == 40 and names == sorted(names)
 
 
 def test_open_images_by_hand(tmp_path: Path, make_image: Write) -> None:

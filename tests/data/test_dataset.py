@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +18,6 @@ from objemb_lib.config import DataError, ImageError
 from objemb_lib.data import dataset as module
 from objemb_lib.data.catalogue import Splits
 from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.embed.boxes import true_boxes
-from objemb_lib.embed.regions import model_input
 
 BOX = np.array([[0, 0, 4, 3]], np.float32)
 
@@ -115,23 +110,12 @@ def test_subset_keeps_the_truth() -> None:
         data.subset(data.labels == 99)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"labels": [0, 1]},
-        {"categories": [0]},
-        {"boxes": [BOX]},
-        {"box_labels": [[0]]},
-        {"box_labels": [[0], [0], [1], [1], [-1], [-1, 1]]},  # image 3: two boxes, one label
-        {"masks": [[]]},
-        {"masks": [[], [], [], [], [], []]},
-        {"extra": [{}]},
-        {"queries": [6]},
-        {"gallery": [-1]},
-        {"files": []},
-        {"crops": [None]},
-    ],
-)
+@pytest.mark.parametrize("changes", [
+    {"labels": [0, 1]}, {"categories": [0]}, {"boxes": [BOX]}, {"box_labels": [[0]]},
+    {"box_labels": [[0], [0], [1], [1], [-1], [-1, 1]]},  # image 3: two boxes, one label
+    {"masks": [[]]}, {"masks": [[], [], [], [], [], []]}, {"extra": [{}]}, {"crops": [None]},
+    {"queries": [6]}, {"gallery": [-1]}, {"files": []},
+])  # fmt: skip
 def test_lengths_that_do_not_agree_are_refused(changes: dict) -> None:
     with pytest.raises(DataError, match="pets"):
         hand_made(**changes)
@@ -158,15 +142,6 @@ def test_mask_is_the_stored_one(tmp_path: Path) -> None:
         hand_made().mask(0)
 
 
-def test_image_is_upright_rgb_or_names_the_file(make_image, tmp_path: Path) -> None:
-    make_image("grey.png", mode="L")
-    (tmp_path / "cut.png").write_bytes((tmp_path / "grey.png").read_bytes()[:60])
-    data = ImageDataset("two", "all", tmp_path, ["grey.png", "cut.png"], [0, 0])
-    assert (data.image(0).mode, data.image(0).size) == ("RGB", (40, 30))
-    with pytest.raises(ImageError, match=r"cut\.png"):
-        data.image(1)
-
-
 def test_a_crop_is_the_image(make_image, tmp_path: Path) -> None:
     make_image("a.png")
     parts = {"root": tmp_path, "files": ["a.png", "a.png"], "labels": [0, 0]}
@@ -176,15 +151,6 @@ def test_a_crop_is_the_image(make_image, tmp_path: Path) -> None:
     assert data.sizes().tolist() == [[40, 30], [20, 10]]
     assert data.subset([1]).image(0).size == (20, 10)
     assert data.names == ("a.png", "a.png#5,2,25,12")
-
-
-def test_crops_of_objects_are_cut_from_the_part(make_image, tmp_path: Path) -> None:
-    make_image("a.png")
-    box = [np.array([[1, 2, 9, 8]], np.float32)]
-    data = ImageDataset("one", "all", tmp_path, ["a.png"], [0], boxes=box, crops=[(5, 2, 25, 12)])
-    seen = model_input(data.image(0), 6, true_boxes(data).boxes[0][0])
-    whole = Image.open(tmp_path / "a.png").crop((6, 4, 14, 10)).resize((6, 6), Image.BICUBIC)
-    assert np.array_equal(seen, np.asarray(whole))
 
 
 def test_judged_queries_go_by_their_judgement() -> None:
@@ -313,15 +279,6 @@ def test_a_file_is_read_once_also_by_another_process(photographs, monkeypatch):
     kept.write_text("{ cut off")
     assert replace(photographs).fingerprint == first
     assert set(json.loads(kept.read_text())) == {"a.bmp", "b.bmp"}
-
-
-def _ask(data: ImageDataset, _: int) -> str:
-    return replace(data).fingerprint
-
-
-def test_two_processes_hash_the_same_files_at_once(photographs):
-    with ProcessPoolExecutor(4, mp_context=multiprocessing.get_context("fork")) as pool:
-        assert len(set(pool.map(partial(_ask, photographs), range(12)))) == 1
 
 
 def test_a_cache_that_cannot_be_written_costs_only_time(photographs, monkeypatch, tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -171,28 +170,18 @@ def test_errors_are_sentences(cli: Cli, tmp_path: Path, arguments: list[str], sa
     assert not (tmp_path / "data" / NAME).exists()
 
 
-def full_disk_scene(job: tuple) -> None:
-    raise OSError(28, os.strerror(28), str(job[1]))
-
-
-def test_a_full_disk_keeps_the_old_data(
-    cli: Cli, tiny: Tiny, tiny_root: Path, tiny_reference, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [(OSError(28, "No space left"), 1, "Free some space"), (KeyboardInterrupt(), 130, "untouched")],
+)
+def test_a_full_disk_or_ctrl_c_keeps_the_old_data(
+    cli: Cli, tiny: Tiny, tiny_root: Path, tiny_reference, monkeypatch, error, code: int, says: str
 ) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(mini_battles, "_write_scene", full_disk_scene)
-        status, _, errors = cli("build", NAME, "--force", "--source", tiny.source)
-    assert status == 1 and "No space left" in errors and "Free some space" in errors
-    assert cli("verify", NAME)[0] == 0
-
-
-def test_ctrl_c_is_a_sentence(
-    cli: Cli, tiny: Tiny, tiny_root: Path, tiny_reference, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(*args: object) -> None:
-        raise KeyboardInterrupt
+    def fails(*args: object) -> None:
+        raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(mini_battles, "_write_scenes", interrupted)
+        patch.setattr(mini_battles, "_write_scenes", fails)
         status, _, errors = cli("build", NAME, "--force", "--source", tiny.source)
-    assert status == 130 and "untouched" in errors
+    assert status == code and says in errors
     assert cli("verify", NAME)[0] == 0

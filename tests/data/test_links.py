@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -139,18 +137,3 @@ def test_an_old_half_of_another_file_is_thrown_away(server: Server, tmp_path: Pa
     (tmp_path / one.file).parent.mkdir()
     (tmp_path / "images/file.part").write_bytes(bytes(1000))
     assert run([one], tmp_path)[0]["files"] == 1 and (tmp_path / one.file).read_bytes() == BODY
-
-
-def test_a_full_disk_stops_the_run_and_keeps_the_report(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*args: object, **options: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    files = wanted(server, gone=[status(404)], good=[serve()], more=[serve()])
-    with monkeypatch.context() as patch:
-        patch.setattr(links, "hash_matches", full)
-        with pytest.raises(OSError, match="No space left"):
-            run(files, tmp_path, workers=1)
-    assert list(json.loads((tmp_path / "links.json").read_text())["dead"]) == [files[0].url]
-    assert run(files, tmp_path)[0]["files"] == 2

@@ -92,12 +92,6 @@ def test_what_is_alive_is_built_and_scored(
     assert sorted(path for path, _ in server.seen) == ["/c1", "/e2", "/f"]
 
 
-def test_lists_come_from_a_mirror_too(server: Server, tmp_path: Path, pictures: Pictures) -> None:
-    write_lists(tmp_path / "lists", pictures, server)
-    folder = ps_battles.build(tmp_path / "data", mirror=str(tmp_path / "lists"), progress=False)
-    assert len(list(folder.rglob("*.jpg"))) == 12
-
-
 def test_a_list_that_is_a_page_is_refused(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,10 +127,3 @@ def test_rows_that_lead_elsewhere_are_refused(
     file.write_text("\t".join(columns) + "\n" + row(columns, pictures("a1"), **values))
     with pytest.raises(DataError, match="line 2"):
         ps_battles.read_list(file)
-
-
-def test_no_lists_and_no_such_split(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no split 'all'"):
-        ps_battles.ps_battles("all", tmp_path)
-    with pytest.raises(DataError, match=r"originals\.tsv"):
-        ps_battles.ps_battles("test", tmp_path)
