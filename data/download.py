@@ -40,7 +40,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from objemb_lib import config
 from objemb_lib.config import DataError, ObjembError
-from objemb_lib.data import catalogue, packed
+from objemb_lib.data import archives, catalogue
 
 
 def parser() -> argparse.ArgumentParser:
@@ -134,7 +134,7 @@ def pack(entry: catalogue.Entry, dest: Path) -> int:
             "Put its archives, as they were published, into the mirror's folder.",
         )
     entry.verify(progress=False)
-    print(f"wrote {packed.pack(entry.folder(), dest)}")
+    print(f"wrote {archives.pack(entry.folder(), dest)}")
     return 0
 
 

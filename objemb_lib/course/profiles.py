@@ -25,7 +25,7 @@ class Profile:
     """A readable file of settings, ``profiles/<name>.yaml``.
 
     Args:
-        data: data sets, as for :func:`datasets.load_splits`; each gets a run of its own.
+        data: data sets, as for :func:`load_splits`; each gets a run of its own.
         seed: of every random choice.
         parameters: for every notebook that takes them.
         notebooks: those that run, and the parameters that are theirs alone; {} runs all.

@@ -34,9 +34,8 @@ Listing = tuple[ImageDataset, np.ndarray]  # every image, there or not; ``(N,)``
 def cub(split: str, root: Path | None = None) -> ImageDataset:
     """CUB-200-2011: ``train`` are species 1 to 100, ``test`` 101 to 200, each with one box.
 
-    ``root`` is the folder that the archive unpacks to. Where ``segmentations/`` lies beside
-    ``images/``, masks are read from it. Raises DataError if there is no such split, or the folder
-    is another.
+    ``root`` is the folder that the archive unpacks to; masks are read from ``segmentations/``
+    beside ``images/``. Raises DataError: no such split, or the folder is another.
     """
     data = load_split(*cub_listing(Path(root or config.data_root() / "cub")), split)
     return _with_masks(data) if (data.root / "segmentations").is_dir() else data
@@ -46,7 +45,7 @@ def cars(split: str, root: Path | None = None) -> ImageDataset:
     """Cars-196: ``train`` are models 1 to 98, ``test`` 99 to 196, each with one box.
 
     ``root`` is a folder with ``cars_annos.mat`` and ``car_ims/``, or with ``devkit/``,
-    ``cars_train/`` and ``cars_test/``. Raises DataError as :func:`cub`.
+    ``cars_train/`` and ``cars_test/``. Raises as :func:`cub`.
     """
     return load_split(*cars_listing(Path(root or config.data_root() / "cars")), split, CARS_IMAGES)
 
@@ -54,8 +53,7 @@ def cars(split: str, root: Path | None = None) -> ImageDataset:
 def sop(split: str, root: Path | None = None) -> ImageDataset:
     """Stanford Online Products: its own ``train`` and ``test``, products of 12 categories.
 
-    ``root`` is a folder with ``Ebay_train.txt`` and ``Ebay_test.txt``. Raises DataError as
-    :func:`cub`.
+    ``root`` is a folder with ``Ebay_train.txt`` and ``Ebay_test.txt``. Raises as :func:`cub`.
     """
     return load_split(*sop_listing(Path(root or config.data_root() / "sop")), split)
 

@@ -42,8 +42,14 @@ from tqdm.auto import tqdm
 from objemb_lib import config
 from objemb_lib.cache import atomic_write_text
 from objemb_lib.config import DataError, ImageError
-from objemb_lib.data import packed
-from objemb_lib.data.archives import MANIFEST, build_folder, sha256_file, unpack, write_manifest
+from objemb_lib.data.archives import (
+    MANIFEST,
+    build_folder,
+    sha256_file,
+    unpack,
+    unpack_from,
+    write_manifest,
+)
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.folder import check_split
 from objemb_lib.data.images import load_image
@@ -240,13 +246,6 @@ def _battle_layers(raw: Path, main: dict, pool: list[dict], rng: Random) -> list
     return layers
 
 
-def _clean_layers(raw: Path, main: dict, rng: Random) -> list[Layer]:
-    """One object that fills the frame or a little more, edited harder than in a battle."""
-    image, edits = _edit(raw, main, rng, rng.uniform(0.85, 1.25) * SIZE, CLEAN_EDITS)
-    corner = tuple((SIZE - s) // 2 + rng.randint(-20, 20) for s in image.size)
-    return [Layer(main, image, corner, edits)]
-
-
 def _behind(split: str, number: int, seed: int) -> dict:
     """The background of a scene: another one for each scene of an object.
 
@@ -276,7 +275,10 @@ def compose(raw: Path, split: str, number: int, seed: int) -> tuple[bytes, dict,
     if split == "clean":
         canvas = canvas.filter(ImageFilter.GaussianBlur(24))
         canvas = Image.blend(canvas, Image.new("RGB", canvas.size, "white"), rng.uniform(0.2, 0.8))
-        layers = _clean_layers(raw, main, rng)
+        # The object fills the frame or a little more, edited harder than in a battle.
+        image, edits = _edit(raw, main, rng, rng.uniform(0.85, 1.25) * SIZE, CLEAN_EDITS)
+        corner = tuple((SIZE - s) // 2 + rng.randint(-20, 20) for s in image.size)
+        layers = [Layer(main, image, corner, edits)]
     else:
         layers = _battle_layers(raw, main, pool, rng)
     for layer in layers:
@@ -342,7 +344,7 @@ def build(
     """
 
     def make(made: Path, downloads: Path) -> None:
-        if mirror and (copy := packed.unpack_from(mirror, NAME, made.parent / "mirror")):
+        if mirror and (copy := unpack_from(mirror, NAME, made.parent / "mirror")):
             verify(copy.parent, progress)
             stated = _read(copy, MANIFEST)
             if (stated["version"], stated["seed"]) == (VERSION, seed):
@@ -372,7 +374,16 @@ def _compose_all(raw: Path, made: Path, seed: int, workers: int | None, progress
         coco = _coco(split, seed, [one for job, one in zip(jobs, scenes) if job[2] == split])
         atomic_write_text(made / "annotations" / f"{split}.json", json.dumps(coco))
         splits[split] = {"images": len(coco["images"]), "sha256": _digest(coco)}
-    _write_selection(raw, made)
+    small = {  # copies of every listed photograph, for looking at
+        "objects": (_cutout.__wrapped__(raw, o["path"]) for o in objects()),
+        "backgrounds": (_background.__wrapped__(raw / b["collection"] / b["path"])
+                        for b in backgrounds()),
+    }  # fmt: skip
+    for kind, images in small.items():
+        (made / kind).mkdir()
+        for number, image in enumerate(images):
+            image.thumbnail((96, 96))
+            image.save(made / kind / f"{number:03d}.png")
     write_manifest(made, {"name": NAME, "version": VERSION, "seed": seed, "size": SIZE,
                           "splits": splits, "pillow": PIL.__version__})  # fmt: skip
 
@@ -418,20 +429,6 @@ def _coco(split: str, seed: int, scenes: list[tuple[dict, list[dict]]]) -> dict:
 def _digest(coco: dict) -> str:
     """Hash over all annotations of a split, which hold the hashes of its pixels."""
     return hashlib.sha256(json.dumps(coco, sort_keys=True).encode()).hexdigest()
-
-
-def _write_selection(raw: Path, made: Path) -> None:
-    """Small copies of every listed photograph, for looking at."""
-    full = {
-        "objects": (_cutout.__wrapped__(raw, o["path"]) for o in objects()),
-        "backgrounds": (_background.__wrapped__(raw / b["collection"] / b["path"])
-                        for b in backgrounds()),
-    }  # fmt: skip
-    for kind, images in full.items():
-        (made / kind).mkdir()
-        for number, image in enumerate(images):
-            image.thumbnail((96, 96))
-            image.save(made / kind / f"{number:03d}.png")
 
 
 # --- where the photographs come from -----------------------------------------------------

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from local_server import BODY
 
 from objemb_lib.config import DownloadError
-from objemb_lib.data import archives, packed
+from objemb_lib.data import archives
 from objemb_lib.data.archives import build_folder, read_through, sha256_file, unpack
 
 pytest_plugins = ("tiny_battles",)
@@ -251,7 +251,7 @@ def write_all(folder: Path, files: dict[str, bytes]) -> Path:
 
 @pytest.fixture
 def mirror(tmp_path: Path) -> Path:
-    packed.pack(write_all(tmp_path / "data" / "photos", PHOTOS), tmp_path / "mirror")
+    archives.pack(write_all(tmp_path / "data" / "photos", PHOTOS), tmp_path / "mirror")
     return tmp_path / "mirror"
 
 
@@ -274,14 +274,14 @@ def test_two_people_pack_the_same_bytes(mirror: Path, tmp_path: Path) -> None:
     for file in other.rglob("*"):  # another umask, another day
         os.utime(file, (1e9, 1e9))
         file.chmod(0o700 if file.is_dir() else 0o600)
-    archive = packed.pack(other, tmp_path / "mirror2")
+    archive = archives.pack(other, tmp_path / "mirror2")
     assert archive.read_bytes() == (mirror / "photos.tar").read_bytes()
     assert (mirror / "SHA256SUMS").read_text() == f"{sha256_file(archive)}  photos.tar\n"
 
 
 @EVERYWHERE
 def test_round_trip(where: str, tmp_path: Path) -> None:
-    assert tree(packed.unpack_from(where, "photos", tmp_path)) == PHOTOS
+    assert tree(archives.unpack_from(where, "photos", tmp_path)) == PHOTOS
 
 
 @EVERYWHERE
@@ -292,7 +292,7 @@ def test_a_tampered_or_cut_copy_is_refused(
     archive = mirror / "photos.tar"
     archive.write_bytes(damage(archive.read_bytes()))
     with pytest.raises(DownloadError, match=r"photos\.tar"):
-        packed.unpack_from(where, "photos", tmp_path)
+        archives.unpack_from(where, "photos", tmp_path)
     assert not (tmp_path / "unpacked").exists()
 
 
@@ -306,7 +306,7 @@ def test_a_mirror_without_the_data_set(
 ) -> None:
     (mirror / "SHA256SUMS").unlink() if listing is None else None
     (mirror / "SHA256SUMS").write_bytes(listing) if listing is not None else None
-    assert packed.unpack_from(where, "photos", tmp_path) is None
+    assert archives.unpack_from(where, "photos", tmp_path) is None
 
 
 @pytest.mark.parametrize("address", ["typo", "http://127.0.0.1:9/class", "ftp://127.0.0.1/class"])
@@ -315,4 +315,4 @@ def test_a_mirror_that_is_not_there(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DownloadError, match=f"{address}.*cannot be read(.|\n)*--mirror"):
-        packed.unpack_from(address, "photos", tmp_path)
+        archives.unpack_from(address, "photos", tmp_path)

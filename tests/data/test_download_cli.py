@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from objemb_lib import config
-from objemb_lib.data import mini_battles, packed
+from objemb_lib.data import archives, mini_battles
 from objemb_lib.data.catalogue import COURSE, DATASETS, Entry
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def test_pack_serves_a_classroom(
 def test_the_option_wins_over_the_environment(
     cli: Cli, tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    packed.pack(tiny_root / NAME, tmp_path / "copy")
+    archives.pack(tiny_root / NAME, tmp_path / "copy")
     monkeypatch.setenv("OBJEMB_DATA", str(tmp_path / "new"))
     monkeypatch.setenv("OBJEMB_MIRROR", str(tmp_path / "gone"))
     status, _, errors = cli("build", NAME)

@@ -27,7 +27,7 @@ from pycocotools.coco import COCO
 
 from objemb_lib import config
 from objemb_lib.config import DataError, DownloadError
-from objemb_lib.data import fetch, mini_battles, packed
+from objemb_lib.data import archives, fetch, mini_battles
 from objemb_lib.data.archives import sha256_file
 from objemb_lib.data.dataset import ImageDataset
 
@@ -474,7 +474,7 @@ def test_every_listed_collection_is_known(tmp_path: Path) -> None:
 def test_mirrors_copy_of_another_seed_is_not_taken(
     tiny: Tiny, tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    packed.pack(tiny_root / NAME, tmp_path / "mirror")
+    archives.pack(tiny_root / NAME, tmp_path / "mirror")
     built = tiny.build(tmp_path / "new", seed=1, mirror=str(tmp_path / "mirror"))
     assert manifest(built)["seed"] == 1
     assert "another version or seed" in capsys.readouterr().out
