@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import random
 import socket
 import struct
+import tarfile
+import zipfile
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -80,3 +83,25 @@ class Server(ThreadingHTTPServer):
 
     def handle_error(self, *args: object) -> None:
         pass  # clients that hang up are part of the play
+
+
+def archive(name: str, files: dict[str, bytes], *others: tarfile.TarInfo) -> bytes:
+    """A zip or a tar, as its name says, of a folder "top", ``others`` and ``files``."""
+    raw = io.BytesIO()
+    if name.endswith(".zip"):
+        with zipfile.ZipFile(raw, "w", zipfile.ZIP_DEFLATED) as pack:
+            pack.writestr("top/", b"")
+            for path, content in files.items():
+                pack.writestr(path, content)
+        return raw.getvalue()
+    kind = name.rpartition(".")[2].replace("tgz", "gz")
+    with tarfile.open(fileobj=raw, mode=f"w:{kind}") as pack:
+        folder = tarfile.TarInfo("top")
+        folder.type = tarfile.DIRTYPE
+        for info in (folder, *others):
+            pack.addfile(info)
+        for path, content in files.items():
+            info = tarfile.TarInfo(path)
+            info.size, info.mode = len(content), 0o4755
+            pack.addfile(info, io.BytesIO(content))
+    return raw.getvalue()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 import os
 import stat
 import tarfile
@@ -16,7 +15,7 @@ import pytest
 from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from local_server import BODY
+from local_server import BODY, archive
 
 from objemb_lib.config import DownloadError
 from objemb_lib.data import archives
@@ -34,22 +33,7 @@ def link(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> tarfile.TarIn
 
 
 def make(path: Path, files: dict[str, bytes], *others: tarfile.TarInfo) -> Path:
-    """An archive of the kind that its name says."""
-    if path.suffix == ".zip":
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as pack:
-            pack.writestr("top/", b"")
-            for name, content in files.items():
-                pack.writestr(name, content)
-        return path
-    with tarfile.open(path, f"w:{path.suffix[1:]}") as pack:
-        folder = tarfile.TarInfo("top")
-        folder.type = tarfile.DIRTYPE
-        for info in (folder, *others):
-            pack.addfile(info)
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size, info.mode = len(content), 0o4755
-            pack.addfile(info, io.BytesIO(content))
+    path.write_bytes(archive(path.name, files, *others))
     return path
 
 

@@ -6,14 +6,12 @@ import hashlib
 import io
 import json
 import pickle
-import tarfile
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from local_server import Server, serve, whole
+from local_server import Server, archive, serve, whole
 from PIL import Image
 from scipy.io import savemat
 
@@ -38,22 +36,6 @@ def picture(seed: int = 0, suffix: str = "JPEG") -> bytes:
 
 def text(*lines: str) -> bytes:
     return "".join(f"{line}\n" for line in lines).encode()
-
-
-def archive(name: str, files: Files) -> bytes:
-    """An archive of the kind that its name says."""
-    raw = io.BytesIO()
-    if name.endswith(".zip"):
-        with zipfile.ZipFile(raw, "w") as pack:
-            for path, content in files.items():
-                pack.writestr(path, content)
-    else:
-        with tarfile.open(fileobj=raw, mode="w:gz") as pack:
-            for path, content in files.items():
-                info = tarfile.TarInfo(path)
-                info.size = len(content)
-                pack.addfile(info, io.BytesIO(content))
-    return raw.getvalue()
 
 
 def matlab(**content: object) -> bytes:
