@@ -12,7 +12,9 @@ val2017 apart, which no detector here has learned from:
   query, intervals by bootstrap over categories.
 
 What learns from photographs (the proposer, the five fixed boxes) learns from the one folder and is
-measured on the other, both ways. YOLOX-nano's and NanoDet-m's boxes lie beside the photographs.
+measured on the other, both ways; the proposer also learns from scenes of mini-battles. YOLOX-nano's
+and NanoDet-m's boxes lie beside the photographs.
+
 Prints pandas tables, writes benchmarks/results/proposals.json; exits with 1 where the proposer
 recalls less than 0.65, or takes more than 25 ms on two cores beside the forward pass.
 """
@@ -20,12 +22,9 @@ recalls less than 0.65, or takes more than 25 ms on two cores beside the forward
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import sys
-import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -36,23 +35,23 @@ import numpy as np
 import pandas as pd
 import torch
 from torchvision.ops import box_iou
+from turns import in_turns, write
 
+from objemb_lib.attend.detections import boxes_from
 from objemb_lib.attend.objects import oracle_query, retrieval_scores
 from objemb_lib.attend.proposer import Proposer, cross_fitted, load_proposer
-from objemb_lib.attend.sources import centre, detect_cached, detector_boxes, grid, random_like
-from objemb_lib.cache import atomic_write_text
-from objemb_lib.course.train import coco_folds
+from objemb_lib.attend.sources import centre, grid, random_like
+from objemb_lib.course.train import coco_folds, proposer_scenes
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.detect.metrics import main_recall
-from objemb_lib.detect.weights import load_detector
-from objemb_lib.embed.boxes import Boxes, or_whole, true_boxes, whole_image
+from objemb_lib.embed.boxes import Boxes, true_boxes, whole_image
 from objemb_lib.embed.extract import ExtractOptions, Objects, extract_objects
 from objemb_lib.embed.regions import Region, model_input
 from objemb_lib.embed.trunks import load_trunk
 from objemb_lib.embed.whitening import l2
-from objemb_lib.measure.metrics import Evaluation, cluster_interval, evaluate_scores, paired_difference
+from objemb_lib.measure.intervals import Evaluation, cluster_interval, paired_difference
+from objemb_lib.measure.metrics import evaluate_scores
 
-RESULT = Path(__file__).parent / "results" / "proposals.json"
 QUIET = ExtractOptions(progress=False)
 PAIR = ("head", "spoc")
 TOP = 5
@@ -73,19 +72,18 @@ def joined(parts: Sequence[ImageDataset], root: Path) -> ImageDataset:
                         parts[0].category_names, **boxed)  # fmt: skip
 
 
-def foreign_boxes(data: ImageDataset, name: str) -> Boxes:
+def together(name: str, parts: Sequence[Boxes]) -> Boxes:
+    """The boxes of the parts of a joined data set, five an image."""
+    boxes, scores = ([one for part in parts for one in getattr(part, what)]
+                     for what in ("boxes", "scores"))  # fmt: skip
+    return Boxes(name, boxes, scores, source=name).top(TOP, name=name)
+
+
+def foreign_boxes(name: str, parts: Sequence[ImageDataset]) -> Boxes:
     """What another detector found, from the COCO results beside the photographs."""
-    found: dict[int, list[dict]] = {}
-    for file in sorted(Path(data.root).glob(f"coco*/boxes/{FOREIGN[name]}_*.json")):
-        once: dict[int, list[dict]] = {}
-        for one in json.loads(file.read_text()):
-            once.setdefault(one["image_id"], []).append(one)
-        found |= once
-    many = [found.get(int(Path(file).stem), []) for file in data.files]
-    xywh = [np.array([one["bbox"] for one in some], np.float32).reshape(-1, 4) for some in many]
-    boxes = [np.concatenate([b[:, :2], b[:, :2] + b[:, 2:]], axis=1) for b in xywh]
-    scores = [np.array([one["score"] for one in some], np.float32) for some in many]
-    return or_whole(name, data, boxes, scores, source=name)
+    places = [(Path(one.root) / one.files[0]).parent for one in parts]
+    files = [p.parent / "boxes" / f"{FOREIGN[name]}_{p.name}.json" for p in places]
+    return together(name, [boxes_from(file, one) for file, one in zip(files, parts)])
 
 
 def fixed_boxes(data: ImageDataset, fold: np.ndarray) -> Boxes:
@@ -110,16 +108,15 @@ def fixed_boxes(data: ImageDataset, fold: np.ndarray) -> Boxes:
 def every_source(data: ImageDataset, folds: list[list[ImageDataset]]) -> dict[str, Boxes]:
     """All boxes by their names, at most five an image but where the name says more."""
     fold = np.repeat(range(len(folds)), [sum(map(len, parts)) for parts in folds])
-    some = [one for many in cross_fitted(folds, options=QUIET) for one in many]
-    proposed = Boxes("proposer", [b for one in some for b in one.boxes],
-                     [s for one in some for s in one.scores], source="cross-fitted")  # fmt: skip
-    true = true_boxes(data)
+    proposed, true = (
+        together("proposer", cross_fitted(folds, [proposer_scenes()], options=QUIET)),
+        true_boxes(data),
+    )
     found = {"whole image": whole_image(data), "true boxes": true}
-    found |= {name: foreign_boxes(data, name).top(TOP) for name in FOREIGN}
+    parts = [one for many in folds for one in many]
+    found |= {name: foreign_boxes(name, parts) for name in FOREIGN}
     for name in ("mask_rcnn", "faster_rcnn"):
-        detector = load_detector(name)
-        seen = detect_cached(data, detector, progress=False)
-        found[name] = detector_boxes(data, detector, seen).top(TOP)
+        found[name] = boxes_from(name, data, progress=False).top(TOP)
     found |= {"random boxes of true sizes": random_like(true, data), "centre box": centre(data)}
     found |= {"R-MAC grid (14)": grid(data), "five fixed boxes": fixed_boxes(data, fold)}
     return found | {"proposer": proposed, "proposer and whole image": with_whole(proposed, data)}
@@ -164,20 +161,17 @@ def table(found: dict[str, Boxes], objects: dict[str, Objects], data: ImageDatas
 
 
 @torch.inference_mode()
-def milliseconds(proposer: Proposer, data: ImageDataset, images: int = 60) -> dict[str, float]:
+def milliseconds(proposer: Proposer, data: ImageDataset, images: int = 40) -> dict[str, float]:
     """Median times of one image: the forward pass, and what the proposer adds to it."""
-    trunk, spent = load_trunk().for_inference(torch.device("cpu")), []
-    for i in (0, *range(images)):  # the first one warms up
+    trunk, spent = load_trunk().for_inference(torch.device("cpu")), {}
+    for i in range(images):
         pixels = torch.from_numpy(model_input(data.image(i), QUIET.size).copy())
-        pixels = pixels.permute(2, 0, 1)[None]
-        start = time.perf_counter()
-        maps = trunk(trunk.normalise(pixels))
-        middle = time.perf_counter()
-        proposer.best(maps)
-        spent.append((middle - start, time.perf_counter() - middle))
-    median = partial(statistics.median)
-    forward, beside = (1000 * median(times) for times in zip(*spent[1:]))
-    return {"forward pass": round(forward, 1), "proposer": round(beside, 1)}
+        pixels = trunk.normalise(pixels.permute(2, 0, 1)[None])
+        maps = trunk(pixels)
+        ways = {"forward pass": partial(trunk, pixels), "proposer": partial(proposer.best, maps)}
+        for name, seconds in in_turns(ways, 1).items():
+            spent.setdefault(name, []).extend(seconds)
+    return {name: round(1000 * statistics.median(many), 1) for name, many in spent.items()}
 
 
 def main() -> int:
@@ -190,7 +184,7 @@ def main() -> int:
     parser.add_argument("--real", type=Path, default=real, metavar="FOLDER")
     root = parser.parse_args().real
     warnings.filterwarnings("ignore", message=".*are here")
-    folds = coco_folds([root / "coco", root / "coco_tiny"])
+    folds = coco_folds(f"coco:{root / 'coco'},{root / 'coco_tiny'}")
     data = joined([one for fold in folds for one in fold], root)
     times = milliseconds(load_proposer(), data)
     found = every_source(data, folds)
@@ -203,10 +197,8 @@ def main() -> int:
     for name, one in tables.items():
         print(f"\n{name}\n\n{one.to_markdown(floatfmt='.3f')}")
     print(f"\nmilliseconds of one image, {torch.get_num_threads()} threads: {times}")
-    results = {name: json.loads(one.round(4).to_json(orient="index")) for name, one in tables.items()}
-    machine = {"machine": platform.machine(), "threads": torch.get_num_threads(),
-               "torch": torch.__version__}  # fmt: skip
-    atomic_write_text(RESULT, json.dumps({**results, "ms": times, **machine}, indent=1) + "\n")
+    results = {name: one.round(4).to_dict(orient="index") for name, one in tables.items()}
+    write("proposals", {"threads": torch.get_num_threads(), "milliseconds": times, **results})
     got = next(iter(tables.values())).loc["proposer", "recall"]
     return int(got < FLOOR or times["proposer"] > CEILING)
 

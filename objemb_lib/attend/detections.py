@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -15,12 +16,14 @@ from torchvision.transforms.functional import pil_to_tensor
 from tqdm.auto import tqdm
 
 from objemb_lib import config
+from objemb_lib.attend.proposer import propose
 from objemb_lib.attend.sources import detect_cached, detector_boxes
 from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.folder import encode_mask
 from objemb_lib.detect.weights import load_detector
 from objemb_lib.embed.boxes import Boxes, or_whole
+from objemb_lib.embed.extract import ExtractOptions
 from objemb_lib.embed.trunks import from_hub
 
 # torchvision's light COCO detectors, which give boxes and no embedding
@@ -40,7 +43,7 @@ def boxes_from(
             like, ``segmentation``), or of COCO annotations that are detections; a function
             ``find(image) -> boxes, scores[, masks]`` with ``boxes`` ``(K, 4)`` x0, y0, x1, y1 in
             pixels of the upright image; or the name of a detector: one of ours,
-            ``torchvision/MODEL`` for those of COCO, or one of :data:`LIGHT`.
+            ``torchvision/MODEL`` for those of COCO, one of :data:`LIGHT`, or ``proposer``.
         name: for tables; default the file's, the function's, the detector's.
     Returns:
         the whole image where there is no box (``fell_back`` says where).
@@ -56,6 +59,9 @@ def boxes_from(
         return _from_file(Path(source), dataset, name or Path(source).stem)
     if (light := str(source).removeprefix("torchvision/")) in LIGHT:
         return _from_function(light_detector(light), dataset, name or light, progress)
+    if source == "proposer":
+        found = propose(dataset, options=ExtractOptions(progress=progress))
+        return replace(found, name=name or source)
     detector = load_detector(str(source))
     found = detect_cached(detector, dataset, progress=progress)
     boxes = detector_boxes(dataset, detector, found)

@@ -24,18 +24,18 @@ from tqdm.auto import tqdm
 from objemb_lib import config
 from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.detect.weights import load_state, read_weights, save_state
+from objemb_lib.detect.weights import load_network, read_card
 from objemb_lib.embed.boxes import Boxes, or_whole
 from objemb_lib.embed.extract import ExtractOptions
 from objemb_lib.embed.regions import model_input
 from objemb_lib.embed.trunks import Trunk, load_trunk
 
-KEPT = {"head": 96, "stage5": 64, "stage4": 32}  # channels of each stage; the last gives the grid
+KEPT = {"head": 96, "stage5": 64, "stage4": 32}  # channels of each stage
+GRID = "stage4"  # whose cells draw boxes
 WIDTH, DILATIONS = 48, (1, 2, 4)  # of a network: its channels, and how far its layers look
 SCALES = (1.0, 0.75, 4 / 3)  # of each box: its place is surer than its size
 DOUBT = 0.7  # what a box of another size than the drawn one is worth
 OVERLAP = 0.55  # (IoU) from which two boxes are the same guess
-LIMIT = 2_000_000  # bytes of the shipped file
 FEW = 400  # photographs whose maps the PCA sees
 OTHERS = 0.3  # weight of the boxes of objects that are not the main one
 
@@ -67,8 +67,8 @@ class Proposer(nn.Module):
     def reduced(self, maps: Mapping[str, Tensor]) -> Tensor:
         """``(N, 192, h, w)``: the kept channels of all stages, on the grid of the finest."""
         found = [conv(maps[stage].float()) for stage, conv in self.reduce.items()]
-        side = found[-1].shape[-2:]
-        return torch.cat([F.interpolate(x, side, mode="bilinear") for x in found], 1)
+        sides = maps[GRID].shape[-2:]
+        return torch.cat([F.interpolate(x, sides, mode="bilinear") for x in found], dim=1)
 
     def cells(self, reduced: Tensor) -> tuple[Tensor, Tensor]:
         """What each network says of each cell.
@@ -86,7 +86,7 @@ class Proposer(nn.Module):
         height, width = x.shape[-2:]
         x = self.leave(F.gelu(x)).unflatten(1, (self.members, 6)).flatten(3)
         centre = centres(height, width).to(x)
-        sides = 0.15 * x[:, :, 2:].clamp(-5, 4).exp().transpose(2, 3)  # at first a third of it
+        sides = 0.15 * x[:, :, 2:].clamp(-5, 4).exp().transpose(2, 3)  # at first of 0.3 x 0.3
         boxes = torch.cat([centre - sides[..., :2], centre + sides[..., 2:]], dim=-1)
         return x[:, :, :2], boxes
 
@@ -105,6 +105,10 @@ class Proposer(nn.Module):
         sized = [middle + scale * (boxes - middle) for scale in SCALES]
         worth = [scores * (1 if scale == 1 else DOUBT) for scale in SCALES]
         return torch.cat(sized, dim=1).clamp(0, 1), torch.cat(worth, dim=1)
+
+    def about(self) -> dict:
+        """What a card must say so that the proposer can be built again."""
+        return {"kind": "proposer", "channels": self.channels, "members": self.members}
 
     @torch.inference_mode()
     def best(self, maps: Mapping[str, Tensor], top: int = 5) -> list[tuple[Tensor, Tensor]]:
@@ -137,7 +141,7 @@ def propose(
     """Boxes of every image, best first, by one forward pass.
 
     Args:
-        proposer: default the shipped one. trunk: that it was trained on; default EfficientNet-Lite0.
+        proposer: default the shipped one. trunk: its own; default EfficientNet-Lite0.
         options: how the trunk sees the images; 256 pixels, as the shipped one learned.
     Raises:
         ImageError, DataError: an image cannot be used.
@@ -188,55 +192,48 @@ def train_proposer(
         DataError: no photograph has a box.
     """
     trunk, options = trunk or load_trunk(), options or ExtractOptions()
-    boxed = [d.subset([i for i, b in enumerate(d.boxes) if len(b)])
-             for d in datasets if any(map(len, d.boxes))]  # fmt: skip
+    boxed = [data.subset(np.array([len(boxes) > 0 for boxes in data.boxes]))
+             for data in datasets if any(map(len, data.boxes))]  # fmt: skip
     if not boxed:
         raise DataError("nothing to learn from: no photograph has a box", "Annotate some.")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         channels = {stage.name: stage.channels for stage in trunk.stages.values()}
-        proposer = Proposer(channels, members).to(config.device())
-        _fit_reduction(proposer, boxed, trunk, options)
-        views = [_views(proposer, boxed, trunk, options, mirrored) for mirrored in (False, True)]
-        reduced, truth = (torch.stack(many, dim=1) for many in zip(*views))
+        proposer = Proposer(channels, members)
+        views = [_view(boxed, trunk, options, mirrored) for mirrored in (False, True)]
+        _fit_reduction(proposer, views[0][0])
+        with torch.no_grad():
+            reduced = torch.stack([proposer.reduced(maps) for maps, _ in views], dim=1)
+        truth = torch.stack([truth for _, truth in views], dim=1)
         _learn(proposer, reduced, truth, epochs, options.progress)
     return proposer.eval().requires_grad_(False)
 
 
+def _view(
+    datasets: Sequence[ImageDataset], trunk: Trunk, options: ExtractOptions, mirrored: bool
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Maps of all photographs, as they are or mirrored, and their :func:`targets`."""
+    maps, truth = [], []
+    for dataset in datasets:
+        some = _maps(dataset, trunk, options, mirrored)
+        maps += [{stage: one[stage].half().cpu() for stage in KEPT} for one in some]
+        for size, boxes in zip(dataset.sizes(), dataset.boxes):
+            x0, y0, x1, y1 = torch.from_numpy(boxes / np.tile(size, 2)).float().unbind(1)
+            ends = (1 - x1, y0, 1 - x0, y1) if mirrored else (x0, y0, x1, y1)
+            truth.append(targets(torch.stack(ends, dim=1), *maps[0][GRID].shape[-2:]))
+    return {stage: torch.cat([one[stage] for one in maps]) for stage in KEPT}, torch.stack(truth)
+
+
 @torch.no_grad()
-def _fit_reduction(
-    proposer: Proposer, datasets: Sequence[ImageDataset], trunk: Trunk, options: ExtractOptions
-) -> None:
+def _fit_reduction(proposer: Proposer, maps: Mapping[str, Tensor]) -> None:
     """Each stage's PCA as a 1 x 1 convolution; the first component has a deviation of 3."""
-    each = max(1, FEW // len(datasets))
-    some = [d.subset(range(min(each, len(d)))) for d in datasets]
-    seen = [{s: maps[s].float().cpu() for s in KEPT} for d in some for maps in _maps(d, trunk, options)]
     for stage, conv in proposer.reduce.items():
-        cells = torch.cat([maps[stage].permute(0, 2, 3, 1).flatten(0, 2) for maps in seen]).numpy()
+        some = maps[stage][:: -(-len(maps[stage]) // FEW)]
+        cells = some.float().permute(0, 2, 3, 1).flatten(0, 2).numpy()
         pca = PCA(KEPT[stage], svd_solver="covariance_eigh").fit(cells)
         weight = 3 * pca.components_ / np.sqrt(pca.explained_variance_[0])
         conv.weight.copy_(torch.from_numpy(weight)[:, :, None, None])
         conv.bias.copy_(torch.from_numpy(-weight @ pca.mean_))
-
-
-@torch.no_grad()
-def _views(
-    proposer: Proposer,
-    datasets: Sequence[ImageDataset],
-    trunk: Trunk,
-    options: ExtractOptions,
-    mirrored: bool,
-) -> tuple[Tensor, Tensor]:
-    """Reduced maps ``(N, 192, h, w)`` of all photographs, and their :func:`targets`."""
-    found, truth = [], []
-    for dataset in datasets:
-        found += [proposer.reduced(maps) for maps in _maps(dataset, trunk, options, mirrored)]
-        for size, boxes in zip(dataset.sizes(), dataset.boxes):
-            parts = torch.from_numpy((np.asarray(boxes) / np.tile(size, 2)).astype(np.float32))
-            if mirrored:
-                parts = (parts * torch.tensor([-1, 1, -1, 1]) + torch.tensor([1, 0, 1, 0]))[:, [2, 1, 0, 3]]
-            truth.append(targets(parts, *found[0].shape[-2:]))
-    return torch.cat(found), torch.stack(truth).to(found[0])
 
 
 def targets(boxes: Tensor, height: int, width: int) -> Tensor:
@@ -294,28 +291,23 @@ def _loss(logits: Tensor, boxes: Tensor, truth: Tensor) -> Tensor:
 
 
 def cross_fitted(
-    folds: Sequence[Sequence[ImageDataset]], trunk: Trunk | None = None, **how
-) -> list[list[Boxes]]:
+    folds: Sequence[Sequence[ImageDataset]], also: Sequence[ImageDataset] = (), top: int = 5, **how
+) -> list[Boxes]:
     """Boxes of each fold's data sets by a proposer that learned from the other folds alone.
 
     Args:
+        also: what every proposer learns from as well. top: boxes an image.
         how: of :func:`train_proposer`.
     """
-    found = []
+    found, seen = [], {"trunk": how.get("trunk"), "options": how.get("options")}
     for fold in folds:
         others = [data for other in folds if other is not fold for data in other]
-        proposer = train_proposer(others, trunk, **how)
-        found.append([propose(data, proposer, trunk, options=how.get("options")) for data in fold])
+        proposer = train_proposer([*others, *also], **how)
+        found += [propose(data, proposer, top=top, **seen) for data in fold]
     return found
 
 
 # --- files ------------------------------------------------------------------------------------
-
-
-def save_proposer(proposer: Proposer, card: dict, name: str, root: Path | None = None) -> Path:
-    """Write ``<name>.safetensors`` in half precision, and its card; see :mod:`detect.weights`."""
-    built = {"channels": proposer.channels, "members": proposer.members}
-    return save_state(proposer, {"kind": "proposer", **card, "proposer": built}, name, root, LIMIT)
 
 
 def load_proposer(name: str = "proposer", root: Path | None = None) -> Proposer:
@@ -324,10 +316,10 @@ def load_proposer(name: str = "proposer", root: Path | None = None) -> Proposer:
     Raises:
         DataError: no such file, one that is damaged, or no proposer.
     """
-    card, state, path = read_weights(name, root)
-    if "proposer" not in card:
+    if read_card(name, root).get("kind") != "proposer":
         raise DataError(f"{name} is no proposer", "Use load_detector for it.")
-    return load_state(Proposer(**card["proposer"]), state, path).requires_grad_(False)
+    build = lambda card: Proposer(card["channels"], card["members"])  # noqa: E731
+    return load_network(name, root, build).requires_grad_(False)
 
 
 def export_onnx(proposer: Proposer, path: str | Path, side: int = 256) -> Path:

@@ -3,6 +3,7 @@
     python -m objemb_lib.course.train                    all of them, an hour on two cores
     python -m objemb_lib.course.train faster_rcnn        one
     python -m objemb_lib.course.train student            the student, begins as the Faster R-CNN
+    python -m objemb_lib.course.train proposer           boxes for real photographs, minutes
     python -m objemb_lib.course.train fcos --steps 20    a try; goes to runs/, is not shipped
 
 Another student begins as another detector, imitates another teacher, or sees other photographs:
@@ -21,6 +22,9 @@ photographs (OBJEMB_WORKERS says how many; 0 where a container has little shared
 are computed in bfloat16 if it multiplies that. A batch that does not fit into memory is worked
 through in parts, with a warning; their gradients add up.
 
+The proposer learns from COCO: `--data coco:PATH`, or `coco:PATH,PATH` for several folders; default
+those of OBJEMB_REAL, else the built `coco`. Where there is none, it says so, and stays as it is.
+
 Each run writes a log and checkpoints to runs/train/<name>/; started again after a kill it goes
 on where it stopped. Finished weights go to objemb_lib/detect/shipped/, those of other students to
 runs/weights/, with a card of their metrics.
@@ -30,9 +34,11 @@ from __future__ import annotations
 
 import argparse
 import copy
+import os
 import platform
 import re
 import sys
+import time
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -44,8 +50,9 @@ from safetensors.torch import load_file
 
 from objemb_lib import config
 from objemb_lib.attend.objects import oracle_query, retrieval_scores
+from objemb_lib.attend.proposer import cross_fitted, train_proposer
 from objemb_lib.attend.sources import detector_boxes
-from objemb_lib.config import ObjembError
+from objemb_lib.config import DataError, ObjembError
 from objemb_lib.data.catalogue import load_splits
 from objemb_lib.data.coco import coco_photographs
 from objemb_lib.data.dataset import ImageDataset
@@ -58,6 +65,7 @@ from objemb_lib.embed.extract import ExtractOptions, extract_objects, extract_re
 from objemb_lib.embed.regions import WHOLE, Region, crop, roi
 from objemb_lib.embed.trunks import Trunk, load_trunk
 from objemb_lib.embed.whitening import l2
+from objemb_lib.measure.intervals import cluster_interval
 from objemb_lib.measure.metrics import evaluate, evaluate_scores
 from objemb_lib.teach import distillation, targets
 from objemb_lib.teach.student import Student, StudentTrunk, Teacher, load_student
@@ -69,7 +77,14 @@ LONGER = Schedule(steps=20_000, batch_size=16, rate=2e-4, warmup=500)
 SCORED = 500  # unseen photographs that another student is scored on, evenly spread
 C4 = {"cells": 14, "leave_out": ()}  # the branch on a ResNet, as in Faster R-CNN
 STUDENT = "student"
-NAMES = (*KINDS, STUDENT)  # in the order of their training: the student begins as a detector
+PROPOSER = "proposer"
+NAMES = (*KINDS, STUDENT, PROPOSER)  # in this order: the student begins as a detector
+MOST, SCENES = 1000, 300  # photographs of each part of COCO, scenes: what the proposer learns from
+COCO_TERMS = {
+    "attribution": "Lin et al., Microsoft COCO: Common Objects in Context, 2014; cocodataset.org",
+    "licence": "annotations: CC BY 4.0, COCO Consortium; photographs: the Flickr licence that COCO "
+    "states for each; neither is contained in these weights",
+}
 METRICS = "metrics on mini-battles/battle"
 FEW = "metrics on the first two battle scenes of each object"  # what a test can afford
 CURVE = (("head", "spoc"), ("stage5", "spoc"), ("head", "mac"))  # watched while training
@@ -232,6 +247,74 @@ def photographs(data: str) -> tuple[ImageDataset, ImageDataset]:
     return coco_photographs("train", root), coco_photographs("test", root)
 
 
+def ship_proposer(asked: argparse.Namespace) -> tuple[str, dict]:
+    """As :func:`ship_detector`: the proposer, scored on photographs that it has not learned from.
+
+    Recall is cross-fitted, each fold's by what the other one taught; the file learned from all.
+    """
+    options = {"data": asked.data, "steps": asked.steps}
+    name, _, root, command = _places(PROPOSER, options)
+    try:
+        folds = [] if rank() else coco_folds(asked.data or "coco")
+    except DataError as error:
+        if asked.names:
+            raise
+        print(f"{name}: stays as it is, COCO is not here: {error}")
+        return name, {}
+    if not folds:
+        return name, {}
+    start, how = time.monotonic(), {"epochs": asked.steps} if asked.steps else {}
+    also, parts = proposer_scenes(), [one for fold in folds for one in fold]
+    found = cross_fitted(folds, [also], 10, **how)
+    scores, intervals = {}, {}
+    for top in (1, 5, 10):
+        hits = [main_recall([{"boxes": torch.from_numpy(b)} for b in some.boxes], data, top)
+                for some, data in zip(found, parts)]  # fmt: skip
+        hits = np.concatenate(hits)
+        one, called = cluster_interval(hits.astype(float), np.arange(len(hits))), f"{top} boxes"
+        scores[f"recall of main objects, {called}"] = round(one.value, 4)
+        intervals[called] = [round(one.low, 4), round(one.high, 4)]
+    learnt = train_proposer([*parts, also], **how)
+    ids = {f"{k} {one.split}": [int(Path(file).stem) for file in one.files]
+           for k, fold in enumerate(folds) for one in fold}  # fmt: skip
+    card = {"trunk": "efficientnet_lite0", "command": command, **COCO_TERMS, **_environment()}
+    card |= {"metrics on the fold that it did not learn from, IoU 0.5": scores}
+    card |= {"95 % intervals, bootstrap over photographs": intervals}
+    card |= {"minutes": round((time.monotonic() - start) / 60, 1), "photographs": ids}
+    card["data"] = {"scenes": f"{len(also)} of mini-battles, train", "content": also.content}
+    save_weights(learnt, card, name, root, 2_000_000)
+    return name, card
+
+
+def proposer_scenes() -> ImageDataset:
+    """Scenes of mini-battles' train objects that teach a proposer beside the photographs."""
+    scenes = photographs("mini-battles")[0]
+    return scenes.subset(np.unique(np.linspace(0, len(scenes) - 1, SCENES).astype(int)))
+
+
+def coco_folds(data: str = "coco") -> list[list[ImageDataset]]:
+    """Photographs of COCO with their boxes, in folds: one learns, another is measured.
+
+    Args:
+        data: ``coco:PATH,PATH``: a fold each, but train2017 and val2017 are the folds of a single
+            folder. ``coco``: ``coco`` and ``coco_tiny`` in OBJEMB_REAL, else the built data set.
+    Raises:
+        DataError: COCO is not there.
+    """
+    places = [Path(path).expanduser() for path in data.partition(":")[2].split(",") if path]
+    if not places and (real := os.environ.get("OBJEMB_REAL")):
+        places = [Path(real) / "coco", Path(real) / "coco_tiny"]
+    folds, known = [], set()
+    for place in places or [None]:
+        folds.append([])
+        for split in ("train", "test"):
+            one = coco_photographs(split, place, with_masks=False)
+            fresh = [i for i, file in enumerate(one.files) if Path(file).name not in known]
+            known |= {Path(one.files[i]).name for i in fresh}
+            folds[-1].append(one.subset(fresh[:: max(1, -(-len(fresh) // MOST))]))
+    return folds if len(folds) > 1 else [[one] for one in folds[0]]
+
+
 def _places(kind: str, options: dict) -> tuple[str, Path, Path | None, str]:
     """Name of what is trained with some options, folders of its run and weights, the command."""
     said = "".join(f" --{option} {value}" for option, value in options.items() if value)
@@ -249,11 +332,16 @@ def _history(command: str, schedule: Schedule, folder: Path, *data: ImageDataset
         "schedule": asdict(schedule),
         "augmentation": "mirror, colours, zoom in and out: teach.targets.augmentation",
         "data": {one.split: one.content or one.fingerprint for one in data},
-        "environment": {name: version(name) for name in ("torch", "torchvision", "timm")}
-        | {"machine": platform.machine(), "device": str(config.device())},
+        **_environment(),
         "minutes": round(log[-1]["seconds"] / 60, 1),
         "log": log,
     }
+
+
+def _environment() -> dict:
+    packages = {name: version(name) for name in ("torch", "torchvision", "timm")}
+    here = {"machine": platform.machine(), "device": str(config.device())}
+    return {"environment": packages | here}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -286,13 +374,15 @@ def main(arguments: list[str] | None = None) -> int:
         if getattr(asked, option) is not None and getattr(asked, option) < 1:
             parser.error(f"--{option} must be at least 1")
     another = [o for o in ("detector", "teacher", "data", "batch", "size") if getattr(asked, o)]
-    if another and asked.names != [STUDENT]:
+    if another and asked.names != [STUDENT] and (asked.names, another) != ([PROPOSER], ["data"]):
         parser.error(f"--{another[0]} is for the student alone: train it by its name")
     if STUDENT in asked.names and asked.labels != "category":
         parser.error("the student learns no labels: leave --labels away")
     try:
         for kind in asked.names or (NAMES if asked.labels == "category" else KINDS):
-            if kind == STUDENT:
+            if kind == PROPOSER:
+                name, card = ship_proposer(asked)
+            elif kind == STUDENT:
                 name, card = ship_student(asked, bool(another))
             else:
                 name, card = ship_detector(asked, kind)

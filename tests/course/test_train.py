@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny_scenes import lively, small
 
 from objemb_lib import config
+from objemb_lib.attend.proposer import load_proposer
 from objemb_lib.config import DataError
 from objemb_lib.course import train
+from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.mini_battles import mini_battles
 from objemb_lib.detect.detectors import KINDS, Detector, load_coco_detector
 from objemb_lib.detect.weights import load_detector, read_card, weights_root
@@ -212,3 +217,40 @@ def test_processes_other_than_the_first_ship_nothing(
         assert train.main(given) == 0
     assert capsys.readouterr().out == ""
     assert not (config.PROJECT / "runs" / "weights").exists()
+
+
+def photographs_of(folder: Path, numbers: range) -> ImageDataset:
+    """Grey photographs of COCO's kind of names, each with a box."""
+    folder.mkdir(exist_ok=True)
+    for number in numbers:
+        Image.new("RGB", (64, 48), (number, 90, 90)).save(folder / f"{number:012}.jpg")
+    files, boxes = [f"{n:012}.jpg" for n in numbers], [[[8, 8, 40, 40]]] * len(numbers)
+    boxes = np.array(boxes, np.float32)
+    return ImageDataset("coco", folder.name, folder, files, np.zeros(len(files)), boxes=boxes)
+
+
+def test_no_photograph_of_coco_is_in_two_folds(monkeypatch, tmp_path: Path) -> None:
+    parts = {("a", "train"): range(5), ("a", "test"): range(5, 9), ("b", "train"): range(3, 12),
+             ("b", "test"): range(12, 30)}  # fmt: skip
+    monkeypatch.setattr(train, "coco_photographs", lambda split, place, with_masks: photographs_of(
+        tmp_path / split, parts[place.name, split]))  # fmt: skip
+    folds = train.coco_folds("coco:a,b")
+    every = [file for fold in folds for part in fold for file in part.files]
+    assert len(folds) == 2 and len(every) == len(set(every)) == 30
+
+
+def test_a_short_training_of_the_proposer(root: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.delenv("OBJEMB_REAL", raising=False)
+    asked = argparse.Namespace(names=[], data=None, steps=1)
+    assert train.ship_proposer(asked)[1] == {} and "COCO is not here" in capsys.readouterr().out
+    assert train.main(["proposer", "--steps", "1"]) == 1  # asked for by its name
+    folds = [
+        [photographs_of(tmp_path / "a", range(3))],
+        [photographs_of(tmp_path / "b", range(3, 6))],
+    ]
+    monkeypatch.setattr(train, "coco_folds", lambda data: folds)
+    assert train.main(["proposer", "--steps", "1"]) == 0
+    assert "recall of main objects, 5 boxes" in capsys.readouterr().out
+    card = read_card("proposer-steps-1", config.PROJECT / "runs" / "weights")
+    assert card["photographs"] == {"0 a": [0, 1, 2], "1 b": [3, 4, 5]} and card["licence"]
+    assert load_proposer("proposer-steps-1", config.PROJECT / "runs" / "weights").members == 3
