@@ -271,7 +271,7 @@ def ship_proposer(asked: argparse.Namespace) -> tuple[str, dict]:
         hits = [main_recall([{"boxes": torch.from_numpy(b)} for b in some.boxes], data, top)
                 for some, data in zip(found, parts)]  # fmt: skip
         hits = np.concatenate(hits)
-        one, called = cluster_interval(hits.astype(float), np.arange(len(hits))), f"{top} boxes"
+        one, called = cluster_interval(hits.astype(float), np.arange(len(hits))), f"{top} best"
         scores[f"recall of main objects, {called}"] = round(one.value, 4)
         intervals[called] = [round(one.low, 4), round(one.high, 4)]
     learnt = train_proposer([*parts, also], **how)
@@ -308,7 +308,7 @@ def coco_folds(data: str = "coco") -> list[list[ImageDataset]]:
     for place in places or [None]:
         folds.append([])
         for split in ("train", "test"):
-            one = coco_photographs(split, place, with_masks=False)
+            one = coco_photographs(split, place)
             fresh = [i for i, file in enumerate(one.files) if Path(file).name not in known]
             known |= {Path(one.files[i]).name for i in fresh}
             folds[-1].append(one.subset(fresh[:: max(1, -(-len(fresh) // MOST))]))

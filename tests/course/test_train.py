@@ -232,7 +232,7 @@ def photographs_of(folder: Path, numbers: range) -> ImageDataset:
 def test_no_photograph_of_coco_is_in_two_folds(monkeypatch, tmp_path: Path) -> None:
     parts = {("a", "train"): range(5), ("a", "test"): range(5, 9), ("b", "train"): range(3, 12),
              ("b", "test"): range(12, 30)}  # fmt: skip
-    monkeypatch.setattr(train, "coco_photographs", lambda split, place, with_masks: photographs_of(
+    monkeypatch.setattr(train, "coco_photographs", lambda split, place: photographs_of(
         tmp_path / split, parts[place.name, split]))  # fmt: skip
     folds = train.coco_folds("coco:a,b")
     every = [file for fold in folds for part in fold for file in part.files]
@@ -250,7 +250,7 @@ def test_a_short_training_of_the_proposer(root: Path, tmp_path: Path, monkeypatc
     ]
     monkeypatch.setattr(train, "coco_folds", lambda data: folds)
     assert train.main(["proposer", "--steps", "1"]) == 0
-    assert "recall of main objects, 5 boxes" in capsys.readouterr().out
+    assert "recall of main objects, 5 best" in capsys.readouterr().out
     card = read_card("proposer-steps-1", config.PROJECT / "runs" / "weights")
     assert card["photographs"] == {"0 a": [0, 1, 2], "1 b": [3, 4, 5]} and card["licence"]
     assert load_proposer("proposer-steps-1", config.PROJECT / "runs" / "weights").members == 3
