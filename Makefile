@@ -55,7 +55,7 @@ help:
 	@echo '  make install     only the environment, in .venv (PYTHON=python3.12 chooses the Python,'
 	@echo '                   VENV= takes the active environment, PIP_ARGS="..." goes to pip)'
 	@echo '  make extras      the optional packages too: Ray, Milvus Lite, the site, other search libraries'
-	@echo '  make train       train the shipped detectors and the student anew: an hour; goes on after a kill'
+	@echo '  make train       train all that is shipped anew: an hour; goes on after a kill'
 	@echo '                   (DETECTORS="fcos" trains only that one)'
 	@echo '  make data        only the workshop data, in data/mini-battles'
 	@echo '  make test        style, unit tests, and the notebooks as committed'

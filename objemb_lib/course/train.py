@@ -248,40 +248,39 @@ def photographs(data: str) -> tuple[ImageDataset, ImageDataset]:
 
 
 def ship_proposer(asked: argparse.Namespace) -> tuple[str, dict]:
-    """As :func:`ship_detector`: the proposer, scored on photographs that it has not learned from.
+    """As :func:`ship_detector`: the proposer, or nothing where COCO is not here.
 
-    Recall is cross-fitted, each fold's by what the other one taught; the file learned from all.
+    Its recall is cross-fitted: of each fold by what the others taught. The file learned from all.
     """
-    options = {"data": asked.data, "steps": asked.steps}
-    name, _, root, command = _places(PROPOSER, options)
+    name, _, root, command = _places(PROPOSER, {"data": asked.data, "steps": asked.steps})
+    if rank():
+        return name, {}
     try:
-        folds = [] if rank() else coco_folds(asked.data or "coco")
+        folds, also = coco_folds(asked.data or "coco"), proposer_scenes()
     except DataError as error:
         if asked.names:
             raise
         print(f"{name}: stays as it is, COCO is not here: {error}")
         return name, {}
-    if not folds:
-        return name, {}
     start, how = time.monotonic(), {"epochs": asked.steps} if asked.steps else {}
-    also, parts = proposer_scenes(), [one for fold in folds for one in fold]
-    found = cross_fitted(folds, [also], 10, **how)
+    parts, found = [one for fold in folds for one in fold], cross_fitted(folds, [also], 10, **how)
     scores, intervals = {}, {}
     for top in (1, 5, 10):
-        hits = [main_recall([{"boxes": torch.from_numpy(b)} for b in some.boxes], data, top)
-                for some, data in zip(found, parts)]  # fmt: skip
-        hits = np.concatenate(hits)
-        one, called = cluster_interval(hits.astype(float), np.arange(len(hits))), f"{top} best"
-        scores[f"recall of main objects, {called}"] = round(one.value, 4)
-        intervals[called] = [round(one.low, 4), round(one.high, 4)]
-    learnt = train_proposer([*parts, also], **how)
-    ids = {f"{k} {one.split}": [int(Path(file).stem) for file in one.files]
-           for k, fold in enumerate(folds) for one in fold}  # fmt: skip
+        hits = np.concatenate([
+            main_recall([{"boxes": torch.from_numpy(b)} for b in some.boxes], data, top)
+            for some, data in zip(found, parts)
+        ])  # fmt: skip
+        one = cluster_interval(hits.astype(float), np.arange(len(hits)))
+        scores[f"recall of main objects, {top} best"] = round(one.value, 4)
+        intervals[f"{top} best"] = [round(one.low, 4), round(one.high, 4)]
     card = {"trunk": "efficientnet_lite0", "command": command, **COCO_TERMS, **_environment()}
     card |= {"metrics on the fold that it did not learn from, IoU 0.5": scores}
     card |= {"95 % intervals, bootstrap over photographs": intervals}
-    card |= {"minutes": round((time.monotonic() - start) / 60, 1), "photographs": ids}
     card["data"] = {"scenes": f"{len(also)} of mini-battles, train", "content": also.content}
+    card["photographs"] = {f"{k} {one.split}": [int(Path(file).stem) for file in one.files]
+                           for k, fold in enumerate(folds) for one in fold}  # fmt: skip
+    learnt = train_proposer([*parts, also], **how)
+    card["minutes"] = round((time.monotonic() - start) / 60, 1)
     save_weights(learnt, card, name, root, 2_000_000)
     return name, card
 
