@@ -191,8 +191,6 @@ class MilvusIndex:
         """
         check_files(objects, files)
         categories = [""] * len(objects) if categories is None else categories
-        if len(categories) != len(objects):
-            raise DataError(f"{len(categories)} categories for {len(objects)} objects")
         vectors = l2(checked(objects.vectors[pair], self.dim))
         numbers = self._next_numbers(files) if numbers is None else numbers
         owners, boxes = objects.image, objects.boxes.astype(np.float32)

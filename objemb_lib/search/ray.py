@@ -83,26 +83,18 @@ def ray_extract(
     todo = [start for start in range(0, len(dataset), part) if start not in done]
     if todo:
         with _ray(address, workers):
-            work = _Work(dataset, load, key, folder, index)
-            broken = _run(work, todo, workers, gpus)
+            broken = _run([dataset, load, key, folder], [folder, index], todo, workers, gpus)
         if broken:
             warnings.warn(f"{broken} images cannot be used: see read_parts", stacklevel=2)
     return [path for _, path in sorted(_parts(folder).items())]
 
 
-@dataclass(frozen=True)
-class _Work:
-    """What workers and keepers must know."""
+def _run(worker: list, keeper: list, todo: list[int], workers: int | None, gpus: float) -> int:
+    """Do some parts; the number of images that could not be used.
 
-    dataset: ImageDataset
-    load: Load
-    key: Mapping[str, str]
-    folder: Path
-    index: Callable[[], MilvusIndex] | None
-
-
-def _run(work: _Work, todo: list[int], workers: int | None, gpus: float) -> int:
-    """Do some parts; the number of images that could not be used."""
+    Args:
+        worker, keeper: what a :class:`_Worker` and a :class:`_Keeper` are made with.
+    """
     import ray.data
     from ray.data import ActorPoolStrategy, ExecutionResources
     from ray.exceptions import RayTaskError
@@ -118,8 +110,8 @@ def _run(work: _Work, todo: list[int], workers: int | None, gpus: float) -> int:
     parts.context.retried_map_errors, parts.context.max_map_retries = [FAILED], TRIES
     limits = ExecutionResources(object_store_memory=WAITING)
     parts.context.execution_options.resource_limits = limits
-    made = parts.map(_Worker, fn_constructor_args=[work], compute=pool, num_cpus=1, num_gpus=gpus)
-    kept = made.map(_Keeper, fn_constructor_args=[work], compute=one, num_cpus=0)
+    made = parts.map(_Worker, fn_constructor_args=worker, compute=pool, num_cpus=1, num_gpus=gpus)
+    kept = made.map(_Keeper, fn_constructor_args=keeper, compute=one, num_cpus=0)
     try:
         return sum(row["broken"] for row in kept.iter_rows())
     except RayTaskError as error:
@@ -131,13 +123,15 @@ def _run(work: _Work, todo: list[int], workers: int | None, gpus: float) -> int:
 class _Worker:
     """Makes the vectors of a part: the content of its file."""
 
-    def __init__(self, work: _Work) -> None:
-        self.work = work
-        self.trunk, self.look = work.load()
+    def __init__(
+        self, dataset: ImageDataset, load: Load, key: dict[str, str], folder: Path
+    ) -> None:
+        self.dataset, self.key, self.folder = dataset, key, folder
+        self.trunk, self.look = load()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        data, first = self.work.dataset, row["start"]
-        images = range(first, min(first + int(self.work.key["part"]), len(data)))
+        data, first = self.dataset, row["start"]
+        images = range(first, min(first + int(self.key["part"]), len(data)))
         broken: dict[str, str] = {}
         try:
             table = self._table(images)
@@ -151,9 +145,9 @@ class _Worker:
 
     def _table(self, images: Sequence[int]) -> pd.DataFrame:
         """A row an object of some images; what decided the numbers in ``attrs``."""
-        key, columns = {**self.work.key, "trunk": self.trunk.fingerprint()}, {}
+        key, columns = {**self.key, "trunk": self.trunk.fingerprint()}, {}
         if len(images):
-            some, pair = self.work.dataset.subset(images), (key["stage"], key["pooling"])
+            some, pair = self.dataset.subset(images), (key["stage"], key["pooling"])
             region = self.look(some)
             options = ExtractOptions(int(key["size"]), cache=False, progress=False)
             objects = extract_objects(some, self.trunk, [pair], {"": region}, options)[""]
@@ -163,23 +157,22 @@ class _Worker:
                        "box": list(objects.boxes), "score": objects.scores,
                        "vector": list(objects.vectors[pair])}  # fmt: skip
         table = pd.DataFrame(columns)
-        table.attrs["key"] = _agreed(self.work.folder, self.work.key, key)
+        table.attrs["key"] = _agreed(self.folder, self.key, key)
         return table
 
 
 class _Keeper:
     """Puts a part into the index, then writes its file."""
 
-    def __init__(self, work: _Work) -> None:
-        self.work = work
-        self.index = work.index() if work.index else None
+    def __init__(self, folder: Path, index: Callable[[], MilvusIndex] | None) -> None:
+        self.folder, self.index = folder, index and index()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         part = _extracted([pd.read_parquet(BytesIO(row["parquet"]))])
         if self.index is not None and part.files:
             (pair,) = part.objects.vectors
             self.index.add(part.objects, pair, part.files, numbers=part.numbers)
-        path = self.work.folder / f"part-{row['start']:012d}.parquet"
+        path = self.folder / f"part-{row['start']:012d}.parquet"
         atomic_write_bytes(path, row["parquet"])
         return {"broken": len(part.broken)}
 

@@ -209,14 +209,12 @@ def test_an_approximate_index_is_a_word_away(real, filled, milvus) -> None:
     assert_same(index.search(vector, 3), filled.search(vector, 3))
 
 
-def test_a_server_that_is_not_there_and_categories_too_many_are_named(milvus) -> None:
+def test_a_server_that_is_not_there_is_named() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         uri = f"http://127.0.0.1:{free.getsockname()[1]}"
     with pytest.raises(DataError, match=f"{uri}.*\n.*Check that the server runs"):
         MilvusIndex(112, uri, timeout=1)
-    with pytest.raises(DataError, match="2 categories for 1 objects"):
-        milvus(3).add(made([[[1, 0, 0]]]), PAIR, ["x.png"], categories=["a", "b"])
 
 
 def test_without_the_package_the_command_is_named(monkeypatch) -> None:

@@ -25,7 +25,7 @@ from objemb_lib.embed.regions import Region
 from objemb_lib.embed.trunks import load_trunk
 from objemb_lib.search.milvus import FAILED, MilvusIndex
 from objemb_lib.search.objects import ObjectIndex
-from objemb_lib.search.ray import _Keeper, _ray, _Work, _Worker, ray_extract, read_parts
+from objemb_lib.search.ray import _Keeper, _ray, _Worker, ray_extract, read_parts
 
 pytest.importorskip("ray.data", reason="`make extras` brings it")
 PAIR, PART = ("stage4", "spoc"), 4
@@ -165,8 +165,7 @@ def key_of(data: ImageDataset, part: int = PART) -> dict[str, str]:
 
 def keep(data: ImageDataset, folder: Path, starts=(0,), load=load_true, part: int = PART) -> list:
     """What Ray does with some parts, in this process."""
-    work = _Work(data, load, key_of(data, part), folder, None)
-    worker, keeper = _Worker(work), _Keeper(work)
+    worker, keeper = _Worker(data, load, key_of(data, part), folder), _Keeper(folder, None)
     return [keeper(worker({"start": start})) for start in starts]
 
 
@@ -205,9 +204,9 @@ def test_a_folder_of_other_settings_is_refused(data, tmp_path) -> None:
                  "part": PART} | changed  # fmt: skip
         with pytest.raises(DataError, match=words):
             ray_extract(**asked)
-    work = _Work(data, load_true, key_of(data) | {"trunk": "another"}, tmp_path, None)
+    worker = _Worker(data, load_true, key_of(data) | {"trunk": "another"}, tmp_path)
     with pytest.raises(DataError, match="another trunk"):
-        _Worker(work)({"start": 4})
+        worker({"start": 4})
 
 
 def test_damaged_and_foreign_files_are_named(data, tmp_path) -> None:
