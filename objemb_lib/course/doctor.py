@@ -29,6 +29,7 @@ KEY_PACKAGES = ("torch", "torchvision", "timm", "faiss-cpu", "numpy", "scipy", "
 GIB = 1 << 30
 MEMORY = 4  # GiB: a notebook's kernel takes 2, the browser and the system the rest
 DISK = 2  # GiB: data, its downloads while it is built, cached vectors
+FINE = "ok", ""
 
 
 class Row(NamedTuple):
@@ -38,10 +39,6 @@ class Row(NamedTuple):
     here: str
     state: str = "ok"
     remedy: str = ""
-
-    def unless(self, right: bool, state: str, remedy: str) -> Row:
-        """The row itself if all is ``right``, else with what is wrong."""
-        return self if right else self._replace(state=state, remedy=remedy)
 
 
 def check() -> pd.DataFrame:
@@ -65,9 +62,8 @@ def check_packages(lock: Path = LOCK) -> list[Row]:
         except PackageNotFoundError:
             rows.append(Row(name, "not installed", "problem", "Run `make install`."))
     beside = "as locked" if lines else "no requirements.lock to compare with"
-    return rows or [
-        Row("packages", f"torch {version('torch')}, numpy {version('numpy')}; {beside}")
-    ]
+    known = f"torch {version('torch')}, numpy {version('numpy')}; {beside}"
+    return rows or [Row("packages", known)]
 
 
 def check_machine() -> list[Row]:
@@ -76,20 +72,16 @@ def check_machine() -> list[Row]:
     cores = len(os.sched_getaffinity(0)) if bound else os.cpu_count() or 1
     memory = psutil.virtual_memory()
     disk = min(map(free_bytes, (config.data_root(), config.cache_root()))) / GIB
-    threads, total = torch.get_num_threads(), memory.total / GIB
+    free, total = memory.available / GIB, memory.total / GIB
+    few = "note", "Times in the course are for two: double them."
+    full = "note", "Close other programs and other notebooks' kernels before you run one."
+    small = "problem", f"Free some: {DISK} GiB are needed, or set OBJEMB_DATA and OBJEMB_CACHE."
+    cpu = f"{cores}, torch uses {torch.get_num_threads()}"
     return [
-        Row("CPU cores", f"{cores}, torch uses {threads}").unless(
-            cores > 1, "note", "Times in the course are for two: double them."
-        ),
-        Row("memory", f"{memory.available / GIB:.1f} of {total:.1f} GiB free").unless(
-            memory.available >= MEMORY * GIB, "note",
-            "Close other programs and other notebooks' kernels before you run one."
-        ),
-        Row("free disk", f"{disk:.1f} GiB").unless(
-            disk >= DISK, "problem",
-            f"Free some: {DISK} GiB are needed, or set OBJEMB_DATA and OBJEMB_CACHE.",
-        ),
-    ]  # fmt: skip
+        Row("CPU cores", cpu, *(few if cores < 2 else FINE)),
+        Row("memory", f"{free:.1f} of {total:.1f} GiB free", *(full if free < MEMORY else FINE)),
+        Row("free disk", f"{disk:.1f} GiB", *(small if disk < DISK else FINE)),
+    ]
 
 
 def free_bytes(folder: Path) -> int:
@@ -114,10 +106,10 @@ def check_device() -> Row:
 
 def check_data() -> list[Row]:
     """Whether the course's data set is built, and which benchmarks are."""
-    built = [Row(name, "built") for name, entry in catalogue.DATASETS.items() if entry.built()]
+    rows = [Row(name, "built") for name, entry in catalogue.DATASETS.items() if entry.built()]
     if not catalogue.DATASETS[catalogue.COURSE].built():
-        return [*built, Row(catalogue.COURSE, "not built", "problem", "Run `make data`.")]
-    return built
+        rows.append(Row(catalogue.COURSE, "not built", "problem", "Run `make data`."))
+    return rows
 
 
 def check_weights() -> list[Row]:

@@ -37,10 +37,6 @@ class Profile:
     parameters: dict = field(default_factory=dict)
     notebooks: dict[str, dict] = field(default_factory=dict)
 
-    def choose(self, numbers: Sequence[str] = ()) -> list[Path]:
-        """Notebooks whose names start with the numbers, in order; of none, the profile's own."""
-        return choose(numbers or list(self.notebooks))
-
     def given(self, notebook: Path, data: str) -> dict:
         """The parameters that a notebook gets.
 
@@ -49,11 +45,9 @@ class Profile:
                 be asked about these data.
         """
         taken, own = defaults(notebook), self.notebooks.get(notebook.stem, {})
-        shared = {"DATA": data, **self.parameters} if data else self.parameters
-        unknown = own.keys() - taken.keys()
-        if data and data != USUAL:
-            unknown |= {"DATA"} - taken.keys()
-        if unknown:
+        shared = self.parameters | ({"DATA": data} if data else {})
+        needed = own if data in ("", USUAL) else {"DATA": data, **own}
+        if unknown := needed.keys() - taken.keys():
             raise ReproduceError(
                 f"{notebook.name} takes no parameter {', '.join(sorted(unknown))}",
                 "Give it one in its `parameters` cell, or take it out of the profile.",
@@ -77,12 +71,10 @@ def profile(name: str) -> Profile:
 def choose(numbers: Sequence[str]) -> list[Path]:
     """Notebooks whose names start with the given numbers, in order; all if none is given."""
     every = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
-    chosen = [nb for nb in every if not numbers or any(nb.name.startswith(n) for n in numbers)]
-    unknown = [n for n in numbers if not any(nb.name.startswith(n) for nb in every)]
-    if unknown or not chosen:
+    if unknown := [n for n in numbers if not any(nb.name.startswith(n) for nb in every)]:
         names = ", ".join(nb.name for nb in every)
-        raise ReproduceError(f"no notebook {' '.join(unknown)}", f"There are: {names or 'none'}.")
-    return chosen
+        raise ReproduceError(f"no notebook {' '.join(unknown)}", f"There are: {names}.")
+    return [nb for nb in every if not numbers or nb.name.startswith(tuple(numbers))]
 
 
 def defaults(notebook: Path) -> dict:
@@ -92,10 +84,7 @@ def defaults(notebook: Path) -> dict:
 
 
 def minutes(name: str = "workshop") -> pd.DataFrame:
-    """Minutes that each notebook took in the committed run of a profile; no rows without one.
-
-    From an empty cache, and from a full one; a notebook that computes no vectors has but one time.
-    """
+    """Minutes that each notebook took in the committed run, from an empty and from a full cache."""
     path = config.PROJECT / "results" / f"{name}.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     full, cores = known.get("seconds_full_cache", {}), known.get("environment", {}).get("cores")

@@ -47,7 +47,7 @@ MARKS = "<!-- results:start -->", "<!-- results:end -->"
 def reproduce(
     name: str, numbers: Sequence[str] = (), update: bool = False, data: str = ""
 ) -> list[str]:
-    """Run the notebooks of a profile on each of its data sets; returns the numbers that strayed.
+    """Run notebooks of a profile on each of its data sets; returns the numbers that strayed.
 
     Args:
         numbers: of the notebooks; default those of the profile.
@@ -58,7 +58,8 @@ def reproduce(
         DownloadError: no data.
     """
     stated = profiles.profile(name)
-    notebooks, planned, problems = stated.choose(numbers), runs(stated, data), []
+    notebooks = profiles.choose(numbers or list(stated.notebooks))
+    planned, problems = runs(stated, data), []
     about = {run: {one: manifest(one)} if one else {} for run, one in planned.items()}  # all first
     took = profiles.minutes(name)
     if len(took := took[took.index.isin([notebook.stem for notebook in notebooks])]):
@@ -79,10 +80,6 @@ def runs(stated: profiles.Profile, data: str = "") -> dict[str, str]:
     """Name of each run of a profile, its folder below runs/ -> its data; "" asks for none.
 
     A path becomes absolute: notebooks run elsewhere.
-
-    >>> one = profiles.Profile("p", ["cub"], 0)
-    >>> runs(one), runs(one, "folder:/home/Zoë/my cats")
-    ({'p': 'cub'}, {'p/folder-my_cats': 'folder:/home/Zoë/my cats'})
     """
     if not data and len(stated.data) < 2:
         return {stated.name: "".join(stated.data)}
@@ -96,27 +93,21 @@ def runs(stated: profiles.Profile, data: str = "") -> dict[str, str]:
 
 
 def manifest(data: str) -> dict:
-    """What the data of a run are: what their build wrote down, or what can be seen.
-
-    The course's own data are built if need be; others have terms to read.
-    """
+    """What the data of a run are. The course's own are built if need be; others have terms."""
     if data == profiles.USUAL and not catalogue.entry(data).built():
         catalogue.entry(data).build(mirror=config.mirror())
     train, tests = catalogue.load_splits(data)
     if data in catalogue.DATASETS:
         return json.loads((catalogue.entry(data).folder() / "manifest.json").read_text())
-    seen = {
-        split: {"images": len(images), "fingerprint": images.fingerprint}
-        for split, images in {"train": train, **tests}.items()
-    }
-    return {"splits": seen}
+    every = {"train": train, **tests}
+    return {"splits": {split: {"images": len(images), "fingerprint": images.fingerprint}
+                       for split, images in every.items()}}  # fmt: skip
 
 
 def run_on(data: str, run: str, stated: profiles.Profile, notebooks: Sequence[Path]) -> dict:
     """Run notebooks on one data set, into ``runs/<run>/``; returns a report of what they measured.
 
-    Raises:
-        ReproduceError: a cell failed, with its source and error.
+    Raises ReproduceError with the cell that failed.
     """
     run_dir = config.PROJECT / "runs" / run
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -141,14 +132,10 @@ def execute(notebook: Path, output: Path, parameters: dict) -> None:
     """Execute a notebook into ``output``. Raises ReproduceError with the cell that failed."""
     try:
         papermill.execute_notebook(
-            str(notebook),
-            str(output),
-            parameters=parameters,
-            cwd=str(notebook.parent),
-            kernel_name="python3",
+            notebook, output, parameters, cwd=notebook.parent, kernel_name="python3",
             extra_arguments=["--log-level=CRITICAL"],  # no note on TCP, nor a trace on Ctrl-C
             progress_bar=sys.stderr.isatty(),
-        )
+        )  # fmt: skip
     except PapermillExecutionError as error:
         if error.ename == "KeyboardInterrupt":  # Ctrl-C reached the notebook first
             raise KeyboardInterrupt from error
@@ -188,7 +175,8 @@ def finish(run: str, fresh: dict, commit: Sequence[Path]) -> list[str]:
     print(*filter(None, tables(fresh)[:2]), sep="\n\n")
     if commit:
         commit_results(run, fresh, commit)
-    return [] if commit else against_committed(run, fresh)
+        return []
+    return against_committed(run, fresh)
 
 
 def merged(path: Path, fresh: dict) -> dict:
@@ -214,8 +202,8 @@ def tables(report: dict) -> tuple[str, str, str]:
 
 
 def against_committed(name: str, fresh: dict) -> list[str]:
-    """What differs from ``results/<name>.json``, for the notebooks that ran; says how many
-    numbers were compared.
+    """What differs from ``results/<name>.json``, for the notebooks that ran; says how much was
+    compared.
     """
     path = config.PROJECT / "results" / f"{name}.json"
     if not path.exists():
@@ -233,9 +221,8 @@ def against_committed(name: str, fresh: dict) -> list[str]:
         for stem, numbers in fresh[part].items():
             count, strayed = leaderboard.compare(numbers, stated[part].get(stem, []))
             compared, problems = compared + count, problems + [f"{stem}: {s}" for s in strayed]
-    print(
-        f"{compared} numbers compared with the committed run{'' if problems else ', none strayed'}"
-    )
+    end = "" if problems else ", none strayed"
+    print(f"{compared} numbers compared with the committed run{end}")
     return problems
 
 
@@ -271,10 +258,9 @@ Run with torch {where["torch"]} on {where["cores"]} cores ({where["device"]}, \
 
 </details>
 {end}"""
-    pattern = re.compile(f"{re.escape(start)}.*{re.escape(end)}", re.DOTALL)
-    if not pattern.search(readme):
+    if start not in readme or end not in readme:
         raise ReproduceError("README.md has no place for the results", f"Add {start} and {end}.")
-    return pattern.sub(lambda _: body, readme)
+    return readme.partition(start)[0] + body + readme.partition(end)[2]
 
 
 def clean_copy(executed: Path) -> str:
@@ -283,14 +269,15 @@ def clean_copy(executed: Path) -> str:
     nb.cells = [c for c in nb.cells if "injected-parameters" not in c.metadata.get("tags", [])]
     for key in ("papermill", "widgets"):  # megabytes that a page without a kernel cannot use
         nb.metadata.pop(key, None)
+    number = 0
     for cell in nb.cells:
         for key in ("papermill", "execution"):
             cell.metadata.pop(key, None)
-    for number, cell in enumerate((c for c in nb.cells if c.cell_type == "code"), 1):
-        cell.execution_count = number
-        for output in cell.outputs:
-            if "execution_count" in output:
-                output["execution_count"] = number
+        if cell.cell_type == "code":
+            number = cell.execution_count = number + 1
+            for output in cell.outputs:
+                if "execution_count" in output:
+                    output["execution_count"] = number
     return nbformat.writes(nb) + "\n"
 
 
@@ -305,9 +292,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", default="", help="another data set, or folder:PATH")
     parser.add_argument("--update", action="store_true", help="make this run the committed one")
     asked = parser.parse_args(arguments)
-    numbers = [n for part in asked.notebooks for n in part.replace(",", " ").split()]
     try:
-        problems = reproduce(asked.profile, numbers, asked.update, asked.data)
+        problems = reproduce(asked.profile, asked.notebooks, asked.update, asked.data)
     except ObjembError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -103,9 +103,7 @@ def train_detector(
 
     Args:
         kind: see :data:`KINDS`. trunk: with its ImageNet weights; is not changed.
-        folder: of the run, see :mod:`training`.
-    Raises:
-        DataError: nothing to learn from. TrainingError: see :func:`training.train`.
+        folder: of the run, see :func:`training.train`, also for what goes wrong.
     """
     augment, masks = targets.augmentation(size), kind == "mask_rcnn"
     draw = targets.draw_batches(dataset, schedule.batch_size, augment, masks)
@@ -117,10 +115,7 @@ def train_detector(
 
 
 def score_detector(detector: Detector, dataset: ImageDataset, progress: bool = True) -> dict:
-    """Metrics on a data set of unseen objects: COCO AP, and recall of main objects.
-
-    AP only where detector and data set know the same categories: elsewhere nothing could be right.
-    """
+    """Metrics on unseen objects: recall of main ones, and COCO AP if the categories are known."""
     found = detect(detector, dataset, progress=progress)
     right, same = main_recall(found, dataset), detector.categories == tuple(dataset.category_names)
     scores = {f"box {name}": v for name, v in coco_ap(found, dataset).items()} if same else {}
@@ -175,26 +170,24 @@ def curve(detector: Detector, folder: Path, schedule: Schedule, dataset: ImageDa
 
 
 def ship_detector(asked: argparse.Namespace, kind: str) -> tuple[str, dict]:
-    """Train one of the course's detectors, score it, write weights and card.
-
-    The metrics are those of the file as it is written, in half precision.
+    """Train one of the course's detectors; write and score weights, as they are in half precision.
 
     Returns:
         name and card; the latter is empty in every process of ``torchrun`` but the first.
     """
-    labels = asked.labels
-    options = {"steps": asked.steps, "labels": labels if labels != "category" else None}
+    options = {"steps": asked.steps}
+    options |= {"labels": asked.labels} if asked.labels != "category" else {}
     name, folder, root, command = _places(kind, options)
     schedule = replace(SCHEDULE, steps=asked.steps, snapshots=(0,)) if asked.steps else SCHEDULE
     data, battle = photographs("mini-battles")
-    called = targets.relabel(data, labels)
+    called = targets.relabel(data, asked.labels)
     learnt = train_detector(kind, called, load_trunk(), folder, schedule)
     if rank():
         return name, {}
     card = _history(command, schedule, folder, data, battle)
     card["curve"] = curve(learnt, folder, schedule, battle)
     save_weights(learnt, card, name, root)
-    scores = score_detector(load_detector(name, root), targets.relabel(battle, labels))
+    scores = score_detector(load_detector(name, root), targets.relabel(battle, asked.labels))
     return name, update_card(name, {METRICS: scores}, root)
 
 
@@ -233,11 +226,9 @@ def ship_student(asked: argparse.Namespace, another: bool) -> tuple[str, dict]:
 
 
 def photographs(data: str) -> tuple[ImageDataset, ImageDataset]:
-    """Photographs with boxes to learn from, and unseen ones.
+    """Photographs with boxes to learn from, and unseen ones: of COCO, or of any other data set.
 
-    Args:
-        data: ``coco`` or ``coco:PATH`` in COCO's official layout; any other data set's name, of
-            which the hardest test counts.
+    ``data`` is a name; or ``coco:PATH``, in COCO's official layout.
     """
     name, _, path = data.partition(":")
     if name != "coco":

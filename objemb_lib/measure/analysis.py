@@ -1,8 +1,7 @@
 """Analysis: what a table of vectors knows, besides its retrieval score.
 
-How alike two networks see the same images (CKA), how many directions they use (spectrum,
-effective rank), how far objects lie apart (spread), and what a wrong answer shows.
-Features are ``(N, D)``, one row per image; sums are taken in float64.
+Features are ``(N, D)``, one row per image; sums are taken in float64. Those that do not vary, or
+hold NaN or infinite values, raise DataError.
 """
 
 from __future__ import annotations
@@ -12,12 +11,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from objemb_lib import config
 from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset, backgrounds
 from objemb_lib.embed.extract import Vectors
-from objemb_lib.embed.pooling import POOLINGS
 from objemb_lib.embed.trunks import Trunk
 from objemb_lib.embed.whitening import l2
 from objemb_lib.measure.metrics import checked_vectors, evaluate
@@ -28,18 +27,13 @@ Pair = tuple[str, str]  # stage, pooling
 def linear_cka(x: np.ndarray, y: np.ndarray) -> float:
     """Likeness of two networks' features of the same images, 0 to 1.
 
-    ``CKA = |Y^T X|_F^2 / (|X^T X|_F |Y^T Y|_F)``, columns centred; centred kernel alignment
-    with linear kernels. 1 if one is the other turned, mirrored or scaled as a whole; which
-    column is which plays no part, so the two may have different widths.
-
-    With few images per dimension, unrelated features are alike too: independent normal ones
-    give about D / (D + N). Compare with ``linear_cka(x, y[rng.permutation(N)])``.
+    ``CKA = |Y^T X|_F^2 / (|X^T X|_F |Y^T Y|_F)``, columns centred. 1 if one is the other turned,
+    mirrored or scaled as a whole. With few images per dimension, unrelated features are alike too:
+    independent normal ones give about D / (D + N). Compare with
+    ``linear_cka(x, y[rng.permutation(N)])``.
 
     Args:
-        x: ``(N, D1)`` features.
-        y: ``(N, D2)`` features of the same N images, in the same order.
-    Raises:
-        DataError: fewer than two rows, NaN or infinite values, or all rows equal.
+        x, y: ``(N, D1)`` and ``(N, D2)`` features of the same images.
     Source: Kornblith et al., Similarity of Neural Network Representations Revisited, 2019,
     section 3.
 
@@ -48,27 +42,15 @@ def linear_cka(x: np.ndarray, y: np.ndarray) -> float:
     (1.0, 0.707)
     """
     x, y = _centred(x), _centred(y)
-    if len(x) < max(x.shape[1], y.shape[1]):  # |Y^T X|_F^2 = <X X^T, Y Y^T>: smaller matrices
-        xx, yy = x @ x.T, y @ y.T
-        cross = (xx * yy).sum()
-    else:
-        xx, yy = x.T @ x, y.T @ y
-        cross = np.square(y.T @ x).sum()
-    return float(cross / (np.linalg.norm(xx) * np.linalg.norm(yy)))
+    cross = np.linalg.norm(y.T @ x) ** 2
+    return float(cross / (np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)))
 
 
 def spectrum(x: np.ndarray) -> np.ndarray:
     """Share of the variance along each principal axis, largest first; sums to 1.
 
-    ``v_i / sum_j v_j``, v the eigenvalues of the covariance. A steep fall: few directions
-    do all the work.
-
-    Args:
-        x: ``(N, D)`` features.
-    Returns:
-        ``(min(N - 1, D),)``: centred, N vectors span at most N - 1 axes.
-    Raises:
-        DataError: fewer than two rows, NaN or infinite values, or all rows equal.
+    ``v_i / sum_j v_j``, v the eigenvalues of the covariance: ``(min(N - 1, D),)``, since N centred
+    vectors span at most N - 1 axes. A steep fall: few directions do all the work.
 
     >>> spectrum(np.array([[2.0, 0.0], [-2.0, 0.0], [0.0, 1.0], [0.0, -1.0]])).round(3)
     array([0.8, 0.2])
@@ -81,13 +63,7 @@ def effective_rank(x: np.ndarray) -> float:
     """How many directions the features use, 1 to min(N - 1, D); need not be whole.
 
     ``exp(-sum_i p_i log p_i)``, ``p_i = s_i / sum_j s_j``, s the *singular values* of the
-    centred features, as published; not the variances s^2 of :func:`spectrum`, whose entropy
-    is also called effective rank in places and is smaller (at most equal).
-
-    Args:
-        x: ``(N, D)`` features.
-    Raises:
-        DataError: fewer than two rows, NaN or infinite values, or all rows equal.
+    centred features, as published; not the variances s^2 of :func:`spectrum`, which give less.
     Source: Roy and Vetterli, The Effective Rank: a Measure of Effective Dimensionality, 2007.
 
     >>> two = np.array([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, -1.0, 0.0]])
@@ -114,13 +90,11 @@ class Spread(NamedTuple):
 def spread(x: np.ndarray, labels: np.ndarray) -> Spread:
     """How close images of one object lie, and how far those of different objects.
 
-    Mean of ``1 - <x_i, x_j>`` over all pairs i < j of one label, and over all of two labels.
-    By ``sum_{i != j} <x_i, x_j> = |sum x_i|^2 - sum |x_i|^2`` per object and over all, so
-    that no pair is ever formed. Every pair counts alike: an object of many images has more.
+    Mean of ``1 - <x_i, x_j>`` over all pairs i < j of one label, and over all of two labels, by
+    ``sum_{i != j} <x_i, x_j> = |sum x_i|^2 - sum |x_i|^2``: no pair is ever formed.
 
     Args:
-        x: ``(N, D)``, L2-normalised.
-        labels: ``(N,)`` object of each image; images of label -1 are left out.
+        x: ``(N, D)``, L2-normalised. labels: ``(N,)``; images of label -1 are left out.
     Raises:
         DataError: rows not of length 1, no two images of one object, or a single object.
 
@@ -129,8 +103,8 @@ def spread(x: np.ndarray, labels: np.ndarray) -> Spread:
     >>> round(found.within, 3), round(found.between, 3), round(found.ratio, 3)
     (0.4, 0.6, 0.667)
     """
-    x, labels = np.asarray(x, np.float64), np.asarray(labels)
-    x, labels = x[labels >= 0], labels[labels >= 0]
+    known = np.asarray(labels) >= 0
+    x, labels = np.asarray(x, np.float64)[known], np.asarray(labels)[known]
     squares = np.square(x).sum(axis=1)
     if not np.allclose(squares, 1, atol=1e-3):
         raise DataError("vectors are not of length 1", "Pass them through l2.")
@@ -162,7 +136,7 @@ def area_ratio(dataset: ImageDataset, i: int) -> float:
 def hard_negative(dataset: ImageDataset, i: int) -> tuple[int, bool]:
     """An image of another label than ``i``'s, and whether it has the same background.
 
-    One in front of the same background, where such are known; else the first in the data set.
+    It has, where one is known that does; else it is the first of another label.
     Raises DataError if all images show one label.
     """
     strange = dataset.labels != dataset.labels[i]
@@ -176,15 +150,14 @@ def hard_negative(dataset: ImageDataset, i: int) -> tuple[int, bool]:
 def has_kinds(dataset: ImageDataset) -> bool:
     """Whether categories gather labels: some category is known to have two of them."""
     known = (dataset.labels >= 0) & (dataset.categories >= 0)
-    pairs = np.unique(np.stack([dataset.categories, dataset.labels])[:, known], axis=1)
-    return len(np.unique(pairs[0])) < pairs.shape[1]
+    labels = pd.Series(dataset.labels[known]).groupby(dataset.categories[known])
+    return bool((labels.nunique() > 1).any())
 
 
 def nearest(vectors: np.ndarray, dataset: ImageDataset) -> np.ndarray:
-    """The first answer to each query: rank 1 of :func:`metrics.evaluate`, arguments as there.
+    """``(Q,)`` image index of the first answer to each query, -1 where all is junk.
 
-    Returns:
-        ``(Q,)`` image indices (into the data set, not into its gallery); -1 where all is junk.
+    Rank 1 of :func:`metrics.evaluate`, arguments as there.
     """
     vectors = checked_vectors(vectors, dataset)
     scores = vectors[dataset.queries] @ vectors[dataset.gallery].T  # (Q, G)
@@ -199,19 +172,15 @@ class Confusions:
     """What first answers show, as shares of the queries that count; they add up to 1.
 
     Args:
-        right: the query's object.
-        inside: another object of the query's category.
-        across: an object of another category.
-        chance: what ``inside_of_wrong`` would be if wrong answers were drawn at random;
+        right: the query's object. inside: another object of its category. across: of another one.
+        chance: what ``inside_of_wrong`` would be if wrong answers were drawn at random, junk too;
             nan if none is wrong.
-        n_queries: how many count.
     """
 
     right: float
     inside: float
     across: float
     chance: float
-    n_queries: int
 
     @property
     def inside_of_wrong(self) -> float:
@@ -222,9 +191,6 @@ class Confusions:
 
 def confusion_kinds(dataset: ImageDataset, answers: np.ndarray) -> Confusions:
     """Sort first answers into right object, right category only, and wrong category.
-
-    ``chance`` is the share of the query's category among gallery images of other objects,
-    averaged over the queries that went wrong. (It takes junk images for possible answers.)
 
     Convention: as with R@1, which ``right`` equals, queries without a relevant image are left
     out; so are those of label or category -1, or without answer. An answer of label -1 is
@@ -251,8 +217,8 @@ def confusion_kinds(dataset: ImageDataset, answers: np.ndarray) -> Confusions:
     alike = others & (categories[asked][:, None] == categories[gallery])
     shares = alike.sum(axis=1) / np.maximum(others.sum(axis=1), 1)
     chance = float(shares[~right].mean()) if not right.all() else np.nan
-    across = float((~right & ~inside).mean())
-    return Confusions(float(right.mean()), float(inside.mean()), across, chance, len(asked))
+    kinds = (float(kind.mean()) for kind in (right, inside, ~right & ~inside))
+    return Confusions(*kinds, chance)
 
 
 PROJECTIONS = ("PCA", "t-SNE")
@@ -262,8 +228,7 @@ def project(x: np.ndarray, how: str = "PCA") -> np.ndarray:
     """Vectors as points of a plane, so that near ones stay near: ``(N, 2)`` in 0..1.
 
     Args:
-        x: ``(N, D)``, N at least 3. how: ``PCA``, the two axes of largest variance, or ``t-SNE``
-            on the first fifty of them, by cosine.
+        how: ``PCA``, the two axes of largest variance, or ``t-SNE`` on the first fifty, by cosine.
     Raises:
         DataError: fewer than three vectors.
     Source: van der Maaten and Hinton, Visualizing Data using t-SNE, 2008.
@@ -296,11 +261,9 @@ def source(stage: str) -> str:
     return {"roi": "RoI features", "box_head": "box head"}.get(stage, "body")
 
 
-def candidates(
-    trunk: Trunk, body: Sequence[str] = BODY, poolings: Sequence[str] = tuple(POOLINGS)
-) -> list[Pair]:
-    """Every (stage, pooling) that a network offers; of its body, only the stages in ``body``."""
-    stages = [s for s in trunk.stages if s in body or source(s) != "body"]
+def candidates(trunk: Trunk, poolings: Sequence[str]) -> list[Pair]:
+    """Every (stage, pooling) that a network offers; of its body, only the stages in ``BODY``."""
+    stages = [s for s in trunk.stages if s in BODY or source(s) != "body"]
     return [(stage, pooling) for stage in stages for pooling in poolings]
 
 
@@ -318,18 +281,17 @@ def choose(vectors: Vectors, train: ImageDataset) -> dict[str, Pair]:
 
 
 def _centred(x: np.ndarray) -> np.ndarray:
-    """``(N, D)`` with the mean row taken out, scaled to Frobenius norm 1."""
+    """``(N, D)`` without their mean row."""
     x = np.asarray(x, np.float64)
     if x.ndim != 2 or len(x) < 2 or not np.isfinite(x).all() or (x == x[0]).all():
         raise DataError(
             f"features of shape {x.shape} that do not vary, or with NaN or infinite values",
             "Pass finite features (N, D) of different images.",
         )
-    x = x - x.mean(axis=0)
-    return x / np.linalg.norm(x)
+    return x - x.mean(axis=0)
 
 
 def _singular_values(x: np.ndarray) -> np.ndarray:
-    """``(min(N - 1, D),)`` of the centred features, largest first, up to a common factor."""
+    """``(min(N - 1, D),)`` of the centred features, largest first."""
     # Not by the covariance's eigenvalues: squaring first loses half of the digits.
     return np.linalg.svd(_centred(x), compute_uv=False)[: len(x) - 1]

@@ -1,8 +1,4 @@
-"""Intervals: the scores of queries, their mean, and how sure it is.
-
-Queries of one object succeed and fail together. So confidence intervals resample whole objects
-(a cluster bootstrap), and two ways of searching are compared query by query (paired).
-"""
+"""Intervals: the scores of queries, their mean, and how sure it is."""
 
 from __future__ import annotations
 
@@ -44,10 +40,9 @@ class Evaluation:
 
     Args:
         values: metric -> ``(Q,)`` scores, nan for a query without relevant images.
-        groups: ``(Q,)`` label (object) of each query.
-        queries: ``(Q,)`` image index of each query.
+        groups, queries: ``(Q,)`` label (object) and image index of each query.
         dataset: name and content hash of what was evaluated.
-        protocol: how, a key of :data:`objemb_lib.measure.metrics.PROTOCOLS`.
+        protocol: how, a key of :data:`metrics.PROTOCOLS`.
     """
 
     values: dict[str, np.ndarray]
@@ -85,14 +80,11 @@ class Evaluation:
 def cluster_interval(scores: np.ndarray, groups: np.ndarray) -> Interval:
     """Mean of scores with a 95 % percentile bootstrap interval that resamples whole objects.
 
-    To resample queries one by one would make the interval too narrow: here all queries of a
-    drawn object are drawn. The same scores give the same interval.
+    Queries of one object succeed and fail together: drawn one by one, they would make the interval
+    too narrow. The same scores give the same interval; fewer than two objects give nan ends.
 
     Args:
-        scores: ``(Q,)``; nan are left out.
-        groups: ``(Q,)`` object of each query.
-    Returns:
-        the mean and its interval; nan ends with fewer than two objects.
+        scores: ``(Q,)``; nan are left out. groups: ``(Q,)`` object of each query.
     Source: Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8.
     """
     scored = ~np.isnan(scores)
@@ -119,12 +111,10 @@ def cluster_interval(scores: np.ndarray, groups: np.ndarray) -> Interval:
 def paired_difference(a: Evaluation, b: Evaluation, metric: str) -> Interval:
     """Mean of ``a - b`` over the same queries, with its interval; ``.verdict`` says which wins.
 
-    Pairing cancels what makes a query hard for both, so that the interval is narrower than
-    two intervals side by side suggest.
+    Pairing cancels what makes a query hard for both: two intervals side by side are wider.
 
     Raises:
-        DataError: when the two did not answer the same queries of the same data set, or were not
-            scored by the same protocol.
+        DataError: other queries or data on one side than on the other, or another protocol.
     """
     same = (a.dataset, a.protocol) == (b.dataset, b.protocol)
     if not (same and np.array_equal(a.queries, b.queries) and np.array_equal(a.groups, b.groups)):

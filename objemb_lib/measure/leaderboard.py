@@ -11,7 +11,6 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -27,31 +26,10 @@ MEASURED = ("value", "low", "high", "tolerance", "shown")  # all else says what 
 VERDICTS = {"higher": "holds", "lower": "reversed", "inconclusive": "inconclusive"}
 
 
-class Claim(NamedTuple):
-    """A claim of the paper: a short title, and its words."""
-
-    title: str
-    sentence: str
-
-
 CLAIMS = {
-    1: Claim(
-        "Detection embeddings are worse than classification embeddings",
-        "even with additional human annotations such as bounding boxes and segmentation masks, "
-        "the discriminative power of the embeddings based on modern object detection models is "
-        "significantly worse than their classification counterparts for the retrieval task",
-    ),
-    2: Claim(
-        "A detector helps as hard attention",
-        "object detection model can help retrieval task by acting as a hard attention module "
-        "for extracting object embeddings that focus on salient region from the convolutional "
-        "feature map",
-    ),
-    3: Claim(
-        "A guided student learns discriminative embeddings inside the detector",
-        "we introduce a simple guided student-teacher training paradigm for learning "
-        "discriminative embeddings within the object detection framework",
-    ),
+    1: "Detection embeddings are worse than classification embeddings",
+    2: "A detector helps as hard attention",
+    3: "A guided student learns discriminative embeddings inside the detector",
 }
 
 
@@ -83,12 +61,9 @@ class Difference:
 
     Args:
         claim: its number in :data:`CLAIMS`.
-        setting: what both sides share, in the notebook's words; the last part, after the comma,
-            names the way of comparing.
-        metric: e.g. "mAP".
+        setting: what both sides share; the last part, after the comma, names the way of comparing.
         a: the side that the claim calls better. b: the other.
-        data: data set and split.
-        queries: how many have a score.
+        data: data set and split. queries: how many have a score.
     """
 
     claim: int
@@ -102,9 +77,6 @@ class Difference:
     low: float
     high: float
 
-    def __str__(self) -> str:
-        return f"{self.value:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
-
     @property
     def key(self) -> tuple:
         """What is compared."""
@@ -117,9 +89,7 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """From the stored numbers: "holds" if the whole interval lies above 0, "reversed" if below,
-        else (it touches 0, or there is none) "inconclusive", which proves no equality.
-        """
+        """Holds if the whole interval lies above 0, reversed if below, else inconclusive."""
         return VERDICTS[self.interval.verdict]
 
 
@@ -135,19 +105,8 @@ def difference(
     """Compare two evaluations query by query, rounded to four digits as every number.
 
     Raises:
-        DataError: no such claim or metric, or other queries on one side than on the other.
-
-    >>> objects = np.array([0, 1, 2])
-    >>> better, worse = (
-    ...     Evaluation({"mAP": np.array(v)}, objects, objects, "toy/test f")
-    ...     for v in ([0.9, 0.7, 0.8], [0.4, 0.2, 0.3])
-    ... )
-    >>> found = difference(1, "layer 4", "classification", better, "detection", worse)
-    >>> print(found, found.verdict, "on", found.data)
-    +0.5000 [+0.5000, +0.5000] holds on toy/test
+        DataError: no such metric, or other queries on one side than on the other.
     """
-    if claim not in CLAIMS:
-        raise DataError(f"no claim {claim}", f"There are {', '.join(map(str, CLAIMS))}.")
     interval = paired_difference(a_scores, b_scores, metric)
     queries = int((~np.isnan(a_scores[metric] - b_scores[metric])).sum())
     data = a_scores.dataset.rsplit(" ", 1)[0]  # without the content's hash
@@ -164,8 +123,8 @@ class Leaderboard:
 
     Args:
         notebook: its file name without ending.
-        run_dir: folder of the run, which gets ``leaderboard/<notebook>.jsonl``, a line for each
-            row or difference; an earlier run's file is replaced. Empty: nothing is written.
+        run_dir: folder of the run, which gets ``leaderboard/<notebook>.jsonl`` in place of an
+            earlier run's. Empty: nothing is written.
     """
 
     def __init__(self, notebook: str = "", run_dir: str | Path = "") -> None:
@@ -211,10 +170,9 @@ class Leaderboard:
         """
         found = [r for r in self.rows if r.name == name and r.setting | setting == r.setting]
         if len(found) != 1:
-            known = ", ".join(dict.fromkeys(row.name for row in self.rows))
             raise DataError(
                 f"{len(found)} rows are called {name!r} and have {setting or 'any setting'}",
-                f"Tell it by its data, region or pooling. There are: {known}.",
+                "Tell it by its data, region or pooling; table() shows those there are.",
             )
         return found[0]
 
@@ -236,7 +194,7 @@ class Leaderboard:
 
 
 def read(*files: Path) -> Leaderboard:
-    """The boards of several notebooks as one. Raises ReproduceError for a file that is not ours."""
+    """The boards of several notebooks as one. Raises ReproduceError for a damaged file."""
     board = Leaderboard()
     for file in files:
         try:
@@ -261,11 +219,7 @@ def where(
     region: Region,
     note: str = "",
 ) -> dict[str, str | int]:
-    """The setting of a row.
-
-    Args:
-        size: side in pixels of what the trunk saw. note: follows the pooling's name.
-    """
+    """The setting of a row; ``size`` in pixels, ``note`` follows the pooling's name."""
     return {
         "data": f"{dataset.name}/{dataset.split}",
         "trunk": trunk.name,
@@ -287,10 +241,7 @@ def table(numbers: Iterable[dict]) -> pd.DataFrame:
 
 
 def verdicts(differences: Sequence[Difference]) -> pd.DataFrame:
-    """Of each claim, in how many settings it holds, is reversed, or neither.
-
-    Ways of comparing answer different questions, so they are counted apart: the last part of a
-    setting's words, after the comma, names its way.
+    """Of each claim and way of comparing, in how many settings it holds, is reversed, or neither.
 
     >>> print(verdicts([Difference(1, "x, y", "mAP", "c", "d", "toy", 9, 0.2, 0.1, 0.3)]))
        claim way metric  holds  reversed  inconclusive
@@ -306,8 +257,8 @@ def verdicts(differences: Sequence[Difference]) -> pd.DataFrame:
 def compare(fresh: Iterable[dict], committed: Iterable[dict]) -> tuple[int, list[str]]:
     """How many numbers both have; a sentence for each that left its tolerance, came or vanished.
 
-    Records of rows or of differences; the committed one's tolerance counts. All that is not a
-    result says what was measured: in another setting it is another number.
+    Records of rows or of differences; the committed one's tolerance counts. A number of another
+    setting is another number.
     """
     now, then = (
         {frozenset((k, v) for k, v in r.items() if k not in MEASURED): r for r in records}

@@ -1,14 +1,15 @@
 """Metrics on rankings, and each data set's protocol.
 
-A metric here is a pure function of a *ranked relevance list*: 1-D booleans over the gallery,
-best first, True where relevant, junk already taken out. A query without any relevant image
-has no score: it is nan, is counted, and is left out of means.
+A metric here is a pure function of a *ranked relevance list*: ``(G,)`` booleans over the gallery,
+best first, True where relevant, junk already taken out. A query without any relevant image has no
+score: :func:`metric_function` makes it nan, and it is counted and left out of means.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -21,7 +22,7 @@ METRICS = ("R@1", "R@5", "mAP", "R-precision", "MAP@R", "P@5")
 
 
 def recall_at_k(ranked: np.ndarray, k: int) -> float:
-    """``1`` if any of the first k is relevant, else ``0``; nan without relevant images.
+    """``1`` if any of the first k is relevant, else ``0``.
 
     Convention: the R@K of metric learning, a hit rate; not the share of relevant images found.
     Source: Oh Song et al., Deep Metric Learning via Lifted Structured Feature Embedding, 2016.
@@ -29,25 +30,22 @@ def recall_at_k(ranked: np.ndarray, k: int) -> float:
     >>> recall_at_k([False, True, True], k=1), recall_at_k([False, True, True], k=2)
     (0.0, 1.0)
     """
-    ranked = np.asarray(ranked, bool)
-    return float(ranked[:k].any()) if ranked.any() else np.nan
+    return float(np.any(ranked[:k]))
 
 
 def precision_at_k(ranked: np.ndarray, k: int) -> float:
-    """``(relevant among the first k) / k``; nan without relevant images.
+    """``(relevant among the first k) / k``.
 
-    Convention: divides by k also where fewer than k images, or fewer than k relevant ones,
-    exist, so that a query with few relevant images cannot reach 1.
+    Convention: divides by k even where fewer than k are relevant: such a query cannot reach 1.
 
     >>> precision_at_k([True, False, True, True], k=2)
     0.5
     """
-    ranked = np.asarray(ranked, bool)
-    return float(ranked[:k].sum() / k) if ranked.any() else np.nan
+    return float(np.sum(ranked[:k]) / k)
 
 
 def average_precision(ranked: np.ndarray) -> float:
-    """Mean over the relevant images of the precision at their rank; nan without any.
+    """Mean over the relevant images of the precision at their rank.
 
     ``AP = 1/R sum_r P(rank of the r-th relevant image)``.
     Convention: not interpolated (as scikit-learn and trec_eval); Oxford and Paris take
@@ -57,11 +55,11 @@ def average_precision(ranked: np.ndarray) -> float:
     0.833
     """
     ranks = np.flatnonzero(ranked) + 1
-    return float((np.arange(1, len(ranks) + 1) / ranks).mean()) if len(ranks) else np.nan
+    return float((np.arange(1, len(ranks) + 1) / ranks).mean())
 
 
 def trapezoidal_ap(ranked: np.ndarray) -> float:
-    """Area under the precision-recall curve by trapezoids; nan without relevant images.
+    """Area under the precision-recall curve by trapezoids.
 
     ``1/R sum_r (P just before the r-th relevant image + P at it) / 2``, where P before the
     first rank is 1.
@@ -72,16 +70,13 @@ def trapezoidal_ap(ranked: np.ndarray) -> float:
     0.792
     """
     before = np.flatnonzero(ranked)  # images ranked before each relevant one
-    if not len(before):
-        return np.nan
     found = np.arange(len(before))
     just_before = np.where(before == 0, 1.0, found / np.maximum(before, 1))
     return float(((just_before + (found + 1) / (before + 1)) / 2).mean())
 
 
 def precision_until_found(ranked: np.ndarray, k: int) -> float:
-    """Precision among the first k, or among those up to the last relevant image if that is
-    sooner; nan without relevant images.
+    """Precision among the first k, or up to the last relevant image if that is sooner.
 
     Convention: mP@k of revisited Oxford and Paris: with two relevant images, both at the top,
     it is 1 for every k. Source: Radenović et al. 2018, the code published with it.
@@ -89,25 +84,20 @@ def precision_until_found(ranked: np.ndarray, k: int) -> float:
     >>> precision_until_found([True, True, False], k=3), precision_at_k([True, True, False], k=4)
     (1.0, 0.5)
     """
-    ranked = np.asarray(ranked, bool)
-    if not ranked.any():
-        return np.nan
-    return float(ranked[: min(k, np.flatnonzero(ranked)[-1] + 1)].mean())
+    return precision_at_k(ranked, min(k, np.flatnonzero(ranked)[-1] + 1))
 
 
 def r_precision(ranked: np.ndarray) -> float:
-    """Precision among the first R, R the number of relevant images; nan without any.
+    """Precision among the first R, R the number of relevant images.
 
     >>> r_precision([True, False, True])
     0.5
     """
-    ranked = np.asarray(ranked, bool)
-    total = ranked.sum()
-    return float(ranked[:total].mean()) if total else np.nan
+    return precision_at_k(ranked, np.sum(ranked))
 
 
 def map_at_r(ranked: np.ndarray) -> float:
-    """``1/R sum_{i=1..R} P(i) [i-th is relevant]``, R the number of relevant; nan without any.
+    """``1/R sum_{i=1..R} P(i) [i-th is relevant]``, R the number of relevant images.
 
     R-precision that also rewards order within the first R. 1 only for a perfect ranking.
     Source: Musgrave et al., A Metric Learning Reality Check, 2020, section 3.2.
@@ -115,11 +105,8 @@ def map_at_r(ranked: np.ndarray) -> float:
     >>> map_at_r([True, False, True]), map_at_r([False, True, True])
     (0.5, 0.25)
     """
-    ranked = np.asarray(ranked, bool)
-    total = ranked.sum()
-    if not total:
-        return np.nan
-    first = ranked[:total]
+    total = np.sum(ranked)
+    first = np.asarray(ranked[:total])
     return float((first.cumsum() / np.arange(1, total + 1) * first).sum() / total)
 
 
@@ -128,9 +115,8 @@ class Protocol:
     """How a benchmark is scored, by its own rules.
 
     Args:
-        convention: who asks, what is searched, what counts: one line, for under a table.
-        metrics: those that the benchmark reports.
-        ap, precision: what its "mAP" and "P@<k>" mean.
+        convention: who asks, what is searched, what counts, in one line.
+        metrics: those that the benchmark reports. ap, precision: its "mAP" and "P@<k>".
     """
 
     convention: str
@@ -180,25 +166,28 @@ PROTOCOLS = {
 
 
 def metric_function(name: str, protocol: str = "objects") -> Callable[[np.ndarray], float]:
-    """The function of a metric's name: "mAP", "R-precision", "MAP@R", "R@<k>" or "P@<k>".
+    """The function of a metric's name, nan for a ranking without relevant images.
 
     Args:
+        name: "mAP", "R-precision", "MAP@R", "R@<k>" or "P@<k>".
         protocol: a key of :data:`PROTOCOLS`; says what "mAP" and "P@<k>" mean.
     Raises:
         DataError: no such metric.
 
-    >>> metric_function("R@2")([False, True])
-    1.0
+    >>> metric_function("R@2")([False, True]), metric_function("R@2")([False, False])
+    (1.0, nan)
     """
     rules = PROTOCOLS[protocol]
     whole = {"mAP": rules.ap, "R-precision": r_precision, "MAP@R": map_at_r}
-    if name in whole:
-        return whole[name]
     head, _, k = name.partition("@")
     at_k = {"R": recall_at_k, "P": rules.precision}.get(head)
-    if at_k is None or not k.isdecimal() or int(k) < 1:
+    if name in whole:
+        metric = whole[name]
+    elif at_k and k.isdecimal() and int(k) > 0:
+        metric = partial(at_k, k=int(k))
+    else:
         raise DataError(f"no metric {name!r}", f"Use {', '.join(whole)}, R@<k> or P@<k>.")
-    return lambda ranked: at_k(ranked, int(k))
+    return lambda ranked: metric(ranked) if np.any(ranked) else np.nan
 
 
 def evaluate(
@@ -206,14 +195,12 @@ def evaluate(
 ) -> Evaluation:
     """Rank the whole gallery for each query by inner product, and score the rankings.
 
-    By the data set's protocol (:data:`PROTOCOLS`); in all of them junk is taken out of each
-    ranking, and equal scores keep the gallery's order.
+    By the data set's protocol (:data:`PROTOCOLS`), which says who asks, what is searched, what is
+    relevant and what is junk: left out of each ranking. Equal scores keep the gallery's order.
 
     Args:
         vectors: ``(N, D)``, one per image of ``dataset`` in its order, L2-normalised.
-        dataset: says who asks, what is searched, what is relevant and what is junk.
-        metrics: names as in :func:`metric_function`; default those that the protocol reports,
-            and the course's :data:`METRICS`.
+        metrics: names as in :func:`metric_function`; default the protocol's and :data:`METRICS`.
     Raises:
         DataError: not one finite vector per image, unknown metric, or no query that has a
             relevant image.
@@ -230,9 +217,8 @@ def evaluate_scores(
     """:func:`evaluate` for scores that are no inner product of two vectors.
 
     Args:
-        scores: ``(Q, G)``, one line for each of ``dataset.queries``, one column for each of
-            ``dataset.gallery``; higher is better. Further columns are distractors: images
-            outside the data set, relevant to none of its queries.
+        scores: ``(Q, G)``, a line for each of ``dataset.queries``, a column for each of
+            ``dataset.gallery``; higher is better. Further columns are distractors, never relevant.
     Raises:
         DataError: another shape, a NaN or infinity, else as for :func:`evaluate`.
     """
@@ -263,8 +249,7 @@ def _evaluate(
     if np.isnan(scores).all():
         raise DataError(
             f"nothing to score: no query of {dataset.name}/{dataset.split} has a relevant image",
-            "Give labels (one folder per object), two images of an object at least; rankings "
-            "can be seen without (ranking, plots.neighbours).",
+            "Give labels: one folder per object, two images of an object at least.",
         )
     which = f"{dataset.name}/{dataset.split} {dataset.fingerprint}"
     values = dict(zip(functions, scores))
@@ -276,10 +261,8 @@ class Neighbours:
     """The best gallery images for one query, best first, junk left out.
 
     Args:
-        query: image index of the query.
-        images: ``(k,)`` image indices (into the data set, not into its gallery).
-        scores: ``(k,)`` inner products.
-        relevant: ``(k,)`` booleans.
+        images: ``(k,)`` image indices (into the data set, not into its gallery), as ``query`` is.
+        scores: ``(k,)`` inner products. relevant: ``(k,)`` booleans.
     """
 
     query: int
@@ -289,16 +272,12 @@ class Neighbours:
 
 
 def ranking(vectors: np.ndarray, dataset: ImageDataset, query: int, k: int) -> Neighbours:
-    """What :func:`evaluate` sees for one query: the top k, or all there are if fewer.
+    """What :func:`evaluate` sees for one query, any image: the top k, or all there are if fewer.
 
-    Args:
-        query: image index; need not be among ``dataset.queries``.
     Raises:
-        DataError: not one finite vector per image, or no such image.
+        DataError: not one finite vector per image. IndexError: no such image.
     """
     vectors = checked_vectors(vectors, dataset)
-    if not 0 <= query < len(dataset):
-        raise DataError(f"no image {query} in {dataset}", f"Use 0 to {len(dataset) - 1}.")
     gallery = np.asarray(dataset.gallery)
     scores = vectors[gallery] @ vectors[query]
     order = np.argsort(-scores, kind="stable")

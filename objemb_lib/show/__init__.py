@@ -2,10 +2,4 @@
 
 from objemb_lib import lazy
 
-__getattr__, __all__ = lazy(
-    __name__,
-    {
-        "plots": "",
-        "widgets": "",
-    },
-)
+__getattr__, __all__ = lazy(__name__, {"plots": "", "widgets": ""})

@@ -1,7 +1,6 @@
 """The search as an app, without code: ``python -m objemb_lib.show.app``, or ``make app``.
 
-Voilà serves ``voila/search.ipynb``. Each visitor has a kernel of their own; the indexes are made
-once, before the first one comes, and read from the cache.
+Each visitor has a kernel of their own; the indexes are made before the first one comes.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ SMALL = 8  # points: what is written beside a picture
 
 
 def object_name(dataset: ImageDataset, label: int, otherwise: str = "unlabelled") -> str:
-    """The name of a label; ``otherwise`` where it is -1 or nameless."""
+    """The name of a label; ``otherwise`` where it has none."""
     return dataset.label_names[label] if 0 <= label < len(dataset.label_names) else otherwise
 
 
@@ -79,10 +79,7 @@ def draw_box(ax: Axes, box: Sequence[float], ink: str, width: float = 1.5, word:
 
 
 def grid(
-    images: Sequence[Image.Image],
-    titles: Sequence[str] = (),
-    columns: int = 8,
-    size: float = 1.4,
+    images: Sequence[Image.Image], titles: Sequence[str] = (), columns: int = 8, size: float = 1.4
 ) -> Figure:
     """Pictures side by side; ``size`` is a picture's side in inches."""
     rows = -(-len(images) // columns)
@@ -127,11 +124,10 @@ def detections(
     threshold: float = 0.5,
     ax: Axes | None = None,
 ) -> Axes:
-    """Image ``i`` with the boxes that a detector found, their category and score.
+    """Image ``i`` with what a detector found in it, of the score ``threshold`` at least.
 
-    Args:
-        found: ``boxes`` ``(K, 4)``, ``labels`` ``(K,)`` from 1, ``scores`` ``(K,)``.
-        names: of the categories. threshold: boxes of a lower score are left out.
+    ``found`` holds ``boxes`` ``(K, 4)``, ``labels`` ``(K,)``, places in ``names`` from 1, and
+    ``scores`` ``(K,)``.
     """
     ax = show(dataset.image(i), ax or plt.gca())
     for box, label, score in zip(*(found[key].tolist() for key in ("boxes", "labels", "scores"))):
@@ -150,10 +146,7 @@ def heat(image: Image.Image, weights: np.ndarray, title: str = "", ax: Axes | No
 
 
 def pooled(dataset: ImageDataset, i: int, region: Region, ax: Axes | None = None) -> Axes:
-    """Image ``i`` with what a region pools of it: the rest is dark, boxes are drawn.
-
-    An image in which the source found nothing is said to be whole.
-    """
+    """Image ``i`` with what a region pools of it: the rest is dark, boxes are drawn."""
     image = dataset.image(i)
     seen = inside(dataset, i, region)
     bright = (np.asarray(image) * np.where(seen > 0, 1, 0.25)[..., None]).astype(np.uint8)
@@ -168,20 +161,15 @@ def pooled(dataset: ImageDataset, i: int, region: Region, ax: Axes | None = None
 
 
 def neighbours(
-    dataset: ImageDataset,
-    found: Sequence[Neighbours],
-    titles: Sequence[str] = (),
-    size: float = 1.3,
+    dataset: ImageDataset, found: Sequence[Neighbours], titles: Sequence[str] = ()
 ) -> Figure:
     """A line per query: the query, then its neighbours, framed by whether they are right.
 
     Where the query or a neighbour has no label, nobody knows: a grey frame and no word.
     ``titles`` stand over the queries; default their names.
     """
-    columns = 1 + max(len(one.images) for one in found)
-    figure, axes = plt.subplots(
-        len(found), columns, figsize=(columns * size, len(found) * (size + 0.2)), squeeze=False
-    )
+    rows, columns = len(found), 1 + max(len(one.images) for one in found)
+    figure, axes = plt.subplots(rows, columns, figsize=(columns * 1.3, rows * 1.5), squeeze=False)
     for row, (line, one) in enumerate(zip(axes, found)):
         name = f"query: {object_name(dataset, dataset.labels[one.query])}"
         show(dataset.image(one.query), line[0], titles[row] if len(titles) else name, QUERY)
@@ -196,14 +184,14 @@ def neighbours(
     return figure
 
 
-def object_search(answer: Answer, gallery: ImageDataset, size: float = 1.5) -> Figure:
+def object_search(answer: Answer, gallery: ImageDataset) -> Figure:
     """The static twin of a click: the query with its boxes, then the images with the box meant.
 
-    The chosen box is drawn thick and numbered as the others are. A match is right (green) where
-    its box is on the same object, wrong (orange) where not, grey where nobody knows.
+    The chosen box is drawn thick. A match is right (green) where its box is on the same object,
+    wrong (orange) where not, grey where nobody knows.
     """
     columns = 1 + len(answer.matches)
-    figure, axes = plt.subplots(1, columns, figsize=(columns * size, size + 0.3), squeeze=False)
+    figure, axes = plt.subplots(1, columns, figsize=(columns * 1.5, 1.8), squeeze=False)
     first, *others = axes[0]
     name = object_name(gallery, answer.label, f"box {answer.chosen}")
     show(answer.dataset.image(answer.query), first, f"query: {name}", QUERY)
@@ -227,8 +215,7 @@ def embedding_map(
 ) -> Axes:
     """Thumbnails at ``(N, 2)`` points, framed by their colour's number if ``colours`` is given.
 
-    Args:
-        names: of the numbers, for a legend below; at most twenty, which have a colour each.
+    At most twenty ``names`` of these numbers, which have a colour each, stand in a legend below.
     """
     ax, palette = ax or plt.gca(), plt.get_cmap("tab20")
     for k, (point, image) in enumerate(zip(points, images)):
@@ -272,8 +259,8 @@ def intervals(
 ) -> Axes:
     """Values with their confidence intervals, one a line.
 
-    ``zero`` is for differences: it draws the line of no effect, and those that are surely above
-    or below it in their own colours.
+    ``zero``, for differences, draws the line of no effect, and what is surely above or below it in
+    colours of their own.
     """
     ax, names = ax or plt.gca(), list(found)[::-1]
     for y, name in enumerate(names):
@@ -296,10 +283,8 @@ def pareto(
 ) -> Axes:
     """Quality against cost; what nothing beats in both is joined by a line.
 
-    Args:
-        points: ``{name: (cost, quality)}``, less cost and more quality are better. The points
-            are numbered by cost, since names of neighbours would overlap; a list beside the plot
-            names them.
+    ``points`` are ``{name: (cost, quality)}``. They are numbered by cost, since names of neighbours
+    would overlap; a list beside the plot names them.
     """
     ax, front = ax or plt.gca(), []
     by_cost = sorted(points.items(), key=lambda one: (one[1][0], -one[1][1].value))
@@ -319,11 +304,7 @@ def pareto(
 
 
 class LiveCurves:
-    """Losses (left) and scores (right) while something learns, redrawn in place in a notebook.
-
-    Args:
-        steps: the last step. label: of the scores.
-    """
+    """Losses and scores of a training until step ``steps``, redrawn in place in a notebook."""
 
     def __init__(self, steps: int, label: str) -> None:
         self.figure, self.axes = plt.subplots(1, 2, figsize=(10, 3))

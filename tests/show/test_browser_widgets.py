@@ -41,7 +41,7 @@ display(map, search)
 """
 SHOWN = """
 region = Region(true_boxes(data), masked=True)
-shown = Attention(data, load_trunk("efficientnet_lite0"), region, ["stage4", "head"])
+shown = Attention(data, load_trunk("efficientnet_lite0"), region)
 shown.add_class("t-attention")
 shown
 """

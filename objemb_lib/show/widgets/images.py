@@ -22,21 +22,14 @@ from objemb_lib.show.widgets.pictures import Panel, said
 
 
 class Ranking(Panel):
-    """What Retrieval and Compare share: a query, and how many images it finds.
-
-    Args:
-        query: image that asks first. k: images found at first. most: at most.
-        controls: more of them.
-    """
+    """What Retrieval and Compare share: a query, and how many images it finds, ``most`` at most."""
 
     def __init__(
         self, dataset: ImageDataset, query: int, k: int, most: int, *controls: ipywidgets.Widget
     ) -> None:
         self.dataset, self._random = dataset, np.random.default_rng(0)
-        refresh = self.refresh
-        self.query = pictures.number("query", refresh, query, len(dataset) - 1)
-        self.k = pictures.control(ipywidgets.IntSlider, "images, k", refresh,
-                                  value=k, min=1, max=most)  # fmt: skip
+        self.query = pictures.number("query", self.refresh, query, len(dataset) - 1)
+        self.k = pictures.slider("images, k", self.refresh, value=k, min=1, max=most)
         self.random = pictures.button("another query", self.another)
         super().__init__([[self.query, self.random, self.k, *controls]], "query and what it finds")
         self.refresh()
@@ -75,10 +68,7 @@ class Retrieval(Ranking):
     """Choose a query, k, stage and pooling; see what is found.
 
     The plain function is :func:`metrics.ranking`, the static twin :func:`plots.neighbours`.
-
-    Args:
-        vectors: ``{(stage, pooling): (N, D)}`` of ``dataset``, L2-normalised.
-        query: image shown first. k: neighbours shown first.
+    ``vectors`` are ``{(stage, pooling): (N, D)}`` of ``dataset``, L2-normalised.
     """
 
     def __init__(
@@ -97,7 +87,6 @@ class Retrieval(Ranking):
     @said
     def refresh(self) -> None:
         """Search with the present settings."""
-        self.found = None
         vectors = self.vectors[self.stage.value, self.pooling.value]
         self.found = ranking(vectors, self.dataset, self.query.value, self.k.value)
         known = self.dataset.labels[self.query.value] >= 0
@@ -109,10 +98,7 @@ class Compare(Ranking):
     """A row of results for each embedding; lines show where each image went.
 
     The plain function is :func:`retriever.side_by_side`; :func:`plots.neighbours` draws its rows.
-
-    Args:
-        vectors: ``{name: (N, D)}`` of ``dataset``, L2-normalised; the first is compared with.
-        query: asks first; default the first of ``dataset.queries``. k: images found at first.
+    ``vectors`` are ``{name: (N, D)}`` of ``dataset``, L2-normalised; the first is compared with.
     """
 
     def __init__(
@@ -121,10 +107,9 @@ class Compare(Ranking):
         vectors: Mapping[str, np.ndarray],
         query: int | None = None,
         k: int = 8,
-        metric: str = "mAP",
     ) -> None:
-        self.vectors, self.metric = dict(vectors), metric
-        self.scores = {n: evaluate(x, dataset, metrics=[metric]) for n, x in vectors.items()}
+        self.vectors = dict(vectors)
+        self.scores = {n: evaluate(x, dataset, metrics=["mAP"]) for n, x in vectors.items()}
         self.sides: dict[str, Side] = {}
         super().__init__(dataset, int(dataset.queries[0]) if query is None else query, k, 12)
 
@@ -132,10 +117,9 @@ class Compare(Ranking):
     def refresh(self) -> None:
         """Ask every embedding with the present settings."""
         asked = (self.vectors, self.dataset, self.query.value, self.k.value)
-        self.sides = side_by_side(*asked, self.metric, self.scores)
-        rows = {}
+        self.sides, rows = side_by_side(*asked, scores=self.scores), {}
         for name, side in self.sides.items():
-            values = f"{self.metric} {side.of_query:.2f}, of all queries {side.overall:.2f}"
+            values = f"mAP {side.of_query:.2f}, of all queries {side.overall:.2f}"
             rows[f"{name}: {values}"] = self.cards(side.found, side.before)
         self.show("", rows)
 
@@ -143,23 +127,12 @@ class Compare(Ranking):
 class Attention(Panel):
     """Click or draw a box in the query; another image shows where it looks like that.
 
-    Beside it: what its boxes, masks and CroW's weights let through. The plain function is
-    :func:`soft.overlays`; :func:`plots.heat` draws each of its maps.
-
-    Args:
-        region: boxes of ``dataset``, with or without masks. stages: to choose from; default all
-            that are maps. query, image: who asks, and what is looked at, at first.
+    Beside it: what boxes and masks of ``region``, and CroW's weights, let through. The plain
+    function is :func:`soft.overlays`; :func:`plots.heat` draws each of its maps.
     """
 
     def __init__(
-        self,
-        dataset: ImageDataset,
-        trunk: Trunk,
-        region: Region,
-        stages: Sequence[str] = (),
-        query: int = 0,
-        image: int = 1,
-        size: int = 256,
+        self, dataset: ImageDataset, trunk: Trunk, region: Region, query: int = 0, size: int = 256
     ) -> None:
         self.dataset, self.region, self.size = dataset, region, size
         self.trunk, self.found = trunk.for_inference(device()), {}
@@ -167,11 +140,10 @@ class Attention(Panel):
             lambda stage: embedder(trunk, [(stage, "spoc")], size, region.context)
         )
         maps = [name for name, stage in trunk.stages.items() if not stage.per_box]
-        offered = list(stages) or maps
         last = len(dataset) - 1
-        self.stage = pictures.menu("stage", self.refresh, offered, value=offered[-1])
+        self.stage = pictures.menu("stage", self.refresh, maps, value=maps[-1])
         self.query = pictures.number("query", lambda: self.ask(0), query, last)
-        self.image = pictures.number("looked at", self.refresh, image, last)
+        self.image = pictures.number("looked at", self.refresh, 1, last)
         super().__init__([[self.stage, self.query, self.image]], "query, and what is looked at")
         self.ask(0)
 
@@ -196,13 +168,9 @@ class Attention(Panel):
         self.found = overlays(self.dataset, i, self.trunk, stage, self.region, vector, self.size)
         mine = self.region.boxes.boxes[query]
         if not (mine == self.box).all(axis=1).any():  # it was drawn
-            mine = [*mine, self.box]
-        boxes = [
-            pictures.box(
-                ends, plots.QUERY, str(k), f"box {k}: look for it", (ends == self.box).all()
-            )
-            for k, ends in enumerate(mine)
-        ]
+            mine = np.vstack([mine, self.box])
+        chosen = int((mine == self.box).all(axis=1).argmax())
+        boxes = pictures.numbered(mine, chosen, "look for it")
         asks = pictures.card(self.dataset, query, plots.QUERY, ["query"], boxes, 256, "boxes", True)
         maps = [
             pictures.card(self.dataset, i, plots.UNKNOWN, [name], side=200, heat=weights)

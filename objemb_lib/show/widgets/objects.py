@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import anywidget
 import ipywidgets
 import numpy as np
 import traitlets
 
 from objemb_lib.attend.objects import first_right, object_truth
 from objemb_lib.config import DataError
-from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.measure.analysis import PROJECTIONS, project
 from objemb_lib.search.objects import Answer, photograph
 from objemb_lib.search.retriever import Query, Retriever
 from objemb_lib.show import plots
 from objemb_lib.show.widgets import pictures
-from objemb_lib.show.widgets.pictures import HERE, Panel, said
+from objemb_lib.show.widgets.pictures import HERE, Acting, Panel, said
 
 COLOURS = ("category", "object", "first answer")
 PALETTE = (plots.RIGHT, plots.WRONG, plots.QUERY,
            "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")  # fmt: skip
 SHAPES = ("circle", "square", "triangle", "diamond")
+GLYPHS = [(PALETTE[k % 8], SHAPES[(k + k // 8) % 4]) for k in range(32)]  # none by colour alone
+MOST = 1500  # objects on a map, evenly spread
 SHOWN = 24  # of the objects that are chosen on the map
 
 
@@ -33,11 +33,8 @@ class ObjectSearch(Panel):
     """An image with its boxes: click one, or draw one, to search for what is in it.
 
     A click on a result asks with that one; *back* goes the other way. The plain function is
-    :meth:`retriever.Retriever.search`, the static twin :func:`plots.object_search`.
-
-    Args:
-        ways: what can be searched, chosen from menus by network and boxes; of the same images.
-        query: image shown first. k: images found at first.
+    :meth:`retriever.Retriever.search`, the static twin :func:`plots.object_search`. Menus choose
+    by network and boxes which of the ``ways``, all of the same images, is searched.
     """
 
     def __init__(self, ways: Retriever | Sequence[Retriever], query: int = 0, k: int = 8) -> None:
@@ -47,15 +44,15 @@ class ObjectSearch(Panel):
         self.answer: Answer | None = None
         self.query: Query | None = None
         self.chosen, self._random = 0, np.random.default_rng(0)
-        self._before: list[tuple[ImageDataset, int, np.ndarray]] = []
+        self._before: list[tuple[Query, np.ndarray]] = []
         self._photographs = tempfile.TemporaryDirectory(prefix="objemb-")
         last = len(self.ways[0].dataset) - 1
-        menu, control, button = pictures.menu, pictures.control, pictures.button
+        menu, button = pictures.menu, pictures.button
         self.network = menu("network", self.change_way, [way.network for way in self.ways])
         self.boxes = menu("boxes", self.change_way, [way.boxes for way in self.ways])
-        self.k = control(ipywidgets.IntSlider, "images, k", self.refresh, value=k, min=1, max=24)
-        self.threshold = control(ipywidgets.FloatSlider, "score ≥", self.refresh,
-                                 value=-1, min=-1, max=1, step=0.05)  # fmt: skip
+        self.k = pictures.slider("images, k", self.refresh, value=k, min=1, max=24)
+        self.threshold = pictures.control(ipywidgets.FloatSlider, "score ≥", self.refresh,
+                                          value=-1, min=-1, max=1, step=0.05)  # fmt: skip
         self.image = pictures.number("image", self._change_image, query, last)
         self.random = button("another image", lambda: self.show(self._random.integers(last + 1)))
         self.whole = button("whole image", lambda: self.draw((0, 0, np.inf, np.inf)))
@@ -82,7 +79,7 @@ class ObjectSearch(Panel):
         elif what["kind"] == "drawn":
             self.draw(what["box"])
         elif what["kind"] == "box":
-            self.choose(what["box"])
+            self.draw(self.query.boxes[what["box"]])
         else:
             boxes = {match.image: match.box for match in self.answer.matches}
             self.show(what["key"], boxes[what["key"]])
@@ -94,13 +91,8 @@ class ObjectSearch(Panel):
         self._ask(query, query.boxes[0] if box is None else box)
 
     @said
-    def choose(self, number: int) -> None:
-        """Search for a box of the image that is shown."""
-        self._ask(self.query, self.query.boxes[number])
-
-    @said
     def draw(self, box: Sequence[float]) -> None:
-        """Search for what is in a box of one's own."""
+        """Search for what is in a box of the image that is shown."""
         self._ask(self.query, box)
 
     @said
@@ -115,14 +107,12 @@ class ObjectSearch(Panel):
     def go_back(self) -> None:
         """Ask the query before once more."""
         if self._before:
-            dataset, image, box = self._before.pop()
-            self._ask(self._again(dataset, image), box, remember=False)
+            self._ask_again(*self._before.pop())
 
     @said
     def change_way(self) -> None:
         """The same box of the same image, asked of another network or among other boxes."""
-        query = self._again(self.query.dataset, self.query.image)
-        self._ask(query, self.query.boxes[self.chosen], remember=False)
+        self._ask_again(self.query, self.query.boxes[self.chosen])
 
     @said
     def _change_image(self) -> None:
@@ -130,15 +120,17 @@ class ObjectSearch(Panel):
         if not own or self.query.image != self.image.value:  # else the field only follows
             self.show(self.image.value)
 
-    def _again(self, dataset: ImageDataset, image: int) -> Query:
-        own = dataset is self.retriever.dataset
-        return self.retriever.query(image) if own else self.retriever.query_photograph(dataset)
+    def _ask_again(self, query: Query, box: np.ndarray) -> None:
+        if query.dataset is self.retriever.dataset:
+            anew = self.retriever.query(query.image)
+        else:
+            anew = self.retriever.query_photograph(query.dataset)
+        self._ask(anew, box, remember=False)
 
     def _ask(self, query: Query, box: Sequence[float], remember: bool = True) -> None:
         query, chosen = self.retriever.add_box(query, box)
         if remember and self.query:
-            asked = self.query
-            self._before.append((asked.dataset, asked.image, asked.boxes[self.chosen]))
+            self._before.append((self.query, self.query.boxes[self.chosen]))
         self.query, self.chosen = query, chosen
         self.back.disabled = not self._before
         if query.dataset is self.retriever.dataset:
@@ -153,10 +145,7 @@ class ObjectSearch(Panel):
         name = plots.object_name(gallery, answer.label, "")
         image = f"image {answer.query}" if answer.dataset is gallery else "your photograph"
         asked = f"box {answer.chosen} of {image}" + (f" ({name})" if name else "")
-        boxes = [
-            pictures.box(ends, plots.QUERY, str(k), f"box {k}: search for it", k == answer.chosen)
-            for k, ends in enumerate(answer.boxes)
-        ]
+        boxes = pictures.numbered(answer.boxes, answer.chosen, "search for it")
         asking = pictures.card(answer.dataset, answer.query, plots.QUERY, [f"query: {asked}"],
                                boxes, 320, "boxes", draw=True)  # fmt: skip
         found, right = [], 0
@@ -172,11 +161,8 @@ class ObjectSearch(Panel):
                            pictures.row(found, "Click an image to ask with it"))  # fmt: skip
 
 
-class Plane(anywidget.AnyWidget):
-    """Points that can be looked at and chosen; ``act(what, buffers)`` is called for both.
-
-    ``what`` has ``kind`` ``hover`` and ``row``, or ``chosen`` and ``rows``.
-    """
+class Plane(Acting):
+    """Points: ``what`` has ``kind`` ``hover`` and ``row``, or ``chosen`` and ``rows``."""
 
     _esm = HERE / "map.js"
     _css = HERE / "map.css"
@@ -189,10 +175,6 @@ class Plane(anywidget.AnyWidget):
     seen = traitlets.Dict().tag(sync=True)  # row, src, caption
     says = traitlets.Unicode().tag(sync=True)
 
-    def __init__(self, act: Callable[[dict, list], None]) -> None:
-        super().__init__()
-        self.on_msg(lambda _, what, buffers: act(what, buffers))
-
 
 class Map(Panel):
     """Objects as points: point at one, click it, or draw around many to see them.
@@ -200,17 +182,11 @@ class Map(Panel):
     A click on a picture beside it asks with that object in ``search``. The plain functions are
     :func:`analysis.project`, :func:`objects.object_truth` (category, object) and
     :func:`objects.first_right` (is an object's first answer right).
-
-    Args:
-        retriever: whose objects; at most ``most`` of them, evenly spread.
-        search: a widget that follows, if any.
     """
 
-    def __init__(
-        self, retriever: Retriever, search: ObjectSearch | None = None, most: int = 1500
-    ) -> None:
+    def __init__(self, retriever: Retriever, search: ObjectSearch | None = None) -> None:
         self.dataset, self.linked = retriever.dataset, search
-        self.image, self.ends, self.vectors = retriever.sample(most)
+        self.image, self.ends, self.vectors = retriever.sample(MOST)
         self.labels, self.categories = object_truth(self.dataset, self.image, self.ends)
         self.right = first_right(self.vectors, self.image, self.labels)
         self._project = functools.cache(lambda how: project(self.vectors, how))
@@ -228,7 +204,8 @@ class Map(Panel):
         numbers, names = self.groups()
         with self.plane.hold_sync():
             self.plane.points = self._project(self.how.value).round(4).tolist()
-            self.plane.glyphs = [*map(glyph, range(len(names))), glyph(-1)]
+            glyphs = [GLYPHS[k % len(GLYPHS)] for k in range(len(names))]
+            self.plane.glyphs = [*glyphs, (plots.UNKNOWN, SHAPES[0])]
             self.plane.names = [*names, "unknown"]
             self.plane.groups = np.where(numbers < 0, len(names), numbers).tolist()
             self.plane.says = self.count
@@ -279,14 +256,3 @@ class Map(Panel):
         """Ask in the search with the object at a point."""
         if self.linked is not None:
             self.linked.show(int(self.image[place]), self.ends[place])
-
-
-def glyph(group: int) -> tuple[str, str]:
-    """Colour and shape of a group: 32 pairs, so that no group needs its colour alone.
-
-    >>> glyph(0), glyph(1), glyph(-1)
-    (('#009E73', 'circle'), ('#D55E00', 'square'), ('#777777', 'circle'))
-    """
-    if group < 0:
-        return plots.UNKNOWN, SHAPES[0]
-    return PALETTE[group % 8], SHAPES[(group + group // 8) % 4]

@@ -17,33 +17,34 @@ from matplotlib import colormaps
 from PIL import Image
 
 from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.show.plots import QUERY
 
 HERE = Path(__file__).parent
 MARKS = {"right": "✓ right ", "wrong": "✗ wrong ", "": ""}  # colour alone says too little
 
 
-class Pictures(anywidget.AnyWidget):
-    """Rows of cards; what is done to them calls ``act(what, buffers)``.
+class Acting(anywidget.AnyWidget):
+    """A widget of the browser; what is done to it there calls ``act(what, buffers)``."""
+
+    def __init__(self, act: Callable[[dict, list], None], **traits: object) -> None:
+        super().__init__(**traits)
+        self.on_msg(lambda _, what, buffers: act(what, buffers))
+
+
+class Pictures(Acting):
+    """Rows of cards (:func:`row`), and photographs by file, paste or drop if it ``accepts`` them.
 
     ``what`` has ``kind`` (``card``, ``box``, ``drawn`` or ``photograph``), the card's ``key``, and
     ``box``: the number of the one that was pressed, or the four ends of the one that was drawn.
-
-    Args:
-        rows: of ``{title, linked, cards}``, see :func:`row`. label: for screen readers.
-        accepts: photographs, by file, paste or drop.
     """
 
     _esm = HERE / "pictures.js"
     _css = HERE / "pictures.css"
     rows = traitlets.List().tag(sync=True)
-    label = traitlets.Unicode().tag(sync=True)
+    label = traitlets.Unicode().tag(sync=True)  # for screen readers
     says = traitlets.Unicode().tag(sync=True)
     error = traitlets.Unicode().tag(sync=True)
     accepts = traitlets.Bool(False).tag(sync=True)
-
-    def __init__(self, act: Callable[[dict, list], None], **traits: object) -> None:
-        super().__init__(**traits)
-        self.on_msg(lambda _, what, buffers: act(what, buffers))
 
     def show(self, says: str, *rows: dict) -> None:
         """Rows and the words above them in one message: never the one without the other."""
@@ -66,12 +67,7 @@ def said(method: Callable) -> Callable:
 
 
 class Panel(ipywidgets.VBox):
-    """Controls above pictures: what every widget is. A press on a picture calls ``act``.
-
-    Args:
-        lines: of controls. label: of the pictures. beside: what stands left of them, if anything.
-        accepts: photographs.
-    """
+    """Lines of controls above pictures, and maybe something ``beside`` them: what a widget is."""
 
     def __init__(
         self,
@@ -93,6 +89,9 @@ def control(kind: type[ipywidgets.Widget], name: str, change: Callable, **how: o
     return made
 
 
+slider = functools.partial(control, ipywidgets.IntSlider)
+
+
 def menu(name: str, change: Callable, options: Iterable[str], **how: object) -> ipywidgets.Dropdown:
     """A menu of the different ones among some options."""
     return control(ipywidgets.Dropdown, name, change, options=list(dict.fromkeys(options)), **how)
@@ -100,8 +99,8 @@ def menu(name: str, change: Callable, options: Iterable[str], **how: object) -> 
 
 def number(name: str, change: Callable, value: int, most: int) -> ipywidgets.BoundedIntText:
     """A field for the number of an image, from 0."""
-    how = {"value": value, "min": 0, "max": most, "tooltip": f"0 to {most}"}
-    return control(ipywidgets.BoundedIntText, name, change, **how)
+    limits = {"max": most, "tooltip": f"0 to {most}"}
+    return control(ipywidgets.BoundedIntText, name, change, value=value, **limits)
 
 
 def button(name: str, press: Callable, tooltip: str = "") -> ipywidgets.Button:
@@ -127,13 +126,11 @@ def card(
     draw: bool = False,
     heat: np.ndarray | None = None,
 ) -> dict:
-    """An image as :class:`Pictures` shows it.
+    """An image as :class:`Pictures` shows it, ``side`` pixels wide, framed in ``ink``.
 
     Args:
-        ink: colour of the frame. caption: lines. boxes: of :func:`box`.
-        side: width on the screen, in pixels.
+        caption: lines. boxes: of :func:`box`. heat: ``(h, w)`` in 0..1, laid over the image.
         press: what is a button: ``card``, ``boxes``, or nothing. draw: boxes by mouse or keys.
-        heat: ``(h, w)`` in 0..1, laid over the image.
     """
     source, (width, height) = thumbnail(dataset, i, side)
     return {
@@ -150,6 +147,11 @@ def box(
     """A box on a card. word: written in it. label: for screen readers."""
     ends = [float(end) for end in ends]
     return {"box": ends, "ink": ink, "word": word, "label": label or word, "chosen": bool(chosen)}
+
+
+def numbered(boxes: Sequence[Sequence[float]], chosen: int, use: str) -> list[dict]:
+    """The boxes of a query, with their numbers; ``use`` says what a press does."""
+    return [box(e, QUERY, str(k), f"box {k}: {use}", k == chosen) for k, e in enumerate(boxes)]
 
 
 @functools.lru_cache(maxsize=4096)
