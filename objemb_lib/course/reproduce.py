@@ -193,7 +193,7 @@ def tables(report: dict) -> tuple[str, str, str]:
     found = [leaderboard.Difference(**d) for many in report["claims"].values() for d in many]
     claims = ""
     for number, ways in leaderboard.verdicts(found).groupby("claim"):
-        claims += f"Claim {number}. {leaderboard.CLAIMS[number].title}:\n\n"
+        claims += f"Claim {number}. {leaderboard.CLAIMS[number]}:\n\n"
         claims += ways.drop(columns="claim").to_markdown(index=False) + "\n\n"
     every = [leaderboard.table(numbers)] if numbers else []
     every += [pd.DataFrame([asdict(d) | {"verdict": d.verdict} for d in found])] if found else []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import math
 import re
 import sys
 from pathlib import Path
@@ -15,47 +14,13 @@ import pytest
 PROJECT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(PROJECT / "benchmarks"))
 
-billion, query = map(importlib.import_module, ("billion", "query"))
-
-
-def tables() -> list[list[list[str]]]:
-    """The page's generated tables, cell by cell, without their heads."""
-    part = billion.PAGE.read_text().split(billion.START)[1].split(billion.END)[0]
-    found = re.findall(r"(?:^\|.+\n)+", part, re.M)
-    return [[line.strip("|\n").split(" | ") for line in t.splitlines()[2:]] for t in found]
-
-
-def number(cell: str) -> float:
-    value = float(re.sub(r"[^\d.]", "", cell))
-    return value / 100 if cell.strip().endswith("%") else value
+billion = importlib.import_module("billion")
 
 
 def test_page_and_measurements_agree():
     part = billion.generated(billion.read("billion"), billion.read("query"), billion.speeds())
     page = billion.PAGE.read_text()
     assert billion.rewritten(page, part) == page, "run python benchmarks/billion.py"
-
-
-def test_a_reader_who_checks_the_tables_finds_them_right():
-    """By the page's formulas and the page's own numbers, which are rounded to three digits."""
-    codes, plans, machines = tables()
-    assumed = billion.ASSUMED
-    for (_, size, speed, share, _), (_, memory, shards, nodes, met, ms, queries) in zip(
-        codes, plans
-    ):
-        gigabytes = assumed["objects"] * number(size) / 1e9
-        assert number(memory) == pytest.approx(gigabytes, rel=0.02)
-        whole = math.ceil(gigabytes / (assumed["node_gb"] * assumed["usable"]))
-        assert abs(number(shards) - whole) <= 0.02 * whole
-        assert number(nodes) == number(shards) * assumed["replicas"]
-        here = assumed["objects"] / number(shards) * number(share)
-        assert number(met) == pytest.approx(here, rel=0.05)
-        assert number(ms) == pytest.approx(1000 * here / number(speed), rel=0.06)
-        every = 1000 / number(ms) * assumed["node_cores"] * assumed["replicas"]
-        assert number(queries) == pytest.approx(every, rel=0.02)
-    for _, speed, images, hours, count in machines:
-        assert number(hours) == pytest.approx(number(images) / number(speed) / 3600, rel=0.02)
-        assert number(count) == pytest.approx(number(hours) / 24 / assumed["days"], abs=1)
 
 
 def test_a_plan_by_hand():
@@ -96,8 +61,3 @@ def test_codes_cost_what_they_say():
     assert full["bytes"] == pytest.approx(32 * 4 + 8, abs=1)
     assert small["bytes"] == pytest.approx(32 + 8, abs=1)
     assert full["recall_at_10"] >= 0.95 and 0 < full["share_of_lists"] <= 1
-
-
-def test_an_exponent_is_the_slope_of_the_logarithms():
-    assert query.exponent([10, 20, 80], [7, 7, 7]) == 0
-    assert query.exponent([1, 2, 4], [3, 6 * 2**0.5, 24]) == 1.5

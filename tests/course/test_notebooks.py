@@ -55,11 +55,6 @@ def test_it_is_valid(notebook):
     nbformat.validate(notebook)
 
 
-def test_it_starts_with_a_title(notebook):
-    first = notebook.cells[0]
-    assert first.cell_type == "markdown" and first.source.startswith("# ")
-
-
 def test_it_can_be_parametrised(notebook):
     given = parameters(notebook)
     assert given["RUN_DIR"] == "", "opened by hand, a notebook records nothing"

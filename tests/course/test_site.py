@@ -61,16 +61,6 @@ def test_no_page_asks_another_host_for_anything() -> None:
         assert not asked, f"{file.relative_to(SITE)} asks {asked[:3]}"
 
 
-@pytest.mark.parametrize(
-    "text",
-    ['<script src="https://x.org/a.js">', "<link rel=a href='//x.org/a.css'>",
-     "a{background:url(https://x.org/a.png)}", "@import 'https://x.org/a.css'"],
-)  # fmt: skip
-def test_a_page_that_asks_is_noticed(text: str) -> None:
-    assert ASKED.search(text)
-    assert not ASKED.search('<a href="https://x.org">a link may lead away</a>')
-
-
 def test_formulas_are_drawn_without_scripts() -> None:
     pages()
     text = (SITE / "notebooks" / "01_embedding_extraction.html").read_text(encoding="utf-8")

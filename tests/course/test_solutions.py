@@ -46,12 +46,3 @@ def test_its_code_runs(path: Path, solutions, mini_battles_built, monkeypatch, t
     for block, said in zip(blocks, solutions.printed(codes, path.stem), strict=True):
         shown = (block["printed"] or "").splitlines()
         assert len(shown) == len(said.splitlines()), "run benchmarks/solutions.py"
-
-
-def test_the_output_of_a_block_is_found_and_put_back(solutions, tmp_path, monkeypatch, capsys):
-    page = "A\n\n```python\nx = 2\n```\n\nB\n\n```python\nprint(x)\n```\n\n```text\n1\n```\n\nC\n"
-    (tmp_path / "00.md").write_text(page)
-    monkeypatch.setattr(solutions, "FOLDER", tmp_path)
-    monkeypatch.setattr("sys.argv", ["solutions.py", "00"])
-    solutions.main()
-    assert (tmp_path / "00.md").read_text() == page.replace("text\n1", "text\n2")

@@ -6,18 +6,12 @@ import numpy as np
 import pytest
 
 from objemb_lib.config import DataError
-from objemb_lib.measure.intervals import Evaluation, Interval, paired_difference
+from objemb_lib.measure.intervals import Evaluation, paired_difference
 
 
 def scored(values, groups, **parts) -> Evaluation:
     values = np.asarray(values, float)
     return Evaluation({"R@1": values}, np.asarray(groups), np.arange(len(values)), **parts)
-
-
-def test_interval_of_equal_values_is_a_point():
-    assert scored([0.4] * 12, np.arange(12) // 3).interval("R@1") == Interval(
-        pytest.approx(0.4), pytest.approx(0.4), pytest.approx(0.4)
-    )
 
 
 def test_interval_of_independent_queries_is_the_binomial_one():
