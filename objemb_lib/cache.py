@@ -21,29 +21,31 @@ from tqdm.auto import tqdm
 
 from objemb_lib.config import CacheError, ObjembError
 
-# Windows has no quota errno.
-DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}  # Windows has no quota's
 
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str], durable: bool = True) -> Iterator[Path]:
     """A temporary path to write to, renamed to ``path`` on success and removed on failure.
 
-    The temporary file lies in the same folder (a rename across disks is a copy) and ends with
-    the same name (``np.savez`` and Pillow go by the suffix). Missing folders are made. The file
-    may be read by whoever may read any new file there: a classroom shares its folders.
+    It lies in the same folder, which is made (a rename across disks is a copy), and ends with the
+    same name (``np.savez`` and Pillow go by the suffix). Whoever may read any new file there may
+    read it: a classroom shares its folders.
 
     Args:
-        durable: wait until the disk has the file, so that a power cut cannot leave the new name
-            on an empty one. False is for what its reader checks and can make again.
+        durable: wait until the disk has the file: a power cut could leave the new name on an empty
+            one. False is for what its reader checks and can make again.
     Raises:
-        ObjembError: the disk is full; what was at ``path`` before is untouched.
+        ObjembError: the disk is full.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temp = path.with_name(f".tmp-{uuid.uuid4().hex[:12]}-{path.name}")
     try:
-        mode = _usual_mode(temp)
+        # A new file's permissions: 0666 less the umask, which to read is to change for all threads.
+        temp.touch()
+        mode = stat.S_IMODE(temp.stat().st_mode)
+        temp.unlink()  # what writes nothing must not leave an empty file under the final name
         yield temp
         os.chmod(temp, mode)  # some writers (safetensors) make files for their owner alone
         if durable:
@@ -53,43 +55,29 @@ def atomic_path(path: str | os.PathLike[str], durable: bool = True) -> Iterator[
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
-        raise ObjembError(
-            f"{path}: not written, the disk is full ({error.strerror})",
-            "Free some space, then run again; the earlier file, if any, is untouched.",
-        ) from error
+        problem = f"{path}: not written, the disk is full ({error.strerror})"
+        raise ObjembError(problem, "Free some space, then run again.") from error
     finally:
         temp.unlink(missing_ok=True)
 
 
-def _usual_mode(temp: Path) -> int:
-    """Permissions of a new file beside ``temp``: 0666 less the umask.
-
-    Asked by making one: to read the umask is to change it, for every thread.
-    """
-    temp.touch()
-    mode = temp.stat().st_mode
-    temp.unlink()  # what writes nothing must not leave an empty file under the final name
-    return stat.S_IMODE(mode)
-
-
-def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
+def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Write ``data`` to ``path``, whole or not at all. Raises as :func:`atomic_path`."""
     with atomic_path(path) as temp, open(temp, "wb") as file:
         file.write(data)
-    return Path(path)
 
 
-def atomic_write_text(path: str | os.PathLike[str], text: str) -> Path:
+def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write ``text`` as UTF-8, line ends as they are. Raises as :func:`atomic_path`."""
-    return atomic_write_bytes(path, text.encode("utf-8"))
+    atomic_write_bytes(path, text.encode("utf-8"))
 
 
 class Store:
     """The cached vectors of one key, a file each (stage, pooling), and parts of unfinished ones.
 
     Args:
-        root: folder of all keys. key: what decides the numbers; also written into every file,
-            so that a file of other settings is never taken for ours.
+        key: what decides the numbers; also written into every file, so that one of other settings
+            is never taken for ours.
         rows: how many vectors some images have.
     """
 
@@ -109,10 +97,8 @@ class Store:
                 tqdm.write("Another notebook is computing these vectors; waiting for it.")
                 lock.acquire()
         except OSError as error:
-            raise CacheError(
-                f"the cache {self.folder} cannot be written: {error.strerror or error}",
-                "Free some space, or set OBJEMB_CACHE to a folder that can be written.",
-            ) from error
+            problem = f"{self.folder} cannot be written: {error.strerror or error}"
+            raise CacheError(problem, "Free some space, or set OBJEMB_CACHE.") from error
         try:
             yield
         finally:
@@ -135,10 +121,8 @@ class Store:
             path.unlink()
             return False
         if stated != self.key or (part is not None and count != self.rows(part)):
-            raise CacheError(
-                f"{path} holds vectors of other settings than its folder says",
-                f"Delete {self.folder}: it will be computed again.",
-            )
+            problem = f"{path} holds vectors of other settings than its folder says"
+            raise CacheError(problem, f"Delete {self.folder}: it will be computed again.")
         return True
 
     def write(self, vectors: np.ndarray, pair: tuple[str, str], part: range | None = None) -> None:
@@ -148,16 +132,13 @@ class Store:
             with atomic_path(path, durable=False) as temporary:
                 save_file({"vectors": vectors}, temporary, metadata=self.key)
         except (OSError, ObjembError, safetensors.SafetensorError) as error:
-            raise CacheError(
-                f"{path} cannot be written: {getattr(error, 'problem', error)}",
-                "Free some space (everything computed so far is kept), or set OBJEMB_CACHE.",
-            ) from error
+            problem = f"{path} cannot be written: {getattr(error, 'problem', error)}"
+            raise CacheError(problem, "Free some space, or set OBJEMB_CACHE.") from error
 
     def read(self, pair: tuple[str, str], part: range | None = None) -> np.ndarray:
         return load_file(self.path(pair, part))["vectors"]
 
     def merge(self, pair: tuple[str, str], parts: list[range]) -> None:
-        """Join the parts of a pair into its file."""
         self.write(np.concatenate([self.read(pair, part) for part in parts]), pair)
         for part in parts:
             self.path(pair, part).unlink()

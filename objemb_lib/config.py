@@ -36,8 +36,7 @@ class ObjembError(Exception):
     """Base of every error this library raises on purpose.
 
     Args:
-        problem: what is wrong, naming the file or the setting.
-        remedy: what the reader can do about it, as an imperative sentence.
+        problem: what is wrong, naming the file or the setting. remedy: what to do, an imperative.
     """
 
     def __init__(self, problem: str, remedy: str = "") -> None:
@@ -74,10 +73,7 @@ class TrainingError(ObjembError):
 
 @contextmanager
 def needs(extra: str) -> Iterator[None]:
-    """Around an import: says which extra of pyproject.toml brings a missing package.
-
-    Raises:
-        DataError: instead of ImportError.
+    """Around an import: DataError that says which extra of pyproject.toml brings what is missing.
 
     >>> with needs("scale"):
     ...     import no_such_package
@@ -88,10 +84,8 @@ def needs(extra: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise DataError(
-            f"{error.name or error} is not installed",
-            f'Run `make extras`, or `pip install "objemb[{extra}]"`.',
-        ) from error
+        remedy = f'Run `make extras`, or `pip install "objemb[{extra}]"`.'
+        raise DataError(f"{error.name or error} is not installed", remedy) from error
 
 
 def data_root() -> Path:
@@ -112,10 +106,7 @@ def mirror() -> str | None:
 
 
 def device() -> torch.device:
-    """The device that computes: ``OBJEMB_DEVICE``, else CUDA, else Apple's MPS, else the CPU.
-
-    Of several GPUs each process of ``torchrun`` gets its own.
-    """
+    """``OBJEMB_DEVICE``, else CUDA (each process of ``torchrun`` its own), else MPS, else CPU."""
     import torch  # here, so that `data/download.py --help` need not wait for it
 
     if chosen := os.environ.get("OBJEMB_DEVICE"):
@@ -130,17 +121,13 @@ def precision() -> str:
     """``OBJEMB_PRECISION``, else ``fp32``.
 
     ``bf16`` is about twice as fast on hardware that multiplies it, but moved R@1 by more than
-    0.2 points in some settings (``benchmarks/extract.py`` measures both), so nobody gets it
-    without asking.
+    0.2 points in some settings (``benchmarks/extract.py``): nobody gets it without asking.
     """
     return os.environ.get("OBJEMB_PRECISION", "fp32")
 
 
 def workers() -> int:
-    """``OBJEMB_WORKERS``, else one a core that this process may call its own; 0 on a CPU.
-
-    Beside a CPU that computes they would only make it wait.
-    """
+    """``OBJEMB_WORKERS``, else one a core of this process's; 0 beside a CPU, which would wait."""
     if (chosen := os.environ.get("OBJEMB_WORKERS")) is not None:
         return int(chosen)
     if device().type == "cpu":
@@ -148,29 +135,22 @@ def workers() -> int:
     return min(8, max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
-def seed_everything(seed: int = SEED) -> int:
-    """Seed Python, NumPy and torch; returns the seed, so that a run can record it."""
+def start(seed: int = SEED) -> None:
+    """What a notebook begins with: :func:`tune_process`; seeds of Python, NumPy and torch."""
     import torch
 
+    tune_process()
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - libraries that still use the global state
     torch.manual_seed(seed)
-    return seed
-
-
-def start(seed: int = SEED) -> int:
-    """What a notebook and a command begin with: :func:`seed_everything`, :func:`tune_process`."""
-    tune_process()
-    return seed_everything(seed)
 
 
 def tune_process() -> None:
     """Make this process compute faster: for the course's entry points.
 
-    Two programs that compute at once (two notebooks, a training beside one) wait for each other's
-    spinning threads, ten times slower: let them spin less. And a network asks for the same large
-    maps at every batch; glibc gives them back to the system each time, which then clears every
-    page again (``benchmarks/allocator.py`` measures what that costs): keep them.
+    Two programs that compute at once wait for each other's spinning threads, ten times slower: let
+    them spin less. And glibc gives the large maps of every batch back to the system, which then
+    clears every page again (``benchmarks/allocator.py`` measures what that costs): keep them.
     """
     import ctypes
     import sys

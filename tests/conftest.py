@@ -30,6 +30,14 @@ def real_photographs() -> Path:
 
 
 @pytest.fixture
+def on_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In single precision, with an empty cache."""
+    monkeypatch.setenv("OBJEMB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OBJEMB_DEVICE", "cpu")
+    monkeypatch.delenv("OBJEMB_PRECISION", raising=False)
+
+
+@pytest.fixture
 def make_image(tmp_path: Path) -> Callable[..., Path]:
     """``make_image(name, size=(width, height), mode="RGB", seed=0, **save)`` -> path.
 

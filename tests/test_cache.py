@@ -21,7 +21,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 def test_atomic_writes(tmp_path: Path) -> None:
     path = tmp_path / "new" / "note.txt"
-    assert cache.atomic_write_text(path, "zwölf\r\n→\n") == path
+    cache.atomic_write_text(path, "zwölf\r\n→\n")
     assert path.read_bytes() == "zwölf\r\n→\n".encode()
     cache.atomic_write_bytes(path, b"\x00second")
     assert path.read_bytes() == b"\x00second"

@@ -15,6 +15,9 @@ from torch import nn
 
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.detect.detectors import Detector, build_detector
+from objemb_lib.embed.boxes import Boxes
+from objemb_lib.embed.extract import ExtractOptions, Objects, extract_objects
+from objemb_lib.embed.regions import Region
 from objemb_lib.embed.trunks import Trunk, load_trunk
 
 CATEGORIES = ("white thing", "black thing")
@@ -87,3 +90,16 @@ def small(kind: str, name: str = "lcnet_035", seed: int = 0, **how: object) -> D
     torch.manual_seed(seed)
     known = {"categories": CATEGORIES, "size": 64, "channels": 32, "hidden": 16}
     return build_detector(kind, lively(name), **known | how).eval()
+
+
+def objects_of(
+    data: ImageDataset,
+    where: Boxes | Region,
+    trunk: Trunk | None = None,
+    wanted: Sequence[tuple[str, str]] = (("head", "spoc"),),
+    **how: object,
+) -> Objects:
+    """The objects of one place to look at, as a trunk of 64 pixels sees them."""
+    region = Region(where) if isinstance(where, Boxes) else where
+    options = ExtractOptions(64, **{"progress": False} | how)
+    return extract_objects(data, trunk or lively(), wanted, {"some": region}, options)["some"]

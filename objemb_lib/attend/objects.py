@@ -1,8 +1,6 @@
 """Objects: images as sets of object vectors, searched by one object.
 
-An image has as many vectors as a source of boxes found objects in it. A query is one object; an
-image's score says how well the query meets the best of its objects, or all of them together. The
-answer names the images, and in each the box that was meant.
+An image's score says how well the query meets the best of its objects, or all of them together.
 """
 
 from __future__ import annotations
@@ -42,10 +40,8 @@ def image_scores(
     image = np.asarray(image)
     starts = np.flatnonzero(np.diff(image, prepend=-1))
     if len(image) != len(vectors) or not np.array_equal(image[starts], np.arange(len(starts))):
-        raise DataError(
-            f"{len(vectors)} objects of images {image[:5].tolist()} ...",
-            "Pass the objects image by image, at least one of each.",
-        )
+        problem = f"{len(vectors)} objects of images {image[:5].tolist()} ..."
+        raise DataError(problem, "Pass the objects image by image, at least one of each.")
     every = np.asarray(queries) @ np.asarray(vectors).T
     return {"best": np.maximum, "sum": np.add}[how].reduceat(every, starts, axis=1)
 
@@ -83,10 +79,8 @@ def listed_scores(
 
 
 def top1_query(objects: Objects) -> np.ndarray:
-    """``(N,)``: of each image the row of the object of the highest score, the first of equals.
-
-    Of a detector's boxes that is what it is surest of: the query where nobody points at one.
-    """
+    """``(N,)``: of each image the row of the object that its source is surest of, the first of
+    equals: the query where nobody points at one."""
     return _best_rows(objects, objects.scores)
 
 
@@ -130,11 +124,7 @@ def fuse(of_objects: np.ndarray, of_images: np.ndarray, weight: float) -> np.nda
     return (1 - weight) * of_objects + weight * of_images
 
 
-def choose_weight(
-    of_objects: np.ndarray,
-    of_images: np.ndarray,
-    dataset: ImageDataset,
-) -> float:
+def choose_weight(of_objects: np.ndarray, of_images: np.ndarray, dataset: ImageDataset) -> float:
     """The weight of :func:`fuse`, in steps of 0.1, of the highest mAP; of equals the smallest.
 
     Args:
@@ -162,7 +152,7 @@ def object_truth(
     """Label and category of each of some objects, both ``(M,)``; -1 where nobody knows.
 
     Args:
-        image: ``(M,)``. boxes: ``(M, 4)``; see :func:`object_label`.
+        image: ``(M,)``. boxes: ``(M, 4)``.
     """
     labels = np.array([object_label(dataset, i, b) for i, b in zip(image.tolist(), boxes)], int)
     known = dict(zip(dataset.labels.tolist(), dataset.categories.tolist()))

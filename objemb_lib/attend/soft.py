@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,12 +18,8 @@ from objemb_lib.embed.trunks import Trunk, imagenet_classifier
 
 
 def activity(features: Tensor) -> Tensor:
-    """CroW's spatial weights: where many channels are active at once.
+    """CroW's spatial weights, ``(N, H, W)`` in 0..1: where many channels are active at once.
 
-    Args:
-        features: ``(N, C, H, W)``.
-    Returns:
-        ``(N, H, W)``, each image's between 0 and 1.
     Source: Kalantidis et al., Cross-dimensional Weighting, 2016, section 3.
     """
     total = features.float().clamp(min=0).sum(dim=1)
@@ -47,11 +44,7 @@ def class_activation(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 class ClassActivation:
-    """:func:`class_activation` of a trunk's own ImageNet classifier, as weights of a region.
-
-    Raises:
-        DataError: of a trunk whose classifier did not come with it.
-    """
+    """:func:`class_activation` of a trunk's own ImageNet classifier, as weights of a region."""
 
     def __init__(self, trunk: Trunk) -> None:
         self.weight, self.bias = imagenet_classifier(trunk.name)
@@ -100,30 +93,20 @@ def overlays(
     """What is pooled of an image, as maps in 0..1 of any resolution.
 
     ``boxes`` (RoIAlign) and, where the region has any, ``masks``: 1 inside. ``CroW``:
-    :func:`activity` by its largest value. ``similarity``: that of each cell to a vector, where
-    negative 0.
-
-    Args:
-        stage: of the trunk; not one per box. vector: ``(C,)`` of the same stage.
-    Raises:
-        DataError: a stage per box, or a vector of another one.
+    :func:`activity` by its largest value. ``similarity``: that of each cell to a ``(C,)`` vector of
+    the same stage (else DataError), where negative 0.
     """
-    if trunk.stages[stage].per_box:
-        raise DataError(f"{stage} has no map", "Choose a stage of the whole image.")
     seen = torch.from_numpy(model_input(dataset.image(i), size).copy()).permute(2, 0, 1)[None]
     features = trunk(trunk.normalise(seen.to(trunk.mean.device)))[stage].float().cpu()
-    found = {"boxes": inside(dataset, i, Region(region.boxes, context=region.context))}
+    found = {"boxes": inside(dataset, i, replace(region, masked=False))}
     if region.boxes.masks is not None:
-        masked = Region(region.boxes, context=region.context, masked=True)
-        found["masks"] = inside(dataset, i, masked)
+        found["masks"] = inside(dataset, i, replace(region, masked=True))
     weights = activity(features)[0].numpy()
     found["CroW"] = weights / max(float(weights.max()), 1e-12)
     if vector is not None:
         if len(vector) != features.shape[1]:
-            raise DataError(
-                f"a vector of {len(vector)} numbers for {stage}, which has {features.shape[1]}",
-                "Pool the query at the same stage.",
-            )
+            problem = f"a vector of {len(vector)} numbers for {stage} of {features.shape[1]}"
+            raise DataError(problem, "Pool the query at the same stage.")
         alike = similarity(features[0], torch.from_numpy(np.asarray(vector, np.float32)))
         found["similarity"] = alike.clamp(min=0).numpy()
     return found

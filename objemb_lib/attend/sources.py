@@ -19,7 +19,6 @@ from torchvision.ops import nms
 
 from objemb_lib import config
 from objemb_lib.cache import atomic_path
-from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.detect.detectors import Detector, Target
 from objemb_lib.detect.metrics import detect
@@ -62,19 +61,14 @@ def box_sources(
 def _guesses(dataset: ImageDataset, detector: Detector, progress: bool) -> dict[str, Region]:
     """What a detector says: its best boxes, those it is sure of, its masks, its proposals."""
     seen = detect_cached(detector, dataset, True, progress)
-    boxes = detector_boxes(dataset, detector, seen, masks=all("rles" in one for one in seen))
+    boxes = detector_boxes(dataset, detector, seen, masks="rles" in seen[0])
     some = [boxes.top(k) for k in (1, 3, 5)] + [boxes.top(100, 0.5, "detector, score >= 0.5")]
-    found = {guess.name: Region(guess) for guess in some}
+    regions = [Region(guess) for guess in some]
     if boxes.masks is not None:
-        name = "detector masks, top 5"
-        found[name] = Region(boxes.top(5), masked=True, called=name)
-    if all("proposals" in one for one in seen):
-        proposals = proposal_boxes(dataset, detector, seen)
-        found[proposals.name] = Region(proposals)
-    return found
-
-
-# --- a detector -------------------------------------------------------------------------------
+        regions.append(Region(boxes.top(5), masked=True, called="detector masks, top 5"))
+    if "proposals" in seen[0]:
+        regions.append(Region(proposal_boxes(dataset, detector, seen)))
+    return {region.name: region for region in regions}
 
 
 def detect_cached(
@@ -96,13 +90,10 @@ def detect_cached(
                 warnings.warn(f"{path} is damaged ({error}): detecting again", stacklevel=2)
         found = detect(detector, dataset, progress=progress, masks=masks)
         with atomic_path(path) as part:
-            torch.save([{k: _compact(v) for k, v in one.items()} for one in found], part)
+            # Copies: a view would be saved with all that it is a view of.
+            own = lambda v: v.clone() if isinstance(v, torch.Tensor) else v  # noqa: E731
+            torch.save([{k: own(v) for k, v in one.items()} for one in found], part)
     return found
-
-
-def _compact(value: object) -> object:
-    """A tensor without the larger storage that it may be a view of."""
-    return value.clone() if isinstance(value, torch.Tensor) else value
 
 
 def _fingerprint(detector: Detector) -> str:
@@ -119,7 +110,7 @@ def _fingerprint(detector: Detector) -> str:
 
 def _is_plain(value: object) -> bool:
     if isinstance(value, dict):
-        return bool(value) and all(map(_is_plain, value.values()))
+        value = tuple(value.values())
     if isinstance(value, (tuple, list)):
         return bool(value) and all(map(_is_plain, value))
     return isinstance(value, (bool, int, float, str))
@@ -133,12 +124,8 @@ def detector_boxes(
     Detections of different categories that overlap by :data:`SAME` are one object.
 
     Args:
-        found: as :func:`detect` gives it. masks: keep the masks as well.
-    Raises:
-        DataError: ``masks`` of a detector that gives none.
+        found: as :func:`detect` gives it. masks: keep those of a mask_rcnn as well.
     """
-    if masks and any("rles" not in one for one in found):
-        raise DataError(f"{detector.kind} gives no masks", "Use a mask_rcnn, run with masks.")
     keep = [nms(one["boxes"], one["scores"], SAME) for one in found]
     return or_whole(
         "detector",
@@ -156,27 +143,18 @@ def proposal_boxes(
     """A two-stage detector's proposals. Arguments as for :func:`detector_boxes`.
 
     Scores are ``1 / rank``: torchvision keeps the order of the proposals, not what made it.
-
-    Raises:
-        DataError: a one-stage detector.
     """
-    if any("proposals" not in one for one in found):
-        raise DataError(f"{detector.kind} proposes nothing", "Use a two-stage detector.")
     some = [one["proposals"][:top].numpy() for one in found]
     scores = [1 / np.arange(1, len(b) + 1) for b in some]
     return or_whole(f"proposals, top {top}", dataset, some, scores, None, detector.kind)
 
 
-# --- a rule, or chance ------------------------------------------------------------------------
+def centre(dataset: ImageDataset) -> Boxes:
+    """A box in the middle, of half the image's sides: photographers put things there."""
+    return _fractions("centre box", dataset, np.array([[0.25, 0.25, 0.75, 0.75]]))
 
 
-def centre(dataset: ImageDataset, part: float = 0.5) -> Boxes:
-    """A box in the middle, ``part`` of the image's sides: photographers put things there."""
-    edge = (1 - part) / 2
-    return _fractions("centre box", dataset, np.array([[edge, edge, 1 - edge, 1 - edge]]))
-
-
-def grid(dataset: ImageDataset, levels: int = 3) -> Boxes:
+def grid(dataset: ImageDataset) -> Boxes:
     """R-MAC's squares as boxes: where to look, for somebody who knows nothing of objects.
 
     On the square that a trunk sees, so that every image has the same ones.
@@ -184,10 +162,10 @@ def grid(dataset: ImageDataset, levels: int = 3) -> Boxes:
     Source: Tolias et al., Particular Object Retrieval with Integral Max-Pooling of CNN
     Activations, 2016, "R-MAC".
     """
-    fine = 60  # cells a side: the squares of the first three levels meet whole cells
+    fine = 60  # cells a side: the squares of three levels meet whole cells
     found = [
         (x / fine, y / fine, (x + side) / fine, (y + side) / fine)
-        for side, tops, lefts in rmac_grid(fine, fine, levels)
+        for side, tops, lefts in rmac_grid(fine, fine, 3)
         for y in tops
         for x in lefts
     ]

@@ -1,8 +1,8 @@
 """Visual words: SIFT key points counted like the words of a text, the field before deep features.
 
 An image is a *bag of visual words*: its SIFT descriptors, each replaced by the nearest word of a
-vocabulary that k-means found in training images, counted, weighted by tf-idf. OpenCV finds the key
-points, faiss the words. The vectors are searched and scored like those of any network.
+vocabulary that k-means found in training images, counted, weighted by tf-idf. The vectors are
+searched and scored like those of any network.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from math import ceil, floor
 
 import cv2
 import faiss
@@ -22,6 +21,7 @@ from objemb_lib import config
 from objemb_lib.cache import Store
 from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.embed.regions import crop_pixels
 from objemb_lib.embed.whitening import l2
 
 WORDS = 2000  # best of 500, 1000 and 2000 on mini-battles' train split
@@ -60,7 +60,9 @@ def describe(dataset: ImageDataset, crop: bool = False) -> list[np.ndarray]:
 
     def one(i: int) -> np.ndarray:
         image = dataset.image(i)
-        image = _main_object(dataset, i, image) if crop else image
+        if crop and not len(dataset.boxes[i]):
+            raise DataError(f"{dataset.files[i]} has no box", "Use the whole image (crop=False).")
+        image = crop_pixels(image, dataset.boxes[i][0]) if crop else image
         scale = LONGER_SIDE[crop] / max(image.size)
         size = tuple(max(1, round(side * scale)) for side in image.size)
         return root_sift(image.resize(size, Image.BICUBIC, reducing_gap=2.0))
@@ -69,16 +71,6 @@ def describe(dataset: ImageDataset, crop: bool = False) -> list[np.ndarray]:
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
         each = threads.map(one, range(len(dataset)))
         return list(tqdm(each, what, len(dataset), unit="image"))
-
-
-def _main_object(dataset: ImageDataset, i: int, image: Image.Image) -> Image.Image:
-    """Image ``i`` inside its first box, in whole pixels, at least one."""
-    if not len(dataset.boxes[i]):
-        raise DataError(f"{dataset.files[i]} has no box", "Use the whole image (crop=False).")
-    x0, y0, x1, y1 = map(float, dataset.boxes[i][0])
-    left, top = (max(0, min(floor(a), b - 1)) for a, b in zip((x0, y0), image.size))
-    right, bottom = max(min(ceil(x1), image.width), left + 1), min(ceil(y1), image.height)
-    return image.crop((left, top, right, max(bottom, top + 1)))
 
 
 def inverse_document_frequency(counts: np.ndarray) -> np.ndarray:
@@ -103,8 +95,7 @@ def inverse_document_frequency(counts: np.ndarray) -> np.ndarray:
 def learn_words(train: Sequence[np.ndarray], words: int, seed: int = config.SEED) -> np.ndarray:
     """``(words, D)`` k-means centres of the descriptors of training images.
 
-    The same seed and descriptors give the same words on one machine, however many threads it has:
-    several may round differently, and k-means drifts far from there, so that it runs on one.
+    On one thread: several may round differently, and k-means drifts far from there.
 
     Args:
         train: ``N`` arrays ``(n_i, D)``, as :func:`describe` gives them.
@@ -113,10 +104,8 @@ def learn_words(train: Sequence[np.ndarray], words: int, seed: int = config.SEED
     """
     joined = np.concatenate(train)
     if not 1 <= words <= len(joined):
-        raise DataError(
-            f"a vocabulary of {words} words fitted on {len(joined)} descriptors",
-            "Use more training images, or fewer words, at least one.",
-        )
+        problem = f"a vocabulary of {words} words fitted on {len(joined)} descriptors"
+        raise DataError(problem, "Use more training images, or fewer words, at least one.")
     how = {"niter": ITERATIONS, "max_points_per_centroid": POINTS_PER_WORD, "seed": seed}
     means = faiss.Kmeans(joined.shape[1], words, min_points_per_centroid=1, **how)
     threads = faiss.omp_get_max_threads()
@@ -157,8 +146,7 @@ def bag_of_visual_words(
         ``(N, words)`` float32, L2-normalised. An image without key points, or with words of no
         weight only, has a zero vector: it is equally unlike every image.
     Raises:
-        DataError: as for :func:`describe` and :func:`learn_words`. ImageError: naming the file.
-        CacheError: the cache cannot be written.
+        DataError: as for :func:`describe` and :func:`learn_words`.
     Source: Sivic and Zisserman, Video Google, 2003.
     """
 

@@ -1,8 +1,4 @@
-"""The networks: torchvision's detectors on any trunk of ours, and those that it trained on COCO.
-
-Against ``torchvision/resnet50:IMAGENET1K_V1``, the weights that their training began with, the
-latter compare the same trunk before and after detection training at the paper's scale.
-"""
+"""The networks: torchvision's detectors on any trunk of ours, and those that it trained on COCO."""
 
 from __future__ import annotations
 
@@ -23,11 +19,11 @@ from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, MultiScale
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from objemb_lib.config import DataError
-from objemb_lib.embed.trunks import Trunk, from_hub, torchvision_trunk_of
+from objemb_lib.embed.trunks import Trunk, from_hub, torchvision_trunk_of, torchvision_weights
 
 KINDS = ("faster_rcnn", "mask_rcnn", "fcos")
 STRIDES = (8, 16, 32)  # objects of 30 to 170 pixels: finer levels cost much and find nothing more
-BEFORE = "torchvision/resnet50:IMAGENET1K_V1"
+BEFORE = "torchvision/resnet50:IMAGENET1K_V1"  # the weights that COCO training began with
 COCO_DETECTORS = (
     "fasterrcnn_resnet50_fpn",
     "fasterrcnn_resnet50_fpn_v2",
@@ -44,9 +40,7 @@ class Pyramid(nn.Module):
     """A trunk and a feature pyramid (FPN) over its last stages: what torchvision calls a backbone.
 
     Args:
-        body: the trunk. fpn: torchvision's.
         levels: for each level, finest first, the stage of the trunk that feeds it.
-        channels: of every level.
     Source: Lin et al., Feature Pyramid Networks for Object Detection, 2017.
     """
 
@@ -70,7 +64,6 @@ class Detector(nn.Module):
         kind: one of :data:`KINDS` or :data:`COCO_DETECTORS`.
         network: torchvision's model; its ``backbone`` is a :class:`Pyramid`.
         categories: names; the network's label ``k + 1`` is category ``k``.
-        size: side in pixels of the images it was built for.
     """
 
     def __init__(self, kind: str, network: nn.Module, categories: Sequence[str], size: int) -> None:
@@ -90,26 +83,17 @@ class Detector(nn.Module):
         return hasattr(self.network, "roi_heads")
 
     def __repr__(self) -> str:
-        count = sum(p.numel() for p in self.parameters()) / 1e6
-        return (
-            f"Detector({self.kind} on {self.trunk.name}, {len(self.categories)} categories, "
-            f"{self.size} px, {count:.1f} M parameters)"
-        )
+        count, kinds = sum(p.numel() for p in self.parameters()) / 1e6, len(self.categories)
+        what = f"{self.kind} on {self.trunk.name}, {kinds} categories"
+        return f"Detector({what}, {self.size} px, {count:.1f} M parameters)"
 
     def about(self) -> dict:
         """What a card must say so that the detector can be built again."""
-        return {
-            "kind": self.kind,
-            "trunk": self.trunk.name,
-            "categories": list(self.categories),
-            "size": self.size,
-        }
+        what = {"kind": self.kind, "trunk": self.trunk.name}
+        return what | {"categories": list(self.categories), "size": self.size}
 
     def for_inference(self, device: torch.device) -> Detector:
-        """A copy that only detects, with a faster trunk; the numbers stay the same to rounding.
-
-        Such a copy gives itself: whoever detects often makes one, once.
-        """
+        """A copy that only detects, with a faster trunk; such a copy gives itself."""
         if self.ready == device:
             return self
         fast = copy.deepcopy(self).to(device, memory_format=torch.channels_last).eval()
@@ -127,16 +111,16 @@ class Detector(nn.Module):
     def forward(
         self, images: list[Tensor], targets: list[Target] | None = None
     ) -> Losses | list[Target]:
-        """Losses in training; else detections, best first.
+        """``{name: loss}`` in training; else detections, best first.
 
         Args:
             images: ``(3, H, W)`` float pixels in 0..1 each, not normalised.
             targets: in training: ``boxes`` ``(K, 4)`` as x0, y0, x1, y1, ``labels`` ``(K,)``
                 from 1, and for Mask R-CNN ``masks`` ``(K, H, W)``.
         Returns:
-            ``{name: loss}``, or for each image ``boxes``, ``labels``, ``scores``, from Mask
-            R-CNN ``masks`` ``(K, 1, H, W)`` in 0..1, and from two-stage detectors ``proposals``
-            ``(P, 4)``, best first: boxes that hold *something*, of no category yet.
+            for each image ``boxes``, ``labels``, ``scores``, from Mask R-CNN ``masks``
+            ``(K, 1, H, W)`` in 0..1, and from two-stage detectors ``proposals`` ``(P, 4)``, best
+            first: boxes that hold *something*, of no category yet.
         """
         if self.training:
             return self.network(images, targets)
@@ -147,11 +131,9 @@ class Detector(nn.Module):
     def with_maps(
         self, images: list[Tensor]
     ) -> tuple[list[Target], dict[str, Tensor], list[Tensor]]:
-        """A two-stage detector's pass, with what a further branch needs to join it.
+        """A two-stage detector's detections as ``forward`` gives them, and what a branch needs to
+        join it: the trunk's maps, and the detections' boxes in pixels of the trunk's input.
 
-        Returns:
-            the detections as ``forward`` gives them, the trunk's maps, and the detections' boxes
-            in pixels of the trunk's input.
         Source: Ren et al., Faster R-CNN, 2015; the steps of torchvision's GeneralizedRCNN.
         """
         network = self.network
@@ -169,14 +151,10 @@ class Detector(nn.Module):
 
 
 def _without_rubbish(found: Target) -> Target:
-    """One-stage networks score the background, label 0, as if it were a category, and keep boxes
-    without area; two-stage ones drop both themselves."""
+    """Without background (label 0) and boxes without area, which one-stage networks keep."""
     boxes = found["boxes"]
     keep = (found["labels"] > 0) & (boxes[:, 2:] - boxes[:, :2] >= 0.01).all(dim=1)
     return {key: value[keep] for key, value in found.items()}
-
-
-# --- on a trunk of ours -------------------------------------------------------------------
 
 
 @torch.inference_mode(False)  # _freeze() needs gradients, whoever calls
@@ -190,23 +168,18 @@ def build_detector(
 ) -> Detector:
     """A detector on a copy of a trunk, its head with random weights.
 
-    Batch norm is frozen, and so is every layer up to stride 4: edges and colours are as
-    ImageNet taught them, and half of the backward pass is saved.
+    Batch norm is frozen, and so is every layer up to stride 4: half of the backward pass is saved.
 
     Args:
         size: images are resized to this side; anchors go from an eighth to three quarters of it.
         channels: of the pyramid. hidden: width of the box head's vector.
-    Raises:
-        DataError: unknown kind, or a trunk without the needed strides.
     """
     if kind not in KINDS:
         raise DataError(f"no detector called {kind!r}", f"Use one of {', '.join(KINDS)}.")
     stages = {stage.stride: stage for stage in trunk.stages.values()}  # the deepest wins
     if missing := [str(stride) for stride in STRIDES if stride not in stages]:
-        raise DataError(
-            f"{trunk.name} has no map of stride {', '.join(missing)}",
-            "Use a trunk of stride 32, such as efficientnet_lite0.",
-        )
+        problem = f"{trunk.name} has no map of stride {', '.join(missing)}"
+        raise DataError(problem, "Use a trunk of stride 32, such as efficientnet_lite0.")
     body = copy.deepcopy(trunk)
     _freeze(body)
     fpn = FeaturePyramidNetwork([stages[s].channels for s in STRIDES], channels)
@@ -274,30 +247,17 @@ def _freeze(trunk: Trunk) -> None:
         parameter.requires_grad_(needed is None)
 
 
-# --- torchvision's own --------------------------------------------------------------------
-
-
 def load_coco_detector(name: str, pretrained: bool = True, size: int = 800) -> Detector:
     """A detector of torchvision, trained on COCO.
 
     Args:
-        name: ``torchvision/MODEL`` or ``torchvision/MODEL:WEIGHTS``, MODEL one of
-            :data:`COCO_DETECTORS`.
+        name: ``torchvision/MODEL[:WEIGHTS]``, MODEL one of :data:`COCO_DETECTORS`.
         pretrained: False gives random weights and asks nobody; a trained one's state fits.
         size: shorter side in pixels that images are resized to.
-    Raises:
-        DataError: unknown model or weights. DownloadError: the weights cannot be fetched.
     """
-    model, _, chosen = name.removeprefix("torchvision/").partition(":")
+    model, weights = torchvision_weights(name)
     if model not in COCO_DETECTORS:
         raise DataError(f"no COCO detector {model!r}", f"Use one of {', '.join(COCO_DETECTORS)}.")
-    enum = torchvision.models.get_model_weights(model)
-    try:
-        weights = enum[chosen] if chosen else enum.DEFAULT
-    except KeyError as error:
-        known = ", ".join(w.name for w in enum)
-        raise DataError(f"{model} has no weights {chosen!r}", f"Use {known}.") from error
-
     how = {"weights": weights if pretrained else None, "weights_backbone": None, "min_size": size}
     network = from_hub(name, lambda: torchvision.models.get_model(model, **how))
     if not pretrained and not model.endswith("_v2"):  # version 2 trained its batch norm, too
@@ -312,9 +272,7 @@ def load_coco_detector(name: str, pretrained: bool = True, size: int = 800) -> D
 def _adopted(network: nn.Module, weights: str) -> Pyramid:
     """torchvision's backbone as a :class:`Pyramid`, its levels under the names its heads know."""
     theirs, pixels = network.backbone, network.transform
-    trunk = torchvision_trunk_of(
-        BEFORE, list(theirs.body.children()), pixels.image_mean, pixels.image_std, weights
-    )
+    trunk = torchvision_trunk_of(BEFORE, theirs.body, pixels.image_mean, pixels.image_std, weights)
     stages = list({stage.stride: stage.name for stage in trunk.stages.values()}.values())
     used = stages[-len(theirs.fpn.inner_blocks) :]
     levels = {str(number): stage for number, stage in enumerate(used)}

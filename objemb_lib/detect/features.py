@@ -3,8 +3,8 @@
 - ``stage1`` ... ``head``: the body's maps, as detection training left them
 - ``fpn3`` ... ``fpn5``: the pyramid's levels, of stride 8 to 32
 - ``roi``: a box, cut out of the level that fits its size (what the box head sees)
-- ``box_head``: a box's vector, from which its category is told: the last hidden layer of a
-  two-stage detector, the classification tower of a one-stage one
+- ``box_head``: a box's vector, from which its category is told (two-stage: the last hidden layer;
+  one-stage: the classification tower)
 """
 
 from __future__ import annotations
@@ -25,11 +25,7 @@ from objemb_lib.embed.trunks import Stage, Trunk, per_image
 
 
 class DetectorTrunk(Trunk):
-    """The trunk of a detector, with its pyramid and its head's vectors as further stages.
-
-    Args:
-        detector: is copied; later training does not reach the copy.
-    """
+    """A copy of a detector's trunk, with its pyramid and its head's vectors as further stages."""
 
     def __init__(self, detector: Detector) -> None:
         network = copy.deepcopy(detector.network).requires_grad_(False)
@@ -51,7 +47,7 @@ class DetectorTrunk(Trunk):
             tuple(body.std.flatten().tolist()),
             "detection",
         )
-        self.body_stages, self.inputs, self.levels = list(body.stages), pyramid.levels, names
+        self.inputs, self.levels = pyramid.levels, names
         self.fpn, self.box_head, self.tower = pyramid.fpn, None, None
         if classifier:
             self.pool, self.box_head = classifier.box_roi_pool, classifier.box_head
@@ -63,8 +59,7 @@ class DetectorTrunk(Trunk):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """``(N, 3, H, W)`` normalised images to the maps of body and pyramid."""
-        head, maps = self.network.forward_intermediates(images)
-        found = dict(zip(self.body_stages, [*maps, head]))
+        found = super().forward(images)  # the body's come first among the stages
         inputs = OrderedDict((level, found[stage]) for level, stage in self.inputs.items())
         pyramid = self.fpn(inputs)
         return found | {name: pyramid[level] for level, name in self.levels.items()}
@@ -74,15 +69,15 @@ class DetectorTrunk(Trunk):
         if stage not in ("roi", "box_head"):
             return super().box_features(maps, stage, boxes)
         levels = {level: maps[name] for level, name in self.levels.items()}
-        finest = self.stages[next(iter(self.levels.values()))]
-        height, width = (n * finest.stride for n in maps[finest.name].shape[-2:])
-        each = per_image(boxes, maps[finest.name].device)
+        name, finest = next(iter(self.levels.items()))
+        size = tuple(n * self.stages[finest].stride for n in levels[name].shape[-2:])
+        each, dtype = per_image(boxes, levels[name].device), levels[name].dtype
         if stage == "box_head" and self.tower is not None:
             needed = self._needed(each)
             levels = {n: self.tower(v) if n in needed else v for n, v in levels.items()}
         # Not in half precision: RoIAlign lacks it on CPUs, and it would move boxes by pixels.
         single = {level: map_.float() for level, map_ in levels.items()}
-        pooled = self.pool(single, each, [(height, width)] * len(each)).to(maps[finest.name].dtype)
+        pooled = self.pool(single, each, [size] * len(each)).to(dtype)
         if stage == "roi" or self.box_head is None:
             return pooled
         return self.box_head(pooled)[:, :, None, None]
@@ -104,7 +99,5 @@ def check_same_trunk(trunk: str, detectors: Mapping[str, Detector]) -> None:
     """Raise DataError unless every detector stands on the trunk that it is compared with."""
     for name, detector in detectors.items():
         if detector.trunk.name != trunk:
-            raise DataError(
-                f"{name} was trained on {detector.trunk.name}, not on {trunk}",
-                f"Set TRUNK to {detector.trunk.name!r}: only then do only the weights differ.",
-            )
+            remedy = f"Set TRUNK to {detector.trunk.name!r}: only then do only the weights differ."
+            raise DataError(f"{name} was trained on {detector.trunk.name}, not on {trunk}", remedy)

@@ -31,18 +31,15 @@ def detect(
     """Detections of every image, as :class:`Detector` gives them, in pixels of it, on the CPU.
 
     Masks, where there are any, become COCO run-length encodings under ``"rles"``: the maps of
-    all images at once would take gigabytes. ``masks=False`` leaves them out. ``batch_size`` is
-    halved, with a warning, where memory runs out.
+    all images at once would take gigabytes. ``batch_size`` is halved where memory runs out.
     """
     detector, found = detector.for_inference(config.device()), []
-
-    def next_ones(size: int) -> list[Target]:
-        some = range(len(found), min(len(found) + size, len(dataset)))
-        return _detected(detector, dataset, some, masks)
-
+    every = range(len(dataset))
     with tqdm(total=len(dataset), desc="detecting", unit="image", disable=not progress) as bar:
-        while len(found) < len(dataset):
-            some, batch_size = until_it_fits(next_ones, batch_size)
+        while rest := every[len(found) :]:
+            some, batch_size = until_it_fits(
+                lambda size, rest=rest: _detected(detector, dataset, rest[:size], masks), batch_size
+            )
             found += some
             bar.update(len(some))
     return found
@@ -72,7 +69,7 @@ def coco_ap(found: list[Target], dataset: ImageDataset, masks: bool = False) -> 
     Args:
         found: as :func:`detect` gives them. masks: compare masks instead of boxes.
     Returns:
-        values in 0..1; nan where the data set has no objects.
+        in 0..1; nan where the data set has no objects.
     Source: Lin et al., Microsoft COCO, 2014; computed by pycocotools.
     """
     truth = [one for i in range(len(found)) for one in _truth(dataset, i, masks)]
@@ -109,7 +106,7 @@ def _guesses(detections: Target, i: int, masks: bool) -> list[dict]:
 def _truth(dataset: ImageDataset, i: int, masks: bool) -> list[dict]:
     """Objects of an image as COCO says them; those of no known category are left out."""
     many, crowd = [], crowds(dataset, i)
-    boxes = box_convert(torch.as_tensor(np.asarray(dataset.boxes[i])), "xyxy", "xywh").tolist()
+    boxes = box_convert(torch.as_tensor(dataset.boxes[i]), "xyxy", "xywh").tolist()
     for k in np.flatnonzero(np.asarray(dataset.box_categories[i]) >= 0):
         one = {"image_id": i + 1, "category_id": int(dataset.box_categories[i][k]) + 1}
         one |= {"bbox": boxes[k], "iscrowd": int(crowd[k]), "area": boxes[k][2] * boxes[k][3]}
@@ -120,19 +117,14 @@ def _truth(dataset: ImageDataset, i: int, masks: bool) -> list[dict]:
     return many
 
 
-def main_recall(
-    found: list[Target], dataset: ImageDataset, top: int = 100, iou: float = 0.5
-) -> np.ndarray:
-    """``(N,)`` booleans: is the main object of each image among its ``top`` best detections?
-
-    A detection counts whatever its category: to look at the right place is what hard attention
-    needs. Images without a box count as not found.
-    """
+def main_recall(found: list[Target], dataset: ImageDataset, top: int = 100) -> np.ndarray:
+    """``(N,)`` booleans: do the ``top`` detections meet the main object (IoU 0.5), whatever they
+    call it? Not where there is no true box."""
     hits = np.zeros(len(dataset), bool)
     for i, detections in enumerate(found):
         if len(dataset.boxes[i]) and len(detections["boxes"]):
             main = torch.from_numpy(np.asarray(dataset.boxes[i][:1], np.float32))
-            hits[i] = bool((box_iou(main, detections["boxes"][:top]) >= iou).any())
+            hits[i] = bool((box_iou(main, detections["boxes"][:top]) >= 0.5).any())
     return hits
 
 

@@ -1,8 +1,7 @@
 """Shipped networks: fp16 safetensors of a few megabytes, each with a card that says how it came.
 
-``shipped/<name>.safetensors`` holds the numbers, ``shipped/<name>.json`` the card: the command
-and seed that make it again, the data it learned from, its losses, its metrics on unseen objects,
-and how retrieval changed while it learned.
+The card states the command and seed that make it again, the data it learned from, its losses, its
+metrics on unseen objects, and how retrieval changed while it learned.
 """
 
 from __future__ import annotations
@@ -21,12 +20,7 @@ from torch import nn
 from objemb_lib.cache import atomic_path, atomic_write_text
 from objemb_lib.config import DataError
 from objemb_lib.data.archives import sha256_file
-from objemb_lib.detect.detectors import (
-    COCO_DETECTORS,
-    Detector,
-    build_detector,
-    load_coco_detector,
-)
+from objemb_lib.detect.detectors import KINDS, Detector, build_detector, load_coco_detector
 from objemb_lib.embed.trunks import load_trunk
 
 LIMIT = 12_000_000  # bytes a file: thirty people fetch it over one Wi-Fi
@@ -47,24 +41,22 @@ def save_weights(
 
     Args:
         model: a detector or a student; what ``model.about()`` says goes on the card.
-        card: what is known of the training.
-        limit: bytes that the file may hold; None: any number.
+        card: what is known of the training. limit: bytes that the file may hold; None: any.
     Raises:
         DataError: a larger file, or a number that half precision lacks; nothing is written then.
     """
     path, state = (root or weights_root()) / f"{name}.safetensors", {}
     for key, tensor in model.state_dict().items():
-        tensor = tensor.detach().cpu()
-        state[key] = (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
-        if tensor.is_floating_point() and not torch.isfinite(state[key]).all():
+        tensor = tensor.detach().cpu().contiguous()
+        state[key] = tensor.half() if tensor.is_floating_point() else tensor
+        if not torch.isfinite(state[key]).all():
             raise DataError(f"{key} does not fit into half precision", "Train again.")
     with atomic_path(path) as temporary:
         save_file(state, temporary)
         if limit and (size := temporary.stat().st_size) > limit:
             raise DataError(f"{path} would hold {size:,} bytes", "Make it slim.")
-    # What a reader looks for comes first; an earlier card's must not stay.
-    first = model.about() | {"sha256": sha256_file(path)}
-    whole = first | {key: value for key, value in card.items() if key not in first}
+    first = model.about() | {"sha256": sha256_file(path)}  # what a reader looks for
+    whole = first | card | first  # an earlier card's must not stay
     atomic_write_text(path.with_suffix(".json"), json.dumps(whole, indent=1) + "\n")
     return path
 
@@ -110,12 +102,8 @@ def load_detector(name: str, root: Path | None = None, size: int | None = None) 
 
     Args:
         name: ``faster_rcnn``, ``mask_rcnn`` or ``fcos``: shipped with the course;
-            ``torchvision/MODEL`` or ``torchvision/MODEL:WEIGHTS``: trained on COCO, downloaded
-            on first use, see :func:`load_coco_detector`.
+            ``torchvision/MODEL[:WEIGHTS]``: see :func:`load_coco_detector`.
         size: shorter side of what one of torchvision's sees, default 800; ours have their own.
-    Raises:
-        DataError: no such detector, or a file that is damaged or of another trunk.
-        DownloadError: the weights cannot be fetched.
     """
     if name.startswith("torchvision/"):
         return load_coco_detector(name, size=size or 800)
@@ -127,8 +115,7 @@ def load_detector(name: str, root: Path | None = None, size: int | None = None) 
 def load_network(name: str, root: Path | None, build: Callable[[dict], Network]) -> Network:
     """A shipped network: what ``build`` makes of its card, filled; half precision becomes single.
 
-    Raises:
-        DataError: a file that is absent, damaged, or not the one of its card.
+    Raises DataError for a file that is absent, damaged, or not the one of its card.
     """
     card, path = read_card(name, root), (root or weights_root()) / f"{name}.safetensors"
     try:
@@ -143,7 +130,7 @@ def load_network(name: str, root: Path | None, build: Callable[[dict], Network])
 
 def build_from(card: dict) -> Detector:
     """The detector that a card describes, with random weights."""
-    if card["kind"] in COCO_DETECTORS:
+    if card["kind"] not in KINDS:
         return load_coco_detector(card["kind"], pretrained=False, size=card["size"])
     trunk = load_trunk(card["trunk"], pretrained=False)
     return build_detector(card["kind"], trunk, card["categories"], card["size"])

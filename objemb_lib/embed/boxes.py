@@ -1,7 +1,6 @@
 """Boxes: where the objects of an image are, or might be, whoever says so.
 
-Every source of boxes gives the same :class:`Boxes`, so that whatever follows cannot tell the truth
-from a detector's guess, or from boxes thrown at random (:mod:`objemb_lib.attend.sources`).
+Whatever follows cannot tell the truth from a detector's guess, or from boxes thrown at random.
 """
 
 from __future__ import annotations
@@ -26,15 +25,13 @@ class Boxes:
     """At least one box for every image of a data set.
 
     Args:
-        name: for tables.
         boxes: ``N`` arrays ``(K_i, 4)``, x0, y0, x1, y1 in pixels of the image.
         scores: ``N`` arrays ``(K_i,)``, how sure the source is; default 1.
         masks: ``N`` lists of ``K_i`` COCO run-length encodings, or None.
         fell_back: ``(N,)`` booleans: where the source found nothing, and the whole image stands in.
         source: who said it, for tables.
     Raises:
-        DataError: an image without a box, lengths that do not agree, or a box that is none (a NaN,
-            a right side left of the left one).
+        DataError: an image without a box, lengths that do not agree, or what is no box.
     """
 
     name: str
@@ -59,11 +56,11 @@ class Boxes:
             if not len(many):
                 remedy = "Let the whole image stand in: or_whole."
                 raise DataError(f"{self.name}: image {i} has no box", remedy)
-            _check_boxes(self.name, i, many)
-            for part in ("scores", "masks"):
-                values = getattr(self, part)
-                if values is not None and len(values[i]) != len(many):
-                    raise DataError(f"{self.name}: image {i} has {len(many)} boxes, other {part}")
+            if not np.isfinite(many).all() or (many[:, 2:] < many[:, :2]).any():
+                remedy = "Boxes are x0, y0, x1, y1 in pixels, x0 <= x1, y0 <= y1."
+                raise DataError(f"{self.name}: image {i}: not a box, {many.tolist()}", remedy)
+            if {len(many)} != {len(part[i]) for part in (self.scores, self.masks) if part}:
+                raise DataError(f"{self.name}: image {i}: boxes, scores, masks of other numbers")
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -76,8 +73,6 @@ class Boxes:
 
     def mask(self, i: int, k: int) -> np.ndarray:
         """``(H, W)`` boolean mask of object ``k`` in image ``i``."""
-        if self.masks is None:
-            raise DataError(f"{self.name} has no masks", "Use its boxes, or a source with masks.")
         return coco_mask.decode([self.masks[i][k]])[..., 0].astype(bool)
 
     @cached_property
@@ -99,25 +94,14 @@ class Boxes:
         return found.hexdigest()
 
     def top(self, k: int, threshold: float = -np.inf, name: str = "") -> Boxes:
-        """The ``k`` boxes of the highest scores of each image, best first.
-
-        Args:
-            threshold: boxes of a lower score are left out, but the best one stays.
-        """
+        """The ``k`` boxes of the highest scores of each image, best first; of those below the
+        ``threshold`` none but the best."""
         order = [np.argsort(-s, kind="stable")[:k] for s in self.scores]
         order = [o[: max(1, int((s[o] >= threshold).sum()))] for o, s in zip(order, self.scores)]
         pick = lambda many: tuple(x[o] for x, o in zip(many, order))  # noqa: E731
         masks = self.masks and tuple([m[j] for j in o] for m, o in zip(self.masks, order))
         return replace(self, name=name or f"{self.name}, top {k}", boxes=pick(self.boxes),
                        scores=pick(self.scores), masks=masks)  # fmt: skip
-
-
-def _check_boxes(name: str, i: int, boxes: np.ndarray) -> None:
-    if not np.isfinite(boxes).all() or (boxes[:, 2:] < boxes[:, :2]).any():
-        raise DataError(
-            f"{name}: image {i} has a box that is none, {boxes.tolist()}",
-            "Boxes are x0, y0, x1, y1 in pixels, x0 <= x1, y0 <= y1.",
-        )
 
 
 def or_whole(
@@ -128,18 +112,14 @@ def or_whole(
     masks: Sequence[Sequence[dict]] | None = None,
     source: str = "",
 ) -> Boxes:
-    """:class:`Boxes` in which the whole image stands in where there is no box.
+    """:class:`Boxes` in which the whole image (and mask) stands in where there is no box.
 
-    ``fell_back`` says where; with masks, the whole image is also the mask. Boxes are clipped to
-    the image; those wholly outside count as none.
+    ``fell_back`` says where. Boxes are clipped to the image; those wholly outside count as none.
     """
-    if len(boxes) != len(dataset):
-        raise DataError(f"{name}: boxes of {len(boxes)} images for {dataset}", "One array each.")
     scores = scores if len(scores) else [np.ones(len(b)) for b in boxes]
     found, sure, shapes, back = [], [], [], []
     for i, size in enumerate(dataset.sizes()):
         many = np.asarray(boxes[i], np.float32).reshape(-1, 4)
-        _check_boxes(name, i, many)
         outside = (many[:, :2] >= size).any(axis=1) | (many[:, 2:] <= 0).any(axis=1)
         there = np.flatnonzero(~outside)
         back.append(not len(there))
@@ -158,11 +138,7 @@ def whole_image(dataset: ImageDataset) -> Boxes:
 
 
 def true_boxes(dataset: ImageDataset, main_only: bool = False) -> Boxes:
-    """The boxes (and masks, where there are any) that the data set states.
-
-    Args:
-        main_only: only each image's main object: what a query is about.
-    """
+    """The boxes (and masks) that the data set states, or only each image's main object."""
     most = 1 if main_only else None
     name = "true main box" if main_only else "true boxes"
     masks = dataset.masks and [m[:most] for m in dataset.masks]

@@ -1,9 +1,8 @@
 """Extraction: data set x trunk x region x pooling -> a table of vectors, cached by content.
 
-One forward pass serves every (stage, pooling) that is asked for, and every region of one map. What
-is cached is keyed by everything that decides the numbers: the data set's content, the trunk's
-weights, region, input size, precision, stage and pooling. A killed run goes on where it stopped;
-two notebooks that want the same vectors compute them once.
+One forward pass serves every (stage, pooling) that is asked for, and every region of one map. The
+cache is keyed by everything that decides the numbers. A killed run goes on where it stopped; two
+notebooks that want the same vectors compute them once.
 """
 
 from __future__ import annotations
@@ -49,9 +48,6 @@ class ExtractOptions:
             overflows (32 is half as fast), else 64. Halved, with a warning, where memory runs out.
         precision: ``fp32`` or ``bf16``; default :func:`config.precision`.
         cache: False neither reads nor writes the cache.
-        progress: show a bar.
-    Raises:
-        DataError: unknown precision.
     """
 
     size: int = 256
@@ -74,8 +70,7 @@ class Objects:
     """The vectors of ``M`` objects of ``N`` images, the objects of the first image first.
 
     Args:
-        vectors: ``{(stage, pooling): (M, C)}``, not normalised.
-        where: the boxes they come from.
+        vectors: ``{(stage, pooling): (M, C)}``, not normalised. where: the boxes they come from.
     """
 
     vectors: Vectors
@@ -109,16 +104,12 @@ def extract(
 ) -> Vectors:
     """Vectors of every image, or of every box of a region, for each wanted (stage, pooling).
 
-    Args:
-        wanted: pairs of a stage of the trunk and a key of :data:`pooling.POOLINGS`.
-        region: where to look.
     Returns:
         ``{(stage, pooling): (M, C) float32}``, not normalised; M = N for the whole images, else
         the boxes of the first image first.
     Raises:
         KeyError: unknown stage or pooling. DataError: boxes of another number of images.
-        ImageError, DataError: an image cannot be used; what was computed before it stays cached.
-        CacheError: the cache cannot be written. ObjembError: not even one image fits into memory.
+        ImageError: an image cannot be used; what was computed before it stays cached.
     """
     return extract_regions(dataset, trunk, wanted, {"": region}, options)[""]
 
@@ -149,7 +140,13 @@ def extract_regions(
 
     Regions on the map share their forward passes: that is what pooling on the map is for.
     """
-    _check(dataset, trunk, wanted, regions)
+    for pair in wanted:
+        for name, known in zip(pair, (trunk.stages, POOLINGS)):
+            if name not in known:
+                raise KeyError(f"no {name!r} of {trunk.name}; there are {list(known)}")
+    for region in regions.values():
+        if region.boxes is not None and len(region.boxes) != len(dataset):
+            raise DataError(f"{region.boxes} are not of {dataset}", "Make boxes for this data set.")
     options, wanted = options or ExtractOptions(), list(dict.fromkeys(wanted))
     once = {region.key: region for region in regions.values()}  # two names, the same boxes
     on_map = tuple(region for region in once.values() if region.on == "map")
@@ -160,19 +157,6 @@ def extract_regions(
         vectors = run.cached(wanted) if options.cache else run.computed(wanted)
         found |= {region.key: vectors[k] for k, region in enumerate(together)}
     return {name: {p: found[region.key][p] for p in wanted} for name, region in regions.items()}
-
-
-def _check(
-    dataset: ImageDataset, trunk: Trunk, wanted: Sequence[Pair], regions: Mapping[str, Region]
-) -> None:
-    for stage, name in wanted:
-        if stage not in trunk.stages:
-            raise KeyError(f"{trunk.name} has no stage {stage!r}; it has {list(trunk.stages)}")
-        if name not in POOLINGS:
-            raise KeyError(f"no pooling {name!r}; there are {list(POOLINGS)}")
-    for region in regions.values():
-        if region.boxes is not None and len(region.boxes) != len(dataset):
-            raise DataError(f"{region.boxes} are not of {dataset}", "Make boxes for this data set.")
 
 
 Wanted = list[tuple[int, Pair]]  # number of a region, what is pooled of it
@@ -246,7 +230,7 @@ class Extraction:
         found: list[dict] = []
         with tqdm(desc=what, total=sum(map(len, todo)), unit="image", disable=hide) as bar:
             for (part, views), batch in zip(batches, self.read([v for _, v in batches])):
-                step = partial(self.pool_in_steps, trunk, batch, todo[part])
+                step = partial(self.pool, trunk, batch, todo[part])
                 some, size = until_it_fits(step, size)
                 found += some
                 bar.update(len(views))
@@ -257,25 +241,19 @@ class Extraction:
     def read(self, batches: list[range], ahead: int = 4) -> Iterator[Batch]:
         """Batches of pixels, boxes and masks.
 
-        An accelerator computes while threads decode the next batches. A CPU decodes in this
-        thread and computes then: decoding threads beside torch's own make both wait, and that
-        costs several times what they save.
+        An accelerator computes while threads decode the next batches. On a CPU decoding threads
+        beside torch's own make both wait, which costs several times what they save.
         """
         if config.device().type == "cpu":
             yield from map(self.decode, batches)
             return
         with ThreadPoolExecutor(max(1, config.workers())) as threads:
             queue: deque[Future] = deque()
-            try:
-                for views in batches:
-                    queue.append(threads.submit(self.decode, views))
-                    if len(queue) > ahead:
-                        yield queue.popleft().result()
-                while queue:
+            for views in batches:
+                queue.append(threads.submit(self.decode, views))
+                if len(queue) > ahead:
                     yield queue.popleft().result()
-            finally:
-                for future in queue:
-                    future.cancel()
+            yield from (future.result() for future in queue)
 
     def decode(self, views: range) -> Batch:
         """``(B, 3, size, size)`` uint8, channels last; of each view, of each region, its boxes
@@ -289,20 +267,18 @@ class Extraction:
             masks.append([region.mask_shares(i, image.size) for region in self.regions])
         return torch.from_numpy(np.stack(seen)).permute(0, 3, 1, 2), boxes, masks
 
-    def pool_in_steps(self, trunk: Trunk, batch: Batch, wanted: Wanted, size: int) -> list[dict]:
-        """:meth:`pool` of a batch in steps of at most ``size`` images."""
-        steps = [slice(i, i + size) for i in range(0, len(batch[0]), size)]
-        return [self.pool(trunk, tuple(part[s] for part in batch), wanted) for s in steps]
-
-    def pool(self, trunk: Trunk, batch: Batch, wanted: Wanted) -> dict:
-        """All that is wanted of one batch; a region cuts a stage's map once for every pooling."""
-        pixels, boxes, masks = batch
-        maps = trunk(trunk.normalise(pixels.to(config.device())))
-        found = {}
-        for k in dict.fromkeys(k for k, _ in wanted):
-            pairs = [pair for number, pair in wanted if number == k]
-            some = self.regions[k], trunk, maps, pairs, [b[k] for b in boxes], [m[k] for m in masks]
-            found |= {(k, pair): vectors for pair, vectors in _pooled(*some).items()}
+    def pool(self, trunk: Trunk, batch: Batch, wanted: Wanted, size: int) -> list[dict]:
+        """All that is wanted of a batch, in steps of at most ``size`` images."""
+        found = []
+        for i in range(0, len(batch[0]), size):
+            pixels, boxes, masks = (part[i : i + size] for part in batch)
+            maps = trunk(trunk.normalise(pixels.to(config.device())))
+            found.append({})
+            for k in dict.fromkeys(k for k, _ in wanted):
+                pairs = [pair for number, pair in wanted if number == k]
+                cut = [b[k] for b in boxes], [m[k] for m in masks]
+                vectors = _pooled(self.regions[k], trunk, maps, pairs, *cut)
+                found[-1] |= {(k, pair): x for pair, x in vectors.items()}
         return found
 
 
@@ -342,14 +318,14 @@ def benchmark_latency(
 ) -> dict[str, float]:
     """Milliseconds an image costs in each of some ways, from its file to its objects' vectors.
 
-    One image at a time, median over the first ``images``; the ways take turns at each image, so
-    that what else the machine does meets them alike.
+    Median over the first ``images``; the ways take turns, so that what else the machine does meets
+    them alike.
 
     Args:
         ways: ``{name: (trunk, (stage, pooling) pairs, region, size)}``.
     """
-    fast = {id(trunk): trunk for trunk, *_ in ways.values()}
-    fast = {key: trunk.for_inference(config.device()) for key, trunk in fast.items()}
+    every = {id(trunk): trunk for trunk, *_ in ways.values()}
+    fast = {key: trunk.for_inference(config.device()) for key, trunk in every.items()}
     spent: dict[str, list[float]] = {name: [] for name in ways}
     for i in (0, *range(min(images, len(dataset)))):  # the first one warms up
         for name, (trunk, pairs, region, size) in ways.items():
@@ -358,6 +334,6 @@ def benchmark_latency(
             start = time.perf_counter()
             for view in views:
                 batch = run.decode(range(view, view + 1))
-                run.pool(fast[id(trunk)], batch, [(0, pair) for pair in pairs])
+                run.pool(fast[id(trunk)], batch, [(0, pair) for pair in pairs], 1)
             spent[name].append(1000 * (time.perf_counter() - start))
     return {name: statistics.median(times[1:]) for name, times in spent.items()}

@@ -1,9 +1,9 @@
 """Pooling: a feature map becomes one vector, ``(N, C, H, W)`` -> ``(N, C)``.
 
-Every function takes any floating dtype and returns float32; none normalises its result
-(see :mod:`objemb_lib.embed.whitening`). Maps may be 1x1 or oblong. Features may be negative
-(linear last layers): each docstring says what happens to them. All raise DataError when
-the input is not a non-empty ``(N, C, H, W)`` map.
+Every function takes a ``(N, C, H, W)`` map of any floating dtype, also 1x1 or oblong, and returns
+``(N, C)`` float32 descriptors; none normalises them (see :mod:`objemb_lib.embed.whitening`).
+Features may be negative (linear last layers): each docstring says what happens to them. All raise
+DataError when the input is no such map, or an empty one.
 """
 
 from __future__ import annotations
@@ -28,12 +28,6 @@ def _as_float32(features: Tensor) -> Tensor:
 def spoc(features: Tensor) -> Tensor:
     """Average of each channel over space; negative values count as they are.
 
-    The sum-pooled convolutional descriptor without its centre prior, divided by the area.
-
-    Args:
-        features: ``(N, C, H, W)`` feature map.
-    Returns:
-        ``(N, C)`` float32 descriptors, not normalised.
     Source: Babenko and Lempitsky, Aggregating Deep Convolutional Features for Image
     Retrieval, 2015, section 4 (sum pooling).
 
@@ -47,10 +41,6 @@ def spoc(features: Tensor) -> Tensor:
 def mac(features: Tensor) -> Tensor:
     """Maximum of each channel over space; negative where the whole channel is negative.
 
-    Args:
-        features: ``(N, C, H, W)`` feature map.
-    Returns:
-        ``(N, C)`` float32 descriptors, not normalised.
     Source: Tolias et al., Particular Object Retrieval with Integral Max-Pooling of CNN
     Activations, 2016, ``f_Omega``.
 
@@ -64,17 +54,9 @@ def mac(features: Tensor) -> Tensor:
 def gem(features: Tensor, p: float = 3.0, eps: float = 1e-6) -> Tensor:
     """Generalised mean of each channel over space; values below ``eps`` are raised to it.
 
-    ``(mean_xy max(f, eps)^p)^(1/p)``: p = 1 is average (SPoC), p -> infinity is max (MAC),
-    both on the clamped map.
+    ``(mean_xy max(f, eps)^p)^(1/p)``, p > 0: p = 1 is average (SPoC), p -> infinity is max (MAC),
+    both on the clamped map: the power of a negative number is not defined.
 
-    Args:
-        features: ``(N, C, H, W)`` feature map.
-        p: norm exponent, > 0.
-        eps: smallest feature, > 0: the power of a negative number is not defined.
-    Returns:
-        ``(N, C)`` float32 descriptors, not normalised.
-    Raises:
-        DataError: when p is not positive.
     Source: Radenovic et al., Fine-tuning CNN Image Retrieval with No Human Annotation, 2018,
     eq. 3.
 
@@ -119,17 +101,12 @@ def rmac(features: Tensor, levels: int = 3) -> Tensor:
     """Sum over a grid of squares of each square's L2-normalised maxima.
 
     ``sum_R mac(f_R) / |mac(f_R)|``. The paper also whitens each region's vector before the
-    sum; that is left out here, so that every pooling is whitened once, after pooling.
-    Negative values count as in :func:`mac`.
+    sum; here every pooling is whitened once, afterwards.
+    Negative values count as they are.
 
     Args:
-        features: ``(N, C, H, W)`` feature map.
         levels: scales of the grid, >= 1; the paper uses 3. Scales whose squares would be
             smaller than one cell are left out.
-    Returns:
-        ``(N, C)`` float32 descriptors, not normalised.
-    Raises:
-        DataError: when levels is below 1.
     Source: Tolias et al., Particular Object Retrieval with Integral Max-Pooling of CNN
     Activations, 2016, "Region feature vector" and "R-MAC".
 
@@ -137,8 +114,6 @@ def rmac(features: Tensor, levels: int = 3) -> Tensor:
     >>> rmac(torch.tensor([[[[3.0]], [[4.0]]]]))  # 1x1: one square
     tensor([[0.6000, 0.8000]])
     """
-    if levels < 1:
-        raise DataError(f"R-MAC needs at least one level, got {levels}", "Use levels = 3.")
     features = _as_float32(features)
     total = 0.0
     for side, tops, lefts in rmac_grid(*features.shape[2:], levels):
@@ -159,11 +134,6 @@ def crow(features: Tensor, eps: float = 1e-6) -> Tensor:
     is positive. Negative values are set to 0. A map of one channel gives 0: no channel is
     rarer than another.
 
-    Args:
-        features: ``(N, C, H, W)`` feature map.
-        eps: keeps the logarithm finite for channels that are never active, > 0.
-    Returns:
-        ``(N, C)`` float32 descriptors, not normalised.
     Source: Kalantidis et al., Cross-dimensional Weighting for Aggregated Deep Convolutional
     Features, 2016, section 3.
 

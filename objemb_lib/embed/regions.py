@@ -6,10 +6,10 @@ pass for each box) or of the feature *map* of the whole image (RoIAlign: one pas
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil, floor
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,24 +25,17 @@ from objemb_lib.embed.trunks import Trunk, per_image
 CELLS = 7  # side of what RoIAlign cuts out, as in Fast R-CNN
 
 
-class CellWeights(Protocol):
-    """Weights of a map's cells, such as :class:`objemb_lib.attend.soft.ClassActivation`."""
-
-    key: str  # what decides them, for the cache
-
-    def __call__(self, maps: dict[str, Tensor]) -> Tensor: ...  # (N, h, w)
-
-
 @dataclass(frozen=True, eq=False)
 class Region:
     """One way of looking at the images of a data set: what becomes a vector.
 
     Args:
-        boxes: of that data set; None is the whole image.
+        boxes: None is the whole image.
         on: where boxes are cut out, of the feature ``map`` or of the ``pixels``.
         context: around each box, as a part of its sides; a negative one shrinks it.
         masked: cells of the map count by how much of them a box's mask covers.
-        weights: of the cells of the whole map (soft attention), instead of cutting boxes out.
+        weights: ``(N, h, w)`` of the cells of the whole map (soft attention), instead of cutting
+            boxes out; ``weights.key`` says what decides them, for the cache.
         called: name for tables, if not the usual.
     Raises:
         DataError: ``masked`` without masks, or on pixels.
@@ -52,7 +45,7 @@ class Region:
     on: Literal["map", "pixels"] = "map"
     context: float = 0.0
     masked: bool = False
-    weights: CellWeights | None = None
+    weights: Callable[[dict[str, Tensor]], Tensor] | None = None
     called: str = ""
 
     def __post_init__(self) -> None:
@@ -110,13 +103,11 @@ class Region:
     def cells(
         self, trunk: Trunk, maps: dict[str, Tensor], stage: str, boxes: Sequence[Tensor]
     ) -> Tensor:
-        """The part of a stage's maps to pool.
+        """``(M, C, h, w)``: the part of a stage's maps to pool.
 
         Args:
-            maps: of ``N`` images, as the trunk gives them. boxes: ``N`` times ``(K_i, 4)``, of
-                :meth:`input_boxes`.
-        Returns:
-            ``(M, C, h, w)``, the boxes of the first image first; h = w = 7 for boxes on the map.
+            maps: of ``N`` images, as the trunk gives them.
+            boxes: ``N`` times ``(K_i, 4)``, of :meth:`input_boxes`.
         """
         if self.weights:
             heat = self.weights(maps)[:, None]
@@ -161,40 +152,32 @@ def model_input(
 ) -> np.ndarray:
     """``(size, size, 3)`` uint8: what a trunk sees of an image, or of a box in it.
 
-    The aspect ratio is not kept: the whole content is squeezed into the square, as the paper's
-    networks see it.
+    The whole content is squeezed into the square, as the paper's networks see it.
     """
     if box is not None:  # cut first: resize(box=...) would mix in what lies just outside the box
-        image = image.crop(_whole_pixels(box, context, image.size))
+        image = crop_pixels(image, box, context)
     if image.size != (size, size):
         image = image.resize((size, size), Image.BICUBIC, reducing_gap=2.0)
     return np.asarray(image)
 
 
-def _whole_pixels(box: np.ndarray, context: float, size: tuple[int, int]) -> tuple[int, ...]:
-    """A box with context on all sides, in whole pixels inside the image, at least one wide."""
-    x0, y0, x1, y1 = map(float, box)
-    dx, dy = context * (x1 - x0), context * (y1 - y0)
-    left, top = max(0, min(floor(x0 - dx), size[0] - 1)), max(0, min(floor(y0 - dy), size[1] - 1))
-    right, bottom = max(ceil(x1 + dx), left + 1), max(ceil(y1 + dy), top + 1)
-    return left, top, min(size[0], right), min(size[1], bottom)
+def crop_pixels(image: Image.Image, box: np.ndarray, context: float = 0.0) -> Image.Image:
+    """The whole pixels of an image that a box with context on all sides meets, at least one."""
+    x0, y0, x1, y1 = widen(np.asarray(box)[None], context, np.array(image.size))[0]
+    return image.crop((floor(x0), floor(y0), ceil(x1), ceil(y1)))
 
 
-def cut(
-    trunk: Trunk, maps: dict[str, Tensor], stage: str, boxes: Sequence[Tensor], cells: int = CELLS
-) -> Tensor:
-    """Boxes cut out of a stage's maps: what is left to pool for each.
+def cut(trunk: Trunk, maps: dict[str, Tensor], stage: str, boxes: Sequence[Tensor]) -> Tensor:
+    """``(K_1 + ... + K_N, C, h, w)`` float32: boxes cut out of a stage's maps.
 
     Args:
-        maps: of ``N`` images, as the trunk gives them. boxes: ``N`` times ``(K_i, 4)``, in input
-            pixels. cells: sides of what is cut out; a stage per box has sides of its own.
-    Returns:
-        ``(K_1 + ... + K_N, C, h, w)`` float32, the boxes of the first image first.
+        maps: of ``N`` images, as the trunk gives them.
+        boxes: ``N`` times ``(K_i, 4)``, in input pixels.
     """
     if trunk.stages[stage].per_box:
         return trunk.box_features(maps, stage, boxes)
     each = per_image(boxes, maps[stage].device)
-    return roi_align(maps[stage], each, cells, 1 / trunk.stages[stage].stride)
+    return roi_align(maps[stage], each, CELLS, 1 / trunk.stages[stage].stride)
 
 
 def roi_align(
@@ -203,9 +186,9 @@ def roi_align(
     """RoIAlign as two matrix products, several times as fast on a CPU as torchvision's loop.
 
     Each of ``cells x cells`` bins is the mean of ``samples x samples`` points, each interpolated
-    between four cells of the map. All of that is linear in the map, and rows know nothing of
-    columns: ``out = R f C^T`` with ``R`` what a bin takes of each row, ``C`` of each column.
-    The numbers are those of ``torchvision.ops.roi_align(..., aligned=True)``.
+    between four cells of the map. That is linear in the map, and rows know nothing of columns:
+    ``out = R f C^T`` with ``R`` what a bin takes of each row, ``C`` of each column. The numbers are
+    those of ``torchvision.ops.roi_align(..., aligned=True)``.
 
     Args:
         maps: ``(N, C, H, W)``. boxes: ``N`` times ``(K_i, 4)`` in input pixels.
@@ -214,7 +197,7 @@ def roi_align(
         ``(K_1 + ... + K_N, C, cells, cells)`` float32.
     Source: He et al., Mask R-CNN, 2017, section 3.
     """
-    n, channels, height, width = maps.shape
+    _, channels, height, width = maps.shape
     last = maps.float().permute(0, 2, 3, 1).contiguous()  # no copy where channels come last
     found = [last.new_zeros(0, cells, cells, channels)]
     for features, some in zip(last, boxes):

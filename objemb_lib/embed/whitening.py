@@ -28,8 +28,6 @@ def l2(x: np.ndarray, eps: float = 1e-12) -> np.ndarray:
 def concat_descriptors(parts: Sequence[np.ndarray]) -> np.ndarray:
     """Vectors of several stages as one: each L2-normalised first, so that none outweighs another.
 
-    The inner product of two joined vectors is the mean of their parts' cosines.
-
     >>> concat_descriptors([np.array([[3.0, 4.0]]), np.array([[0.1]])]).round(2)
     array([[0.42, 0.57, 0.71]], dtype=float32)
     """
@@ -64,14 +62,11 @@ def alpha_query_expansion(
 
     Args:
         queries: ``(Q, D)``. gallery: ``(N, D)``, both L2-normalised.
-        count: neighbours that are added, or all there are.
         own: ``(Q,)`` gallery row that is the query's own image, -1 where it is not there: an
             image does not expand itself. Default: none is there.
         chunk: queries at a time, each taking about 12 bytes per gallery vector.
     Returns:
         ``(Q, D)`` float32, L2-normalised.
-    Raises:
-        DataError: ``count`` or ``alpha`` below 0, or shapes that do not fit.
     Source: Radenovic et al., Fine-tuning CNN Image Retrieval with No Human Annotation, 2019.
 
     >>> gallery = np.array([[0.6, 0.8], [0.0, 1.0]])
@@ -80,12 +75,8 @@ def alpha_query_expansion(
     """
     queries, gallery = np.asarray(queries, np.float32), np.asarray(gallery, np.float32)
     own = np.full(len(queries), -1) if own is None else np.asarray(own)
-    fits = queries.ndim == gallery.ndim == 2 and queries.shape[1] == gallery.shape[1]
-    if count < 0 or alpha < 0 or not fits or own.shape != (len(queries),):
-        raise DataError(
-            f"query expansion of {queries.shape} by {count} of {gallery.shape}, alpha {alpha}",
-            "Pass vectors of one dimension, and a count and an alpha of at least 0.",
-        )
+    if count < 0 or alpha < 0:
+        raise DataError(f"query expansion by {count}, alpha {alpha}", "Use at least 0.")
     found = []
     for start in range(0, len(queries), chunk):
         part, mine = queries[start : start + chunk], own[start : start + chunk]
@@ -102,8 +93,6 @@ def alpha_query_expansion(
 def database_augmentation(gallery: np.ndarray, count: int, alpha: float = 3.0) -> np.ndarray:
     """Each gallery vector plus its neighbours: query expansion on the side of the database (DBA).
 
-    Done once, before anybody asks. Arguments as for :func:`alpha_query_expansion`.
-
     Source: Arandjelovic and Zisserman, Three Things Everyone Should Know to Improve Object
     Retrieval, 2012, "database-side feature augmentation"; weighted as in αQE.
     """
@@ -114,9 +103,8 @@ class PCAWhitening:
     """Centre, project on the principal axes, scale each to variance 1, L2-normalise.
 
     ``y = l2(diag(v)^(-1/2) P^T (x - mean))``: co-occurring channels no longer count twice.
-    Fit on the training split only. Axes that did not vary in training (channels that are
-    never active) are set to 0, not blown up. Each axis points where its largest component
-    is positive, so that two fits give the same signs.
+    Fit on the training split only. Axes that did not vary there are set to 0, not blown up. Each
+    axis points where its largest component is positive: two fits give the same signs.
 
     Args:
         dim: axes kept, those of largest variance first; None keeps all D.
@@ -133,10 +121,8 @@ class PCAWhitening:
 
     def __init__(self, dim: int | None = None, shrink: float = 0.0, whiten: bool = True) -> None:
         if (dim is not None and dim < 1) or not 0 <= shrink <= 1:
-            raise DataError(
-                f"PCA-whitening with dim={dim}, shrink={shrink}",
-                "Use dim of at least 1 and shrink from 0 to 1.",
-            )
+            problem = f"PCA-whitening with dim={dim}, shrink={shrink}"
+            raise DataError(problem, "Use dim of at least 1 and shrink from 0 to 1.")
         self.dim, self.shrink, self.whiten = dim, shrink, whiten
         self.mean: np.ndarray | None = None  # (D,)
         self.axes: np.ndarray | None = None  # (D, dim), orthonormal columns
@@ -150,8 +136,8 @@ class PCAWhitening:
         """Learn mean, axes and variances from ``(N, D)`` training vectors; returns itself.
 
         Raises:
-            DataError: fewer than dim + 1 vectors (centred, N vectors span at most N - 1
-                axes), dim > D, a NaN or infinity, or vectors that are all the same.
+            DataError: fewer than dim + 1 vectors (centred, N span at most N - 1 axes), dim > D, a
+                NaN or infinity, or vectors that are all the same.
         """
         train = np.asarray(train, np.float64)
         self._check_train(train)
@@ -168,19 +154,15 @@ class PCAWhitening:
         return self
 
     def _check_train(self, train: np.ndarray) -> None:
-        if train.ndim != 2 or not np.isfinite(train).all():
-            raise DataError(
-                f"PCA-whitening fitted on shape {train.shape}, or on NaN or infinite values",
-                "Pass finite vectors of shape (N, D).",
-            )
+        if train.ndim != 2 or not np.isfinite(train).all() or (train == train[:1]).all():
+            problem = f"PCA-whitening fitted on shape {train.shape}, NaN, infinite or all the same"
+            raise DataError(problem, "Pass finite vectors (N, D) of varied images.")
         (n, d), dim = train.shape, self.dim or train.shape[1]
         if dim > d or n <= dim:
             raise DataError(
                 f"PCA-whitening to {dim} dimensions fitted on {n} vectors of {d} dimensions",
                 f"Use more than {dim} training vectors, or dim of at most {min(n - 1, d)}.",
             )
-        if (train == train[0]).all():
-            raise DataError("the training vectors are all the same", "Fit on varied images.")
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """``(N, D)`` vectors -> ``(N, dim)`` float32, L2-normalised.
@@ -188,12 +170,8 @@ class PCAWhitening:
         Raises:
             DataError: before ``fit``, or for vectors of another dimension.
         """
-        if self.mean is None:
-            raise DataError("PCA-whitening is not fitted", "Call fit(train) first.")
         x = np.asarray(x, np.float32)
-        if x.ndim != 2 or x.shape[1] != len(self.mean):
-            raise DataError(
-                f"PCA-whitening for {len(self.mean)} dimensions applied to shape {x.shape}",
-                "Use vectors of the trunk, stage and pooling that it was fitted on.",
-            )
+        if self.mean is None or x.shape[1:] != self.mean.shape:
+            remedy = "Call fit(train) first, with vectors of the same trunk, stage and pooling."
+            raise DataError(f"{self} applied to shape {x.shape}", remedy)
         return l2((x - self.mean) @ self.axes * self.scale)

@@ -1,7 +1,6 @@
 """Guided distillation: a student learns to give its teacher's vectors, at regions of objects.
 
-*Guided*, because the regions are those of objects, while the detection losses go on. No label of
-an object is used, and regions without any annotation teach as well.
+The detection losses go on. No label of an object is used; regions without annotation teach as well.
 
 Source: Chen, Davis, Lim, An Analysis of Object Embeddings for Image Retrieval, 2019.
 """
@@ -48,9 +47,6 @@ class DistillConfig:
     jitter: float = 0.05
 
 
-# --- losses -------------------------------------------------------------------------------
-
-
 def cosine(vectors: Tensor, targets: Tensor) -> Tensor:
     """Mean of ``1 - cos(v, t)``.
 
@@ -78,9 +74,6 @@ def relational(vectors: Tensor, targets: Tensor) -> Tensor:
 LOSSES = {"cosine": (cosine, 5.0), "relational": (relational, 50.0)}
 
 
-# --- regions ------------------------------------------------------------------------------
-
-
 def choose_regions(
     targets: list[Target], proposals: Boxes, config: DistillConfig, size: int
 ) -> tuple[list[Tensor], list[Tensor]]:
@@ -90,8 +83,7 @@ def choose_regions(
         targets: with ``boxes`` ``(K, 4)``. proposals: the detector's own, ``(P_i, 4)`` an image.
         size: side of the images in pixels.
     Returns:
-        where the student looks, and which crop the teacher gives for it: a ``(K_i, 4)`` tensor an
-        image each, the same number on both sides.
+        where the student looks, and of which crop the teacher tells: ``(K_i, 4)`` an image each.
     """
     looked, aimed = [], []
     for target, offered in zip(targets, proposals):
@@ -102,8 +94,8 @@ def choose_regions(
         elif config.regions == "proposals":  # as many as there would be of objects
             some = offered[torch.randperm(len(offered))[: 2 * len(target["boxes"])]]
             pairs.append((some, some))
-        for many, part in zip((looked, aimed), zip(*pairs)):
-            many.append(torch.cat(part))
+        looked.append(torch.cat([seen for seen, _ in pairs]))
+        aimed.append(torch.cat([meant for _, meant in pairs]))
     return looked, aimed
 
 
@@ -129,15 +121,8 @@ def random_boxes(count: int, size: int, smallest: float = 0.2, largest: float = 
     return torch.cat([corners, corners + sides], dim=1)
 
 
-# --- training -----------------------------------------------------------------------------
-
-
 class DistillationModule(nn.Module):
-    """A student in training: what its teacher says of a batch, turned into losses.
-
-    Args:
-        student: learns. teacher: is not among the parameters.
-    """
+    """A student in training: what its teacher says of a batch, turned into losses."""
 
     def __init__(self, student: Student, teacher: Teacher, config: DistillConfig) -> None:
         super().__init__()
@@ -187,14 +172,12 @@ def train_student(
     Args:
         detector: what it begins as; is not changed. dataset: with boxes and their categories, of
             which the detector knows some, unless there are no detection losses.
-        folder: of the run, see :mod:`training`.
         projected: into a space of the teacher's own, see :class:`EmbeddingHead`; done anyway
             where the teacher has other dimensions.
         watch: called with the student, the step and its losses whenever they are logged.
         module: what turns a batch into losses. branch: options of :class:`EmbeddingHead`.
     Raises:
-        DataError: nothing to learn from, or a one-stage detector. TrainingError: see
-            :func:`training.train`.
+        DataError: nothing to learn from. TrainingError: see :func:`training.train`.
     """
     if config.detection:
         dataset = in_categories(dataset, detector.categories)

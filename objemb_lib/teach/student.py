@@ -2,7 +2,7 @@
 
 The *teacher* is a frozen classification trunk that looks at crops, one forward pass a region. The
 *student* is a detector with one more branch, :class:`EmbeddingHead`, that looks at regions of the
-maps it has computed anyway. How the one learns from the other: :mod:`teach.distillation`.
+maps it has computed anyway.
 
 Source: Chen, Davis, Lim, An Analysis of Object Embeddings for Image Retrieval, 2019.
 """
@@ -36,7 +36,6 @@ class Teacher(nn.Module):
     """A frozen trunk that embeds crops: what the student is to imitate.
 
     Args:
-        trunk: a classification network; is copied.
         stage, pooling: of its vectors, chosen on training images.
         size: side in pixels that a crop is resized to.
     """
@@ -59,11 +58,10 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor, boxes: Boxes) -> Tensor:
-        """``(M, dim)`` L2-normalised vectors of regions, in the order of the boxes.
+        """``(M, dim)`` L2-normalised vectors of regions: ``N`` times ``(K_i, 4)`` in pixels.
 
         Args:
             images: ``(N, 3, H, W)`` float pixels in 0..1.
-            boxes: ``N`` tensors ``(K_i, 4)``, x0, y0, x1, y1 in pixels; M is the sum of K_i.
         """
         if not sum(map(len, boxes)):
             return images.new_zeros(0, self.dim)
@@ -81,18 +79,17 @@ class Teacher(nn.Module):
 class EmbeddingHead(nn.Module):
     """A region's vector: the body's last layers, run once more on each region alone.
 
-    What is lost when a map of stride 32 is cut is place: an object of 90 pixels is three cells
-    wide there. Cut from a finer stage instead, and brought to a fixed size, it goes through the
-    layers that follow like a small image. The layers are the body's own, so that the branch has
-    no weights but those of ``project``.
+    On a map of stride 32 an object of 90 pixels is three cells wide. Cut from a finer stage
+    instead, and brought to a fixed size, it goes through the layers that follow like a small image.
+    They are the body's own: the branch has no weights but those of ``project``.
 
     Args:
         body: the detector's trunk; is looked at, not kept.
         stage: whose map is cut. cells: side of what RoIAlign cuts out of it.
         leave_out: of the layers that follow, those (by number) that keep the map's shape and are
             left out: the branch runs once a box, and must be cheap.
-        dim: of the vectors; None: as many as ``head`` has channels. With a number, even the same
-            one, they are projected: the teacher's space is another than the body's.
+        dim: of the vectors, which are then projected: the teacher's space is another than the
+            body's. None: as many as ``head`` has channels.
     Source: the head on a cut map is that of Ren et al., Faster R-CNN, 2015, on ResNets ("C4" in
     He et al., Mask R-CNN, 2017, section 3).
     """
@@ -120,16 +117,15 @@ class EmbeddingHead(nn.Module):
         return f"{self.stage.name}, {self.cells} cells, without {list(self.leave_out)}"
 
     def forward(self, body: Trunk, maps: dict[str, Tensor], boxes: Boxes) -> Tensor:
-        """``(M, dim)`` vectors, not normalised.
+        """``(M, dim)`` vectors, not normalised, of ``N`` times ``(K_i, 4)`` boxes in input pixels.
 
         Args:
             body: whose layers are run. maps: of ``N`` images, as it gives them.
-            boxes: ``N`` tensors ``(K_i, 4)``, x0, y0, x1, y1 in pixels of the body's input.
         """
         x = cut_regions(maps, self.stage, boxes, self.cells)
         if len(x):
             x = x.contiguous(memory_format=torch.channels_last)
-            for number, layer in enumerate(body.after(self.stage.name, check=False)):
+            for number, layer in enumerate(body.after(self.stage.name)):
                 if number not in self.leave_out:
                     x = layer(x)
         else:  # not every layer takes an empty batch
@@ -138,12 +134,10 @@ class EmbeddingHead(nn.Module):
 
 
 def cut_regions(maps: dict[str, Tensor], stage: Stage, boxes: Boxes, cells: int) -> Tensor:
-    """RoIAlign with one sample a cell: objects span few cells of a coarse map.
+    """``(M, C, cells, cells)``: RoIAlign with one sample a cell: a coarse map has few to an object.
 
     Args:
         boxes: ``N`` tensors ``(K_i, 4)`` in pixels of the maps' input.
-    Returns:
-        ``(M, C, cells, cells)``.
     """
     x = maps[stage.name]
     each = per_image(boxes, x.device)
@@ -159,8 +153,6 @@ class Student(nn.Module):
         detector: Faster or Mask R-CNN, ours or torchvision's; is copied.
         top: boxes of an image that get an embedding, those of the highest scores.
         branch: options of :class:`EmbeddingHead`.
-    Raises:
-        DataError: a one-stage detector, which has no RoI head to go with.
     """
 
     def __init__(self, detector: Detector, top: int = 10, **branch: object) -> None:
@@ -185,13 +177,11 @@ class Student(nn.Module):
         return self.embedding(self.detector.trunk, maps, boxes)
 
     def forward(self, images: list[Tensor]) -> list[Target]:
-        """Detections, best first, as :class:`Detector` gives them, with ``embeddings``.
+        """Detections, best first, as :class:`Detector` gives them, with ``embeddings``
+        ``(min(K, top), C)`` of the first boxes, L2-normalised.
 
         Args:
             images: ``(3, H, W)`` float pixels in 0..1 each, not normalised.
-        Returns:
-            for each image what the detector gives, and ``embeddings`` ``(min(K, top), C)``,
-            L2-normalised, of the first boxes.
         """
         found, maps, inside = self.detector.with_maps(images)
         boxes = [some[: self.top] for some in inside]
@@ -200,11 +190,7 @@ class Student(nn.Module):
 
 
 class StudentTrunk(DetectorTrunk):
-    """A student as a trunk: what :class:`DetectorTrunk` gives, and the stage ``student`` per box.
-
-    Args:
-        student: is copied; later training does not reach the copy.
-    """
+    """A copy of a student as :class:`DetectorTrunk`, and the stage ``student`` per box."""
 
     def __init__(self, student: Student) -> None:
         super().__init__(student.detector)
@@ -225,11 +211,7 @@ class StudentTrunk(DetectorTrunk):
 
 
 def load_student(name: str = "student", root: Path | None = None) -> Student:
-    """A student by name: ``student`` is shipped with the course.
-
-    Raises:
-        DataError: no such student, or a file that is damaged or of another network.
-    """
+    """A student by name, see :func:`load_network`: ``student`` is shipped with the course."""
     if "student" not in read_card(name, root):
         raise DataError(f"{name} is a detector without embeddings", "Use load_detector for it.")
     return load_network(name, root, lambda card: Student(build_from(card), **card["student"]))

@@ -28,18 +28,16 @@ def relabel(dataset: ImageDataset, labels: str) -> ImageDataset:
         labels: ``one`` (every box is an "object"), ``category`` (nothing changes), or
             ``object`` (every object is a class of its own).
     """
+    if labels == "category":
+        return dataset
     if labels == "one":
-        boxes = tuple(np.where(np.asarray(c) >= 0, 0, -1) for c in dataset.box_categories)
-        return replace(dataset, box_categories=boxes, category_names=("object",))
-    if labels == "object":
-        there = np.unique(np.concatenate([np.asarray(b) for b in dataset.box_labels]))
+        names, boxes = ("object",), [np.minimum(c, 0) for c in dataset.box_categories]
+    else:
+        there = np.unique(np.concatenate(dataset.box_labels))
         there = there[there >= 0]  # a data set's names may hold objects of other splits, too
-        boxes = tuple(
-            np.where(np.asarray(b) >= 0, np.searchsorted(there, b), -1) for b in dataset.box_labels
-        )
         names = tuple(dataset.label_names[k] for k in there)
-        return replace(dataset, box_categories=boxes, category_names=names)
-    return dataset
+        boxes = [np.where(b >= 0, np.searchsorted(there, b), -1) for b in dataset.box_labels]
+    return replace(dataset, box_categories=boxes, category_names=names)
 
 
 def in_categories(dataset: ImageDataset, names: Sequence[str]) -> ImageDataset:
@@ -47,22 +45,20 @@ def in_categories(dataset: ImageDataset, names: Sequence[str]) -> ImageDataset:
 
     Boxes of other categories become unknown.
     """
-    names = tuple(names)
-    if tuple(dataset.category_names) == names:
+    if tuple(dataset.category_names) == tuple(names):
         return dataset
     known = {name: number for number, name in enumerate(names)}
     number = np.array([known.get(name, -1) for name in dataset.category_names] + [-1])
-    boxes = tuple(number[np.asarray(c, np.int64)] for c in dataset.box_categories)
+    boxes = [number[np.asarray(c, np.int64)] for c in dataset.box_categories]
     main = number[dataset.categories]
-    return replace(dataset, categories=main, box_categories=boxes, category_names=names)
+    return replace(dataset, categories=main, box_categories=boxes, category_names=tuple(names))
 
 
 def _keep(dataset: ImageDataset, i: int) -> np.ndarray:
     """Indices of the boxes of an image that can be learned from."""
-    boxes = np.asarray(dataset.boxes[i])
+    boxes = dataset.boxes[i]
     large = (boxes[:, 2:] - boxes[:, :2] >= MIN_SIDE).all(axis=1)
-    known = np.asarray(dataset.box_categories[i]) >= 0
-    return np.flatnonzero(large & known & ~crowds(dataset, i))
+    return np.flatnonzero(large & (dataset.box_categories[i] >= 0) & ~crowds(dataset, i))
 
 
 def example(dataset: ImageDataset, i: int, masks: bool = False) -> tuple[Tensor, Target]:
@@ -75,11 +71,8 @@ def example(dataset: ImageDataset, i: int, masks: bool = False) -> tuple[Tensor,
         ``objects`` ``(K,)`` (-1: unknown), with ``masks`` also ``(K, H, W)`` uint8.
     """
     image, keep = dataset.image(i), _keep(dataset, i)
-    size = image.size[::-1]
-    boxes, kinds, objects = (
-        torch.from_numpy(np.asarray(values[i])[keep])
-        for values in (dataset.boxes, dataset.box_categories, dataset.box_labels)
-    )
+    size, told = image.size[::-1], (dataset.boxes, dataset.box_categories, dataset.box_labels)
+    boxes, kinds, objects = (torch.from_numpy(values[i][keep]) for values in told)
     target = {
         "boxes": tv_tensors.BoundingBoxes(boxes.float(), format="XYXY", canvas_size=size),
         "labels": kinds.long() + 1,
@@ -112,10 +105,8 @@ def draw_batches(
     """
     images = [i for i in range(len(dataset)) if len(_keep(dataset, i))]
     if not images:
-        raise DataError(
-            f"{dataset.name}/{dataset.split}: no image has a box with a category",
-            "Give annotations (COCO format), or train on another data set.",
-        )
+        problem = f"{dataset.name}/{dataset.split}: no image has a box with a category"
+        raise DataError(problem, "Give annotations (COCO format), or train on another data set.")
 
     def draw(generator: torch.Generator) -> tuple[list[Tensor], list[Target]]:
         chosen = torch.randint(len(images), (count,), generator=generator).tolist()
@@ -141,18 +132,8 @@ def augmentation(size: int, keep_shape: bool = False) -> v2.Transform:
     zoomed_in = v2.RandomResizedCrop(square, scale=(0.4, 1.0), antialias=True)
     zoomed_out = v2.Compose([v2.RandomZoomOut(grey, side_range=(1.0, 1.6), p=1.0), resized])
     stretched = v2.RandomChoice([zoomed_in, zoomed_out, resized], p=[0.5, 0.2, 0.3])
-    jittered = v2.Compose(
-        [
-            v2.ScaleJitter(square, scale_range=(0.8, 1.25), antialias=True),
-            v2.RandomCrop(square, pad_if_needed=True, fill=grey),
-        ]
-    )
-    return v2.Compose(
-        [
-            v2.RandomHorizontalFlip(),
-            v2.RandomPhotometricDistort(p=0.5),
-            jittered if keep_shape else stretched,
-            _sanitised(),
-            v2.ToDtype(torch.float32, scale=True),
-        ]
-    )
+    scaled = v2.ScaleJitter(square, scale_range=(0.8, 1.25), antialias=True)
+    jittered = v2.Compose([scaled, v2.RandomCrop(square, pad_if_needed=True, fill=grey)])
+    sized, single = jittered if keep_shape else stretched, v2.ToDtype(torch.float32, scale=True)
+    coloured = v2.RandomPhotometricDistort(p=0.5)
+    return v2.Compose([v2.RandomHorizontalFlip(), coloured, sized, _sanitised(), single])

@@ -1,12 +1,11 @@
 """One training loop for detectors and students: progress, a log, checkpoints that resume.
 
-A run lives in a folder: ``last.pt`` (weights, optimiser, step; written atomically, so that a
-kill costs at most the steps since), ``log.jsonl`` (a line every few steps), and
-``step-*.safetensors``, the weights at the steps that were asked for.
+A run lives in a folder: ``last.pt`` (weights, optimiser, step), ``log.jsonl`` (a line every few
+steps), and ``step-*.safetensors``, the weights at the steps that were asked for.
 
 Under ``torchrun --nproc-per-node 4 -m objemb_lib.course.train ...`` several processes, a GPU each,
-train one model together: each takes its share of every batch, gradients are averaged, so that the
-weights stay the same everywhere, and the first process alone writes.
+train one model together: each takes its share of every batch, gradients are averaged, and the first
+process alone writes.
 """
 
 from __future__ import annotations
@@ -85,16 +84,14 @@ def train(
     Args:
         model: gives named losses of images and targets; their sum is minimised.
         pretrained: the part of ``model`` that learns at ``trunk_rate``.
-        draw: a batch (this process's :func:`share`) from a generator, which is seeded by the step:
-            a resumed run sees the batches of an unbroken one. Helpers call it, if there are any.
-        folder: of the run. watch: called with the step and the losses whenever they are logged.
+        draw: a batch (this process's :func:`share`) from a generator, which is seeded by the step.
+        watch: called with the step and the losses whenever they are logged.
         about: what else must be the same for the run to be continued, e.g. the data.
     Returns:
         the model, in evaluation mode.
     Raises:
         TrainingError: a loss or a gradient is not finite (the last good checkpoint stays), or
-            the folder holds a damaged run, or one of another schedule, model or ``about``; a
-            batch that processes cannot share. ObjembError: one image does not fit into memory.
+            the folder holds a damaged run, or one of another schedule, model or ``about``.
     """
     share(range(schedule.batch_size))  # or say at once that it cannot be shared
     model.to(config.device()).train()
@@ -112,10 +109,8 @@ def train(
                 values, fits = until_it_fits(partial(_gradients, model, optimiser, batch), fits)
                 _update(model, optimiser, schedule, step - 1)
             except FloatingPointError as error:
-                raise TrainingError(
-                    f"{error} at step {step - 1} of {folder}",
-                    "Lower the learning rate. The checkpoint of an earlier step is kept.",
-                ) from error
+                remedy = "Lower the learning rate. The checkpoint of an earlier step is kept."
+                raise TrainingError(f"{error} at step {step - 1} of {folder}", remedy) from error
             bar.update()
             if not writes:
                 continue
@@ -132,15 +127,9 @@ def train(
     return model.eval()
 
 
-# --- a step -------------------------------------------------------------------------------
-
-
 class _Batches(Dataset):
-    """The batches of a run by their step: seed, batch, and the random state that it leaves.
-
-    Whoever draws a batch, this process or a helper, it is the same, and so is all that is drawn
-    after it.
-    """
+    """The batches of a run by their step: seed, batch, and the random state that it leaves: the
+    same, whoever draws it, this process or a helper."""
 
     def __init__(self, draw: Draw, seed: int) -> None:
         self.draw, self.seed = draw, seed
@@ -213,9 +202,6 @@ def _optimiser(model: nn.Module, pretrained: nn.Module, schedule: Schedule) -> t
     return torch.optim.AdamW(groups, lr=schedule.rate, weight_decay=schedule.weight_decay)
 
 
-# --- the folder of a run ------------------------------------------------------------------
-
-
 def _resume(
     folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, about: str
 ) -> tuple[int, list[dict[str, float]]]:
@@ -266,9 +252,6 @@ def read_log(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in lines]
 
 
-# --- several processes --------------------------------------------------------------------
-
-
 def rank() -> int:
     """Number of this process, from 0."""
     return int(os.environ.get("RANK", 0))
@@ -282,14 +265,11 @@ def count() -> int:
 def share(batch: Sequence) -> Sequence:
     """This process's part of a batch's images: all of them, where there is one process.
 
-    Raises:
-        TrainingError: parts would differ in size, and some images would count more than others.
+    Raises TrainingError where parts would differ in size: some images would count more than others.
     """
     if len(batch) % count():
-        raise TrainingError(
-            f"a batch of {len(batch)} images for {count()} processes",
-            f"Use a batch size that is a multiple of {count()}.",
-        )
+        problem = f"a batch of {len(batch)} images for {count()} processes"
+        raise TrainingError(problem, f"Use a batch size that is a multiple of {count()}.")
     return batch[rank() :: count()]
 
 
@@ -307,11 +287,10 @@ def init_process_group(model: nn.Module) -> None:
 
 
 def average_gradients(model: nn.Module) -> None:
-    """Give every process the mean of all gradients, in place.
+    """Give every process the mean of all gradients; one that no process has stays None.
 
-    What DistributedDataParallel does, but after the backward pass, not during it: a process whose
-    memory runs out begins its part anew, and no other waits in the middle of an exchange.
-    A gradient that no process has stays None.
+    After the backward pass, not during it as DistributedDataParallel does: a process whose memory
+    runs out begins its part anew, and no other waits in the middle of an exchange.
     """
     if count() == 1:
         return

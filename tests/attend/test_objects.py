@@ -20,7 +20,6 @@ from objemb_lib.attend.objects import (
     image_scores,
     listed_scores,
     meets_main,
-    object_label,
     object_truth,
     oracle_query,
     query_strata,
@@ -122,15 +121,6 @@ def test_distractors_push_images_down(tmp_path: Path) -> None:
     assert found.values["mAP"].tolist() == [1 / 2, 1 / 3]
 
 
-def test_the_label_of_a_box_is_that_of_the_true_box_it_meets(tmp_path: Path) -> None:
-    data = pictures(tmp_path / "p", [4, 5], [[[0, 0, 10, 10], [12, 0, 28, 20]], []],
-                    box_labels=[np.array([4, 7]), np.array([], int)])  # fmt: skip
-    assert object_label(data, 0, np.array([1, 1, 10, 10])) == 4
-    assert object_label(data, 0, np.array([12, 2, 30, 20])) == 7
-    assert object_label(data, 0, np.array([6, 0, 16, 10])) == -1  # a part of each
-    assert object_label(data, 1, np.array([0, 0, 30, 20])) == -1  # nobody knows
-
-
 def test_truth_of_objects_is_that_of_the_boxes_they_meet(tmp_path: Path) -> None:
     data = coloured(tmp_path)
     found = true_boxes(data)
@@ -151,26 +141,16 @@ def test_a_first_answer_is_right_in_another_image_only() -> None:
 # --- what may be hard ---------------------------------------------------------------------
 
 
-def with_boxes(boxes: list, labels: list[int], root: Path) -> ImageDataset:
-    """Images, one a label and list of boxes; their files are empty, for nobody opens them."""
-    files = [f"{i}.png" for i in range(len(labels))]
-    for file in files:
-        (root / file).touch()
-    many = [np.float32(b).reshape(-1, 4) for b in boxes]
-    return ImageDataset("made", "test", root, files, np.array(labels), boxes=many,
-                        box_labels=[np.where(np.arange(len(b)) == 0, lab, -1)
-                                    for b, lab in zip(many, labels)])  # fmt: skip
-
-
 def test_the_main_object_is_met_by_half_an_overlap_and_no_other_object(tmp_path: Path) -> None:
-    data = with_boxes([[[0, 0, 10, 10], [20, 20, 30, 30]]] * 3, [4, 4, 4], tmp_path)
+    data = pictures(tmp_path, [4, 4, 4], [[[0, 0, 10, 10], [20, 20, 30, 30]]] * 3,
+                    box_labels=[np.array([4, -1])] * 3)  # fmt: skip
     looked = [[[0, 0, 10, 6]], [[0, 0, 10, 4]], [[20, 20, 30, 30]]]
     assert meets_main(data, Boxes("ours", looked)).tolist() == [True, False, False]
 
 
 def test_suspects_are_told_by_what_the_data_set_knows(tmp_path: Path) -> None:
     boxes = [[[0, 0, s, s], [0, 0, 5, 5]] for s in (10, 20, 30, 40, 50, 60)]
-    data = with_boxes(boxes, list(range(6)), tmp_path)
+    data = pictures(tmp_path, list(range(6)), boxes)
     found = np.array([True, True, False, True, True, True])
     kinds = {
         name: np.flatnonzero(which).tolist() for name, which in query_strata(data, found).items()
@@ -183,4 +163,4 @@ def test_suspects_are_told_by_what_the_data_set_knows(tmp_path: Path) -> None:
     kinds = query_strata(replace(data, extra=covered), found)
     assert np.flatnonzero(kinds["partly covered"]).tolist() == [2]
     assert kinds["wholly visible"].sum() == 4
-    assert query_strata(with_boxes([[]] * 6, list(range(6)), tmp_path), found) == {}
+    assert query_strata(pictures(tmp_path, list(range(6))), found) == {}

@@ -9,16 +9,14 @@ import pytest
 import torch
 from PIL import Image
 from tiny_colours import BOXES, coloured
-from tiny_scenes import lively, scenes
+from tiny_scenes import lively, objects_of, scenes
 
 from objemb_lib.attend import soft
 from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.embed.boxes import Boxes, true_boxes
+from objemb_lib.embed.boxes import true_boxes
 from objemb_lib.embed.extract import (
     ExtractOptions,
-    Objects,
-    extract_objects,
 )
 from objemb_lib.embed.regions import Region
 
@@ -26,26 +24,12 @@ SIZE = (100, 48)  # of the pictures, while the trunk sees 64 x 64
 PAIR = ("head", "spoc")
 FULL = [[0, 0, *SIZE]]
 QUIET = ExtractOptions(64, cache=False, progress=False)
-
-
-@pytest.fixture(autouse=True)
-def on_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OBJEMB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("OBJEMB_DEVICE", "cpu")
-    monkeypatch.delenv("OBJEMB_PRECISION", raising=False)
+pytestmark = pytest.mark.usefixtures("on_cpu")
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> ImageDataset:
     return scenes(tmp_path / "scenes", size=SIZE)
-
-
-def objects_of(
-    data: ImageDataset, where: Boxes | Region, trunk=None, wanted=(PAIR,), **how
-) -> Objects:
-    region = Region(where) if isinstance(where, Boxes) else where
-    options = ExtractOptions(64, **{"progress": False} | how)
-    return extract_objects(data, trunk or lively(), wanted, {"some": region}, options)["some"]
 
 
 def test_a_class_activation_map_by_hand() -> None:

@@ -11,16 +11,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_scenes import lively, scenes, small
+from tiny_scenes import lively, objects_of, scenes, small
 
 from objemb_lib.attend import sources
-from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.detect.metrics import detect
 from objemb_lib.embed.boxes import Boxes, whole_image
 from objemb_lib.embed.extract import (
     ExtractOptions,
-    Objects,
     extract_objects,
 )
 from objemb_lib.embed.regions import Region
@@ -29,26 +27,12 @@ SIZE = (100, 48)  # of the pictures, while the trunk sees 64 x 64
 PAIR = ("head", "spoc")
 FULL = [[0, 0, *SIZE]]
 QUIET = ExtractOptions(64, cache=False, progress=False)
-
-
-@pytest.fixture(autouse=True)
-def on_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OBJEMB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("OBJEMB_DEVICE", "cpu")
-    monkeypatch.delenv("OBJEMB_PRECISION", raising=False)
+pytestmark = pytest.mark.usefixtures("on_cpu")
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> ImageDataset:
     return scenes(tmp_path / "scenes", size=SIZE)
-
-
-def objects_of(
-    data: ImageDataset, where: Boxes | Region, trunk=None, wanted=(PAIR,), **how
-) -> Objects:
-    region = Region(where) if isinstance(where, Boxes) else where
-    options = ExtractOptions(64, **{"progress": False} | how)
-    return extract_objects(data, trunk or lively(), wanted, {"some": region}, options)["some"]
 
 
 NAMES = [
@@ -110,6 +94,8 @@ def test_every_source_by_its_name(data: ImageDataset) -> None:
     assert list(found) == [region.name for region in found.values()] == NAMES
     for region in found.values():
         assert len(region.boxes) == len(data) and region.boxes.counts.min() >= 1
+    proposed = found["proposals, top 10"].boxes
+    assert proposed.scores[0][:3].tolist() == pytest.approx([1, 1 / 2, 1 / 3])
     counts = {name: region.boxes.counts.max() for name, region in found.items()}
     assert counts["detector, top 1"] == counts["centre box"] == counts["whole image"] == 1
     assert counts["detector, top 3"] <= 3 and counts["R-MAC grid"] == 14
@@ -127,16 +113,6 @@ def test_what_is_not_known_is_left_out(data: ImageDataset) -> None:
     nobody = replace(data, boxes=[np.zeros((0, 4)), *data.boxes[1:]], box_labels=(),
                      box_categories=(), masks=None)  # fmt: skip
     assert list(sources.box_sources(nobody)) == ["whole image", "R-MAC grid", "centre box"]
-    with pytest.raises(DataError, match="fcos proposes nothing"):
-        sources.proposal_boxes(data, plain, detect(plain, data, progress=False))
-
-
-def test_proposals_come_best_first(data: ImageDataset) -> None:
-    detector = small("faster_rcnn")
-    found = detect(detector, data, progress=False)
-    best = sources.proposal_boxes(data, detector, found, top=3)
-    assert best.counts.tolist() == [3] * 4
-    assert best.scores[0].tolist() == pytest.approx([1, 1 / 2, 1 / 3])
 
 
 def test_one_object_called_by_two_names_is_found_once(data: ImageDataset) -> None:

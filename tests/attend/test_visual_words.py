@@ -7,7 +7,6 @@ from importlib.resources import files
 from math import log
 from pathlib import Path
 
-import cv2
 import faiss
 import numpy as np
 import pytest
@@ -26,7 +25,6 @@ from objemb_lib.attend.visual_words import (
 from objemb_lib.config import DataError, ImageError
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.images import load_image
-from objemb_lib.embed.whitening import l2
 from objemb_lib.measure.metrics import evaluate
 
 TRAIN = ("astronaut.png", "coins.png", "grass.png", "motorcycle_left.png", "page.png")
@@ -91,42 +89,26 @@ def test_tf_idf_by_hand():
 
 def test_words_lie_where_the_descriptors_do_and_the_seed_decides():
     rng = np.random.default_rng(0)
-    blobs = rng.permutation(np.repeat([0.0, 50.0, 90.0], 40)) + rng.uniform(-1, 1, 120)
-    first, again, other = (learn_words([on_the_line(*blobs)], 6, seed) for seed in (1, 1, 2))
+    middles = rng.permutation(np.repeat([0.0, 50.0, 90.0], 40))
+    blobs = on_the_line(*middles + rng.uniform(-1, 1, 120))
+    first, again, other = (learn_words([blobs], 6, seed) for seed in (1, 1, 2))
     assert all(min(abs(first[:, 0] - middle)) < 1.5 for middle in (0, 50, 90))
     assert np.array_equal(first, again) and not np.array_equal(first, other)
     for words in (0, 121):
         with pytest.raises(DataError, match=f"{words} words fitted on 120 descriptors"):
-            learn_words([on_the_line(*blobs)], words)
+            learn_words([blobs], words)
 
 
 def test_words_are_learnt_on_one_thread_and_the_others_given_back(monkeypatch):
     """On large data, too slow for a test, another number of threads gave other words."""
-    seen = []
-
-    def failing(*_: object) -> None:
-        seen.append(faiss.omp_get_max_threads())
-        raise RuntimeError("stopped")
-
-    before = faiss.omp_get_max_threads()
-    monkeypatch.setattr(faiss.Kmeans, "train", failing)
+    seen, before = [], faiss.omp_get_max_threads()
+    monkeypatch.setattr(faiss.Kmeans, "train", lambda *_: seen.append(faiss.omp_get_max_threads()))
     faiss.omp_set_num_threads(3)
     try:
-        with pytest.raises(RuntimeError, match="stopped"):
-            learn_words([on_the_line(1, 2, 3)], 2)
+        learn_words([on_the_line(1, 2, 3)], 2)
         assert seen == [1] and faiss.omp_get_max_threads() == 3
     finally:
         faiss.omp_set_num_threads(before)
-
-
-def test_root_sift_compares_like_the_hellinger_kernel():
-    image = photograph("chelsea.png", 128)
-    raw = cv2.SIFT_create().detectAndCompute(np.asarray(image.convert("L")), None)[1]
-    shares = raw.astype(np.float64) / raw.sum(axis=1, keepdims=True)
-    kernel = [[np.sqrt(a * b).sum() for b in shares[:20]] for a in shares[:20]]
-    ours = root_sift(image)
-    assert ours.shape == (len(raw), 128) and ours.dtype == np.float32 and len(raw) > 20
-    np.testing.assert_allclose(ours[:20] @ ours[:20].T, kernel, atol=1e-5)
 
 
 def test_turned_copies_find_their_photographs_by_what_a_slow_way_counts(train, pairs):
@@ -145,30 +127,6 @@ def test_turned_copies_find_their_photographs_by_what_a_slow_way_counts(train, p
     )
 
 
-def test_a_box_says_where_to_look(train, tmp_path, monkeypatch):
-    """Things pasted on one shared background: found by their boxes, not by whole images."""
-    images, boxes = [], []
-    for turn in (0, 90):
-        for i, name in enumerate(TEST):
-            image = photograph("brick.png" if turn == i % 2 * 90 else "gravel.png")
-            thing = rotated(photograph(name, 150), turn)
-            image.paste(thing, (20 + 5 * i, 10))
-            images.append(image)
-            boxes.append(
-                np.float32([[20 + 5 * i, 10, 20 + 5 * i + thing.width, 10 + thing.height]])
-            )
-    pasted = dataset(tmp_path / "pasted", images, list(range(len(TEST))) * 2, boxes)
-    monkeypatch.setitem(room.LONGER_SIDE, True, 256)
-    learnt = describe(train)
-    centres = learn_words(learnt, 200)
-    idf = inverse_document_frequency(count_words(learnt, centres))
-    r1 = {}
-    for crop in (False, True):
-        vectors = l2(count_words(describe(pasted, crop), centres) * idf)
-        r1[crop] = evaluate(vectors, pasted).mean("R@1")
-    assert r1[True] == 1 > r1[False]
-
-
 def test_a_crop_is_the_box_of_the_first_object_and_keeps_its_shape(tmp_path):
     image = photograph("coffee.png")
     box = np.float32([[30.5, 10, 130, 60.2], [0, 0, 200, 100]])
@@ -178,9 +136,7 @@ def test_a_crop_is_the_box_of_the_first_object_and_keeps_its_shape(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "box",
-    [(5, 5, 5, 5), (5, 5, 6, 6), (-9, -9, -3, -3), (300, 200, 400, 300), (0, 0, 1, 150)],
-    ids=["empty", "one pixel", "outside, before", "outside, behind", "one pixel wide"],
+    "box", [(5, 5, 5, 5), (-9, -9, -3, -3), (300, 200, 400, 300), (0, 0, 1, 150)]
 )
 def test_tiny_and_outlying_boxes_are_images_without_words(box, tmp_path):
     one = dataset(tmp_path / "one", [photograph("coffee.png")], boxes=[np.float32([box])])

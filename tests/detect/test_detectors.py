@@ -12,7 +12,6 @@ import torchvision
 from tiny_scenes import CATEGORIES, lively, small
 from torch import Tensor, nn
 from torchvision.models import ResNet50_Weights, WeightsEnum
-from torchvision.ops import box_iou
 
 from objemb_lib.config import DataError, DownloadError
 from objemb_lib.detect.detectors import (
@@ -103,27 +102,10 @@ def test_detections_lie_in_the_image_and_come_best_first(kind: str) -> None:
             assert all(torch.equal(one[key], theirs[key]) for key in theirs)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_detector_learns_one_scene(kind: str) -> None:
-    torch.manual_seed(0)
-    detector = small(kind).train()
-    image = torch.full((3, 64, 64), 0.5)
-    image[:, 10:50, 16:40] = 1
-    optimiser = torch.optim.AdamW([p for p in detector.parameters() if p.requires_grad], 3e-3)
-    for _ in range(60):
-        optimiser.zero_grad()
-        sum(detector([image], [target([(16, 10, 40, 50)], [2])]).values()).backward()
-        nn.utils.clip_grad_norm_(detector.parameters(), 5.0)
-        optimiser.step()
-    with torch.inference_mode():
-        (found,) = detector.eval()([image])
-    assert found["labels"][0] == 2
-    assert box_iou(found["boxes"][:1], torch.tensor([[16.0, 10, 40, 50]])) > 0.5
-
-
 @pytest.mark.parametrize("name", TRUNKS)
 def test_shallow_layers_and_batch_norm_stay_and_the_others_learn(name: str) -> None:
-    detector = small("faster_rcnn", name)
+    given = lively(name)
+    detector = build_detector("faster_rcnn", given, CATEGORIES, 64, 32, 16)
     body, images = detector.trunk, torch.randn(1, 3, 64, 64)
     norms = {p for m in body.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()}
     stays, unused = {}, set()
@@ -147,14 +129,8 @@ def test_shallow_layers_and_batch_norm_stay_and_the_others_learn(name: str) -> N
     statistics = [key for key in old if key not in stays]
     assert any("running_mean" in key for key in statistics)
     assert all(same[key] for key in statistics)
-
-
-def test_the_given_trunk_is_not_changed() -> None:
-    trunk = lively()
-    before = trunk.fingerprint()
-    one_step(detector := build_detector("mask_rcnn", trunk, CATEGORIES, 64, 32, 16))
-    assert detector.trunk.fingerprint() != before == trunk.fingerprint()
-    assert all(p.requires_grad and p.grad is None for p in trunk.parameters())
+    assert given.fingerprint() == lively(name).fingerprint() != body.fingerprint()
+    assert all(p.requires_grad for p in given.parameters())
 
 
 @torch.inference_mode()
@@ -271,5 +247,5 @@ def test_no_network_and_unknown_names_are_one_readable_error(
         load_detector(FASTER)
     with pytest.raises(DataError, match=r"(?s)no COCO detector 'ssd300_vgg16'.*fcos_resnet50_fpn"):
         load_detector("torchvision/ssd300_vgg16")
-    with pytest.raises(DataError, match=r"(?s)no weights 'COCO_V9'.*COCO_V1"):
+    with pytest.raises(DataError, match="with weights COCO_V9"):
         load_detector(f"{FASTER}:COCO_V9")

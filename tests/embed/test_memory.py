@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 import weakref
 
 import pytest
@@ -27,29 +28,24 @@ class Device:
 
 
 @pytest.mark.parametrize(
-    ("room", "tried"), [(9, [8]), (8, [8]), (7, [8, 4]), (3, [8, 4, 2]), (1, [8, 4, 2, 1])]
-)
-def test_the_size_is_halved_until_it_fits(room: int, tried: list) -> None:
-    device = Device(room)
-    if len(tried) == 1:
-        assert until_it_fits(device, 8) == ("done with 8", 8)
-    else:
-        with pytest.warns(UserWarning, match=f"out of memory: {tried[-1]} images at once"):
-            assert until_it_fits(device, 8) == (f"done with {tried[-1]}", tried[-1])
-    assert device.tried == tried
-
-
-@pytest.mark.parametrize(
-    "said",
+    ("room", "tried", "said"),
     [
-        "MPS backend out of memory (MPS allocated: 9 GB)",
-        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
-        "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes",
+        (8, [8], "CUDA out of memory. Tried 2 GiB"),
+        (7, [8, 4], "CUDA out of memory. Tried 2 GiB"),
+        (3, [8, 4, 2], "MPS backend out of memory (MPS allocated: 9 GB)"),
+        (2, [8, 4, 2], "cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        (1, [8, 4, 2, 1], "DefaultCPUAllocator: can't allocate memory: you tried to allocate"),
     ],
 )
-def test_other_devices_say_it_in_their_words(said: str) -> None:
-    with pytest.warns(UserWarning, match="2 images"):
-        assert until_it_fits(Device(2, said), 4)[1] == 2
+def test_the_size_is_halved_until_it_fits(room: int, tried: list, said: str) -> None:
+    device = Device(room, said)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert until_it_fits(device, 8) == (f"done with {tried[-1]}", tried[-1])
+    assert device.tried == tried
+    assert [str(w.message)[:23] for w in caught] == [
+        f"out of memory: {n} images" for n in tried[1:]
+    ]
 
 
 def test_one_image_that_does_not_fit_is_said_with_the_way_out() -> None:
@@ -118,8 +114,6 @@ def test_processes_share_the_cores(gpus: pytest.MonkeyPatch) -> None:
     assert config.workers() == 1
     gpus.setenv("OBJEMB_WORKERS", "0")
     assert config.workers() == 0
-
-
-def test_a_cpu_reads_by_itself(gpus: pytest.MonkeyPatch) -> None:
+    gpus.delenv("OBJEMB_WORKERS")
     gpus.setenv("OBJEMB_DEVICE", "cpu")
-    assert config.workers() == 0
+    assert config.workers() == 0  # it reads by itself

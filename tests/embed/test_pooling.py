@@ -71,19 +71,13 @@ def test_by_hand():
     assert mac(x).item() == 6
     assert gem(x, p=2).item() == pytest.approx(math.sqrt(50 / 4))
     assert gem(x).item() == pytest.approx(((1 + 8 + 27 + 216) / 4) ** (1 / 3))
+    assert gem(torch.full((1, 1, 3, 3), 50.0), p=100).item() == pytest.approx(50)  # no overflow
 
 
 def squares_of(height: int, width: int, levels: int) -> list[tuple[int, int, int]]:
     """R-MAC's squares as (row, column, side)."""
     grid = rmac_grid(height, width, levels)
     return [(y, x, side) for side, tops, lefts in grid for y in tops for x in lefts]
-
-
-def test_rmac_by_hand():
-    """2x3 map: at level 1 two squares of side 2; one channel of ones counts the squares."""
-    x = torch.tensor([[[[3.0, 0, 0], [0, 0, 0]], [[4.0, 0, 0], [0, 0, 2.0]]]])
-    assert squares_of(2, 3, 1) == [(0, 0, 2), (0, 1, 2)]
-    np.testing.assert_allclose(rmac(x, levels=1), [[0.6, 0.8 + 1]], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -94,14 +88,6 @@ def test_rmac_grid_is_the_papers(size, per_level):
     """l x (l + m - 1) squares at level l; the usual 3:4 photograph has m = 2, 3 levels 20."""
     counts = [len(squares_of(*size, level)) for level in (1, 2, 3)]
     assert np.diff([0, *counts]).tolist() == per_level
-
-
-@given(SIZES, st.integers(1, 4))
-def test_rmac_squares_lie_inside_and_reach_the_edges(size, levels):
-    squares = np.array(squares_of(*size, levels))
-    ends = squares[:, :2] + squares[:, 2:]
-    assert (squares[:, :2] >= 0).all() and (squares[:, 2] >= 1).all()
-    assert ends.max(axis=0).tolist() == list(size) and squares[:, :2].min() == 0
 
 
 @settings(deadline=None, max_examples=60)
@@ -120,14 +106,6 @@ def test_crow_matches_slow(seed, size):
     np.testing.assert_allclose(crow(x), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_crow_weighs_up_the_rare_channel():
-    x = torch.ones(1, 2, 4, 4)
-    x[0, 1] = 0
-    x[0, 1, 0, 0] = 16.0  # same sum as channel 0, in one cell
-    first, second = crow(x)[0]
-    assert second > 2 * first
-
-
 @given(SEEDS, SIZES)
 @settings(deadline=None, max_examples=30)
 def test_gem_lies_between_its_limits(seed, size):
@@ -135,10 +113,6 @@ def test_gem_lies_between_its_limits(seed, size):
     np.testing.assert_allclose(gem(x, p=1), spoc(x), rtol=1e-5)
     np.testing.assert_allclose(gem(x, p=5000), mac(x), rtol=2e-3)
     assert (gem(x, 3) >= spoc(x) * (1 - 1e-5)).all() and (gem(x, 3) <= mac(x) * (1 + 1e-5)).all()
-
-
-def test_gem_of_large_power_stays_finite():
-    assert gem(torch.full((1, 1, 3, 3), 50.0), p=100).item() == pytest.approx(50)
 
 
 @pytest.mark.parametrize("name", POOLINGS)
@@ -151,14 +125,6 @@ def test_channels_are_treated_alike(name, seed, size):
     np.testing.assert_allclose(pooled(x[:, order]), pooled(x)[:, order], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["spoc", "mac", "gem", "crow"])
-@given(SEEDS, SIZES)
-@settings(deadline=None, max_examples=25)
-def test_mirror_images_pool_alike(name, seed, size):
-    x = random_map(seed, *size)
-    np.testing.assert_allclose(POOLINGS[name](x.flip(3)), POOLINGS[name](x), rtol=1e-4, atol=1e-6)
-
-
 @pytest.mark.parametrize("name", POOLINGS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_pooled_in_float32(name, dtype):
@@ -168,26 +134,14 @@ def test_half_precision_is_pooled_in_float32(name, dtype):
     assert torch.equal(result, POOLINGS[name](x.float())) and result.isfinite().all()
 
 
-@pytest.mark.parametrize("name", POOLINGS)
-def test_each_image_is_pooled_alone(name):
-    x = random_map(3, 4, 6)
-    alone = torch.cat([POOLINGS[name](one[None]) for one in x])
-    np.testing.assert_allclose(POOLINGS[name](x), alone, rtol=1e-6)
-    assert POOLINGS[name](x[:0]).shape == (0, 5)
-
-
-@pytest.mark.parametrize("name", POOLINGS)
-def test_dark_and_negative_maps_give_no_nan(name):
-    for x in (torch.zeros(1, 3, 4, 5), -torch.ones(1, 3, 4, 5)):
-        assert POOLINGS[name](x).isfinite().all()
-
-
 def test_negative_values_as_documented():
     x = -torch.ones(1, 2, 3, 3)
     assert spoc(x).tolist() == mac(x).tolist() == [[-1, -1]]
     assert crow(x).tolist() == [[0, 0]]
     np.testing.assert_allclose(gem(x), [[1e-6, 1e-6]], rtol=1e-4)
     assert (rmac(x) < 0).all()
+    for pooled in POOLINGS.values():
+        assert pooled(0 * x).isfinite().all() and pooled(x[:0]).shape == (0, 2)
 
 
 @pytest.mark.parametrize("name", POOLINGS)
@@ -201,5 +155,3 @@ def test_settings_out_of_range_are_refused():
     x = torch.ones(1, 1, 2, 2)
     with pytest.raises(DataError, match="p = 0"):
         gem(x, p=0)
-    with pytest.raises(DataError, match="got 0"):
-        rmac(x, levels=0)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_scenes import CATEGORIES, lively, scenes, small
+from tiny_scenes import CATEGORIES, lively, small
 from torchvision.ops import FrozenBatchNorm2d, roi_align
 
 from objemb_lib.config import DataError
@@ -18,21 +17,15 @@ from objemb_lib.data.mini_battles import mini_battles
 from objemb_lib.detect.detectors import load_coco_detector
 from objemb_lib.detect.features import DetectorTrunk
 from objemb_lib.detect.weights import LIMIT, load_detector, read_card, save_weights, weights_root
-from objemb_lib.embed.extract import ExtractOptions, extract
 from objemb_lib.embed.pooling import rmac
-from objemb_lib.embed.regions import roi
 from objemb_lib.embed.trunks import load_trunk
 from objemb_lib.teach.student import Student, StudentTrunk, Teacher, cut_regions, load_student
 
 pytest_plugins = ("tiny_battles",)
 
+pytestmark = pytest.mark.usefixtures("on_cpu")
 BOXES = [torch.tensor([[4.0, 6.0, 30.0, 40.0], [36.0, 10.0, 60.0, 30.0]]), torch.zeros(0, 4),
          torch.tensor([[0.0, 0.0, 64.0, 64.0]])]  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OBJEMB_DEVICE", "cpu")
 
 
 def student(kind: str = "faster_rcnn", seed: int = 0, **how: object) -> Student:
@@ -79,7 +72,11 @@ def test_the_branch_runs_the_bodys_last_layers_on_the_region() -> None:
     maps = maps_of(ours, noise())
     with torch.no_grad():
         found, more = ours.embed(maps, BOXES), finer.embed(maps, BOXES)
+        alone = ours.embed({k: m[:1] for k, m in maps.items()}, [BOXES[0].flip(0)])
+        speck = torch.tensor([[7.0, 7.0, 7.0, 7.0]])
+        assert ours.embed(maps, [speck, *BOXES[1:]]).isfinite().all()
     assert found.shape == (3, ours.embedding.dim)
+    assert torch.allclose(alone, found[[1, 0]], atol=1e-5)  # order and company do not matter
     whole = F.normalize(maps["head"][2].mean(dim=(1, 2)), dim=0)
     assert torch.allclose(found[2], whole, atol=1e-5)
     assert not torch.allclose(found[0], found[1], atol=1e-3)
@@ -94,19 +91,6 @@ def test_layers_can_be_left_out() -> None:
         found = ours.embed(maps, BOXES[2:])
         pooled = first(cut_regions(maps, body.stages["stage4"], BOXES[2:], 6)).mean(dim=(2, 3))
     assert torch.allclose(found, F.normalize(pooled, dim=1), atol=1e-5)
-
-
-def test_order_company_and_size_of_boxes_do_not_matter() -> None:
-    ours = student()
-    maps = maps_of(ours, noise())
-    tiny = torch.tensor([[5.0, 5.0, 6.0, 6.0], [7.0, 7.0, 7.0, 7.0]])
-    with torch.no_grad():
-        every = ours.embed(maps, BOXES)
-        turned = ours.embed(maps, [BOXES[0].flip(0), BOXES[1], BOXES[2]])
-        alone = ours.embed({k: m[2:] for k, m in maps.items()}, BOXES[2:])
-        assert ours.embed(maps, [tiny, *BOXES[1:]]).isfinite().all()
-    assert torch.allclose(turned, every[[1, 0, 2]], atol=1e-5)
-    assert torch.allclose(alone, every[2:], atol=1e-5)
 
 
 # --- in one pass --------------------------------------------------------------------------
@@ -127,17 +111,9 @@ def test_it_detects_as_its_detector_and_embeds_what_it_detects(kind: str) -> Non
         assert all(torch.equal(one[key], other[key]) for key in other)
     vectors = torch.cat([one["embeddings"] for one in found])
     assert torch.allclose(vectors, F.normalize(expected, dim=1), atol=1e-4)
-
-
-def test_an_image_without_detections_has_no_embeddings() -> None:
-    ours = student()
     ours.detector.network.roi_heads.score_thresh = 1.1
-    (one,) = ours(list(noise(1)))
-    assert one["boxes"].shape == (0, 4)
-    assert one["embeddings"].shape == (0, ours.embedding.dim)
-
-
-def test_a_one_stage_detector_cannot_be_a_student() -> None:
+    (one,) = ours(images[:1])
+    assert one["boxes"].shape == (0, 4) and one["embeddings"].shape == (0, ours.embedding.dim)
     with pytest.raises(DataError, match="fcos has no RoI head"):
         student("fcos")
 
@@ -165,15 +141,6 @@ def test_a_coco_detector_embeds_what_it_detects_in_any_shape() -> None:
 
 
 # --- as a trunk, and from a file ----------------------------------------------------------
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_it_is_extracted_as_any_trunk(tmp_path: Path, precision: str) -> None:
-    options = ExtractOptions(64, precision=precision, cache=False, progress=False)
-    data = scenes(tmp_path)
-    found = extract(data, StudentTrunk(student()), [("student", "spoc")], roi(data), options)
-    x = found["student", "spoc"]
-    assert x.shape == (4, 176) and np.isfinite(x).all() and np.ptp(x) > 0
 
 
 def test_as_a_trunk_it_keeps_the_detectors_stages() -> None:

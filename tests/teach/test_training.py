@@ -241,20 +241,10 @@ def test_a_run_that_diverges_says_so_and_keeps_good_weights(
     assert same(run(tmp_path), unbroken[0])  # and they are those of that step
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+def test_a_damaged_run_or_one_of_something_else_is_refused(tmp_path: Path) -> None:
     killed(tmp_path, 12)
     file = tmp_path / "last.pt"
-    good = file.read_bytes()
-    for bad in (good[: len(good) // 2], good[:-9], b"", b"not a checkpoint", b"\0" * len(good)):
-        file.write_bytes(bad)
-        with pytest.raises(TrainingError, match=rf"{file} cannot be continued: \w+") as caught:
-            run(tmp_path)
-        assert f"Delete {tmp_path}" in caught.value.remedy
-
-
-def test_a_run_of_something_else_is_refused(tmp_path: Path) -> None:
-    killed(tmp_path, 12)
-    before = (tmp_path / "last.pt").read_bytes()
+    before = file.read_bytes()
     with pytest.raises(TrainingError, match="another schedule"):
         run(tmp_path, replace(SCHEDULE, rate=0.01))
     with pytest.raises(TrainingError, match="other data"):
@@ -263,9 +253,14 @@ def test_a_run_of_something_else_is_refused(tmp_path: Path) -> None:
     model.head = nn.Linear(4, 2)
     with pytest.raises(TrainingError, match=r"last\.pt cannot be continued"):
         run(tmp_path, model=model)
-    assert (tmp_path / "last.pt").read_bytes() == before
-    for content in ({"model": {}}, [1, 2], {"schedule": repr(SCHEDULE), "step": 1}):
-        torch.save(content, tmp_path / "last.pt")
+    assert file.read_bytes() == before
+    for bad in (before[: len(before) // 2], before[:-9], b"", b"not a checkpoint"):
+        file.write_bytes(bad)
+        with pytest.raises(TrainingError, match=rf"{file} cannot be continued: \w+") as caught:
+            run(tmp_path)
+        assert f"Delete {tmp_path}" in caught.value.remedy
+    for content in ({"model": {}}, [1, 2]):
+        torch.save(content, file)
         with pytest.raises(TrainingError, match=r"last\.pt cannot be continued"):
             run(tmp_path)
 
@@ -334,11 +329,8 @@ def test_a_student_learns_the_same_in_both_and_the_first_alone_writes(told: list
     """Each saw other photographs, and sampled other anchors."""
     (first, second), folder = told, told[0]["folder"]
     assert first["student"] == second["student"]
-    assert second["wrote"] == [] and set(first["wrote"]) == {
-        "_write_log",
-        "_checkpoint",
-        "_snapshot",
-    }
+    assert second["wrote"] == []
+    assert set(first["wrote"]) == {"_write_log", "_checkpoint", "_snapshot"}
     assert [line["step"] for line in read_log(folder)] == [10, 12]
     assert [line["step"] for line in read_log(folder / "student")] == [2]
 
