@@ -90,9 +90,6 @@ def test_the_weight_of_the_whole_image_is_the_one_that_ranks_best(tmp_path: Path
     np.testing.assert_allclose(fuse(right, noise, 0.25), 0.75 * right + 0.25 * noise)
 
 
-# --- lists of an index --------------------------------------------------------------------
-
-
 def test_lists_that_hold_everything_score_as_a_table_of_all_scores_does(tmp_path: Path) -> None:
     data = pictures(tmp_path / "p", [0, 0, 1, 1], [[[0, 0, 5, 5]]] * 4)
     objects = made([[[1, 0, 0], [0.9, 0.1, 0]], [[0.7, 0.7, 0]], [[0, 1, 0.4]], [[0, 0.2, 1]]])
@@ -136,9 +133,6 @@ def test_a_first_answer_is_right_in_another_image_only() -> None:
     # rows 0 and 1 lie in one image; 3 has no other 6; nobody knows 4
     assert first_right(vectors, image, labels).tolist() == [1, 1, 1, -1, -1]
     assert first_right(vectors[[0, 3, 4]], np.arange(3), np.array([5, 5, 6])).tolist() == [0, 0, -1]
-
-
-# --- what may be hard ---------------------------------------------------------------------
 
 
 def test_the_main_object_is_met_by_half_an_overlap_and_no_other_object(tmp_path: Path) -> None:

@@ -92,9 +92,6 @@ def test_crowds_are_neither_right_nor_wrong(tmp_path: Path, masks: bool) -> None
     assert coco_ap([detections(((4, 4, 24, 24), 1, 0.3))], data, masks)["AP"] == pytest.approx(1)
 
 
-# --- recall of main objects ---------------------------------------------------------------
-
-
 def test_recall_counts_from_the_threshold_on(tmp_path: Path) -> None:
     data = scenes(tmp_path, [*ONE, ([], []), ONE[0]])  # one without a box, one without detections
     half = [detections(((10, 10, 30, 20), 2, 0.1)), detections(((20, 10, 40, 19.9), 1, 0.9))]
@@ -102,9 +99,6 @@ def test_recall_counts_from_the_threshold_on(tmp_path: Path) -> None:
     assert main_recall(half, data).tolist() == [1, 0, 0, 0]  # from 0.5 on, whatever the label
     late = [detections(((0, 0, 5, 5), 1, 0.9), ((10, 10, 30, 30), 1, 0.8)), *half[1:]]
     assert [main_recall(late, data, top)[0] for top in (1, 2)] == [False, True]
-
-
-# --- detect -------------------------------------------------------------------------------
 
 
 class Finder(nn.Module):

@@ -120,9 +120,6 @@ def test_the_table_states_what_the_cards_do(tmp_path: Path) -> None:
     assert table["mask AP"].isna().tolist() == [True, False]
 
 
-# --- the files that come with the course --------------------------------------------------
-
-
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_weights_are_those_of_their_card(name: str) -> None:
     file = weights.weights_root() / f"{name}.safetensors"

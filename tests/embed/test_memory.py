@@ -85,9 +85,6 @@ def test_what_a_failed_attempt_held_is_free_before_the_next() -> None:
         until_it_fits(attempt, 2)
 
 
-# --- what is chosen -----------------------------------------------------------------------
-
-
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A machine that says that it has GPUs, and 12 cores."""

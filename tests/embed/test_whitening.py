@@ -98,9 +98,6 @@ def test_bad_input_is_refused():
             PCAWhitening(**wrong)
 
 
-# --- query expansion ----------------------------------------------------------------------
-
-
 def slow_expansion(queries, gallery, count, alpha, own):
     found = []
     for q, mine in zip(queries, own):

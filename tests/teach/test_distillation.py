@@ -32,9 +32,6 @@ pytestmark = pytest.mark.usefixtures("on_cpu")
 SHORT = Schedule(steps=2, batch_size=2, warmup=1, rate=1e-3)
 
 
-# --- regions and losses -------------------------------------------------------------------
-
-
 def test_guided_regions_mean_the_true_boxes() -> None:
     close = BOXES[0] + 1.0
     far = torch.tensor([[0.0, 50.0, 10.0, 60.0]])
@@ -96,9 +93,6 @@ def test_the_config_says_which_losses_there_are(config: DistillConfig) -> None:
     own = set(config.losses if config.free else ())
     assert found.keys() == own | (DETECTION if config.detection else set())
     assert all(value.isfinite() and value > 0 for value in found.values())
-
-
-# --- training -----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -45,9 +45,6 @@ def maps_of(ours: Student, images: torch.Tensor) -> dict[str, torch.Tensor]:
         return ours.detector.trunk(ours.detector.trunk.normalise(images))
 
 
-# --- teacher and embedding branch ---------------------------------------------------------
-
-
 def test_the_teacher_sees_the_crop_alone() -> None:
     trunk, images = lively(), noise(2, 128)
     teacher = Teacher(trunk, size=64)
@@ -93,9 +90,6 @@ def test_layers_can_be_left_out() -> None:
     assert torch.allclose(found, F.normalize(pooled, dim=1), atol=1e-5)
 
 
-# --- in one pass --------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kind", ["faster_rcnn", "mask_rcnn"])
 def test_it_detects_as_its_detector_and_embeds_what_it_detects(kind: str) -> None:
     ours, images = student(kind, top=4), list(noise())
@@ -138,9 +132,6 @@ def test_a_coco_detector_embeds_what_it_detects_in_any_shape() -> None:
         assert torch.equal(one["boxes"], other["boxes"]) and len(one["boxes"]) > 3
         assert one["embeddings"].shape == (3, 2048)
     assert torch.allclose(found[0]["embeddings"], F.normalize(by_hand, dim=1), atol=1e-4)
-
-
-# --- as a trunk, and from a file ----------------------------------------------------------
 
 
 def test_as_a_trunk_it_keeps_the_detectors_stages() -> None:
@@ -198,9 +189,6 @@ def test_a_student_of_a_coco_detector_is_loaded_again(tmp_path: Path) -> None:
     for key, value in loaded.state_dict().items():
         assert torch.allclose(value, before[key], rtol=2e-3, atol=1e-4), key
     assert (loaded.detector.size, loaded.embedding.leave_out) == (64, (2,))
-
-
-# --- the file that comes with the course --------------------------------------------------
 
 
 def test_the_shipped_student_knows_objects_as_its_card_says(mini_battles_built: Path) -> None:
