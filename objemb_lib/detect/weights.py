@@ -89,12 +89,10 @@ def with_cards(names: Sequence[str]) -> list[str]:
 
 def cards_table(names: Sequence[str], root: Path | None = None) -> pd.DataFrame:
     """Steps and metrics that the cards of some detectors state; torchvision's have none."""
-    cards = {name: read_card(name, root) for name in with_cards(names)}
-    rows = {
-        name: {"steps": card["schedule"]["steps"], **card["metrics on mini-battles/battle"]}
-        for name, card in cards.items()
-    }
-    return pd.DataFrame.from_dict(rows, orient="index")
+    cards = [read_card(name, root) for name in with_cards(names)]
+    rows = [{"steps": card["schedule"]["steps"], **card["metrics on mini-battles/battle"]}
+            for card in cards]  # fmt: skip
+    return pd.DataFrame(rows, index=with_cards(names))
 
 
 def load_detector(name: str, root: Path | None = None, size: int | None = None) -> Detector:

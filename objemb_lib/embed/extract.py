@@ -136,10 +136,7 @@ def extract_regions(
     regions: Mapping[str, Region],
     options: ExtractOptions | None = None,
 ) -> dict[str, Vectors]:
-    """:func:`extract` for several regions: ``{name: vectors}``.
-
-    Regions on the map share their forward passes: that is what pooling on the map is for.
-    """
+    """:func:`extract` for several regions, ``{name: vectors}``; those on the map share a pass."""
     for pair in wanted:
         for name, known in zip(pair, (trunk.stages, POOLINGS)):
             if name not in known:

@@ -64,11 +64,9 @@ def _keep(dataset: ImageDataset, i: int) -> np.ndarray:
 def example(dataset: ImageDataset, i: int, masks: bool = False) -> tuple[Tensor, Target]:
     """Image ``i`` with its targets, as tv_tensors that torchvision's transforms know.
 
-    Boxes are clipped to the image; those without area or category are left out.
-
     Returns:
-        ``(3, H, W)`` uint8, and ``boxes`` ``(K, 4)``, ``labels`` ``(K,)`` (categories from 1),
-        ``objects`` ``(K,)`` (-1: unknown), with ``masks`` also ``(K, H, W)`` uint8.
+        ``(3, H, W)`` uint8, and ``boxes`` ``(K, 4)`` inside the image, ``labels`` ``(K,)``
+        (categories from 1), ``objects`` ``(K,)`` (-1: unknown), with ``masks`` also ``(K, H, W)``.
     """
     image, keep = dataset.image(i), _keep(dataset, i)
     size, told = image.size[::-1], (dataset.boxes, dataset.box_categories, dataset.box_labels)
@@ -97,11 +95,8 @@ def draw_batches(
 ) -> Callable[[torch.Generator], tuple[list[Tensor], list[Target]]]:
     """What draws ``count`` images and their targets, augmented: this process's share of them.
 
-    Only from images with a box that can be learned from. The generator decides which;
-    augmentation goes by torch's own.
-
-    Raises:
-        DataError: there are none.
+    Only from images with a box that can be learned from (DataError: there are none). The generator
+    decides which; augmentation goes by torch's own.
     """
     images = [i for i in range(len(dataset)) if len(_keep(dataset, i))]
     if not images:

@@ -77,9 +77,8 @@ def train(
 ) -> nn.Module:
     """Train ``model`` in place, or go on where an earlier call in ``folder`` stopped.
 
-    A batch that does not fit into memory is worked through in smaller parts whose gradients add
-    up. Losses are then means of the parts' means: what compares a batch's images with each other
-    sees fewer pairs.
+    A batch that does not fit into memory is worked through in parts whose gradients add up: a loss
+    that compares a batch's images with each other then sees fewer pairs.
 
     Args:
         model: gives named losses of images and targets; their sum is minimised.

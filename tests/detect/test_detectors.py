@@ -61,9 +61,6 @@ def one_step(detector: Detector) -> None:
     optimiser.step()
 
 
-# --- on our trunks ------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", TRUNKS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_losses_have_names_and_are_finite(kind: str, name: str) -> None:
@@ -152,8 +149,6 @@ def test_what_cannot_be_built_is_refused() -> None:
         build_detector("yolo", lively(), CATEGORIES)
     assert all(kind in caught.value.remedy for kind in KINDS)
 
-
-# --- torchvision's, with random weights in place of downloads ------------------------------
 
 SIZE = 64
 FASTER = "torchvision/fasterrcnn_resnet50_fpn"

@@ -225,9 +225,6 @@ def test_a_batch_without_any_loss_teaches_nothing(tmp_path: Path) -> None:
     assert same(run(tmp_path, model=model), before)
 
 
-# --- runs that cannot go on ---------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("happens", "what"), [("nan", "loss"), ("inf", "loss"), ("", "gradient")])
 @pytest.mark.parametrize("step", [9, 13])  # 9: the step after which a checkpoint is due
 def test_a_run_that_diverges_says_so_and_keeps_good_weights(
@@ -265,9 +262,6 @@ def test_a_damaged_run_or_one_of_something_else_is_refused(tmp_path: Path) -> No
             run(tmp_path)
 
 
-# --- rates --------------------------------------------------------------------------------
-
-
 def test_the_rate_rises_and_then_falls_to_zero() -> None:
     schedule = Schedule(steps=100, warmup=4)
     half = 0.5 * (1 + math.cos(math.pi * 0.5))
@@ -293,9 +287,6 @@ def test_pretrained_layers_learn_slower_and_frozen_ones_stay(tmp_path: Path) -> 
     after = run(tmp_path / "frozen", model=model)
     assert torch.equal(before["trunk.weight"], after["trunk.weight"])
     assert not torch.equal(before["head.weight"], after["head.weight"])
-
-
-# --- two processes under `torchrun`, against one ------------------------------------------
 
 
 @pytest.fixture(scope="module")
