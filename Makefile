@@ -9,6 +9,8 @@ PIP_ARGS  ?=
 LAB_ARGS  ?=
 APP_ARGS  ?=
 PHOTOS    ?=
+BOXES     ?=
+DETECTOR  ?=
 LOCK_ARGS ?=
 DETECTORS ?=
 
@@ -38,6 +40,8 @@ comma := ,
 # Two programs that compute at once (two notebooks, two test workers) would wait for each other's
 # spinning threads. Let them spin less: as fast alone, several times faster together.
 export GOMP_SPINCOUNT ?= 4000
+# In a log every redraw of a progress bar stays: there it speaks seldom.
+export TQDM_MININTERVAL ?= $(shell [ -t 2 ] && echo 0.1 || echo 10)
 
 .DEFAULT_GOAL := help
 .PHONY: help install extras data reproduce train test lowest site lab app lock clean
@@ -51,7 +55,8 @@ help:
 	@echo
 	@echo 'Both set up what is missing: the first time some minutes and 6 GB, see README.md.'
 	@echo
-	@echo '  make app         the search alone, without code (PHOTOS=FOLDER searches your photographs)'
+	@echo '  make app         the search alone, without code (PHOTOS=FOLDER searches your photographs,'
+	@echo '                   BOXES=FILE.json or DETECTOR=NAME says where to look on them)'
 	@echo '  make install     only the environment, in .venv (PYTHON=python3.12 chooses the Python,'
 	@echo '                   VENV= takes the active environment, PIP_ARGS="..." goes to pip)'
 	@echo '  make extras      the optional packages too: Ray, Milvus Lite, the site, other search libraries'
@@ -138,7 +143,8 @@ lab: install data
 
 # No code to see: Voilà shows the search alone. Its indexes are made first, and cached.
 app: install data
-	@$(PY) -m objemb_lib.show.app $(if $(PHOTOS),--photos "$(PHOTOS)") $(APP_ARGS)
+	@$(PY) -m objemb_lib.show.app $(if $(PHOTOS),--photos "$(PHOTOS)") $(if $(BOXES),--boxes "$(BOXES)") \
+	  $(if $(DETECTOR),--detector "$(DETECTOR)") $(APP_ARGS)
 
 # For every system and Python at once. torch's own CUDA parts are left out: torch's metadata pins
 # them where it needs them, and a CPU build of torch, which has none, satisfies the same lock.

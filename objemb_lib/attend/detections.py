@@ -65,7 +65,7 @@ def boxes_from(
     detector = load_detector(str(source))
     found = detect_cached(detector, dataset, progress=progress)
     boxes = detector_boxes(dataset, detector, found)
-    return Boxes(name or str(source), boxes.boxes, boxes.scores, None, boxes.fell_back, str(source))
+    return replace(boxes, name=name or str(source), source=str(source))
 
 
 def light_detector(name: str, pretrained: bool = True) -> Find:

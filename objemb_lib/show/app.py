@@ -13,11 +13,12 @@ import sys
 from pathlib import Path
 
 from objemb_lib import config
+from objemb_lib.attend.detections import boxes_from
 from objemb_lib.attend.sources import detector_boxes
 from objemb_lib.config import ObjembError
 from objemb_lib.data.catalogue import load_splits
 from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.data.folder import folder
+from objemb_lib.data.folder import ANNOTATIONS, folder
 from objemb_lib.detect.detectors import Detector
 from objemb_lib.detect.metrics import detect
 from objemb_lib.detect.weights import read_card
@@ -30,6 +31,7 @@ from objemb_lib.teach.student import StudentTrunk, load_student
 
 HERE = Path(__file__).parent
 PHOTOS = "OBJEMB_PHOTOS"  # names the folder for the kernels
+BOXES = "OBJEMB_BOXES"  # and what says where to look: a COCO file, or a detector
 TOP = 5  # boxes of an image; notebook 04 chose ten, but here somebody has to tell them apart
 SIZE = 256
 # Notebook 04 chose these on training objects: (stage, pooling), and context.
@@ -40,14 +42,17 @@ TEACHER = [("stage4", "spoc")], -0.3
 def gallery() -> ImageDataset:
     """The photographs of the folder that ``OBJEMB_PHOTOS`` names, else scenes of mini-battles."""
     if place := os.environ.get(PHOTOS):
-        return folder(place, progress=False)
+        truth = Path(place) / ANNOTATIONS
+        return folder(place, truth if truth.is_file() else None, progress=False)
     return load_splits("mini-battles").tests["battle"].first_of_each(3)
 
 
 def ways(dataset: ImageDataset, progress: bool = False) -> list[Retriever]:
-    """Student and classification network, by the student's own boxes and, if any, the true ones.
+    """Student and classification network, each by several sources of boxes.
 
-    Indexes are read from the cache, or made and written there.
+    Those of the student's own detector, those of the file or detector that ``OBJEMB_BOXES`` names
+    (for photographs of one's own: the proposer) and, if there are any, the true ones. Indexes are
+    read from the cache, or made and written there.
     """
     student, trunk = load_student(), load_trunk("efficientnet_lite0")
     detector = student.detector.for_inference(config.device())  # once, not for each photograph
@@ -57,22 +62,30 @@ def ways(dataset: ImageDataset, progress: bool = False) -> list[Retriever]:
     def find(data: ImageDataset) -> Boxes:
         return own_boxes(data, detector, progress)
 
-    places = {"detected": find} | (
-        {"true boxes": true_boxes} if any(map(len, dataset.boxes)) else {}
-    )
+    given = os.environ.get(BOXES) or ("proposer" if os.environ.get(PHOTOS) else "")
+    file = Path(given).read_bytes() if Path(given).is_file() else b""
+    places = {"detected": (find, find)}  # boxes of the gallery, of a photograph that comes
+    if given:
+        brought = functools.cache(lambda data: boxes_from(given, data, progress=progress).top(TOP))
+        places = {
+            Path(given).stem if file else given: (brought, find if file else brought)
+        } | places
+    if any(map(len, dataset.boxes)):
+        places["true boxes"] = true_boxes, find
     found = []
     for name, (network, pairs, context) in networks.items():
         embed = embedder(network, pairs, SIZE, context)
-        for boxes, place in places.items():
+        for boxes, (place, of_photograph) in places.items():
             made_of = (dataset.fingerprint, network.fingerprint(), pairs, context, boxes, SIZE,
-                       read_card("student")["sha256"])  # fmt: skip
+                       file, read_card("student")["sha256"])  # fmt: skip
             key = hashlib.sha256(repr(made_of).encode()).hexdigest()
             path = config.cache_root() / "app" / f"{key}.index"
             if not path.exists():
                 region = Region(place(dataset), context=context)
                 made = Retriever.build(dataset, network, pairs, region, SIZE, progress=progress)
                 made.index.save(path)
-            found.append(Retriever(dataset, ObjectIndex.load(path), name, boxes, embed, find))
+            index = ObjectIndex.load(path)
+            found.append(Retriever(dataset, index, name, boxes, embed, of_photograph))
     return found
 
 
@@ -87,11 +100,17 @@ def main() -> int:
     config.tune_process()
     parser = argparse.ArgumentParser(prog="python -m objemb_lib.show.app", description=__doc__)
     parser.add_argument("--photos", help="folder to search (default: mini-battles)")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--boxes", help="COCO results or annotations beside them: where to look")
+    where.add_argument("--detector", help="what looks: proposer (default), mask_rcnn, "
+                       "ssdlite320_mobilenet_v3_large, torchvision/MODEL, ...")  # fmt: skip
     parser.add_argument("--port", type=int, default=8866)
     parser.add_argument("--no-browser", action="store_true", help="only print the address")
     asked = parser.parse_args()
     if asked.photos:
         os.environ[PHOTOS] = str(Path(asked.photos).resolve())
+    if asked.boxes or asked.detector:
+        os.environ[BOXES] = str(Path(asked.boxes).resolve()) if asked.boxes else asked.detector
     paths = [str(HERE), os.environ.get("JUPYTER_PATH", "")]  # our page template is there
     os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, paths))
     try:

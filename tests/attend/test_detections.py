@@ -117,8 +117,9 @@ def test_a_file_of_other_photographs_is_refused(data, tmp_path) -> None:
 
 
 def test_a_detector_by_its_name_or_none(data) -> None:
-    found = boxes_from("mask_rcnn", data.subset([0]), progress=False)
-    assert isinstance(found, Boxes) and found.source == "mask_rcnn"
+    for name in ("mask_rcnn", "proposer"):
+        found = boxes_from(name, data.subset([0]), progress=False)
+        assert isinstance(found, Boxes) and (found.name, found.source) == (name, name)
     with pytest.raises(DataError):
         boxes_from("yolo9000", data)
 

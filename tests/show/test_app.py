@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from objemb_lib.search.objects import photograph
 from objemb_lib.show import app
@@ -32,7 +34,8 @@ def test_a_photograph_finds_itself_and_the_next_visitor_waits_for_nothing(
     assert [Path(file).name for file in gallery.files] == sorted(p.name for p in photos.iterdir())
     first = app.ways(gallery)
     assert [(way.network, way.boxes) for way in first] == [
-        ("student", "detected"), ("efficientnet_lite0", "detected"),
+        (network, boxes) for network in ("student", "efficientnet_lite0")
+        for boxes in ("proposer", "detected")
     ]  # fmt: skip
     for way in first:
         own = way.query_photograph(photograph(photos / gallery.files[1]))
@@ -40,7 +43,32 @@ def test_a_photograph_finds_itself_and_the_next_visitor_waits_for_nothing(
         assert best.image == 1 and best.score > 0.99  # it was detected in a batch
         assert np.allclose(best.box, own.boxes[0], atol=4) and len(own.boxes) <= app.TOP
 
-    monkeypatch.setattr(app, "own_boxes", lambda *_: pytest.fail("detected once more"))
+    for what in ("own_boxes", "boxes_from"):
+        monkeypatch.setattr(app, what, lambda *_, **__: pytest.fail("detected once more"))
     monkeypatch.setattr(app.Retriever, "build", lambda *_, **__: pytest.fail("embedded once more"))
     again = ObjectSearch(app.ways(gallery))
     assert again.pictures.error == "" and len(again.pictures.rows[1]["cards"]) == 2
+
+
+def test_boxes_beside_the_photographs_are_searched(photos: Path, monkeypatch) -> None:
+    """A file of detections, named after it; another file is another index."""
+    gallery = app.gallery()
+    for k, corner in enumerate((10, 40)):
+        boxes = [{"image_id": f, "bbox": [corner, 20, 60, 50], "score": 1} for f in gallery.files]
+        file = photos.parent / "mine.json"
+        file.write_text(json.dumps(boxes))
+        monkeypatch.setenv(app.BOXES, str(file))
+        mine = next(way for way in app.ways(gallery) if way.boxes == "mine")
+        assert mine.query(0).boxes.tolist() == [[corner, 20, corner + 60, 70]], k
+
+
+def test_an_annotations_file_in_the_folder_gives_true_boxes(photos: Path) -> None:
+    names = sorted(p.name for p in photos.iterdir())
+    images = [{"id": k, "file_name": n, "width": 0, "height": 0} for k, n in enumerate(names)]
+    for image in images:
+        image["width"], image["height"] = Image.open(photos / image["file_name"]).size
+    notes = [{"id": k, "image_id": k, "category_id": 1, "bbox": [5, 5, 50, 40], "area": 2000,
+              "iscrowd": 0} for k in range(3)]  # fmt: skip
+    told = {"images": images, "annotations": notes, "categories": [{"id": 1, "name": "cup"}]}
+    (photos / "annotations.json").write_text(json.dumps(told))
+    assert {way.boxes for way in app.ways(app.gallery())} == {"proposer", "detected", "true boxes"}
