@@ -14,6 +14,9 @@ import numpy as np
 import pytest
 from local_server import Handler, Server
 from PIL import Image
+from tiny_scenes import SIZE, scenes
+
+from objemb_lib.data.dataset import ImageDataset
 
 hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("untimed")
@@ -35,6 +38,12 @@ def on_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OBJEMB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OBJEMB_DEVICE", "cpu")
     monkeypatch.delenv("OBJEMB_PRECISION", raising=False)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> ImageDataset:
+    """Four small pictures with boxes and masks, of 100 x 48 while the trunk sees 64 x 64."""
+    return scenes(tmp_path / "scenes", size=SIZE)
 
 
 @pytest.fixture

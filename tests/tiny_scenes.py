@@ -20,6 +20,10 @@ from objemb_lib.embed.extract import ExtractOptions, Objects, extract_objects
 from objemb_lib.embed.regions import Region
 from objemb_lib.embed.trunks import Trunk, load_trunk
 
+SIZE = (100, 48)  # of wide pictures, while the trunk sees 64 x 64
+PAIR = ("head", "spoc")
+QUIET = ExtractOptions(64, cache=False, progress=False)
+FULL = [[0, 0, *SIZE]]
 CATEGORIES = ("white thing", "black thing")
 SCENES = (  # boxes and categories: different shapes, places and numbers
     ([(4, 6, 30, 40), (36, 10, 60, 30)], [0, 1]),

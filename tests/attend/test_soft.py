@@ -9,27 +9,15 @@ import pytest
 import torch
 from PIL import Image
 from tiny_colours import BOXES, coloured
-from tiny_scenes import lively, objects_of, scenes
+from tiny_scenes import PAIR, lively, objects_of
 
 from objemb_lib.attend import soft
 from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.embed.boxes import true_boxes
-from objemb_lib.embed.extract import (
-    ExtractOptions,
-)
 from objemb_lib.embed.regions import Region
 
-SIZE = (100, 48)  # of the pictures, while the trunk sees 64 x 64
-PAIR = ("head", "spoc")
-FULL = [[0, 0, *SIZE]]
-QUIET = ExtractOptions(64, cache=False, progress=False)
 pytestmark = pytest.mark.usefixtures("on_cpu")
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> ImageDataset:
-    return scenes(tmp_path / "scenes", size=SIZE)
 
 
 def test_a_class_activation_map_by_hand() -> None:

@@ -11,28 +11,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_scenes import lively, objects_of, scenes, small
+from tiny_scenes import FULL, PAIR, QUIET, SIZE, lively, objects_of, small
 
 from objemb_lib.attend import sources
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.detect.metrics import detect
 from objemb_lib.embed.boxes import Boxes, whole_image
 from objemb_lib.embed.extract import (
-    ExtractOptions,
     extract_objects,
 )
 from objemb_lib.embed.regions import Region
 
-SIZE = (100, 48)  # of the pictures, while the trunk sees 64 x 64
-PAIR = ("head", "spoc")
-FULL = [[0, 0, *SIZE]]
-QUIET = ExtractOptions(64, cache=False, progress=False)
 pytestmark = pytest.mark.usefixtures("on_cpu")
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> ImageDataset:
-    return scenes(tmp_path / "scenes", size=SIZE)
 
 
 NAMES = [

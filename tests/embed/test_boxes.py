@@ -12,7 +12,7 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
-from tiny_scenes import lively, objects_of, scenes, small
+from tiny_scenes import FULL, PAIR, QUIET, SIZE, lively, objects_of, scenes, small
 
 from objemb_lib.attend import sources
 from objemb_lib.config import DataError, ImageError
@@ -27,16 +27,7 @@ from objemb_lib.embed.extract import (
 )
 from objemb_lib.embed.regions import WHOLE, Region, every_image_has_a_box, roi, roi_align
 
-SIZE = (100, 48)  # of the pictures, while the trunk sees 64 x 64
-PAIR = ("head", "spoc")
-FULL = [[0, 0, *SIZE]]
-QUIET = ExtractOptions(64, cache=False, progress=False)
 pytestmark = pytest.mark.usefixtures("on_cpu")
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> ImageDataset:
-    return scenes(tmp_path / "scenes", size=SIZE)
 
 
 @settings(deadline=None, max_examples=40)
