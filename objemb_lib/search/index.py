@@ -30,7 +30,7 @@ SUPPORTED = (faiss.IndexFlatCodes, faiss.IndexIVF, faiss.IndexHNSW)
 REMOVED = -1  # the id of what a graph cannot take out
 LIVING = faiss.IDSelectorRange(0, np.iinfo(np.int64).max)
 MMAP, MMAP_LISTS = faiss.IO_FLAG_MMAP_IFC, faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY
-MANY = 1024  # queries, from which on faiss multiplies matrices: 1.3 to 2 times as fast as torch,
+MANY = 1024  # queries, from which on faiss multiplies matrices: 1.2 to 2 times as fast as torch,
 # below it up to 4 times as slow (2,000 to 100,000 vectors, one and two cores; benchmarks/search.py)
 CHUNK_BYTES = 64 << 20  # of scores held at a time
 
