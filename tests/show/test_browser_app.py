@@ -26,6 +26,7 @@ def photos(tmp_path, monkeypatch):
         place.mkdir(parents=True, exist_ok=True)
         shutil.copy(data.root / file, place)
     monkeypatch.setenv("OBJEMB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv(app.PHOTOS, str(tmp_path / "photos"))  # as the app is started
     return tmp_path / "photos"
 
 
@@ -40,7 +41,7 @@ def test_a_click_and_a_photograph_of_ones_own_find_what_the_function_finds(
         page.goto(base)
         page.locator("section:nth-of-type(2) button").first.wait_for()
         data = folder(photos, progress=False)
-        student = app.ways(data)[0]  # from the cache that the app has written
+        student = app.ways(data)[0]  # by the proposer's boxes; from the cache of the app
         captions = page.locator("section:nth-of-type(2) figcaption")
 
         def found() -> list[int]:
