@@ -16,8 +16,8 @@ measured on the other, both ways; the proposer also learns from scenes of mini-b
 and NanoDet-m's boxes lie beside the photographs.
 
 Prints pandas tables, writes benchmarks/results/proposals.json; exits with 1 where the proposer
-recalls less than 0.65, or takes more than 25 ms beside the forward pass (a third of it, where other
-work slows both).
+recalls less than 0.65, or takes more than 25 ms beside the forward pass (on a
+quiet machine: other work slows both).
 """
 
 from __future__ import annotations
@@ -201,7 +201,7 @@ def main() -> int:
     results = {name: one.round(4).to_dict(orient="index") for name, one in tables.items()}
     write("proposals", {"threads": torch.get_num_threads(), "milliseconds": times, **results})
     got = next(iter(tables.values())).loc["proposer", "recall"]
-    return int(got < FLOOR or times["proposer"] > max(CEILING, times["forward pass"] / 3))
+    return int(got < FLOOR or times["proposer"] > CEILING)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -203,3 +204,15 @@ def test_clean_removes_what_a_killed_build_leaves_and_nothing_of_the_users(tmp_p
     subprocess.run(["make", "clean", "VENV=.venv"], cwd=tmp_path, check=True)
     assert [name for name in ours if (tmp_path / name).exists()] == []
     assert [name for name in theirs if not (tmp_path / name).exists()] == []
+
+
+def test_this_environment_is_the_locked_one():
+    if not (Path(sys.prefix) / ".installed").exists():
+        pytest.skip("not an environment that `make install` made from the lock")
+    wrong = []
+    for requirement in map(Requirement, lock_lines()):
+        if requirement.marker is None or requirement.marker.evaluate():
+            found = version(requirement.name)
+            if not requirement.specifier.contains(found, prereleases=True):
+                wrong.append(f"{requirement}, here {found}")
+    assert not wrong, "run `make install`"

@@ -438,9 +438,18 @@ def test_a_cache_that_cannot_be_made_says_so(
 
 
 def child(what: str, folder: str) -> None:
-    """Runs in another process: an extraction that begins together with another one."""
+    """Runs in another process: an extraction that is killed, or begins together with another."""
     place, room.PART, shown = Path(folder), PART, Tiny.forward_intermediates
     data = photographs(place / "photographs")
+    if what == "killed":
+        write = room.Store.write
+
+        def write_once(*args: object) -> None:
+            write(*args)
+            os._exit(7)  # as a kill: nothing is cleaned up
+
+        room.Store.write = write_once
+        quick(data)
     (place / what).touch()
     other = place / ("b" if what == "a" else "a")
     deadline = time.monotonic() + 60
@@ -463,6 +472,18 @@ def start(what: str, folder: Path) -> subprocess.Popen:
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+def test_a_killed_run_goes_on_where_it_stopped(data: ImageDataset, seen, tmp_path: Path) -> None:
+    whole = quick(data, cache=False)[SPOC]
+    process = start("killed", tmp_path)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 7, error
+    assert [p.name for p in cached(tmp_path)] == ["head-spoc.part-0000000.safetensors"]
+    seen()
+    assert np.array_equal(quick(data)[SPOC], whole)
+    assert seen() == N - PART
+    assert [p.name for p in cached(tmp_path)] == ["head-spoc.safetensors"]
 
 
 def test_two_processes_at_once_compute_once(data: ImageDataset, tmp_path: Path) -> None:
