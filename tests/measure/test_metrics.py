@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score
 from tiny_queries import dataset, random_case
 
 from objemb_lib.config import DataError
@@ -58,12 +59,15 @@ def test_metrics_match_slow(ranked):
     for name in (*METRICS, "R@10", "P@1"):
         value = metric_function(name)(ranked)
         assert value == pytest.approx(slow_metric(ranked.tolist(), name), nan_ok=True)
+    if ranked.any():  # scikit-learn says 0 where there is nothing to find
+        known = average_precision_score(ranked, -np.arange(len(ranked)))
+        assert average_precision(ranked) == pytest.approx(known)
 
 
-@pytest.mark.parametrize("name", ["R@0", "P@-1", "F1", "R", "map", "R@1.5"])
-def test_unknown_metrics_are_refused(name):
-    with pytest.raises(DataError, match="mAP"):
-        metric_function(name)
+def test_unknown_metrics_are_refused():
+    for name in ("R@0", "P@-1", "F1", "R", "map", "R@1.5"):
+        with pytest.raises(DataError, match="mAP"):
+            metric_function(name)
 
 
 def test_protocol_by_hand():
@@ -89,15 +93,6 @@ def test_protocol_matches_slow(seed, chunk):
         np.testing.assert_allclose(found.values[name], slow_scores(vectors, data, name), atol=1e-12)
 
 
-def test_ranking_shows_what_evaluate_scores():
-    vectors, data = random_case(7)
-    found = evaluate(vectors, data, metrics=["P@3"])
-    for query, score in zip(data.queries, found.values["P@3"]):
-        top = ranking(vectors, data, int(query), 3)
-        assert not {query, *data.gallery[data.junk(query)]} & set(top.images)
-        assert np.isnan(score) or top.relevant.sum() / 3 == pytest.approx(score)
-
-
 def test_equal_scores_keep_the_gallerys_order():
     """Five hundred: numpy's other sorts happen to keep the order of a few."""
     gallery = np.random.default_rng(0).permutation(500)
@@ -117,15 +112,12 @@ def test_queries_without_relevant_images_are_counted_and_left_out():
     assert (found.n_queries, found.n_skipped) == (4, 2)
     assert np.isnan(found.values["R@1"]).tolist() == [False, False, True, True]
     assert found.mean("R@1") == np.nanmean(found.values["R@1"])
+    for labels in ([0, 1], [-1, -1]):
+        with pytest.raises(DataError, match="no query of .* has a relevant image"):
+            evaluate(np.eye(2), dataset(labels))
 
 
-@pytest.mark.parametrize("labels", [[0, 1], [-1, -1]])
-def test_photographs_without_any_relevant_image_are_said_to_have_no_score(labels):
-    with pytest.raises(DataError, match="no query of .* has a relevant image"):
-        evaluate(np.eye(2), dataset(labels))
-
-
-def test_bad_vectors_are_refused():
+def test_bad_vectors_and_scores_are_refused():
     data = dataset([0, 0, 1])
     for wrong in (np.eye(4), np.ones(3)):
         with pytest.raises(DataError, match="3 images"):
@@ -134,22 +126,8 @@ def test_bad_vectors_are_refused():
     broken[1, 2] = np.nan
     with pytest.raises(DataError, match="1.jpg"):
         evaluate(broken, data)
-
-
-@given(st.integers(0, 30))
-@settings(max_examples=15)
-def test_scores_without_vectors_give_what_their_vectors_give(seed):
-    vectors, data = random_case(seed)
-    scores = vectors[data.queries] @ vectors[data.gallery].T
-    of_scores, of_vectors = evaluate_scores(scores, data), evaluate(vectors, data)
-    for metric in METRICS:
-        np.testing.assert_array_equal(of_scores.values[metric], of_vectors.values[metric])
-
-
-def test_scores_of_another_shape_or_nan_are_refused():
-    _, data = random_case(0)
-    good = np.zeros((len(data.queries), len(data.gallery)))
-    for bad in (good[1:], good[:, 1:], good.T, np.where(np.eye(*good.shape), np.nan, good)):
+    good, data = np.zeros((2, 3)), dataset([0, 0, 1], queries=[0, 1])
+    for bad in (good[1:], good[:, 1:], good.T, np.full((2, 3), np.nan)):
         with pytest.raises(DataError, match="scores of shape"):
             evaluate_scores(bad, data)
 
