@@ -40,7 +40,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from objemb_lib import config
 from objemb_lib.config import DataError, ObjembError
-from objemb_lib.data import archives, catalogue
+from objemb_lib.data import catalogue, mini_battles
 
 
 def parser() -> argparse.ArgumentParser:
@@ -133,8 +133,7 @@ def pack(entry: catalogue.Entry, dest: Path) -> int:
             f"{entry.name} is not ours to pass on",
             "Put its archives, as they were published, into the mirror's folder.",
         )
-    entry.verify(progress=False)
-    print(f"wrote {archives.pack(entry.folder(), dest)}")
+    print(f"wrote {mini_battles.pack(dest)}")
     return 0
 
 

@@ -7,13 +7,10 @@ packages that ship them; everything else is the real code.
 from __future__ import annotations
 
 import functools
-import multiprocessing
 import shutil
 import tarfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -48,8 +45,7 @@ class Tiny:
     backgrounds: tuple[dict, ...]
 
     def build(self, root: Path, **options: object) -> Path:
-        known = {"source": self.source, "workers": 1, "progress": False}
-        return mini_battles.build(root, **known | options)
+        return mini_battles.build(root, **{"source": self.source, "progress": False} | options)
 
 
 def paint_stamp(path: Path, seed: int) -> None:
@@ -77,10 +73,6 @@ def with_tiny_lists(patch: pytest.MonkeyPatch, tiny: Tiny) -> None:
     split = mini_battles.Split
     splits = {"train": split("train", 2), "battle": split("test", 2), "clean": split("test", 1)}
     patch.setattr(mini_battles, "SPLITS", splits)
-    fork = multiprocessing.get_context("fork")  # other methods would lose these patches
-    patch.setattr(
-        mini_battles, "ProcessPoolExecutor", partial(ProcessPoolExecutor, mp_context=fork)
-    )
 
 
 @pytest.fixture(scope="session")

@@ -231,7 +231,7 @@ def build(
 
     Args and Raises as :func:`objemb_lib.data.ps_battles.build`.
     """
-    from objemb_lib.data import fetch, links  # here: they load what downloads
+    from objemb_lib.data import fetch  # here: it loads what downloads
 
     folder, wanted = Path(root or config.data_root()) / OPEN_IMAGES, []
     remotes = {remote.file: remote for remote in fetch.registry(OPEN_IMAGES)}
@@ -241,4 +241,4 @@ def build(
         files = [f"{part}/{image}.jpg" for image in choose(read_boxes(boxes), split)]
         wanted += [fetch.Remote(file, f"{IMAGES}/{file}") for file in files]
     options = {"progress": progress, "check": load_image}
-    return links.download_urls(folder, wanted, retry_dead, PER_SECOND, **options)
+    return fetch.download_urls(folder, wanted, retry_dead, PER_SECOND, **options)

@@ -2,20 +2,27 @@
 
 ``registry.csv`` has every file's address, digest and length. pooch checks digests and puts the
 checked file in place; our downloader under it adds what a classroom's network needs: it resumes.
+
+:func:`download_urls` fetches very many small files from very many servers, politely. Links die:
+what a server says is gone, and what arrives with other bytes, is written into a report, so that a
+second run neither asks nor waits for it again; all else is asked again.
 """
 
 from __future__ import annotations
 
 import csv
+import json
 import os
-import re
 import shutil
 import subprocess
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import pooch
 import requests
@@ -26,7 +33,9 @@ from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
 
 from objemb_lib import __version__
+from objemb_lib.cache import atomic_write_text
 from objemb_lib.config import DownloadError, ObjembError
+from objemb_lib.data.archives import write_manifest
 
 REGISTRY = Path(__file__).with_name("registry.csv")
 CHUNK = 1 << 16  # bytes; what a cut connection loses at most
@@ -39,6 +48,13 @@ BACKOFF = 0.5  # seconds; doubles with each
 RETRY_AFTER_CAP = 30.0  # seconds: the longest wait a server can ask of us
 SPACE_MARGIN = 64 << 20  # bytes that stay free
 
+REPORT = "links.json"
+AT_ONCE = 8  # links that are asked at the same time
+PER_SECOND = 4.0  # requests to one server
+SILENCE = 5  # unanswered requests in a row before a server is left alone for this run
+SAVE_EVERY = 500  # files between two reports, for a run that is killed
+
+pooch.get_logger().setLevel("WARNING")  # the bar says it already
 _sleep = time.sleep  # tests put a recorder here
 
 Check = Callable[[Path], object]
@@ -103,7 +119,6 @@ def fetch(
     places = [f"{mirror.rstrip('/')}/{remote.file}"] if mirror else []
     places += [remote.url] if remote.url else []
     download, tried = Downloader(dest, remote.size, progress, check), []
-    pooch.get_logger().setLevel("WARNING")  # the bar says it already
     while places:
         place = places.pop(0)
         try:
@@ -157,7 +172,6 @@ class Downloader:
         self.part = dest.with_name(f"{dest.name}.part")
         self.size, self.progress, self.check = size, progress, check
         self.resumed = False  # an earlier call's bytes were built upon
-        self.md5 = ""  # where the server's name for the content (ETag) looks like one
         self.session = requests.Session()
         patience = Patience(
             TRIES, connect=0, status_forcelist=BUSY, backoff_factor=BACKOFF, raise_on_status=False
@@ -226,8 +240,6 @@ class Downloader:
                 raise HTTPError(said)
             if answer.status_code not in (200, 206):
                 raise Gone(said) if answer.status_code in GONE else GiveUp(said)
-            tag = answer.headers.get("ETag", "").strip('"')
-            self.md5 = f"md5:{tag}" if re.fullmatch("[0-9a-f]{32}", tag) else ""
             start = start if answer.status_code == 206 else 0
             shown = tqdm(total=self.size, desc=self.part.stem, unit="B", unit_scale=True,
                          initial=start, disable=not self.progress)  # fmt: skip
@@ -250,3 +262,92 @@ def debian_package(name: str, dest: Path) -> Path | None:
         subprocess.run(["sh", "-c", get], cwd=dest, check=True, timeout=1800, capture_output=True)
         return dest
     return None
+
+
+# --- very many links -------------------------------------------------------------------------
+
+
+def download_urls(
+    folder: Path,
+    wanted: Sequence[Remote],
+    retry_dead: bool = False,
+    per_second: float = PER_SECOND,
+    progress: bool = True,
+    check: Check | None = None,
+) -> Path:
+    """Fetch what is not there yet and still at its address; then write the manifest.
+
+    Args:
+        folder: gets the files. Its ``links.json`` says of each link that is dead, or failed this
+            time, why; one run at a time may use it.
+        wanted: files in it, with their addresses. One that is there is not touched.
+        retry_dead: ask dead links again.
+        per_second: most requests to one server.
+        check: reads a file before it gets its name; raises an ObjembError if it is not right.
+    Returns:
+        ``folder``.
+    Raises:
+        DownloadError: no room on the disk, or no server answered at all.
+        OSError: the disk is full or cannot be written.
+    """
+    report = folder / REPORT
+    before = json.loads(report.read_text())["dead"] if report.exists() and not retry_dead else {}
+    missing = [one for one in wanted if not (folder / one.file).exists()]
+    dead = {one.url: before[one.url] for one in missing if one.url in before}
+    asked = [one for one in missing if one.url not in dead]
+    here, failed = len(wanted) - len(missing), {}
+    require_space(folder, sum(one.size or 0 for one in asked))
+    hosts = {urlsplit(one.url).netloc: Host(1 / per_second) for one in asked}
+    save = lambda: atomic_write_text(report, json.dumps({"dead": dead, "failed": failed}, indent=1))  # noqa: E731
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        get = lambda one: hosts[urlsplit(one.url).netloc].get(one, folder, check)  # noqa: E731
+        done = pool.map(get, asked)
+        try:
+            for n, (kind, why) in enumerate(tqdm(done, total=len(asked), disable=not progress)):
+                here += kind == "here"
+                {"dead": dead, "failed": failed, "here": {}}[kind][asked[n].url] = why
+                if n % SAVE_EVERY == 0:
+                    save()
+        finally:
+            save()
+    if failed and not here and not dead:
+        first = next(iter(failed.items()))
+        problem = f"none of {len(asked):,} files could be fetched; the first: {first}"
+        raise DownloadError(problem, "Check the network, then run again.")
+    print(f"{folder.name}: {here:,} of {len(wanted):,} files are here; {len(dead):,} links are "
+          f"dead; {len(failed):,} did not answer and are asked again by the next run")  # fmt: skip
+    return write_manifest(folder, {"files": here, "dead": len(dead), "unanswered": len(failed)})
+
+
+class Host:
+    """A server, asked by several threads at a pace, until it stays silent."""
+
+    def __init__(self, gap: float) -> None:
+        self.gap, self.turn, self.silent = gap, 0.0, 0
+        self.lock = threading.Lock()
+
+    def get(self, one: Remote, folder: Path, check: Check | None) -> tuple[str, str]:
+        """Fetch a file; "here", "dead" or "failed", and why."""
+        if self.silent >= SILENCE:
+            return "failed", "its server does not answer"
+        with self.lock:
+            now = time.monotonic()
+            wait = max(self.turn - now, 0)
+            self.turn = now + wait + self.gap
+        if wait:
+            _sleep(wait)
+        dest = folder / one.file
+        download = Downloader(dest, one.size, False, check)
+        download.part.unlink(missing_ok=True)  # small files: an old half may be another file's
+        try:
+            pooch.retrieve(one.url, one.digest or None, dest.name, dest.parent, downloader=download)
+            found = "here", ""
+        except Gone as error:
+            found = "dead", str(error)
+        except GiveUp as error:
+            self.silent += 1
+            return "failed", str(error)
+        except ValueError as error:
+            found = "dead", f"other bytes: {error}"
+        self.silent = 0
+        return found

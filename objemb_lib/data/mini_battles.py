@@ -10,8 +10,8 @@ learner's own machine from freely licensed photographs: 234 cut-outs (Tux Paint'
 
 Objects and backgrounds of ``train`` never appear in ``battle`` or ``clean``. A battle scene
 has one main object and up to two distractors of the same pool. No two scenes of a main object
-have the same background. Every random choice of a scene comes from (version, seed,
-split, number), so that scenes can be made in any order, on any number of processes.
+have the same background. Every random choice of a scene comes from the version, split and
+number, so that scenes can be made in any order, on any number of threads.
 """
 
 from __future__ import annotations
@@ -22,13 +22,10 @@ import hashlib
 import importlib.util
 import io
 import json
-import multiprocessing
 import os
 import shutil
-import signal
+import tarfile
 import tempfile
-import threading
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -38,24 +35,19 @@ import PIL
 from PIL import Image, ImageEnhance, ImageFilter
 from pycocotools import mask as coco_mask
 from tqdm.auto import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from objemb_lib import config
-from objemb_lib.cache import atomic_write_text
-from objemb_lib.config import DataError, ImageError
-from objemb_lib.data.archives import (
-    MANIFEST,
-    build_folder,
-    sha256_file,
-    unpack,
-    unpack_from,
-    write_manifest,
-)
+from objemb_lib.cache import atomic_path, atomic_write_text
+from objemb_lib.config import DataError, DownloadError, ImageError
+from objemb_lib.data.archives import MANIFEST, build_folder, sha256_file, unpack, write_manifest
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.folder import check_split
 from objemb_lib.data.images import load_image
 
 NAME = "mini-battles"
-VERSION = "2"
+VERSION, SEED = "2", 0
+STREAM = f"{NAME} {VERSION} {SEED}"  # what every random choice begins from
 SIZE = 256
 LISTS = Path(__file__).parent
 REFERENCE = LISTS / "mini_battles_reference.json"
@@ -246,7 +238,7 @@ def _battle_layers(raw: Path, main: dict, pool: list[dict], rng: Random) -> list
     return layers
 
 
-def _behind(split: str, number: int, seed: int) -> dict:
+def _behind(split: str, number: int) -> dict:
     """The background of a scene: another one for each scene of an object.
 
     Else a vector of the photograph behind it would find the object again.
@@ -254,23 +246,23 @@ def _behind(split: str, number: int, seed: int) -> dict:
     rule = SPLITS[split]
     which, scene = divmod(number, rule.scenes_per_object)
     there = [b for b in backgrounds() if b["split"] == rule.pool]
-    rng = Random(f"{NAME} {VERSION} {seed} {split} backgrounds of {which}")
+    rng = Random(f"{STREAM} {split} backgrounds of {which}")
     every = rng.sample(there, len(there))
     return every[scene % len(every)]  # fewer backgrounds than scenes: only in small tests
 
 
-def compose(raw: Path, split: str, number: int, seed: int) -> tuple[bytes, dict, list[dict]]:
+def compose(raw: Path, split: str, number: int) -> tuple[bytes, dict, list[dict]]:
     """Scene ``number`` of a split, from the gathered photographs in the folder ``raw``.
 
     Returns:
         JPEG bytes; COCO's record of the image; COCO's annotations (their boxes are ``x, y, w, h``),
         without ids, the main object first. Masks hold only what is visible.
     """
-    rng = Random(f"{NAME} {VERSION} {seed} {split} {number}")
+    rng = Random(f"{STREAM} {split} {number}")
     rule = SPLITS[split]
     pool = [o for o in objects() if o["split"] == rule.pool]
     main = pool[number // rule.scenes_per_object]
-    behind = _behind(split, number, seed)
+    behind = _behind(split, number)
     canvas = _crop_of(_background(raw / behind["collection"] / behind["path"]), rng)
     if split == "clean":
         canvas = canvas.filter(ImageFilter.GaussianBlur(24))
@@ -323,17 +315,14 @@ def pixels_hash(image: Image.Image) -> str:
 
 def build(
     root: Path | None = None,
-    seed: int = config.SEED,
     source: Path | None = None,
     mirror: str | None = None,
-    workers: int | None = None,
     progress: bool = True,
 ) -> Path:
     """Build mini-battles, about half a minute on two cores once the photographs are there.
 
     Args:
         root: folder of data sets; default :func:`config.data_root`.
-        seed: of every random choice. workers: processes, default one a core.
         source: folder that has the photographs, see :func:`gather`.
         mirror: folder or URL that has the packed data set, or the upstream archives.
     Returns:
@@ -344,81 +333,64 @@ def build(
     """
 
     def make(made: Path, downloads: Path) -> None:
-        if mirror and (copy := unpack_from(mirror, NAME, made.parent / "mirror")):
+        if mirror and (copy := _from_mirror(mirror, made.parent / "mirror")):
             verify(copy.parent, progress)
-            stated = _read(copy, MANIFEST)
-            if (stated["version"], stated["seed"]) == (VERSION, seed):
+            if _read(copy, MANIFEST)["version"] == VERSION:
                 made.rmdir()
                 os.replace(copy, made)
                 return
-            tqdm.write(f"{NAME}: the mirror's is of another version or seed; building it here")
+            tqdm.write(f"{NAME}: the mirror's is of another version; building it here")
         wanted = {"objects": {o["path"]: o["sha256"] for o in objects()}}
         for row in backgrounds():
             wanted.setdefault(row["collection"], {})[row["path"]] = row["sha256"]
         for name, files in tqdm(wanted.items(), "photographs", disable=not progress):
             gather(name, files, made.parent / "raw" / name, downloads, source, mirror)
-        _compose_all(made.parent / "raw", made, seed, workers, progress)
+        _compose_all(made.parent / "raw", made, progress)
 
     return build_folder(Path(root or config.data_root()), NAME, make)
 
 
-def _compose_all(raw: Path, made: Path, seed: int, workers: int | None, progress: bool) -> None:
+def _compose_all(raw: Path, made: Path, progress: bool) -> None:
     """Every scene, the annotations, thumbnails of the photographs, and the manifest."""
     jobs, splits = [], {}
     for split, rule in SPLITS.items():
         (made / split).mkdir()
         count = rule.scenes_per_object * sum(o["split"] == rule.pool for o in objects())
-        jobs += [(raw, made, split, number, seed) for number in range(count)]
-    scenes = _write_scenes(jobs, workers, progress)
+        jobs += [(split, number) for number in range(count)]
+
+    def write(job: tuple[str, int]) -> tuple[dict, list[dict]]:
+        jpeg, record, annotations = compose(raw, *job)
+        (made / record["file_name"]).write_bytes(jpeg)
+        return record, annotations
+
+    # Threads are enough: Pillow works without Python's lock.
+    options = {"desc": NAME, "unit": "scene", "disable": not progress}
+    scenes = thread_map(write, jobs, max_workers=os.cpu_count(), **options)
     for split in SPLITS:
-        coco = _coco(split, seed, [one for job, one in zip(jobs, scenes) if job[2] == split])
+        coco = _coco(split, [scene for job, scene in zip(jobs, scenes) if job[0] == split])
         atomic_write_text(made / "annotations" / f"{split}.json", json.dumps(coco))
         splits[split] = {"images": len(coco["images"]), "sha256": _digest(coco)}
     small = {  # copies of every listed photograph, for looking at
-        "objects": (_cutout.__wrapped__(raw, o["path"]) for o in objects()),
-        "backgrounds": (_background.__wrapped__(raw / b["collection"] / b["path"])
-                        for b in backgrounds()),
-    }  # fmt: skip
+        "objects": (_cutout(raw, o["path"]) for o in objects()),
+        "backgrounds": (_background(raw / b["collection"] / b["path"]) for b in backgrounds()),
+    }
     for kind, images in small.items():
         (made / kind).mkdir()
         for number, image in enumerate(images):
             image.thumbnail((96, 96))
             image.save(made / kind / f"{number:03d}.png")
-    write_manifest(made, {"name": NAME, "version": VERSION, "seed": seed, "size": SIZE,
+    _cutout.cache_clear()  # they are small now, and would fill the memory
+    _background.cache_clear()
+    write_manifest(made, {"name": NAME, "version": VERSION, "seed": SEED, "size": SIZE,
                           "splits": splits, "pillow": PIL.__version__})  # fmt: skip
 
 
-def _write_scenes(jobs: list[tuple], workers: int | None, progress: bool) -> list[tuple]:
-    """What :func:`_write_scene` returns for each job, in their order."""
-    pool = ProcessPoolExecutor(workers or os.cpu_count(), initializer=_start_worker)
-    try:
-        scenes = pool.map(_write_scene, jobs, chunksize=8)
-        return list(tqdm(scenes, NAME, len(jobs), unit="scene", disable=not progress))
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    """Workers leave Ctrl-C to their parent, and do not outlive it, waiting and holding its lock."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-
-
-def _write_scene(job: tuple) -> tuple[dict, list[dict]]:
-    """Worker: compose one scene, write its JPEG, return its records."""
-    raw, folder, split, number, seed = job
-    jpeg, record, annotations = compose(raw, split, number, seed)
-    (folder / record["file_name"]).write_bytes(jpeg)
-    return record, annotations
-
-
-def _coco(split: str, seed: int, scenes: list[tuple[dict, list[dict]]]) -> dict:
+def _coco(split: str, scenes: list[tuple[dict, list[dict]]]) -> dict:
     """The COCO-format file of one split, with our extra fields."""
     every = [(record["id"], one) for record, many in scenes for one in many]
     keys = ("name", "category", "path")
     return {
-        "info": {"description": f"{NAME}/{split}", "version": VERSION, "seed": seed},
+        "info": {"description": f"{NAME}/{split}", "version": VERSION, "seed": SEED},
         "categories": [{"id": i, "name": name} for i, name in enumerate(categories(), 1)],
         "objects": [{"id": i, **{k: o[k] for k in keys}} for i, o in enumerate(objects())],
         "images": [record for record, _ in scenes],
@@ -429,6 +401,47 @@ def _coco(split: str, seed: int, scenes: list[tuple[dict, list[dict]]]) -> dict:
 def _digest(coco: dict) -> str:
     """Hash over all annotations of a split, which hold the hashes of its pixels."""
     return hashlib.sha256(json.dumps(coco, sort_keys=True).encode()).hexdigest()
+
+
+# --- a classroom's copy ------------------------------------------------------------------
+
+
+def pack(dest: Path, root: Path | None = None) -> Path:
+    """Write ``dest/mini-battles.tar``, which does not tell who made it.
+
+    Raises as :func:`verify`: what is not built, or damaged, is not passed on.
+    """
+
+    def anonymous(info: tarfile.TarInfo) -> tarfile.TarInfo:
+        info.uid = info.gid = info.mtime = 0
+        info.uname = info.gname = ""
+        return info
+
+    verify(root, progress=False)
+    folder = Path(root or config.data_root()) / NAME
+    with atomic_path(dest / f"{NAME}.tar") as temporary, tarfile.open(temporary, "w") as tar:
+        tar.add(folder, NAME, filter=anonymous)
+    return dest / f"{NAME}.tar"
+
+
+def _from_mirror(mirror: str, work: Path) -> Path | None:
+    """What :func:`pack` wrote into a mirror (a folder or URL), unpacked in the new folder ``work``.
+
+    Returns its folder, to be verified; None if the mirror has none. Raises DownloadError: the
+    mirror cannot be read, or its copy is damaged.
+    """
+    from objemb_lib.data import fetch  # here: it loads what downloads
+
+    work.mkdir()
+    archive = work / f"{NAME}.tar"
+    try:
+        fetch.Downloader(archive)(f"{mirror.rstrip('/')}/{archive.name}", archive)
+    except fetch.Gone:
+        return None
+    except fetch.GiveUp as error:
+        problem = f"the mirror {mirror} cannot be read: {error}"
+        raise DownloadError(problem, "Check --mirror and OBJEMB_MIRROR.") from error
+    return unpack(archive, work) / NAME
 
 
 # --- where the photographs come from -----------------------------------------------------
@@ -509,7 +522,7 @@ def _read(folder: Path, name: str) -> dict:
 
 
 def verify(root: Path | None = None, progress: bool = True) -> list[str]:
-    """Decode every image and compare with the manifest.
+    """Decode every image and compare the scenes with the manifest.
 
     Returns the splits whose content differs from the reference build of this course: empty on
     machines like ours; another image library may round a pixel differently. Raises DataError:
@@ -529,6 +542,8 @@ def verify(root: Path | None = None, progress: bool = True) -> list[str]:
                 raise DataError(error.problem, REBUILD) from error
             if not right:
                 raise DataError(f"{file} has other pixels than when it was built", REBUILD)
+    for kind in ("objects", "backgrounds"):
+        selection(kind, root)
     reference = json.loads(REFERENCE.read_text())["splits"]
     return [split for split in SPLITS if stated[split] != reference.get(split)]
 

@@ -103,7 +103,7 @@ def build(
     Raises:
         DownloadError: no list, no server answers, or the disk is full.
     """
-    from objemb_lib.data import fetch, links  # here: they load what downloads
+    from objemb_lib.data import fetch  # here: it loads what downloads
 
     folder, wanted = Path(root or config.data_root()) / NAME, []
     for remote in fetch.registry(NAME):
@@ -111,4 +111,4 @@ def build(
         listed = fetch.fetch(remote, folder, progress, check, **places)
         wanted += [fetch.Remote(_places(row)[0], row.url, row.hash, int(row.filesize))
                    for row in read_list(listed).itertuples()]  # fmt: skip
-    return links.download_urls(folder, wanted, retry_dead, progress=progress)
+    return fetch.download_urls(folder, wanted, retry_dead, progress=progress)

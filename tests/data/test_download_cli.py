@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from objemb_lib import config
-from objemb_lib.data import archives, mini_battles
+from objemb_lib.data import mini_battles
 from objemb_lib.data.catalogue import COURSE, DATASETS, Entry
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def test_pack_serves_a_classroom(
 def test_the_option_wins_over_the_environment(
     cli: Cli, tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    archives.pack(tiny_root / NAME, tmp_path / "copy")
+    mini_battles.pack(tmp_path / "copy", tiny_root)
     monkeypatch.setenv("OBJEMB_DATA", str(tmp_path / "new"))
     monkeypatch.setenv("OBJEMB_MIRROR", str(tmp_path / "gone"))
     status, _, errors = cli("build", NAME)
@@ -181,7 +181,7 @@ def test_a_full_disk_or_ctrl_c_keeps_the_old_data(
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(mini_battles, "_write_scenes", fails)
+        patch.setattr(mini_battles, "_compose_all", fails)
         status, _, errors = cli("build", NAME, "--force", "--source", tiny.source)
     assert status == code and says in errors
     assert cli("verify", NAME)[0] == 0

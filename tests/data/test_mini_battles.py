@@ -6,13 +6,9 @@ import contextlib
 import io
 import itertools
 import json
-import multiprocessing
-import os
 import re
-import select
 import shutil
 import tarfile
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +23,7 @@ from pycocotools.coco import COCO
 
 from objemb_lib import config
 from objemb_lib.config import DataError, DownloadError
-from objemb_lib.data import archives, fetch, mini_battles
+from objemb_lib.data import fetch, mini_battles
 from objemb_lib.data.archives import sha256_file
 from objemb_lib.data.dataset import ImageDataset
 
@@ -37,7 +33,6 @@ if TYPE_CHECKING:
 pytest_plugins = ("tiny_battles",)
 NAME = mini_battles.NAME
 README = config.PROJECT / "data" / "README.md"
-FORK = multiprocessing.get_context("fork") if hasattr(os, "fork") else None
 
 
 # The reviewed lists -----------------------------------------------------------------------
@@ -158,18 +153,16 @@ def raw(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("split", ["train", "battle", "clean"])
 def test_a_scene_is_the_same_alone_and_after_others(raw: Path, split: str) -> None:
-    alone = mini_battles.compose(raw, split, 2, 0)
+    alone = mini_battles.compose(raw, split, 2)
     for number in (0, 1, 2):
-        after = mini_battles.compose(raw, split, number, 0)
+        after = mini_battles.compose(raw, split, number)
     assert after == alone
-    assert mini_battles.compose(raw, split, 2, 1)[0] != alone[0]  # another seed, another scene
-    assert mini_battles.compose(raw, split, 1, 0)[0] != alone[0]
+    assert mini_battles.compose(raw, split, 1)[0] != alone[0]
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_masks_of_a_scene_never_overlap(raw: Path, seed: int) -> None:
+def test_masks_of_a_scene_never_overlap(raw: Path) -> None:
     for split, number in itertools.product(("train", "battle"), range(6)):
-        jpeg, _, found = mini_battles.compose(raw, split, number, seed)
+        jpeg, _, found = mini_battles.compose(raw, split, number)
         assert Image.open(io.BytesIO(jpeg)).size == (256, 256)
         assert np.sum([coco_mask.decode(one["segmentation"]) for one in found], 0).max() == 1
         pool = [o for o in mini_battles.objects() if o["split"] == mini_battles.SPLITS[split].pool]
@@ -188,7 +181,7 @@ def grown(mask: np.ndarray, by: int) -> np.ndarray:
 def test_the_mask_is_where_the_object_is(raw: Path, tmp_path: Path, split: str) -> None:
     """Paint the main object black, then white: only its mask may change, and all of it must."""
     for number in range(6 if split == "battle" else 3):
-        _, _, (main, *_) = mini_battles.compose(raw, split, number, 0)
+        _, _, (main, *_) = mini_battles.compose(raw, split, number)
         mask, images = coco_mask.decode(main["segmentation"]) > 0, []
         for shade in (0, 255):
             copy = tmp_path / f"{split}{number}-{shade}"
@@ -197,7 +190,7 @@ def test_the_mask_is_where_the_object_is(raw: Path, tmp_path: Path, split: str) 
             alpha = Image.open(stamp).getchannel("A")
             flat = Image.new("L", alpha.size, shade)
             Image.merge("RGBA", (flat, flat, flat, alpha)).save(stamp)
-            jpeg, *_ = mini_battles.compose(copy, split, number, 0)
+            jpeg, *_ = mini_battles.compose(copy, split, number)
             images.append(np.asarray(Image.open(io.BytesIO(jpeg)).convert("L"), int))
         changed = abs(images[1] - images[0])
         core = grown(mask, -3)
@@ -231,73 +224,18 @@ def test_build_makes_every_split(tiny_root: Path) -> None:
     assert left_behind(tiny_root) == []
 
 
-def test_one_process_and_two_build_the_same(tiny: Tiny, tiny_root: Path, tmp_path: Path) -> None:
-    again = tiny.build(tmp_path / "again", workers=2)
-    assert content(again) == content(tiny_root / NAME)
+def test_two_builds_are_the_same(tiny: Tiny, tiny_root: Path, tmp_path: Path) -> None:
+    assert content(tiny.build(tmp_path / "again")) == content(tiny_root / NAME)
 
 
-def broken_scene(job: tuple) -> None:
-    raise RuntimeError("a defect in a worker")
-
-
-def killed_scene(job: tuple) -> None:
-    os._exit(9)  # what the system does to a process when memory runs out
-
-
-@pytest.mark.parametrize("scene", [broken_scene, killed_scene])
 def test_a_build_that_fails_leaves_the_old_one(
-    tiny: Tiny, tiny_root: Path, monkeypatch: pytest.MonkeyPatch, scene
-) -> None:
-    before = content(tiny_root / NAME)
-    monkeypatch.setattr(mini_battles, "_write_scene", scene)
-    with pytest.raises(RuntimeError):
-        tiny.build(tiny_root, seed=5)
-    assert content(tiny_root / NAME) == before and left_behind(tiny_root) == []
-
-
-# Builds that are killed ----------------------------------------------------------------
-
-SIGNAL: list[int] = []  # the writing end of a pipe, in a build's processes
-
-
-def endless_scene(job: tuple) -> None:
-    os.write(SIGNAL[0], b"s")
-    time.sleep(600)
-
-
-def word(end: int, count: int) -> bytes:
-    """The next ``count`` bytes of a pipe; fewer when all processes that could write are gone."""
-    got = b""
-    while len(got) < count:
-        assert select.select([end], [], [], 30)[0], "no word from the build"
-        if not (new := os.read(end, count - len(got))):
-            break
-        got += new
-    return got
-
-
-def test_a_killed_build_leaves_no_process_and_no_litter_for_long(
     tiny: Tiny, tiny_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = content(tiny_root / NAME)
-    read_end, write_end = os.pipe()
-    SIGNAL[:] = [write_end]
-    with monkeypatch.context() as patch:
-        patch.setattr(mini_battles, "_write_scene", endless_scene)
-        options = {"seed": 5, "workers": 2}
-        build = FORK.Process(target=tiny.build, args=(tiny_root,), kwargs=options)
-        build.start()
-        assert word(read_end, 2) == b"ss"  # both workers are at it
-        build.kill()
-        build.join()
-    os.close(write_end)
-    assert word(read_end, 1) == b""  # the workers are gone too
-    assert content(tiny_root / NAME) == before
-    assert [name for name in left_behind(tiny_root) if name.startswith(f".{NAME}-")]
-    tiny.build(tiny_root, seed=5)  # nobody holds the lock
-    assert left_behind(tiny_root) == []
-    assert manifest(tiny_root / NAME)["seed"] == 5
-    os.close(read_end)
+    monkeypatch.setattr(mini_battles, "pixels_hash", None)  # in the midst of a scene
+    with pytest.raises(TypeError):
+        tiny.build(tiny_root)
+    assert content(tiny_root / NAME) == before and left_behind(tiny_root) == []
 
 
 # verify and reading back ------------------------------------------------------------------
@@ -471,10 +409,56 @@ def test_every_listed_collection_is_known(tmp_path: Path) -> None:
 # A classroom's mirror ---------------------------------------------------------------------
 
 
-def test_mirrors_copy_of_another_seed_is_not_taken(
-    tiny: Tiny, tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.fixture
+def mirror(tiny_root: Path, tmp_path: Path) -> Path:
+    return mini_battles.pack(tmp_path / "mirror", tiny_root).parent
+
+
+@pytest.mark.parametrize("kind", ["folder", "home", "URL"])
+def test_a_copy_is_taken_from_everywhere(
+    tiny: Tiny, tiny_root: Path, mirror: Path, serve_folder, kind: str, monkeypatch
 ) -> None:
-    archives.pack(tiny_root / NAME, tmp_path / "mirror")
-    built = tiny.build(tmp_path / "new", seed=1, mirror=str(tmp_path / "mirror"))
-    assert manifest(built)["seed"] == 1
-    assert "another version or seed" in capsys.readouterr().out
+    monkeypatch.setenv("HOME", str(mirror.parent))
+    monkeypatch.setenv("USERPROFILE", str(mirror.parent))
+    where = {"folder": str(mirror), "home": "~/mirror", "URL": f"{serve_folder(mirror)}/"}[kind]
+    built = tiny.build(mirror.parent / "new", source=None, mirror=where)
+    assert content(built) == content(tiny_root / NAME) and left_behind(built.parent) == []
+
+
+def test_a_copy_does_not_tell_who_made_it(mirror: Path) -> None:
+    with tarfile.open(mirror / f"{NAME}.tar") as copy:
+        assert {(i.uid, i.gid, i.uname, i.gname, i.mtime) for i in copy} == {(0, 0, "", "", 0)}
+
+
+@pytest.mark.parametrize("damage", [
+    lambda raw: raw[: len(raw) // 2],
+    lambda raw: b"<html>Please log in to the hotel's Wi-Fi</html>",
+    lambda raw: raw.replace(b"\xff\xda", b"\xff\xdb", 1),  # in a scene
+    lambda raw: raw.replace(b"IDAT", b"IDAX", 1),  # in a thumbnail
+    lambda raw: raw.replace(b'"bbox": [', b'"bbox": [1', 1),
+])  # fmt: skip
+def test_a_damaged_copy_is_refused(tiny: Tiny, mirror: Path, tmp_path: Path, damage) -> None:
+    archive = mirror / f"{NAME}.tar"
+    archive.write_bytes(damage(archive.read_bytes()))
+    with pytest.raises((DownloadError, DataError)):
+        tiny.build(tmp_path / "new", source=None, mirror=str(mirror))
+    assert left_behind(tmp_path / "new") == [] and not (tmp_path / "new" / NAME).exists()
+
+
+def test_a_mirror_without_it_or_with_another_version_is_passed_over(
+    tiny: Tiny, mirror: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    tiny.build(tmp_path / "new", mirror=str(tmp_path / "empty"))
+    monkeypatch.setattr(mini_battles, "VERSION", "3")
+    assert manifest(tiny.build(tmp_path / "new", mirror=str(mirror)))["version"] == "3"
+    assert "another version" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("address", ["typo", "http://127.0.0.1:9/class", "ftp://127.0.0.1/class"])
+def test_a_mirror_that_is_not_there(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, naps: list, address: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DownloadError, match=f"{address}.*cannot be read(.|\n)*--mirror"):
+        tiny.build(tmp_path / "new", mirror=address)
