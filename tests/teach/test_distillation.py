@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +26,6 @@ from objemb_lib.teach.training import Schedule
 BOXES = [torch.tensor([[4.0, 6.0, 30.0, 40.0], [36.0, 10.0, 60.0, 30.0]]), torch.zeros(0, 4)]
 TARGETS = [{"boxes": boxes} for boxes in BOXES]
 DETECTION = {"loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"}
-GUIDED = DistillConfig()
 pytestmark = pytest.mark.usefixtures("on_cpu")
 SHORT = Schedule(steps=2, batch_size=2, warmup=1, rate=1e-3)
 
@@ -70,26 +68,17 @@ def test_free_boxes_lie_inside(count: int, size: int, seed: int) -> None:
     assert (sides > 0.199).all() and (sides < 0.651).all()
 
 
-def module_of(config: DistillConfig, student: Student) -> DistillationModule:
-    return DistillationModule(student, Teacher(lively(), size=64), config).train()
-
-
-def losses_of(module: DistillationModule) -> dict[str, torch.Tensor]:
-    images = list(torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
-    labels = torch.ones(2, dtype=torch.int64)
-    return module(images, [{"boxes": BOXES[0][:k], "labels": labels[:k]} for k in (2, 1)])
-
-
-@pytest.mark.parametrize(
-    "config",
-    [GUIDED, replace(GUIDED, losses=("cosine",)), replace(GUIDED, regions="proposals"),
-     replace(GUIDED, detection=False), DistillConfig("none", 0)],
-)  # fmt: skip
+@pytest.mark.parametrize("config", [
+    DistillConfig(), DistillConfig(losses=("cosine",)), DistillConfig(regions="proposals"),
+    DistillConfig(detection=False), DistillConfig("none", 0),
+])  # fmt: skip
 def test_the_config_says_which_losses_there_are(config: DistillConfig) -> None:
     torch.manual_seed(0)
-    module = module_of(config, Student(small("faster_rcnn"), leave_out=(), dim=176))
+    student = Student(small("faster_rcnn"), leave_out=(), dim=176)
+    module = DistillationModule(student, Teacher(lively(), size=64), config).train()
     assert all(key.startswith("student.") for key in module.state_dict())  # not the teacher
-    found = losses_of(module)
+    images, labels = list(torch.rand(2, 3, 64, 64)), torch.ones(2, dtype=torch.int64)
+    found = module(images, [{"boxes": BOXES[0][:k], "labels": labels[:k]} for k in (2, 1)])
     own = set(config.losses if config.free else ())
     assert found.keys() == own | (DETECTION if config.detection else set())
     assert all(value.isfinite() and value > 0 for value in found.values())
@@ -100,58 +89,50 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> ImageDataset:
     return scenes(tmp_path_factory.mktemp("photographs"))
 
 
-@pytest.fixture
-def taught(data: ImageDataset) -> Callable[..., Student]:
-    """``taught(folder, ...)``: a small student after a short training."""
-
-    def teach(folder: Path, **how: object) -> Student:
-        known = {"detector": small("faster_rcnn"), "dataset": data, "schedule": SHORT,
-                 "teacher": Teacher(lively(), size=64), "progress": False,
-                 "leave_out": ()}  # fmt: skip
-        return train_student(folder=folder, **known | how)
-
-    return teach
+def taught(dataset: ImageDataset, folder: Path, **how: object) -> Student:
+    """A small student after a short training."""
+    known = {"detector": small("faster_rcnn"), "teacher": Teacher(lively(), size=64),
+             "schedule": SHORT, "progress": False, "leave_out": ()}  # fmt: skip
+    return train_student(dataset=dataset, folder=folder, **known | how)
 
 
 def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
     return all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
 
 
-def test_a_short_training_teaches_branch_and_body(taught, tmp_path: Path) -> None:
+def test_a_short_training_teaches_branch_and_body(data, tmp_path: Path) -> None:
     detector, seen = small("faster_rcnn"), []
     watch = lambda who, step, values: seen.append((who, step, set(values)))  # noqa: E731
-    ours = taught(tmp_path / "run", detector=detector, watch=watch)
+    ours = taught(data, tmp_path / "run", detector=detector, watch=watch)
     before = small("faster_rcnn").state_dict()
     assert not ours.training and same(detector, small("faster_rcnn"))
     changed = [k for k, v in ours.detector.state_dict().items() if not torch.equal(v, before[k])]
     assert changed and not [k for k in changed if "running" in k], "batch norm stays frozen"
     ((who, step, values),) = seen
     assert who is ours and step == 2 and values >= {"cosine", "relational", "loss_classifier"}
-    assert same(ours, taught(tmp_path / "again"))
+    assert same(ours, taught(data, tmp_path / "again"))
 
 
-def test_a_run_is_not_continued_from_another_beginning(taught, tmp_path: Path) -> None:
+def test_a_run_is_not_continued_from_another_beginning(data, tmp_path: Path) -> None:
     """Whoever trains the detector anew must not get the student of the old one."""
-    taught(tmp_path)
+    taught(data, tmp_path)
     for other in (
         {"config": DistillConfig(free=1)},
         {"detector": small("faster_rcnn", seed=1)},
         {"teacher": Teacher(lively("lcnet_050"), size=64)},
     ):
         with pytest.raises(TrainingError, match="another schedule or other data"):
-            taught(tmp_path, **other)
+            taught(data, tmp_path, **other)
 
 
-def test_vectors_are_projected_into_the_space_of_a_teacher_of_other_dimensions(
-    taught, tmp_path: Path
-) -> None:
+def test_vectors_are_projected_into_a_space_of_other_dimensions(data, tmp_path: Path) -> None:
     teacher = Teacher(lively(), stage="stage3", size=64)
-    ours = taught(tmp_path, teacher=teacher)
+    ours = taught(data, tmp_path, teacher=teacher)
     assert ours.embedding.dim == ours.embedding.project.out_features == teacher.dim != 176
 
 
-def test_only_the_detection_losses_need_known_categories(taught, data, tmp_path: Path) -> None:
+def test_only_the_detection_losses_need_known_categories(data, tmp_path: Path) -> None:
     strange = replace(data, category_names=("left", "right"))
     with pytest.raises(DataError, match="no image has a box with a category"):
-        taught(tmp_path / "run", dataset=strange)
-    taught(tmp_path / "run", dataset=strange, config=DistillConfig(detection=False))
+        taught(strange, tmp_path / "run")
+    taught(strange, tmp_path / "run", config=DistillConfig(detection=False))

