@@ -34,7 +34,7 @@ from objemb_lib.measure.metrics import evaluate_scores
 from objemb_lib.search.index import Index
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=8), st.integers(0, 99))
 def test_image_scores_are_those_of_a_slow_loop(counts: list[int], seed: int) -> None:
     rng = np.random.default_rng(seed)

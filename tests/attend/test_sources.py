@@ -115,7 +115,7 @@ def test_one_object_called_by_two_names_is_found_once(data: ImageDataset) -> Non
     assert found.boxes[0].tolist() == [[6, 5, 30, 31], [50, 5, 80, 40]]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 99))
 def test_random_boxes_keep_sizes_and_stay_inside(seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -65,9 +65,8 @@ def photographs(folder: Path, n: int = N) -> ImageDataset:
     for i, file in enumerate(files):
         if not (folder / file).exists():
             coarse = np.random.default_rng(i).integers(0, 256, (5, 6, 3), np.uint8)
-            Image.fromarray(coarse).resize((60 + i, 50), Image.Resampling.BICUBIC).save(
-                folder / file
-            )
+            smooth = Image.fromarray(coarse).resize((60 + i, 50), Image.Resampling.BICUBIC)
+            smooth.save(folder / file)
     boxes = [np.array([[i, 2, i + 30, 33]], np.float32) for i in range(n)]
     return ImageDataset("small", "test", folder, files, np.arange(n) % 3, boxes=boxes)
 
@@ -106,18 +105,6 @@ def cached(tmp_path: Path, pattern: str = "*.safetensors") -> list[Path]:
 
 # --- regions ------------------------------------------------------------------------------
 
-RED, GREEN = (200, 30, 20), (10, 160, 40)
-
-
-def framed(tmp_path: Path, boxes: list, size: tuple[int, int] = (48, 40)) -> ImageDataset:
-    """A green picture with a red rectangle at the first of ``boxes``."""
-    image = Image.new("RGB", size, GREEN)
-    if boxes:
-        image.paste(RED, tuple(int(side) for side in boxes[0]))
-    image.save(tmp_path / "framed.png")
-    boxes = [np.array(boxes, np.float32).reshape(-1, 4)]
-    return ImageDataset("framed", "test", tmp_path, ["framed.png"], [0], boxes=boxes)
-
 
 def slow_widen(box: tuple, margin: float, size: tuple[int, int]) -> np.ndarray:
     """Which pixels a crop keeps, asked one by one: those that overlap the widened box."""
@@ -128,40 +115,22 @@ def slow_widen(box: tuple, margin: float, size: tuple[int, int]) -> np.ndarray:
     return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
 
 
-def cropped(data: ImageDataset, size: int, context: float = 0.0) -> np.ndarray:
-    return model_input(data.image(0), size, data.boxes[0][0], context)
-
-
-@pytest.mark.parametrize("size", [8, 16, 224])
-def test_crop_is_the_object_and_nothing_else(tmp_path: Path, size: int) -> None:
-    data = framed(tmp_path, [(8, 4, 24, 20), (0, 0, 5, 5)])
-    seen = cropped(data, size)
-    assert (seen == RED).all() and seen.shape == (size, size, 3)  # not a trace of what is beside it
-    large = framed(tmp_path, [(103, 55, 901, 747)], size=(1000, 800))
-    assert (cropped(large, size) == RED).all()
-
-
 @pytest.mark.parametrize(
     ("box", "margin"),
     [
         ((10, 10, 20, 30), 0.25),
         ((0, 2, 10, 12), 0.5),  # past the left edge
         ((30, 20, 48, 40), 0.5),  # past the right and the lower edge
-        ((0, 0, 48, 40), 1.0),
         ((10.4, 5.5, 20.2, 9.9), 0.0),  # parts of pixels
         ((47, 39, 48, 40), 0.0),  # a pixel in the corner
-        ((0, 0, 1, 1), 0.0),
     ],
 )
-def test_crops_stay_inside_the_image(box: tuple, margin: float, tmp_path: Path) -> None:
+def test_a_crop_holds_the_box_and_no_trace_of_what_is_beside_it(box: tuple, margin: float) -> None:
     noise = np.random.default_rng(1).integers(0, 256, (40, 48, 3), np.uint8)
-    Image.fromarray(noise).save(tmp_path / "noise.png")
-    boxes = [np.array([box], np.float32)]
-    data = ImageDataset("noise", "test", tmp_path, ["noise.png"], [0], boxes=boxes)
     x0, y0, x1, y1 = slow_widen(box, margin, (48, 40))
     cut = Image.fromarray(noise[y0:y1, x0:x1])
     expected = np.asarray(cut.resize((24, 24), Image.Resampling.BICUBIC))
-    assert (cropped(data, 24, margin) == expected).all()
+    assert (model_input(Image.fromarray(noise), 24, np.array(box), margin) == expected).all()
 
 
 # --- the numbers --------------------------------------------------------------------------
@@ -259,43 +228,30 @@ def test_bf16_is_near_and_cached_apart(data: ImageDataset, monkeypatch: pytest.M
 
 
 def test_unknown_names_are_said_before_any_work(data: ImageDataset, seen, tmp_path: Path) -> None:
-    for pair, words in ((("stage9", "spoc"), "stage1"), (("head", "median"), "spoc")):
-        with pytest.raises(KeyError, match=words) as caught:  # names those there are
+    for pair, known in ((("stage9", "spoc"), "stage1"), (("head", "median"), "mac")):
+        with pytest.raises(KeyError, match=f"(stage9|median).*{known}"):
             quick(data, (SPOC, pair))
-        assert ("stage9" if pair[0] == "stage9" else "median") in str(caught.value)
-    with pytest.raises(DataError, match="fp61") as caught:
+    with pytest.raises(DataError, match="(?s)fp61.*bf16"):
         quick(data, precision="fp61")
-    assert "bf16" in caught.value.remedy
     assert seen() == 0 and not (tmp_path / "cache").exists()
 
 
 # --- the cache ----------------------------------------------------------------------------
 
 
-def test_a_second_call_computes_nothing(data: ImageDataset, seen, tmp_path: Path) -> None:
-    first = quick(data, (SPOC, MAC))
-    assert seen() == N
-    again = quick(data, (SPOC, MAC, SPOC))  # asked twice, given once
-    assert seen() == 0
-    assert list(again) == [SPOC, MAC]
-    assert all(np.array_equal(again[pair], first[pair]) for pair in first)
-    assert [p.name for p in cached(tmp_path)] == ["head-spoc.safetensors", "stage1-mac.safetensors"]
-
-
-def test_one_more_pooling_computes_only_that(
-    data: ImageDataset, seen, monkeypatch: pytest.MonkeyPatch
+def test_one_more_pooling_computes_only_that_and_another_call_nothing(
+    data: ImageDataset, seen, tmp_path: Path
 ) -> None:
     first = quick(data)[SPOC]
-    seen()
-
-    def not_again(features: Tensor) -> Tensor:
-        raise AssertionError("pooled again though it is in the cache")
-
-    monkeypatch.setitem(pooling.POOLINGS, "spoc", not_again)
-    both = quick(data, (SPOC, MAC))
     assert seen() == N
-    assert np.array_equal(both[SPOC], first)
-    monkeypatch.undo()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(pooling.POOLINGS, "spoc", None)  # cannot be pooled again
+        both = quick(data, (SPOC, MAC))
+    assert seen() == N and np.array_equal(both[SPOC], first)
+    again = quick(data, (SPOC, MAC, SPOC))  # asked twice, given once
+    assert seen() == 0 and list(again) == [SPOC, MAC]
+    assert all(np.array_equal(again[pair], both[pair]) for pair in both)
+    assert [p.name for p in cached(tmp_path)] == ["head-spoc.safetensors", "stage1-mac.safetensors"]
 
 
 def test_whatever_decides_the_numbers_has_a_cache_of_its_own(
@@ -310,29 +266,25 @@ def test_whatever_decides_the_numbers_has_a_cache_of_its_own(
         assert not np.allclose(quick(data, **how)[SPOC], usual), how
         assert seen() == N, how
     assert not np.allclose(quick(data, size=2 * SIZE)[SPOC], usual)
-    Image.new("RGB", (50, 50), GREEN).save(tmp_path / "photographs" / "03.png")
+    Image.new("RGB", (50, 50), "green").save(tmp_path / "photographs" / "03.png")
     changed = quick(photographs(tmp_path / "photographs"))[SPOC]  # same names, other content
     assert seen() == N
     assert not np.allclose(changed[3], usual[3]) and np.allclose(changed[4], usual[4])
     assert np.array_equal(quick(data)[SPOC], usual)
 
 
-def damage(path: Path, how: str) -> None:
-    raw = path.read_bytes()
-    path.write_bytes(
-        {"cut off": raw[:-5], "empty": b"", "noise": os.urandom(300), "a web page": b"<html>" * 99,
-         "header only": raw[: 8 + int.from_bytes(raw[:8], "little")]}[how]
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("how", ["cut off", "empty", "noise", "a web page", "header only"])
+@pytest.mark.parametrize(
+    "damage", [lambda raw: raw[:-5], lambda raw: raw[: 8 + int.from_bytes(raw[:8], "little")],
+               lambda raw: b"", lambda raw: b"<html>" * 99],
+    ids=["cut off", "header only", "empty", "a web page"],
+)  # fmt: skip
 def test_a_damaged_file_is_computed_again_with_a_warning(
-    how: str, data: ImageDataset, seen, tmp_path: Path
+    damage: Callable[[bytes], bytes], data: ImageDataset, seen, tmp_path: Path
 ) -> None:
     first = quick(data, (SPOC, MAC))
     seen()
     (file,) = cached(tmp_path, "head-spoc.*")
-    damage(file, how)
+    file.write_bytes(damage(file.read_bytes()))
     with pytest.warns(UserWarning, match=r"head-spoc\.safetensors is damaged"):
         again = quick(data, (SPOC, MAC))
     assert seen() == N
@@ -342,15 +294,13 @@ def test_a_damaged_file_is_computed_again_with_a_warning(
         assert np.array_equal(quick(data)[SPOC], first[SPOC])  # mended for good
 
 
-@pytest.mark.parametrize("said", ["other settings", "nothing"])
-def test_a_file_of_other_settings_is_refused(said: str, data: ImageDataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize("said", [{"version": "0"}, None])
+def test_a_file_of_other_settings_is_refused(said, data: ImageDataset, tmp_path: Path) -> None:
     quick(data)
     (file,) = cached(tmp_path)
-    metadata = {"version": "0"} if said == "other settings" else None
-    save_file(load_file(file), file, metadata=metadata)
-    with pytest.raises(CacheError, match=r"head-spoc\.safetensors.*other settings") as caught:
+    save_file(load_file(file), file, metadata=said)
+    with pytest.raises(CacheError, match=r"head-spoc\.safetensors.*other settings"):
         quick(data)
-    assert str(file.parent) in caught.value.remedy
     assert file.exists()  # not ours to delete
 
 
@@ -384,7 +334,7 @@ def test_an_unreadable_image_is_named_and_whole_parts_before_it_are_kept(
         patch.setattr(room, "PART", 2)  # never joined to a table of the wrong length
         with pytest.raises(CacheError, match="part-0000000"):
             quick(data)
-    damage(second, "cut off")
+    second.write_bytes(second.read_bytes()[:-5])
     seen()
     with pytest.warns(UserWarning, match="part-0000004.* is damaged"):
         assert np.array_equal(quick(data)[SPOC], whole)
@@ -410,10 +360,8 @@ def test_a_full_disk_is_a_cache_error_and_keeps_what_there_is(
 
     seen()
     monkeypatch.setattr(cache, "save_file", fills_up)
-    with pytest.raises(CacheError, match="No space left") as caught:
+    with pytest.raises(CacheError, match="No space left"):
         quick(data)
-    assert "OBJEMB_CACHE" in caught.value.remedy
-    assert "What to do" not in caught.value.problem  # one remedy, not one inside another
     folder = cached(tmp_path)[0].parent
     left = {path.name for path in folder.iterdir()} - {"lock"}
     assert left == {"head-spoc.part-0000000.safetensors"}
@@ -428,9 +376,8 @@ def test_a_cache_that_cannot_be_made_says_so(
 ) -> None:
     (tmp_path / "a file").write_text("")
     monkeypatch.setenv("OBJEMB_CACHE", str(tmp_path / "a file" / "cache"))
-    with pytest.raises(CacheError, match="a file.*cannot be written") as caught:
+    with pytest.raises(CacheError, match="(?s)a file.*cannot be written.*OBJEMB_CACHE"):
         quick(data)
-    assert "OBJEMB_CACHE" in caught.value.remedy
     assert seen() == 0
 
 
@@ -495,5 +442,4 @@ def test_two_processes_at_once_compute_once(data: ImageDataset, tmp_path: Path) 
     assert sorted(map(int, shown)) == [0, N]  # one computed, the other waited for it
     assert set(vectors) == {whole.tobytes().hex()}
     assert [p.name for p in cached(tmp_path)] == ["head-spoc.safetensors"]
-    said = "".join(out + error for out, error in answers)
-    assert "waiting for it" in said
+    assert "waiting for it" in str(answers)

@@ -14,19 +14,6 @@ from objemb_lib.config import ObjembError
 from objemb_lib.embed.memory import until_it_fits
 
 
-class Device:
-    """Room for so many images; what is tried, in order."""
-
-    def __init__(self, room: int, message: str = "CUDA out of memory. Tried 2 GiB") -> None:
-        self.room, self.message, self.tried = room, message, []
-
-    def __call__(self, size: int) -> str:
-        self.tried.append(size)
-        if size > self.room:
-            raise (torch.OutOfMemoryError if "CUDA" in self.message else RuntimeError)(self.message)
-        return f"done with {size}"
-
-
 @pytest.mark.parametrize(
     ("room", "tried", "said"),
     [
@@ -38,23 +25,21 @@ class Device:
     ],
 )
 def test_the_size_is_halved_until_it_fits(room: int, tried: list, said: str) -> None:
-    device = Device(room, said)
+    sizes = []
+
+    def attempt(size: int) -> str:
+        sizes.append(size)
+        if size > room:
+            raise (torch.OutOfMemoryError if "CUDA" in said else RuntimeError)(said)
+        return f"done with {size}"
+
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        assert until_it_fits(device, 8) == (f"done with {tried[-1]}", tried[-1])
-    assert device.tried == tried
-    assert [str(w.message)[:23] for w in caught] == [
-        f"out of memory: {n} images" for n in tried[1:]
-    ]
-
-
-def test_one_image_that_does_not_fit_is_said_with_the_way_out() -> None:
-    with (
-        pytest.warns(UserWarning, match="out of memory"),
-        pytest.raises(ObjembError, match="not even one image") as caught,
-    ):
-        until_it_fits(Device(0), 4)
-    assert "OBJEMB_DEVICE=cpu" in caught.value.remedy
+        assert until_it_fits(attempt, 8) == (f"done with {tried[-1]}", tried[-1])
+        assert sizes == tried and len(caught) == len(tried) - 1
+        room = 0
+        with pytest.raises(ObjembError, match="(?s)not even one image.*OBJEMB_DEVICE=cpu"):
+            until_it_fits(attempt, 4)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes differ"), ValueError("out of memory")])
@@ -95,15 +80,10 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def test_each_process_has_a_device_of_its_own(gpus: pytest.MonkeyPatch) -> None:
+def test_processes_have_a_device_each_and_share_the_cores(gpus: pytest.MonkeyPatch) -> None:
     assert config.device() == torch.device("cuda")
     gpus.setenv("LOCAL_RANK", "2")
     assert config.device() == torch.device("cuda:2")
-    gpus.setenv("OBJEMB_DEVICE", "cpu")
-    assert config.device() == torch.device("cpu")
-
-
-def test_processes_share_the_cores(gpus: pytest.MonkeyPatch) -> None:
     assert config.workers() == 8
     gpus.setenv("LOCAL_WORLD_SIZE", "4")
     assert config.workers() == 3
@@ -113,4 +93,5 @@ def test_processes_share_the_cores(gpus: pytest.MonkeyPatch) -> None:
     assert config.workers() == 0
     gpus.delenv("OBJEMB_WORKERS")
     gpus.setenv("OBJEMB_DEVICE", "cpu")
+    assert config.device() == torch.device("cpu")
     assert config.workers() == 0  # it reads by itself

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from objemb_lib.config import DataError
-from objemb_lib.embed.pooling import POOLINGS, crow, gem, mac, rmac, rmac_grid, spoc
+from objemb_lib.embed.pooling import POOLINGS, crow, gem, mac, rmac, spoc
 
 SIZES = st.tuples(st.integers(1, 9), st.integers(1, 9))
 SEEDS = st.integers(0, 2**16)
@@ -72,25 +72,11 @@ def test_by_hand():
     assert gem(x, p=2).item() == pytest.approx(math.sqrt(50 / 4))
     assert gem(x).item() == pytest.approx(((1 + 8 + 27 + 216) / 4) ** (1 / 3))
     assert gem(torch.full((1, 1, 3, 3), 50.0), p=100).item() == pytest.approx(50)  # no overflow
+    with pytest.raises(DataError, match="p = 0"):
+        gem(x, p=0)
 
 
-def squares_of(height: int, width: int, levels: int) -> list[tuple[int, int, int]]:
-    """R-MAC's squares as (row, column, side)."""
-    grid = rmac_grid(height, width, levels)
-    return [(y, x, side) for side, tops, lefts in grid for y in tops for x in lefts]
-
-
-@pytest.mark.parametrize(
-    "size, per_level",
-    [((7, 7), [1, 4, 9]), ((24, 32), [2, 6, 12]), ((32, 24), [2, 6, 12]), ((10, 30), [4, 10, 18])],
-)
-def test_rmac_grid_is_the_papers(size, per_level):
-    """l x (l + m - 1) squares at level l; the usual 3:4 photograph has m = 2, 3 levels 20."""
-    counts = [len(squares_of(*size, level)) for level in (1, 2, 3)]
-    assert np.diff([0, *counts]).tolist() == per_level
-
-
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(SEEDS, SIZES, st.integers(1, 4))
 def test_rmac_matches_slow(seed, size, levels):
     x = random_map(seed, *size)
@@ -98,21 +84,12 @@ def test_rmac_matches_slow(seed, size, levels):
     np.testing.assert_allclose(rmac(x, levels), expected, rtol=1e-4, atol=1e-5)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(SEEDS, SIZES)
 def test_crow_matches_slow(seed, size):
     x = random_map(seed, *size)
     expected = [slow_crow(one) for one in x.double().numpy()]
     np.testing.assert_allclose(crow(x), expected, rtol=1e-4, atol=1e-5)
-
-
-@given(SEEDS, SIZES)
-@settings(deadline=None, max_examples=30)
-def test_gem_lies_between_its_limits(seed, size):
-    x = random_map(seed, *size).abs() + 0.1
-    np.testing.assert_allclose(gem(x, p=1), spoc(x), rtol=1e-5)
-    np.testing.assert_allclose(gem(x, p=5000), mac(x), rtol=2e-3)
-    assert (gem(x, 3) >= spoc(x) * (1 - 1e-5)).all() and (gem(x, 3) <= mac(x) * (1 + 1e-5)).all()
 
 
 @pytest.mark.parametrize("name", POOLINGS)
@@ -132,16 +109,6 @@ def test_negative_values_as_documented():
     assert (rmac(x) < 0).all()
     for pooled in POOLINGS.values():
         assert pooled(0 * x).isfinite().all() and pooled(x[:0]).shape == (0, 2)
-
-
-@pytest.mark.parametrize("name", POOLINGS)
-@pytest.mark.parametrize("shape", [(3, 4, 4), (1, 3), (1, 3, 0, 4)])
-def test_what_is_not_a_map_is_refused(name, shape):
-    with pytest.raises(DataError, match="N, C, H, W"):
-        POOLINGS[name](torch.zeros(shape))
-
-
-def test_settings_out_of_range_are_refused():
-    x = torch.ones(1, 1, 2, 2)
-    with pytest.raises(DataError, match="p = 0"):
-        gem(x, p=0)
+        for shape in ((3, 4, 4), (1, 3, 0, 4)):
+            with pytest.raises(DataError, match="N, C, H, W"):
+                pooled(torch.zeros(shape))

@@ -117,30 +117,14 @@ def test_stages_say_what_the_maps_are(name: str) -> None:
         assert maps[stage.name].shape == expected, stage
 
 
-@torch.inference_mode()
-def test_torchvision_head_is_the_map_its_classifier_sees() -> None:
-    torch.manual_seed(0)
-    network = torchvision.models.resnet18(weights=None).eval()
-    seen = {}
-    network.avgpool.register_forward_pre_hook(lambda _, given: seen.update(head=given[0]))
-    network.layer2.register_forward_hook(lambda _, given, got: seen.update(stage3=got))
-    images = torch.rand(1, 3, 64, 64)
-    network(images)
-    trunk = trunks.torchvision_trunk_of("r", network, (0.5,) * 3, (0.5,) * 3, "random")
-    maps = trunk(images)
-    assert torch.equal(maps["head"], seen["head"]) and torch.equal(maps["stage3"], seen["stage3"])
-
-
 @pytest.mark.parametrize(
     ("name", "why"),
     [
         ("vit_tiny_patch16_224", "AssertionError: .*224"),
         ("mvitv2_tiny", r"maps of shapes .*\(1, 4, 768\)"),
-        pytest.param("sequencer2d_s", "maps of shapes", marks=LATE),
         # its small images are larger than ours
         pytest.param("inception_v3", "RuntimeError: .*Kernel size", marks=LATE),
         ("torchvision/swin_t", "maps of shapes"),
-        ("torchvision/vit_b_16", "Error"),
         ("torchvision/googlenet", "Error"),
     ],
 )
@@ -244,14 +228,13 @@ def test_layers_that_run_in_another_order_are_not_folded_wrongly(
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["resnet18.nobody", "torchvision/nothing", "torchvision/resnet50:IMAGENET1K_V9", ""],
-)
-def test_unknown_names_are_refused_with_a_remedy(name: str) -> None:
-    with pytest.raises(DataError) as caught:
-        load_trunk(name)
-    assert name.partition("/")[2].partition(":")[0] in caught.value.problem
-    assert caught.value.remedy
+    ("name", "stride"),
+    [("resnet18.nobody", 32), ("torchvision/nothing", 32), ("", 32),
+     ("torchvision/resnet50:IMAGENET1K_V9", 32), ("efficientnet_lite0", 8), ("resnet18", 16)],
+)  # fmt: skip
+def test_what_there_is_not_is_refused_before_anything_is_fetched(name: str, stride: int) -> None:
+    with pytest.raises(DataError):
+        load_trunk(name, stride=stride)
 
 
 @pytest.mark.parametrize(
@@ -293,7 +276,6 @@ def test_no_network_is_one_readable_error(name: str, loader: tuple, monkeypatch)
     ("name", "asked"),
     [
         ("resnet50", "ResNet50_Weights.IMAGENET1K_V2"),  # torchvision's own choice
-        ("resnet50:IMAGENET1K_V1", "ResNet50_Weights.IMAGENET1K_V1"),
         ("resnet101:IMAGENET1K_V1", "ResNet101_Weights.IMAGENET1K_V1"),
     ],
 )
@@ -346,10 +328,6 @@ def test_the_layers_after_a_stage_make_the_head_of_its_map(name: str) -> None:
             for layer in trunk.after(stage):
                 x = layer(x)
             assert torch.allclose(x, maps["head"], rtol=1e-4, atol=1e-6)
-
-
-def test_what_has_no_layers_after_it_is_refused() -> None:
-    trunk = load_trunk("efficientnet_lite0", pretrained=False)
     for stage in ("head", "stage9", "fpn3"):
         with pytest.raises(KeyError, match="no layers after"):
             trunk.after(stage)
@@ -372,9 +350,3 @@ def test_a_dilated_last_stage_has_the_same_weights_at_twice_the_resolution() -> 
     # Every second cell saw the same pixels through the same weights, but for the padding.
     apart = (fine["head"][..., 1::2, 1::2] - plain["head"]).abs().mean()
     assert apart < 0.5 * plain["head"].abs().mean()
-
-
-@pytest.mark.parametrize(("name", "stride"), [("efficientnet_lite0", 8), ("resnet18", 16)])
-def test_other_strides_are_refused_before_anything_is_fetched(name: str, stride: int) -> None:
-    with pytest.raises(DataError, match=f"no {name} of stride {stride}"):
-        load_trunk(name, stride=stride)
