@@ -45,7 +45,7 @@ class Tiny:
     backgrounds: tuple[dict, ...]
 
     def build(self, root: Path, **options: object) -> Path:
-        return mini_battles.build(root, **{"source": self.source, "progress": False} | options)
+        return mini_battles.build(root, **{"source": self.source} | options)
 
 
 def paint_stamp(path: Path, seed: int) -> None:

@@ -21,7 +21,7 @@ from objemb_lib.data.images import measure_images
 CHECKS = {".pkl": landmarks.read_truth, ".tgz": read_through}  # of files without a digest
 
 
-def build(name: str, root: Path | None = None, progress: bool = True, **places: object) -> Path:
+def build(name: str, root: Path | None = None, **places: object) -> Path:
     """Fetch, check and unpack a benchmark: its folder appears whole or not at all.
 
     Args:
@@ -43,7 +43,7 @@ def build(name: str, root: Path | None = None, progress: bool = True, **places: 
     def make(made: Path, downloads: Path) -> None:
         fetch.require_space(root, sum(r.size or 0 for r in remotes))  # photographs hardly shrink
         checks = [None if r.digest else CHECKS[Path(r.file).suffix] for r in remotes]
-        files = [fetch.fetch(r, downloads, progress, check, **places)
+        files = [fetch.fetch(r, downloads, check, **places)
                  for r, check in zip(remotes, checks)]  # fmt: skip
         for remote, file in zip(remotes, files):
             if file.suffix in (".tgz", ".zip"):
@@ -76,7 +76,7 @@ def _keep_listed(name: str, made: Path) -> None:
     shutil.rmtree(made / "unpacked")
 
 
-def verify(name: str, root: Path | None = None, progress: bool = True) -> list[str]:
+def verify(name: str, root: Path | None = None) -> list[str]:
     """Decode every image of the built data set ``name`` and count them.
 
     Returns nothing: there is no other build to differ from. Raises DataError: not built, or an
@@ -85,12 +85,11 @@ def verify(name: str, root: Path | None = None, progress: bool = True) -> list[s
     folder, command = Path(root or config.data_root()) / name, f"data/download.py build {name}"
     if not (folder / MANIFEST).is_file():
         raise DataError(f"{folder}: {name} is not built", f"python {command}")
-    stated = json.loads((folder / MANIFEST).read_text())["files"]
-    found = measure_images([folder / file for file in list_images(folder)], progress)
-    broken = [one for one in found if isinstance(one, ImageError)]
-    if broken or len(found) != stated:
-        good = len(found) - len(broken)
-        first = broken[0].problem if broken else f"{stated - good:,} are missing"
+    stated, files = json.loads((folder / MANIFEST).read_text())["files"], list_images(folder)
+    found = measure_images([folder / file for file in files])
+    broken = [one.problem for one in found if isinstance(one, ImageError)]
+    if (good := len(files) - len(broken)) != stated:
+        first = broken[0] if broken else f"{stated - good:,} are missing"
         problem = f"{folder}: {good:,} of {stated:,} images can be read; {first}"
         raise DataError(problem, f"python {command} --force")
     return []

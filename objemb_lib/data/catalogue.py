@@ -80,11 +80,11 @@ class Entry:
         named = [self.name] if self.maker == "benchmarks" else []
         return _module(self.maker).build(*named, root, **options)
 
-    def verify(self, root: Path | None = None, progress: bool = True) -> list[str]:
+    def verify(self, root: Path | None = None) -> list[str]:
         """Decode every image; returns the splits that differ from the reference build."""
         if self.name == COURSE:
-            return _module(self.maker).verify(root, progress)
-        return _module("benchmarks").verify(self.name, root, progress)
+            return _module(self.maker).verify(root)
+        return _module("benchmarks").verify(self.name, root)
 
     def folder(self) -> Path:
         return config.data_root() / self.name

@@ -14,56 +14,29 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from pycocotools import mask as coco_mask
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 from tqdm.contrib.concurrent import thread_map
 
-from objemb_lib import config
 from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.data.folder import check_split, encode_mask, folder_with, note_part, read_table
+from objemb_lib.data.folder import SPLITS, encode_mask, note_part, open_copy, read_table
 from objemb_lib.data.images import fit_within, image_size, load_image
 
 CARS_IMAGES = 16_185  # of the whole benchmark: half of its annotations are another file
 SLACK = 2.0  # pixels that an annotated box may reach beyond its image
-
-Listing = tuple[ImageDataset, np.ndarray]  # every image, there or not; ``(N,)``: those of the test
 
 
 def cub(split: str, root: Path | None = None) -> ImageDataset:
     """CUB-200-2011: ``train`` are species 1 to 100, ``test`` 101 to 200, each with one box.
 
     ``root`` is the folder that the archive unpacks to; masks are read from ``segmentations/``
-    beside ``images/``. Raises DataError: no such split, or the folder is another.
+    beside ``images/``. Raises DataError: no such split, the folder is another, or its lists
+    contradict each other.
     """
-    data = load_split(*cub_listing(Path(root or config.data_root() / "cub")), split)
-    return _with_masks(data) if (data.root / "segmentations").is_dir() else data
-
-
-def cars(split: str, root: Path | None = None) -> ImageDataset:
-    """Cars-196: ``train`` are models 1 to 98, ``test`` 99 to 196, each with one box.
-
-    ``root`` is a folder with ``cars_annos.mat`` and ``car_ims/``, or with ``devkit/``,
-    ``cars_train/`` and ``cars_test/``. Raises as :func:`cub`.
-    """
-    return load_split(*cars_listing(Path(root or config.data_root() / "cars")), split, CARS_IMAGES)
-
-
-def sop(split: str, root: Path | None = None) -> ImageDataset:
-    """Stanford Online Products: its own ``train`` and ``test``, products of 12 categories.
-
-    ``root`` is a folder with ``Ebay_train.txt`` and ``Ebay_test.txt``. Raises as :func:`cub`.
-    """
-    return load_split(*sop_listing(Path(root or config.data_root() / "sop")), split)
-
-
-# --- what the benchmarks' lists say -------------------------------------------------------
-
-
-def cub_listing(root: Path) -> Listing:
-    """What CUB's lists say. Raises DataError if they are absent or contradict each other."""
-    place = folder_with(root, ["images.txt"], ["CUB_200_2011"])
+    place = open_copy("cub", split, root, ["images.txt"], ["CUB_200_2011"])
     images, classes, boxes, names = (
         read_table(place / f"{name}.txt", sep=" ", header=None, index_col=0)
         for name in ("images", "image_class_labels", "bounding_boxes", "classes")
@@ -73,38 +46,40 @@ def cub_listing(root: Path) -> Listing:
     labels, boxes = classes[1].to_numpy() - 1, boxes.to_numpy(np.float64)
     boxes[:, 2:] += boxes[:, :2]
     files = [f"images/{file}" for file in images[1]]
-    data = ImageDataset("cub", "all", place, files, labels, [n.partition(".")[2] for n in names[1]],
+    data = ImageDataset("cub", split, place, files, labels, [n.partition(".")[2] for n in names[1]],
                         boxes=boxes[:, None], protocol="metric learning")  # fmt: skip
-    return data, labels >= 100
+    data = load_split(data, labels >= 100)
+    return _with_masks(data) if (place / "segmentations").is_dir() else data
 
 
-def cars_listing(root: Path) -> Listing:
-    """What the annotations of Cars-196 say. Raises DataError: none, or other ones.
+def cars(split: str, root: Path | None = None) -> ImageDataset:
+    """Cars-196: ``train`` are models 1 to 98, ``test`` 99 to 196, each with one box.
 
-    Without the labels of the official test images (``cars_test_annos_withlabels.mat``, which the
-    devkit does not hold) only those of ``cars_train/`` are known.
+    ``root`` is a folder with ``cars_annos.mat`` and ``car_ims/``, or with ``devkit/``,
+    ``cars_train/`` and ``cars_test/``. Without the labels of the official test images
+    (``cars_test_annos_withlabels.mat``, which the devkit does not hold) only those of
+    ``cars_train/`` are known. Raises as :func:`cub`.
     """
-    place = folder_with(root, ["cars_annos.mat", "devkit"], ["stanford_cars", "cars"])
+    place = open_copy("cars", split, root, ["cars_annos.mat", "devkit"], ["stanford_cars", "cars"])
     if (place / "cars_annos.mat").exists():
         content = _mat(place / "cars_annos.mat")
         names, parts = content["class_names"], [content["annotations"]]
         files = [str(file) for file in parts[0]["relative_im_path"]]
     else:
-        names = _mat(place / "devkit" / "cars_meta.mat")["class_names"]
-        parts, files = [_mat(place / "devkit" / "cars_train_annos.mat")["annotations"]], []
-        labelled = "cars_test_annos_withlabels.mat"
-        for file in [one for one in (labelled, f"devkit/{labelled}") if (place / one).exists()][:1]:
-            parts.append(_mat(place / file)["annotations"])
-        for folder, part in zip(("cars_train", "cars_test"), parts):
-            files += [f"{folder}/{name}" for name in part["fname"]]
+        names, files, parts = _mat(place / "devkit" / "cars_meta.mat")["class_names"], [], []
+        for folder, listed in (("cars_train", "cars_train_annos.mat"),
+                               ("cars_test", "cars_test_annos_withlabels.mat")):  # fmt: skip
+            for file in [*place.glob(f"devkit/{listed}"), *place.glob(listed)][:1]:
+                parts.append(_mat(file)["annotations"])
+                files += [f"{folder}/{name}" for name in parts[-1]["fname"]]
     column = lambda name: np.concatenate([p[name].astype(np.int64) for p in parts])  # noqa: E731
     corners = [column(f"bbox_{corner}") for corner in ("x1", "y1", "x2", "y2")]
     boxes = np.stack(corners, axis=1).astype(np.float64)
     boxes[:, :2] -= 1  # MATLAB counts pixels from 1 and includes the last
     labels = column("class") - 1
-    data = ImageDataset("cars", "all", place, files, labels, [str(name) for name in names],
+    data = ImageDataset("cars", split, place, files, labels, [str(name) for name in names],
                         boxes=boxes[:, None], protocol="metric learning")  # fmt: skip
-    return data, labels >= 98
+    return load_split(data, labels >= 98, CARS_IMAGES)
 
 
 def _mat(file: Path) -> dict:
@@ -114,41 +89,42 @@ def _mat(file: Path) -> dict:
         raise DataError(f"{file}: cannot be read ({error})", "Get the lists again.") from error
 
 
-def sop_listing(root: Path) -> Listing:
-    """What the products' lists say. Raises DataError if one is absent or damaged."""
-    place = folder_with(root, ["Ebay_train.txt"], ["Stanford_Online_Products"])
-    parts = [read_table(place / f"Ebay_{split}.txt", sep=" ") for split in ("train", "test")]
-    files, labels, categories = (
-        np.concatenate([part[column] for part in parts])
-        for column in ("path", "class_id", "super_class_id")
-    )
-    names = {c: file.partition("_final/")[0] for c, file in zip(categories.tolist(), files)}
+def sop(split: str, root: Path | None = None) -> ImageDataset:
+    """Stanford Online Products: its own ``train`` and ``test``, products of 12 categories.
+
+    ``root`` is a folder with ``Ebay_train.txt`` and ``Ebay_test.txt``. Raises as :func:`cub`.
+    """
+    place = open_copy("sop", split, root, ["Ebay_train.txt"], ["Stanford_Online_Products"])
+    parts = [read_table(place / f"Ebay_{split}.txt", sep=" ") for split in SPLITS]
+    rows = pd.concat(parts, ignore_index=True)
+    categories = rows.super_class_id.to_numpy()
+    names = {c: file.partition("_final/")[0] for c, file in zip(categories.tolist(), rows.path)}
     data = ImageDataset(
-        "sop", "all", place, files.tolist(), labels - 1,
-        [f"product {i}" for i in range(1, labels.max() + 1)],
+        "sop", split, place, rows.path.tolist(), rows.class_id - 1,
+        [f"product {i}" for i in range(1, rows.class_id.max() + 1)],
         categories - 1, [names.get(i, "") for i in range(1, max(names) + 1)],
         protocol="metric learning, products",
     )  # fmt: skip
-    return data, np.repeat([False, True], [len(part) for part in parts])
+    return load_split(data, np.arange(len(rows)) >= len(parts[0]))
 
 
 # --- lists -> splits, from the images that are there --------------------------------------
 
 
-def load_split(data: ImageDataset, test: np.ndarray, split: str, total: int = 0) -> ImageDataset:
-    """The images of one split that are there, all querying and all searched.
+def load_split(data: ImageDataset, test: np.ndarray, total: int = 0) -> ImageDataset:
+    """The images of ``data.split`` that are there, all querying and all searched.
 
     Where a copy has images of only one official split, its classes are halved in their order:
     the first half trains. The data set is then called "(part)", as any incomplete one.
 
     Args:
         data: every image of the benchmark, whether it is there or not, with boxes in pixels of
-            the stored image. test: ``(N,)`` boolean: images of the test split.
+            the stored image.
+        test: ``(N,)`` boolean: images of the test split.
         total: images of the whole benchmark, where ``data`` has fewer.
     Raises:
-        DataError: no such split, or no image of it is there.
+        DataError: no image of the split is there.
     """
-    check_split(data.name, split)
     here, said = np.array([(data.root / file).is_file() for file in data.files]), []
     if not here.any():
         raise DataError(
@@ -161,7 +137,7 @@ def load_split(data: ImageDataset, test: np.ndarray, split: str, total: int = 0)
         known = np.unique(data.labels[here])
         test = np.isin(data.labels, known[len(known) // 2 :])
         said.append("of one official split only: its classes are halved, the first half trains")
-    chosen = here & (test if split == "test" else ~test)
+    chosen = here & (test if data.split == "test" else ~test)
     if not chosen.any():
         raise DataError(f"{data.root}: its images show one class only", "Two classes are needed.")
     part = data.subset(chosen)
@@ -171,8 +147,7 @@ def load_split(data: ImageDataset, test: np.ndarray, split: str, total: int = 0)
         if not all(fits):
             said.append(f"{fits.count(False)} of {len(part)} boxes lie outside their image, "
                         "which is then taken as cut to its object")  # fmt: skip
-    name = note_part(data.name, data.root, here.sum(), total or len(here), said)
-    return replace(part, name=name, split=split)
+    return replace(part, name=note_part(part, here.sum(), total or len(here), said))
 
 
 def _box(path: Path, box: np.ndarray) -> tuple[np.ndarray, bool]:

@@ -26,10 +26,9 @@ from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.folder import (
     SPLITS,
     annotated,
-    check_split,
     encode_masks,
-    folder_with,
     note_part,
+    open_copy,
     read_coco,
     read_table,
 )
@@ -72,9 +71,7 @@ def coco_photographs(split: str, root: Path | None = None) -> ImageDataset:
 
 def _photographs(split: str, root: Path | None) -> tuple[ImageDataset, list[list[dict]]]:
     """Photographs that are there with their boxes, and the annotations of these."""
-    check_split("coco", split)
-    place = folder_with(Path(root or config.data_root() / "coco"), ["annotations"], ["coco"])
-    year = YEARS[split]
+    place, year = open_copy("coco", split, root, ["annotations"], ["coco"]), YEARS[split]
     images, names = read_coco(place / "annotations" / f"instances_{year}.json")
     files = [file for file in images if (place / year / file).is_file()]
     if not files:
@@ -85,8 +82,8 @@ def _photographs(split: str, root: Path | None) -> tuple[ImageDataset, list[list
         entry["objects"] = [one for one in entry["objects"] if not one.get("iscrowd")]
     sizes = [(entry["width"], entry["height"]) for entry in entries]
     parts, annotations = annotated(entries, sizes, names)
-    name = note_part("coco", place, len(files), TOTAL[year])
-    return ImageDataset(name, split, place / year, files, **parts), annotations
+    data = ImageDataset("coco", split, place / year, files, **parts)
+    return replace(data, name=note_part(data, len(files), TOTAL[year])), annotations
 
 
 # --- photographs -> objects ---------------------------------------------------------------
@@ -186,11 +183,12 @@ def open_images(split: str, root: Path | None = None) -> ImageDataset:
     images. ``root`` has ``validation-annotations-bbox.csv`` and ``validation/``, and the same of
     ``test``. Raises DataError: no such split, no boxes, or no image is there.
     """
-    check_split(OPEN_IMAGES, split)
-    listed = f"{PARTS[split]}-annotations-bbox.csv"
-    place = folder_with(Path(root or config.data_root() / OPEN_IMAGES), [listed])
+    lists = [f"{part}-annotations-bbox.csv" for part in PARTS.values()]
+    place = open_copy(OPEN_IMAGES, split, root, lists)
     number, files, sizes, entries = list(CLASSES).index, [], [], []
-    for image, rows in read_boxes(place / listed).groupby("ImageID", sort=False):
+    for image, rows in read_boxes(place / lists[SPLITS.index(split)]).groupby(
+        "ImageID", sort=False
+    ):
         if not (place / (file := f"{PARTS[split]}/{image}.jpg")).is_file():
             continue
         files.append(file)
@@ -224,9 +222,7 @@ def choose(rows: pd.DataFrame, split: str) -> list[str]:
     return sorted(chosen)
 
 
-def build(
-    root: Path | None = None, retry_dead: bool = False, progress: bool = True, **places: object
-) -> Path:
+def build(root: Path | None = None, retry_dead: bool = False, **places: object) -> Path:
     """Fetch the boxes, then the images of the forty classes; goes on where it was stopped.
 
     Args and Raises as :func:`objemb_lib.data.ps_battles.build`.
@@ -237,8 +233,7 @@ def build(
     remotes = {remote.file: remote for remote in fetch.registry(OPEN_IMAGES)}
     for split, part in PARTS.items():
         listed = remotes[f"{part}-annotations-bbox.csv"]
-        boxes = fetch.fetch(listed, folder, progress, read_boxes, **places)
+        boxes = fetch.fetch(listed, folder, read_boxes, **places)
         files = [f"{part}/{image}.jpg" for image in choose(read_boxes(boxes), split)]
         wanted += [fetch.Remote(file, f"{IMAGES}/{file}") for file in files]
-    options = {"progress": progress, "check": load_image}
-    return fetch.download_urls(folder, wanted, retry_dead, PER_SECOND, **options)
+    return fetch.download_urls(folder, wanted, retry_dead, PER_SECOND, load_image)

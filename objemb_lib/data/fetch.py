@@ -91,7 +91,6 @@ def registry(collection: str) -> list[Remote]:
 def fetch(
     remote: Remote,
     folder: Path,
-    progress: bool = True,
     check: Check | None = None,
     source: Path | None = None,
     mirror: str | None = None,
@@ -118,7 +117,7 @@ def fetch(
             raise DownloadError(f"{lying}: not the official archive's bytes", "Get it again.")
     places = [f"{mirror.rstrip('/')}/{remote.file}"] if mirror else []
     places += [remote.url] if remote.url else []
-    download, tried = Downloader(dest, remote.size, progress, check), []
+    download, tried = Downloader(dest, remote.size, check), []
     while places:
         place = places.pop(0)
         try:
@@ -167,10 +166,10 @@ class Downloader:
     """
 
     def __init__(
-        self, dest: Path, size: int | None = None, progress: bool = True, check: Check | None = None
+        self, dest: Path, size: int | None = None, check: Check | None = None, bar: bool = True
     ) -> None:
         self.part = dest.with_name(f"{dest.name}.part")
-        self.size, self.progress, self.check = size, progress, check
+        self.size, self.check, self.bar = size, check, bar
         self.resumed = False  # an earlier call's bytes were built upon
         self.session = requests.Session()
         patience = Patience(
@@ -242,7 +241,7 @@ class Downloader:
                 raise Gone(said) if answer.status_code in GONE else GiveUp(said)
             start = start if answer.status_code == 206 else 0
             shown = tqdm(total=self.size, desc=self.part.stem, unit="B", unit_scale=True,
-                         initial=start, disable=not self.progress)  # fmt: skip
+                         initial=start, disable=not self.bar)  # fmt: skip
             with open(self.part, "ab" if start else "wb") as file, shown:
                 for chunk in answer.raw.stream(CHUNK, decode_content=False):
                     shown.update(file.write(chunk))
@@ -272,7 +271,6 @@ def download_urls(
     wanted: Sequence[Remote],
     retry_dead: bool = False,
     per_second: float = PER_SECOND,
-    progress: bool = True,
     check: Check | None = None,
 ) -> Path:
     """Fetch what is not there yet and still at its address; then write the manifest.
@@ -303,7 +301,7 @@ def download_urls(
         get = lambda one: hosts[urlsplit(one.url).netloc].get(one, folder, check)  # noqa: E731
         done = pool.map(get, asked)
         try:
-            for n, (kind, why) in enumerate(tqdm(done, total=len(asked), disable=not progress)):
+            for n, (kind, why) in enumerate(tqdm(done, total=len(asked))):
                 here += kind == "here"
                 {"dead": dead, "failed": failed, "here": {}}[kind][asked[n].url] = why
                 if n % SAVE_EVERY == 0:
@@ -337,7 +335,7 @@ class Host:
         if wait:
             _sleep(wait)
         dest = folder / one.file
-        download = Downloader(dest, one.size, False, check)
+        download = Downloader(dest, one.size, check, bar=False)
         download.part.unlink(missing_ok=True)  # small files: an old half may be another file's
         try:
             pooch.retrieve(one.url, one.digest or None, dest.name, dest.parent, downloader=download)

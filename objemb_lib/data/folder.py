@@ -15,6 +15,7 @@ import pandas as pd
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from objemb_lib import config
 from objemb_lib.config import DataError, ImageError
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.images import IMAGE_SUFFIXES, fit_within, measure_images
@@ -345,20 +346,37 @@ def check_split(name: str, split: str, splits: Sequence[str] = SPLITS) -> None:
         raise DataError(f"{name} has no split {split!r}", f"Use {' or '.join(splits)}.")
 
 
-def folder_with(root: Path, names: Sequence[str], inside: Sequence[str] = ()) -> Path:
-    """``root``, or its sub-folder among ``inside``, that holds one of ``names``, else DataError."""
+def open_copy(
+    name: str,
+    split: str,
+    root: Path | None,
+    holds: Sequence[str],
+    inside: Sequence[str] = (),
+    splits: Sequence[str] = SPLITS,
+) -> Path:
+    """The folder of a benchmark's copy: ``root``, or its sub-folder among ``inside``.
+
+    Args:
+        root: default: where ``data/download.py`` builds it.
+        holds: files or folders of which one at least is in it.
+        splits: what the benchmark has.
+    Raises:
+        DataError: no such split, or no such folder.
+    """
+    check_split(name, split, splits)
+    root = Path(root or config.data_root() / name)
     for place in (root, *(root / one for one in inside)):
-        if any((place / name).exists() for name in names):
+        if any((place / one).exists() for one in holds):
             return place
     raise DataError(
-        f"{root}: {' or '.join(names)} is not there",
+        f"{root}: {' or '.join(holds)} is not there",
         "Name the folder that its archive unpacks to, or build it with data/download.py.",
     )
 
 
-def note_part(name: str, root: Path, found: int, total: int, more: Sequence[str] = ()) -> str:
-    """The name of a data set of which ``found`` of ``total`` images are there, and a warning."""
+def note_part(data: ImageDataset, found: int, total: int, more: Sequence[str] = ()) -> str:
+    """What a data set is called of whose images only a part is there, and a warning."""
     if found < total or more:
-        note = f"{root}: {found:,} of the {total:,} images of {name} are here"
+        note = f"{data.root}: {found:,} of the {total:,} images of {data.name} are here"
         warnings.warn("; ".join([note, *more]), stacklevel=5)
-    return f"{name} (part)" if found < total else name
+    return f"{data.name} (part)" if found < total else data.name

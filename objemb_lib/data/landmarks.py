@@ -14,6 +14,7 @@ hard      hard          junk, easy
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +24,7 @@ import numpy as np
 from objemb_lib import config
 from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.data.folder import check_split, folder_with, note_part
+from objemb_lib.data.folder import note_part, open_copy
 
 OTHER = {"roxford5k": "rparis6k", "rparis6k": "roxford5k"}
 TOTAL = {"roxford5k": (4_993, 70), "rparis6k": (6_322, 70)}  # images searched, queries
@@ -32,7 +33,9 @@ PROTOCOLS = {  # split -> (relevant, junk)
     "medium": (("easy", "hard"), ("junk",)),
     "hard": (("hard",), ("junk", "easy")),
 }
-MAX_PICKLE = 20 << 20  # bytes
+ALLOWED = {"numpy.ndarray", "numpy.dtype", "_codecs.encode", "builtins.bytes", "__builtin__.bytes"}
+ALLOWED |= {f"numpy.{core}.{name}" for core in ("core", "_core") for name in (
+    "multiarray._reconstruct", "multiarray.scalar", "numeric._frombuffer")}  # fmt: skip
 
 
 class Truth(NamedTuple):
@@ -58,8 +61,7 @@ def landmarks(name: str, split: str, root: Path | None = None) -> ImageDataset:
     root = Path(root or config.data_root() / name)
     if split == "train":
         return landmarks(OTHER[name], "medium", root.absolute().parent / OTHER[name])
-    check_split(name, split, (*PROTOCOLS, "train"))
-    place = folder_with(root, [f"gnd_{name}.pkl"], [name])
+    place = open_copy(name, split, root, [f"gnd_{name}.pkl"], [name], (*PROTOCOLS, "train"))
     truth = read_truth(place / f"gnd_{name}.pkl")
     searched = len(truth.images)
     files = [f"jpg/{one}.jpg" for one in truth.images + truth.queries]
@@ -73,11 +75,11 @@ def landmarks(name: str, split: str, root: Path | None = None) -> ImageDataset:
     here = np.array([(place / file).is_file() for file in files])
     if not here[:searched].any() or not here[searched:].any():
         raise DataError(f"{place}/jpg: no queries, or no images to search", "Unpack them there.")
-    return ImageDataset(
-        note_part(name, place, int(here.sum()), sum(TOTAL[name])), split, place, files, labels,
-        label_names, queries=np.arange(searched, len(files)), gallery=np.arange(searched),
-        crops=crops, judged=judged, protocol="revisited",
+    data = ImageDataset(
+        name, split, place, files, labels, label_names, queries=np.arange(searched, len(files)),
+        gallery=np.arange(searched), crops=crops, judged=judged, protocol="revisited",
     ).subset(here, keep_roles=True)  # fmt: skip
+    return replace(data, name=note_part(data, len(data), sum(TOTAL[name])))
 
 
 roxford5k = partial(landmarks, "roxford5k")
@@ -87,11 +89,9 @@ rparis6k = partial(landmarks, "rparis6k")
 def read_truth(file: Path) -> Truth:
     """The published pickle, of which only plain containers and NumPy arrays are believed.
 
-    Raises DataError: it asks for anything else, is too large, or says something else.
+    Raises DataError: it asks for anything else, or says something else.
     """
     try:
-        if file.stat().st_size > MAX_PICKLE:
-            raise ValueError(f"more than {MAX_PICKLE} bytes")
         with file.open("rb") as opened:
             content = _Unpickler(opened, encoding="latin1").load()
         images, queries, judged = content["imlist"], content["qimlist"], content["gnd"]
@@ -117,17 +117,7 @@ def read_truth(file: Path) -> Truth:
 class _Unpickler(pickle.Unpickler):
     """Loads NumPy arrays and nothing else that a pickle may name: no code is ever run."""
 
-    ARRAYS = frozenset({"multiarray._reconstruct", "multiarray.scalar", "numeric._frombuffer"})
-    OTHERS = frozenset({"numpy.ndarray", "numpy.dtype", "_codecs.encode"})
-    EMPTY = frozenset({"__builtin__.bytes", "builtins.bytes"})  # how old protocols write b""
-
     def find_class(self, module: str, name: str) -> object:
-        asked = f"{module}.{name}"
-        core, _, inner = asked.rpartition("core.")
-        if asked in self.OTHERS:
-            return super().find_class(module, name)
-        if core in ("numpy.", "numpy._") and inner in self.ARRAYS:
-            return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-        if asked in self.EMPTY:
-            return lambda: b""  # with a number, ``bytes`` would fill the memory
-        raise pickle.UnpicklingError(f"it names {asked}, which is refused")
+        if f"{module}.{name}" not in ALLOWED:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which is refused")
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)

@@ -313,12 +313,7 @@ def pixels_hash(image: Image.Image) -> str:
 # --- the whole data set ------------------------------------------------------------------
 
 
-def build(
-    root: Path | None = None,
-    source: Path | None = None,
-    mirror: str | None = None,
-    progress: bool = True,
-) -> Path:
+def build(root: Path | None = None, source: Path | None = None, mirror: str | None = None) -> Path:
     """Build mini-battles, about half a minute on two cores once the photographs are there.
 
     Args:
@@ -334,7 +329,7 @@ def build(
 
     def make(made: Path, downloads: Path) -> None:
         if mirror and (copy := _from_mirror(mirror, made.parent / "mirror")):
-            verify(copy.parent, progress)
+            verify(copy.parent)
             if _read(copy, MANIFEST)["version"] == VERSION:
                 made.rmdir()
                 os.replace(copy, made)
@@ -343,14 +338,14 @@ def build(
         wanted = {"objects": {o["path"]: o["sha256"] for o in objects()}}
         for row in backgrounds():
             wanted.setdefault(row["collection"], {})[row["path"]] = row["sha256"]
-        for name, files in tqdm(wanted.items(), "photographs", disable=not progress):
+        for name, files in tqdm(wanted.items(), "photographs"):
             gather(name, files, made.parent / "raw" / name, downloads, source, mirror)
-        _compose_all(made.parent / "raw", made, progress)
+        _compose_all(made.parent / "raw", made)
 
     return build_folder(Path(root or config.data_root()), NAME, make)
 
 
-def _compose_all(raw: Path, made: Path, progress: bool) -> None:
+def _compose_all(raw: Path, made: Path) -> None:
     """Every scene, the annotations, thumbnails of the photographs, and the manifest."""
     jobs, splits = [], {}
     for split, rule in SPLITS.items():
@@ -364,8 +359,7 @@ def _compose_all(raw: Path, made: Path, progress: bool) -> None:
         return record, annotations
 
     # Threads are enough: Pillow works without Python's lock.
-    options = {"desc": NAME, "unit": "scene", "disable": not progress}
-    scenes = thread_map(write, jobs, max_workers=os.cpu_count(), **options)
+    scenes = thread_map(write, jobs, max_workers=os.cpu_count(), desc=NAME, unit="scene")
     for split in SPLITS:
         coco = _coco(split, [scene for job, scene in zip(jobs, scenes) if job[0] == split])
         atomic_write_text(made / "annotations" / f"{split}.json", json.dumps(coco))
@@ -417,7 +411,7 @@ def pack(dest: Path, root: Path | None = None) -> Path:
         info.uname = info.gname = ""
         return info
 
-    verify(root, progress=False)
+    verify(root)
     folder = Path(root or config.data_root()) / NAME
     with atomic_path(dest / f"{NAME}.tar") as temporary, tarfile.open(temporary, "w") as tar:
         tar.add(folder, NAME, filter=anonymous)
@@ -521,7 +515,7 @@ def _read(folder: Path, name: str) -> dict:
     return stated
 
 
-def verify(root: Path | None = None, progress: bool = True) -> list[str]:
+def verify(root: Path | None = None) -> list[str]:
     """Decode every image and compare the scenes with the manifest.
 
     Returns the splits whose content differs from the reference build of this course: empty on
@@ -534,7 +528,7 @@ def verify(root: Path | None = None, progress: bool = True) -> list[str]:
         coco = _read(folder, f"annotations/{split}.json")
         if _digest(coco) != stated[split]["sha256"]:
             raise DataError(f"{folder}/annotations/{split}.json is not what was built", REBUILD)
-        for record in tqdm(coco["images"], f"verify {split}", disable=not progress, leave=False):
+        for record in tqdm(coco["images"], f"verify {split}", leave=False):
             file = folder / record["file_name"]
             try:
                 right = pixels_hash(load_image(file)) == record["pixels"]

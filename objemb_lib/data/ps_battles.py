@@ -18,7 +18,7 @@ import pandas as pd
 from objemb_lib import config
 from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.data.folder import SPLITS, check_split, folder_with, read_table
+from objemb_lib.data.folder import SPLITS, open_copy, read_table
 
 NAME = "ps-battles"
 LISTS = ("originals.tsv", "photoshops.tsv")
@@ -37,8 +37,7 @@ def ps_battles(split: str, root: Path | None = None) -> ImageDataset:
     ``root`` has both lists, ``originals/`` and ``photoshops/``. Raises DataError: no such split,
     no lists, or no pair of images.
     """
-    check_split(NAME, split)
-    place = folder_with(Path(root or config.data_root() / NAME), LISTS, ["PS-Battles"])
+    place = open_copy(NAME, split, root, LISTS, ["PS-Battles"])
     originals, photoshops = (read_list(place / one) for one in LISTS)
     files, label_of = [], {}
     for row in originals.itertuples():
@@ -89,9 +88,7 @@ def read_list(file: Path, photoshops: bool | None = None) -> pd.DataFrame:
     return rows
 
 
-def build(
-    root: Path | None = None, retry_dead: bool = False, progress: bool = True, **places: object
-) -> Path:
+def build(root: Path | None = None, retry_dead: bool = False, **places: object) -> Path:
     """Fetch the lists, then all images that are still at their addresses, into the data set.
 
     Killed or run again, it goes on where it stopped; ``links.json`` says which links are dead.
@@ -108,7 +105,7 @@ def build(
     folder, wanted = Path(root or config.data_root()) / NAME, []
     for remote in fetch.registry(NAME):
         check = partial(read_list, photoshops=remote.file == LISTS[1])
-        listed = fetch.fetch(remote, folder, progress, check, **places)
+        listed = fetch.fetch(remote, folder, check, **places)
         wanted += [fetch.Remote(_places(row)[0], row.url, row.hash, int(row.filesize))
                    for row in read_list(listed).itertuples()]  # fmt: skip
-    return fetch.download_urls(folder, wanted, retry_dead, progress=progress)
+    return fetch.download_urls(folder, wanted, retry_dead)

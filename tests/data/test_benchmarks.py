@@ -169,15 +169,15 @@ def test_each_benchmark_is_built_from_its_archives(
     name: str, server: Server, small: Small, root: Path
 ) -> None:
     small(server)
-    folder = DATASETS[name].build(progress=False)
+    folder = DATASETS[name].build()
     assert folder == root / name and left(root) == [name]  # no archives, no temporary files
     assert {path for path, _ in server.seen} == {f"/{file}" for file in BUILDS[name]}
     made = json.loads((folder / "manifest.json").read_text())
     assert set(made["archives"]) == set(BUILDS[name]) and DATASETS[name].built()
-    assert DATASETS[name].verify(progress=False) == []
+    assert DATASETS[name].verify() == []
     assert not list(folder.rglob("._*")) and not list(folder.rglob("*left out*"))
     if name == "roxford5k":  # its training images are Paris
-        DATASETS["rparis6k"].build(progress=False)
+        DATASETS["rparis6k"].build()
     if name != "rparis6k":
         train, tests = load_splits(name)
         names = [{d.label_names[lab] for lab in d.labels if lab >= 0} for d in
@@ -196,7 +196,7 @@ def test_archives_of_a_folder_or_a_mirror_are_used(
         (place / name).write_bytes(raw)
         url = server.url(serve(raw), path=f"/mirror/{name}").rpartition("/")[0]
     where = {"source": {"source": place}, "mirror": {"mirror": str(place)}, "URL": {"mirror": url}}
-    benchmarks.build("cars", **where[kind], progress=False)
+    benchmarks.build("cars", **where[kind])
     assert load_splits("cars").tests["test"].labels.tolist() == [98]
     assert left(place) == sorted(CARS) and left(root) == ["cars"]  # theirs are untouched
 
@@ -207,11 +207,11 @@ def test_a_placed_archive_with_other_bytes_is_refused(
     small()
     (tmp_path / "car_ims.tgz").write_bytes(CARS["car_ims.tgz"] + b"x")
     with pytest.raises(DownloadError, match=r"car_ims\.tgz: not the official"):
-        benchmarks.build("cars", source=tmp_path, progress=False)
+        benchmarks.build("cars", source=tmp_path)
     (tmp_path / "car_ims.tgz").write_bytes(CARS["car_ims.tgz"])
     (tmp_path / "cars_annos.mat").write_bytes(b"another file")
     with pytest.raises(DownloadError, match=r"cars_annos\.mat could not be fetched") as caught:
-        benchmarks.build("cars", source=tmp_path, progress=False)
+        benchmarks.build("cars", source=tmp_path)
     assert "--source FOLDER" in caught.value.remedy
     assert not (root / "cars").exists()
 
@@ -236,7 +236,7 @@ def test_a_server_that_fails_leaves_nothing(
     small(server)
     server.url(*acts, path=f"/{file}")
     with pytest.raises(DownloadError, match=says):
-        benchmarks.build(name, progress=False)
+        benchmarks.build(name)
     assert not (root / name).exists() and not list(root.rglob(f"{file}*"))
 
 
@@ -246,7 +246,7 @@ def test_missing_images_are_counted(
     monkeypatch.setitem(PARIS, "paris_1-v1.tgz", archive("x.tgz", photographs("louvre", 1)))
     small(server)
     with pytest.raises(DataError, match="1 images are not in its archives, as louvre_0"):
-        benchmarks.build("rparis6k", progress=False)
+        benchmarks.build("rparis6k")
     assert not (root / "rparis6k").exists()
 
 
@@ -255,7 +255,7 @@ def test_a_folder_of_the_users_is_never_replaced(server: Server, small: Small, r
     (root / "cub").mkdir(parents=True)
     (root / "cub" / "mine.txt").write_text("keep")
     with pytest.raises(DataError, match="was not built here") as caught:
-        benchmarks.build("cub", progress=False)
+        benchmarks.build("cub")
     assert f"cub:{root / 'cub'}" in caught.value.remedy and server.seen == []
 
 
@@ -265,12 +265,12 @@ def test_damage_is_found_and_mended_by_building_again(
     small(server)
     with pytest.raises(DataError, match="cub is not built"):
         benchmarks.verify("cub")
-    image = benchmarks.build("cub", progress=False) / "CUB_200_2011/images/001.bird_1/a.jpg"
+    image = benchmarks.build("cub") / "CUB_200_2011/images/001.bird_1/a.jpg"
     image.write_bytes(b"damaged")
     with pytest.raises(DataError, match=r"3 of 4 images can be read.*a\.jpg"):
-        benchmarks.verify("cub", progress=False)
-    benchmarks.build("cub", progress=False)
-    assert benchmarks.verify("cub", progress=False) == []
+        benchmarks.verify("cub")
+    benchmarks.build("cub")
+    assert benchmarks.verify("cub") == []
     image.unlink()
     with pytest.raises(DataError, match="1 are missing"):
-        benchmarks.verify("cub", progress=False)
+        benchmarks.verify("cub")

@@ -198,7 +198,7 @@ def test_open_images_are_fetched_by_class(
             "validation/e": whole(raw[:300]), "test/f": serve(raw)}  # fmt: skip
     urls = [server.url(act, path=f"/{name}.jpg") for name, act in acts.items()]
     monkeypatch.setattr(module, "IMAGES", urls[0].partition("/validation")[0])
-    folder = module.build(tmp_path / "data", source=boxes, progress=False)
+    folder = module.build(tmp_path / "data", source=boxes)
     asked = sorted({path for path, _ in server.seen})
     assert asked == ["/test/f.jpg", *(f"/validation/{i}.jpg" for i in "ade")]  # no b, no c
     made = json.loads((folder / "manifest.json").read_text())

@@ -28,7 +28,7 @@ SERVERS_OWN = {"digest": "", "size": None}  # no list says what the bytes are
 
 def get(url: str, to: Path, mirror: str | None = None, check=None, **known: object) -> Path:
     remote = Remote("file.bin", url, **{"digest": SHA, "size": len(BODY)} | known)
-    return fetch.fetch(remote, to, mirror=mirror, progress=False, check=check)
+    return fetch.fetch(remote, to, mirror=mirror, check=check)
 
 
 def visible(folder: Path) -> list[str]:
@@ -342,7 +342,7 @@ def wanted(server: Server, **acts: list) -> list[Remote]:
 
 def run(files: list[Remote], folder: Path, **options: object) -> tuple[dict, dict, dict]:
     """The manifest, and the reasons of dead and of failed links by their last part."""
-    fetch.download_urls(folder, files, progress=False, **options)
+    fetch.download_urls(folder, files, **options)
     report = json.loads((folder / "links.json").read_text())
     dead, failed = (
         {url.rpartition("/")[2]: why for url, why in report[k].items()} for k in ("dead", "failed")

@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 
 from objemb_lib.config import DataError
-from objemb_lib.data import landmarks
 from objemb_lib.data.catalogue import load_splits
 from objemb_lib.data.landmarks import read_truth, roxford5k, rparis6k
 from objemb_lib.measure.metrics import evaluate_scores
@@ -134,7 +133,7 @@ def test_a_pickle_that_runs_something_is_refused(tmp_path: Path, protocol: int) 
     for run, arguments in harmful:
         content = {"imlist": [], "qimlist": [], "gnd": Harm(run, *arguments)}
         file.write_bytes(pickle.dumps(content, protocol=protocol))
-        with pytest.raises(DataError, match=r"refused|takes 0"):
+        with pytest.raises(DataError, match="ground truth"):
             read_truth(file)
     assert not trace.exists()
 
@@ -155,12 +154,8 @@ def changed(**parts: object) -> bytes:
         (changed(imlist=["../../etc/passwd", *IMAGES[1:]]), "passwd"),
     ],
 )
-def test_other_files_are_named(tmp_path: Path, raw: bytes, says: str, monkeypatch) -> None:
+def test_other_files_are_named(tmp_path: Path, raw: bytes, says: str) -> None:
     file = tmp_path / "gnd_roxford5k.pkl"
     file.write_bytes(raw)
     with pytest.raises(DataError, match=says):
-        read_truth(file)
-    file.write_bytes(changed())
-    monkeypatch.setattr(landmarks, "MAX_PICKLE", 10)
-    with pytest.raises(DataError, match="more than 10 bytes"):
         read_truth(file)

@@ -277,7 +277,7 @@ def test_damage_is_named_with_its_remedy(
     tiny_root: Path, tiny_reference: Path, name: str, damage: Callable[[Path], None]
 ) -> None:
     damage(tiny_root / NAME / name)
-    read = [lambda: mini_battles.verify(tiny_root, progress=False)]
+    read = [lambda: mini_battles.verify(tiny_root)]
     if name.endswith(".json") and damage != moved_box:
         read.append(lambda: mini_battles.mini_battles(Path(name).stem.replace("manifest", "train"),
                                                       tiny_root))  # fmt: skip

@@ -66,7 +66,7 @@ def test_what_is_alive_is_built_and_scored(
 ) -> None:
     removed = whole(b"this picture was removed")
     write_lists(tmp_path / "lists", pictures, server, e2=[status(404)], f=[removed], c1=[removed])
-    build = {"source": tmp_path / "lists", "progress": False}
+    build = {"source": tmp_path / "lists"}
     folder = ps_battles.build(tmp_path / "data", **build)
     assert folder == tmp_path / "data" / "ps-battles"
     assert "9 of 12 files are here; 3 links are dead" in capsys.readouterr().out
@@ -81,7 +81,7 @@ def test_what_is_alive_is_built_and_scored(
     found = evaluate_scores(np.array([[2.0, 1], [2, 1], [1, 2]]), train)
     assert found.protocol == "photoshop to original"
     assert found.mean("R@1") == pytest.approx(2 / 3) and found.mean("mAP") == pytest.approx(5 / 6)
-    assert benchmarks.verify("ps-battles", tmp_path / "data", progress=False) == []
+    assert benchmarks.verify("ps-battles", tmp_path / "data") == []
 
     server.seen.clear()
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*.jpg")}
@@ -100,7 +100,7 @@ def test_a_list_that_is_a_page_is_refused(
     (tmp_path / "registry.csv").write_text(f"{header}ps-battles,originals.tsv,,,,*,{page}\n")
     monkeypatch.setattr("objemb_lib.data.fetch.REGISTRY", tmp_path / "registry.csv")
     with pytest.raises(DownloadError, match="has no columns"):
-        ps_battles.build(tmp_path, progress=False)
+        ps_battles.build(tmp_path)
     assert not (tmp_path / "ps-battles" / "originals.tsv").exists()
 
 
