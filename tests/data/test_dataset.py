@@ -61,15 +61,6 @@ def test_relevant_and_junk_by_hand() -> None:
     assert where(data.junk(3)) == [3, 5]
 
 
-def test_positions_are_those_of_the_gallery() -> None:
-    data = hand_made(queries=[0], gallery=[3, 1, 4, 0])
-    assert data.relevant(0).tolist() == [False, True, False, False]
-    assert data.junk(0).tolist() == [True, False, False, True]
-    apart = hand_made(queries=[0], gallery=[1, 2])  # a query that is not searched
-    assert apart.junk(0).tolist() == [False, False]
-    assert apart.relevant(0).tolist() == [True, False]
-
-
 def test_relevant_and_junk_never_meet_and_agree_with_a_slow_reading() -> None:
     rng = np.random.default_rng(3)
     for _ in range(20):

@@ -8,8 +8,8 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import socket
-import subprocess
 import time
 from pathlib import Path
 
@@ -162,13 +162,6 @@ def test_without_a_digest_the_file_is_read_before_it_gets_its_name(
 # Servers and mirrors ----------------------------------------------------------------------
 
 
-def test_a_redirect_is_followed_and_a_loop_of_them_ends(server: Server, tmp_path: Path) -> None:
-    server.url(serve(cut=100_000), serve(), path="/moved")
-    assert get(server.url(status(302, Location="/moved")), tmp_path).read_bytes() == BODY
-    with pytest.raises(DownloadError, match="redirects"):
-        get(server.url(status(302, Location="/file.bin")), tmp_path / "other")
-
-
 IN_AN_HOUR = email.utils.formatdate(time.time() + 3600, usegmt=True)
 
 
@@ -189,12 +182,6 @@ def test_a_busy_server_is_waited_for(
     busy = status(code, **({"Retry_After": after} if after else {}))
     assert get(server.url(busy, serve()), tmp_path).read_bytes() == BODY
     assert naps == ([wait] if wait else [])
-
-
-def test_busy_for_ever(server: Server, tmp_path: Path, naps: list[float]) -> None:
-    with pytest.raises(DownloadError, match="HTTP 503"):
-        get(server.url(status(503)), tmp_path)
-    assert len(server.seen) == fetch.TRIES + 1 and naps == [1, 2, 4]
 
 
 @pytest.mark.parametrize("kind", ["folder", "folder/", "URL"])
@@ -228,11 +215,6 @@ def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, naps: list[
     def no_names(*args: object, **options: object) -> object:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # bound, not listening: refused
-        mirror = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        with pytest.raises(DownloadError, match="refused"):
-            get("http://", tmp_path, mirror)
     monkeypatch.setattr(socket, "getaddrinfo", no_names)
     with pytest.raises(DownloadError, match=r"data\.invalid") as caught:
         get("https://data.invalid/file.bin", tmp_path)
@@ -292,35 +274,26 @@ def test_every_line_of_the_registry_can_be_fetched_and_checked() -> None:
 
 APT = """#!/bin/sh
 for last; do :; done
-[ "$last" = bird-photos ] || { echo "E: Unable to locate package $last" >&2; exit 100; }
-echo "W: Download is performed unsandboxed as root" >&2
-echo "${CONTENT:-photo}" > "${last}_1.0_all.deb"
+[ "$last" = bird-photos ] && echo photo > "${last}_1.0_all.deb"
 """
 DPKG = """#!/bin/sh
-[ "$1" = -x ] && [ "$(cat "$2")" = photo ] || { echo "dpkg-deb: error: no archive" >&2; exit 2; }
 mkdir -p "$3/usr/share" && cp "$2" "$3/usr/share/bird"
 """
 
 
-@pytest.mark.parametrize(("package", "content", "missing"), [
-    ("bird-photos", "photo", ""), ("unicorns", "photo", ""), ("bird-photos", "half", ""),
-    ("bird-photos", "photo", "apt-get"), ("bird-photos", "photo", "dpkg-deb"),
-])  # fmt: skip
+@pytest.mark.parametrize("package", ["bird-photos", "unicorns"])
+@pytest.mark.parametrize("missing", ["", "apt-get", "dpkg-deb"])
 def test_a_debian_package_is_unpacked_or_passed_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, content: str, missing: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, missing: str
 ) -> None:
-    tools = tmp_path / "tools"
-    tools.mkdir()
     for name, script in {"apt-get": APT, "dpkg-deb": DPKG}.items():
-        (tools / name).write_text(script)
-        (tools / name).chmod(0o755)
-    for name in ("sh", "cat", "mkdir", "cp"):
-        (tools / name).symlink_to(subprocess.check_output(["which", name], text=True).strip())
-    (tools / missing).unlink() if missing else None
-    monkeypatch.setenv("PATH", str(tools))
-    monkeypatch.setenv("CONTENT", content)
+        (tmp_path / name).write_text(script)
+        (tmp_path / name).chmod(0o755 if name != missing else 0)
+    for name in ("sh", "mkdir", "cp"):
+        (tmp_path / name).symlink_to(shutil.which(name))
+    monkeypatch.setenv("PATH", str(tmp_path))
     root = fetch.debian_package(package, tmp_path / "root")
-    if (package, content, missing) == ("bird-photos", "photo", ""):
+    if package == "bird-photos" and not missing:
         assert (root / "usr/share/bird").read_text() == "photo\n"
     else:
         assert root is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import warnings
 from collections.abc import Callable
@@ -356,31 +355,6 @@ def test_other_lists_are_named(pair: Path, tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(DataError, match=r"labels\.csv: (not a list of labels|cannot be read)"):
         read(pair, labels=path)
-
-
-def test_real_groceries(real_photographs: Path, tmp_path: Path) -> None:
-    """Photographs from shops ask for the iconic picture of their product: its own is found.
-
-    Their sub-folders are not their products: a list says what they show.
-    """
-    (tmp_path / "shop").symlink_to(real_photographs / "grocery" / "dataset")
-    with open(tmp_path / "shop" / "classes.csv", newline="", encoding="utf-8") as file:
-        classes = list(csv.reader(file))[1:]
-    rows = [{"file": row[4].strip().lstrip("/"), "label": row[0], "category": row[2],
-             "role": "gallery"} for row in classes]  # fmt: skip
-    for name in ("train", "val", "test"):
-        listed = tmp_path / "shop" / f"{name}.txt"
-        for line in listed.read_text().splitlines() if listed.exists() else ():
-            file, label = (part.strip() for part in line.split(",")[:2])
-            if (tmp_path / "shop" / file).is_file():
-                rows.append({"file": file, "label": classes[int(label)][0],
-                             "category": classes[int(label)][2], "role": "query"})  # fmt: skip
-    data = read(tmp_path / "shop", labels=write_labels(tmp_path / "labels.csv", rows))
-    assert (len(data.queries), len(data.gallery)) == (405, 81)
-    for query in data.queries:
-        (found,) = data.gallery[data.relevant(query)]
-        name = data.label_names[data.labels[query]]
-        assert f"/{name}_Iconic.jpg" in data.files[found] and f"/{name}_" in data.files[query]
 
 
 # ---- halves: folder:PATH -------------------------------------------------------------------
