@@ -25,7 +25,6 @@ from objemb_lib.detect.features import DetectorTrunk
 from objemb_lib.detect.weights import load_detector
 from objemb_lib.embed.trunks import load_trunk
 
-TRUNKS = ["efficientnet_lite0", "lcnet_035"]
 TWO_STAGE = {"loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"}
 LOSSES = {
     "faster_rcnn": TWO_STAGE,
@@ -34,38 +33,22 @@ LOSSES = {
 }
 
 
-def target(boxes: list, labels: list, size: tuple[int, int] = (64, 64)) -> dict[str, Tensor]:
-    masks = torch.zeros((len(boxes), *size), dtype=torch.uint8)
-    for mask, (x0, y0, x1, y1) in zip(masks, boxes):
-        mask[y0:y1, x0:x1] = 1
-    return {
-        "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
-        "labels": torch.tensor(labels, dtype=torch.int64),
-        "masks": masks,
-    }
-
-
 def batch() -> tuple[list[Tensor], list[dict[str, Tensor]]]:
     """Two images with objects, one without."""
-    images = list(torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(1)))
     objects = [([(5, 5, 40, 40)], [1]), ([(2, 8, 20, 60), (30, 30, 60, 60)], [2, 1]), ([], [])]
-    return images, [target(*one) for one in objects]
+    targets = [
+        {"boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+         "labels": torch.tensor(labels, dtype=torch.int64),
+         "masks": torch.ones((len(boxes), 64, 64), dtype=torch.uint8)}
+        for boxes, labels in objects
+    ]  # fmt: skip
+    return list(torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))), targets
 
 
-def one_step(detector: Detector) -> None:
-    torch.manual_seed(0)
-    detector.train()
-    learning = [p for p in detector.parameters() if p.requires_grad]
-    optimiser = torch.optim.SGD(learning, lr=0.1)
-    sum(detector(*batch()).values()).backward()
-    optimiser.step()
-
-
-@pytest.mark.parametrize("name", TRUNKS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_losses_have_names_and_are_finite(kind: str, name: str) -> None:
+def test_losses_have_names_and_are_finite(kind: str) -> None:
     torch.manual_seed(0)
-    detector = small(kind, name).train()
+    detector = small(kind).train()
     images, targets = batch()
     losses = detector(images, targets)
     assert set(losses) == LOSSES[kind]
@@ -74,6 +57,32 @@ def test_losses_have_names_and_are_finite(kind: str, name: str) -> None:
     assert set(alone) == LOSSES[kind] and all(loss.isfinite() for loss in alone.values())
     sum(alone.values()).backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in detector.parameters())
+
+
+def test_shallow_layers_and_batch_norm_stay_and_the_others_learn() -> None:
+    given = lively("efficientnet_lite0")
+    detector = build_detector("faster_rcnn", given, CATEGORIES, 64, 32, 16).train()
+    body, image = detector.trunk, torch.randn(1, 3, 64, 64)
+    norms = {key for key, module in body.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    stays = set()
+    with torch.no_grad():  # the slow way: move a parameter, and see whether stage 2 does
+        before = body(image)["stage2"]
+        for key, parameter in body.named_parameters():
+            kept = parameter.clone()
+            parameter.copy_(kept + 0.1 * torch.randn_like(kept))
+            if key.rpartition(".")[0] in norms or not torch.equal(body(image)["stage2"], before):
+                stays.add(key)
+            parameter.copy_(kept)
+    old = {key: value.clone() for key, value in body.state_dict().items()}
+    learning = [p for p in detector.parameters() if p.requires_grad]
+    sum(detector(*batch()).values()).backward()
+    torch.optim.SGD(learning, lr=0.1).step()
+    same = {key for key, value in body.state_dict().items() if torch.equal(old[key], value)}
+    statistics = old.keys() - dict(body.named_parameters())
+    assert same == stays | statistics and any("running_mean" in key for key in statistics)
+    assert 5 < len(old) - len(same)
+    assert given.fingerprint() == lively("efficientnet_lite0").fingerprint()
+    assert all(p.requires_grad for p in given.parameters())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -94,40 +103,8 @@ def test_detections_lie_in_the_image_and_come_best_first(kind: str) -> None:
         assert ("masks" in one) == (kind == "mask_rcnn")
         if "masks" in one:
             assert one["masks"].shape == (len(one["boxes"]), 1, height, width)
-            assert 0 <= one["masks"].min() and one["masks"].max() <= 1
         if detector.two_stage:  # as torchvision's own pass
             assert all(torch.equal(one[key], theirs[key]) for key in theirs)
-
-
-@pytest.mark.parametrize("name", TRUNKS)
-def test_shallow_layers_and_batch_norm_stay_and_the_others_learn(name: str) -> None:
-    given = lively(name)
-    detector = build_detector("faster_rcnn", given, CATEGORIES, 64, 32, 16)
-    body, images = detector.trunk, torch.randn(1, 3, 64, 64)
-    norms = {p for m in body.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()}
-    stays, unused = {}, set()
-    with torch.no_grad():  # the slow way: move a parameter, and see which maps move
-        before = body(images)
-        for key, parameter in body.named_parameters():
-            kept = parameter.clone()
-            parameter.copy_(kept + 0.1 * torch.randn_like(kept))
-            after = body(images)
-            parameter.copy_(kept)
-            stays[key] = parameter in norms or not torch.equal(after["stage2"], before["stage2"])
-            if torch.equal(after["head"], before["head"]):
-                unused.add(key)  # LCNet's last convolution follows the pooling
-    old = {key: value.clone() for key, value in body.state_dict().items()}
-    one_step(detector)
-    new = body.state_dict()
-    same = {key: torch.equal(old[key], new[key]) for key in old}
-    assert len(unused) <= 2
-    assert all(same[key] == stays[key] for key in stays.keys() - unused)
-    assert 5 < sum(not value for value in same.values()) < len(stays)
-    statistics = [key for key in old if key not in stays]
-    assert any("running_mean" in key for key in statistics)
-    assert all(same[key] for key in statistics)
-    assert given.fingerprint() == lively(name).fingerprint() != body.fingerprint()
-    assert all(p.requires_grad for p in given.parameters())
 
 
 @torch.inference_mode()

