@@ -123,6 +123,8 @@ def test_later_training_does_not_reach_the_copy(detector: Detector) -> None:
     assert any(p.requires_grad for p in detector.parameters())
     with pytest.raises(DataError, match="ours was trained on lcnet_035, not on resnet50"):
         check_same_trunk("resnet50", {"ours": detector})
-    network.transform.min_size = (256,)  # picks other levels
-    assert DetectorTrunk(detector).fingerprint() != before
-    network.transform.min_size = (64,)
+
+
+def test_the_scale_that_picks_the_level_is_part_of_the_fingerprint() -> None:
+    small_images, large = (DetectorTrunk(small("fcos", size=size)) for size in (64, 256))
+    assert small_images.fingerprint() != large.fingerprint()
