@@ -1,19 +1,53 @@
-"""A small gallery of real scenes that is searched without a network: for the widgets' tests."""
+"""Galleries that are searched by colour, without a network: the right answers can be seen."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw
 
 from objemb_lib.data.catalogue import DATASETS
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.embed.boxes import Boxes, true_boxes
 from objemb_lib.embed.extract import Objects
 from objemb_lib.embed.whitening import l2
-from objemb_lib.search.objects import ObjectIndex
+from objemb_lib.search.objects import ObjectIndex, ObjectStore
 from objemb_lib.search.retriever import Retriever
 
-PAIR = ("pixels", "colours")
+PAIR = ("head", "spoc")
+BOXES = {
+    "a.png": [(2, 2, 12, 12), (20, 5, 35, 25)],
+    "b.png": [(22, 10, 36, 24)],
+    "c.png": [(5, 5, 15, 15), (20, 2, 38, 12)],
+}
+INKS = {"a.png": ["red", "blue"], "b.png": ["red"], "c.png": ["blue", "yellow"]}
+NAMES = ["red", "blue", "yellow"]
+
+
+def made(vectors: list[list], boxes: list[list] | None = None, scores=()) -> Objects:
+    """Objects with the given vectors, a list for each image; boxes lie beside each other."""
+    boxes = boxes or [[[9 * k, 0, 9 * k + 5, 5] for k in range(len(v))] for v in vectors]
+    flat = np.array([v for many in vectors for v in many], np.float32)
+    return Objects({PAIR: flat}, Boxes("made", boxes, scores))
+
+
+def coloured(folder: Path) -> ImageDataset:
+    """Red and blue, red, blue and yellow; in the last one also green, without a box."""
+    for file, boxes in BOXES.items():
+        image = Image.new("RGB", (40, 30), "white")
+        for (x0, y0, x1, y1), ink in zip(boxes, INKS[file]):
+            ImageDraw.Draw(image).rectangle((x0, y0, x1 - 1, y1 - 1), ink)
+        if file == "c.png":
+            ImageDraw.Draw(image).rectangle((2, 20, 11, 27), "lime")
+        image.save(folder / file)
+    labels = [np.array([NAMES.index(ink) for ink in inks]) for inks in INKS.values()]
+    return ImageDataset(
+        "colours", "all", folder, list(BOXES), [0, 0, 1], NAMES, [0, 0, 1], ["warm", "cold"],
+        [np.array(some, np.float32) for some in BOXES.values()], labels,
+    )  # fmt: skip
 
 
 def scenes(count: int = 15) -> ImageDataset:
@@ -27,21 +61,26 @@ def scenes(count: int = 15) -> ImageDataset:
     return battle.subset(np.concatenate(three))
 
 
-def colours(dataset: ImageDataset, where: Boxes, cells: int = 4) -> np.ndarray:
-    """``(M, 48)``: mean colours of a grid of cells of each box, around grey."""
+def colours(dataset: ImageDataset, where: Boxes, cells: int) -> np.ndarray:
+    """``(M, 3 cells^2)``: mean colours of a grid of cells of each box, around grey."""
     found = []
     for i, boxes in enumerate(where.boxes):
         image = dataset.image(i)
         crops = [image.crop(np.round(b).astype(int).tolist()) for b in boxes]
-        found += [np.asarray(c.resize((cells, cells), reducing_gap=2.0)).ravel() for c in crops]
+        found += [np.asarray(c.resize((cells, cells), Image.BOX)).ravel() for c in crops]
     return l2(np.array(found, np.float32) / 255 - 0.5)
 
 
-def retriever(dataset: ImageDataset, cells: int = 4, main_only: bool = False) -> Retriever:
+def retriever(
+    dataset: ImageDataset,
+    cells: int = 1,
+    main_only: bool = False,
+    store: Callable[[int], ObjectStore] = ObjectIndex,
+) -> Retriever:
     """A gallery of true boxes by their colours; ``cells`` makes it another network."""
     where = true_boxes(dataset, main_only)
-    vectors = {PAIR: colours(dataset, where, cells)}
-    index = ObjectIndex(vectors[PAIR].shape[1])
-    index.add(Objects(vectors, where), PAIR, dataset.files)
+    vectors = colours(dataset, where, cells)
+    index = store(vectors.shape[1])
+    index.add(Objects({PAIR: vectors}, where), PAIR, dataset.files)
     embed = lambda data, boxes: colours(data, boxes, cells)  # noqa: E731
     return Retriever(dataset, index, f"colours, {cells} cells", where.name, embed)

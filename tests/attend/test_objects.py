@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tiny_colours import coloured
-from tiny_objects import PAIR, made
+from tiny_gallery import PAIR, coloured, made
 
 from objemb_lib.attend.objects import (
     choose_weight,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_colours import BOXES, coloured
+from tiny_gallery import BOXES, coloured
 from tiny_scenes import PAIR, lively, objects_of
 
 from objemb_lib.attend import soft

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_objects import PAIR, made
+from tiny_gallery import PAIR, made
 
 from objemb_lib.config import DataError
 from objemb_lib.data.mini_battles import mini_battles

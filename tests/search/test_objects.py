@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tiny_objects import PAIR, made
+from tiny_gallery import PAIR, made
 
 from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset

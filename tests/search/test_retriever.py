@@ -6,7 +6,7 @@ import io
 
 import numpy as np
 import pytest
-from tiny_colours import BOXES, by_colour, coloured
+from tiny_gallery import BOXES, coloured, retriever
 from tiny_scenes import lively
 
 from objemb_lib.config import DataError
@@ -29,7 +29,7 @@ def data(tmp_path) -> ImageDataset:
 @pytest.fixture
 def way(data, store) -> Retriever:
     """The gallery in memory, and in Milvus."""
-    return by_colour(data, store=store)
+    return retriever(data, store=store)
 
 
 def files(answer) -> list[str]:

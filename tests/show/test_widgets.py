@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_colours import BOXES, by_colour, coloured
+from tiny_gallery import BOXES, coloured, retriever
 from tiny_scenes import lively
 
 from objemb_lib.config import DataError
@@ -39,7 +39,7 @@ def asked(widget: ObjectSearch) -> tuple[int, int]:
 
 
 def test_a_press_on_a_box_searches_for_it(data) -> None:
-    widget = ObjectSearch(by_colour(data), k=2)
+    widget = ObjectSearch(retriever(data), k=2)
     assert asked(widget) == (0, 0) and found(widget)[0] == (1, "✓ right 1.00")
     widget.act({"kind": "box", "key": 0, "box": 1}, [])
     assert asked(widget) == (0, 1) and found(widget)[0] == (2, "✓ right 1.00")
@@ -50,7 +50,7 @@ def test_a_press_on_a_box_searches_for_it(data) -> None:
 
 
 def test_a_result_asks_next_and_back_returns(data) -> None:
-    widget = ObjectSearch(by_colour(data))
+    widget = ObjectSearch(retriever(data))
     assert widget.back.disabled
     widget.act({"kind": "box", "key": 0, "box": 1}, [])
     widget.act({"kind": "card", "key": 2}, [])
@@ -65,7 +65,7 @@ def test_a_result_asks_next_and_back_returns(data) -> None:
 
 
 def test_a_photograph_of_ones_own_asks(data) -> None:
-    widget = ObjectSearch(by_colour(data), k=3)
+    widget = ObjectSearch(retriever(data), k=3)
     file = io.BytesIO()
     data.image(1).crop(BOXES["b.png"][0]).save(file, "JPEG")  # red alone
     widget.act({"kind": "photograph"}, [memoryview(file.getvalue())])
@@ -79,19 +79,19 @@ def test_a_photograph_of_ones_own_asks(data) -> None:
 
 
 def test_menus_ask_the_same_box_of_another_gallery(data) -> None:
-    ways = [by_colour(data), by_colour(data, main_only=True), by_colour(data, "other")]
+    ways = [retriever(data), retriever(data, main_only=True), retriever(data, 2)]
     widget = ObjectSearch(ways)
     widget.act({"kind": "box", "key": 0, "box": 1}, [])
     widget.boxes.value = "true main box"  # that box is none of its own: it is embedded
     assert asked(widget) == (0, 1) and widget.answer.matches[0].file == "c.png"
-    widget.network.value = "other"
-    assert "no index of other with true main box" in widget.pictures.error
+    widget.network.value = "colours, 2 cells"
+    assert "no index of colours, 2 cells with true main box" in widget.pictures.error
     widget.boxes.value = "true boxes"
     assert widget.pictures.error == "" and widget.retriever is ways[2]
 
 
 def test_sliders_change_how_much_is_found(data) -> None:
-    widget = ObjectSearch(by_colour(data))
+    widget = ObjectSearch(retriever(data))
     assert len(found(widget)) == 2
     widget.threshold.value = 0.95
     assert found(widget) == [(1, "✓ right 1.00")]
@@ -101,7 +101,7 @@ def test_sliders_change_how_much_is_found(data) -> None:
 
 
 def test_a_failed_callback_says_so_and_the_next_one_takes_it_back(data) -> None:
-    widget = ObjectSearch(Retriever(data, by_colour(data).index))
+    widget = ObjectSearch(Retriever(data, retriever(data).index))
     widget.whole.click()
     assert "no network" in widget.pictures.error and "What to do" in widget.pictures.error
     widget.act({"kind": "box", "key": 0, "box": 7}, [])
@@ -115,7 +115,7 @@ def test_a_failed_callback_says_so_and_the_next_one_takes_it_back(data) -> None:
 
 def test_ways_search_the_same_images(data) -> None:
     with pytest.raises(DataError, match="different images"):
-        ObjectSearch([by_colour(data), by_colour(data.subset([0, 1, 2]))])
+        ObjectSearch([retriever(data), retriever(data.subset([0, 1, 2]))])
 
 
 def test_retrieval_finds_what_the_function_finds_and_says_what_fails(data) -> None:
@@ -164,7 +164,7 @@ def test_compare_counts_places_from_the_first_embedding(data) -> None:
 
 
 def test_the_map_shows_what_is_chosen_and_asks_with_it(data) -> None:
-    way = by_colour(data)
+    way = retriever(data)
     search = ObjectSearch(way)
     widget = Map(way, search)
     assert np.allclose(widget.plane.points, project(way.index.vectors), atol=1e-4)
