@@ -75,8 +75,8 @@ def _photographs(split: str, root: Path | None) -> tuple[ImageDataset, list[list
     images, names = read_coco(place / "annotations" / f"instances_{year}.json")
     files = [file for file in images if (place / year / file).is_file()]
     if not files:
-        raise DataError(f"{place / year}: none of its {len(images):,} photographs are there",
-                        f"Unpack {year}.zip into {place}.")  # fmt: skip
+        problem = f"{place / year}: none of its {len(images):,} photographs are there"
+        raise DataError(problem, f"Unpack {year}.zip into {place}.")
     entries = [images[file] for file in files]
     for entry in entries:
         entry["objects"] = [one for one in entry["objects"] if not one.get("iscrowd")]

@@ -87,26 +87,22 @@ class ImageDataset:
     def __post_init__(self) -> None:
         n, parts = len(self.files), vars(self)  # vars: the data set is frozen for everybody else
         if not n:
-            raise DataError(
-                f"{self.name}/{self.split}: no images in {self.root}", "Check the folder's name."
-            )
-        categories = np.full(n, -1) if self.categories is None else self.categories
-        parts["labels"] = np.asarray(self.labels, np.int64)
-        parts["categories"] = np.asarray(categories, np.int64)
-        if not len(self.boxes):
-            parts["boxes"] = tuple(np.zeros((0, 4), np.float32) for _ in range(n))
-        if not len(self.box_labels):
-            same = [np.full(len(b), lab) for b, lab in zip(self.boxes, self.labels)]
-            parts["box_labels"] = tuple(same)
-        if not len(self.box_categories):
-            first = [np.where(np.arange(len(b)) == 0, c, -1)
-                     for b, c in zip(self.boxes, self.categories)]  # fmt: skip
-            parts["box_categories"] = tuple(first)
+            problem = f"{self.name}/{self.split}: no images in {self.root}"
+            raise DataError(problem, "Check the folder's name.")
+        known = {part: values for part, values in parts.items() if values is not None}
+        for part in ("labels", "categories"):
+            parts[part] = np.asarray(known.get(part, np.full(n, -1)), np.int64)
         for part in ("queries", "gallery"):
-            index = parts[part]
-            parts[part] = np.arange(n) if index is None else np.asarray(index, np.int64)
-            if len(parts[part]) and not (0 <= parts[part].min() and parts[part].max() < n):
+            parts[part] = np.asarray(known.get(part, np.arange(n)), np.int64)
+            if not np.isin(parts[part], np.arange(n)).all():
                 raise DataError(f"{self.name}: {part} point outside the {n} images")
+        if not len(self.boxes):
+            parts["boxes"] = (np.zeros((0, 4), np.float32),) * n
+        if not len(self.box_labels):
+            parts["box_labels"] = [np.full(len(b), lab) for b, lab in zip(self.boxes, self.labels)]
+        if not len(self.box_categories):
+            parts["box_categories"] = [np.where(np.arange(len(b)) == 0, c, -1)
+                                       for b, c in zip(self.boxes, self.categories)]  # fmt: skip
         each = ("labels", "categories", "boxes", "box_labels", "box_categories")
         for part in (*each, *(part for part in ("masks", "extra", "crops") if parts[part])):
             if len(parts[part]) != n:
@@ -120,11 +116,9 @@ class ImageDataset:
         return len(self.files)
 
     def __repr__(self) -> str:
-        known = np.unique(self.labels[self.labels >= 0])
-        return (
-            f"ImageDataset({self.name}/{self.split}: {len(self)} images, "
-            f"{len(known)} labels, {sum(map(len, self.boxes))} boxes)"
-        )
+        labels, boxes = len({*self.labels.tolist()} - {-1}), sum(map(len, self.boxes))
+        said = f"{len(self)} images, {labels} labels, {boxes} boxes"
+        return f"ImageDataset({self.name}/{self.split}: {said})"
 
     @cached_property
     def fingerprint(self) -> str:
@@ -215,22 +209,16 @@ class ImageDataset:
         """
         chosen = np.asarray(images)
         pick = (np.flatnonzero(chosen) if chosen.dtype == bool else chosen).tolist()
+        where = lambda images: np.flatnonzero(np.isin(pick, images))  # noqa: E731 - of the new ones
         every = ("files", "boxes", "box_labels", "box_categories", "masks", "crops", "extra")
-        parts = {part: tuple(values[i] for i in pick)
-                 for part in every
-                 if (values := getattr(self, part)) is not None and len(values)}  # fmt: skip
-        roles = {
-            part: np.flatnonzero(np.isin(pick, getattr(self, part))) if keep_roles else None
-            for part in ("queries", "gallery")
-        }
-        judged = {
-            new: tuple(np.flatnonzero(np.isin(pick, found)) for found in self.judged[old])
-            for new, old in enumerate(pick)
-            if old in self.judged
-        }
+        known = {part: of for part in every if (of := getattr(self, part)) is not None}
+        parts = {part: tuple(of[i] for i in pick) for part, of in known.items() if len(of)}
         return replace(
-            self, **parts, **roles, labels=self.labels[pick], categories=self.categories[pick],
-            judged=judged,
+            self, **parts, labels=self.labels[pick], categories=self.categories[pick],
+            queries=where(self.queries) if keep_roles else None,
+            gallery=where(self.gallery) if keep_roles else None,
+            judged={new: tuple(map(where, self.judged[old]))
+                    for new, old in enumerate(pick) if old in self.judged},
         )  # fmt: skip
 
     def first_of_each(self, count: int) -> ImageDataset:

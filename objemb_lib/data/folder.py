@@ -64,10 +64,10 @@ def folder(
         DataError: when the folder is missing or has no usable image, or ``annotations`` or
             ``labels`` are none, inconsistent, or name images that are not in the folder.
     """
-    place = Path(root) if split == "all" else Path(root) / split
+    place = Path(root) / split if split != "all" else Path(root)
     files = list_images(place)
-    images, categories = ({}, []) if annotations is None else read_coco(Path(annotations))
-    listed = {} if labels is None else read_labels(Path(labels))
+    images, categories = read_coco(Path(annotations)) if annotations else ({}, [])
+    listed = read_labels(Path(labels)) if labels else {}
     for path, named in ((annotations, images), (labels, listed)):
         if missing := sorted(named.keys() - set(files)):
             raise DataError(
@@ -76,10 +76,10 @@ def folder(
                 "images, or take their entries out of the file.",
             )
     good = _usable(place, files, images, progress)
-    if labels is None:
+    if not labels:
         listed = {file: {"label": file.partition("/")[0]} for file in good if "/" in file}
     parts = _labelled([listed.get(file, {}) for file in good])
-    if annotations is not None:
+    if annotations:
         entries, sizes = [images.get(file, {"objects": []}) for file in good], list(good.values())
         found, objects = annotated(entries, sizes, categories)
         if dropped := sum(len(e["objects"]) - len(many) for e, many in zip(entries, objects)):
@@ -197,11 +197,10 @@ def read_labels(path: Path) -> dict[str, dict[str, str]]:
     """File -> its row of a list of labels, see :func:`folder`. Raises DataError: it is none."""
     rows = read_table(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     if not {"file", "label"} <= set(rows) or not (rows.label != "").any():
-        raise DataError(
-            f"{path}: not a list of labels", "Give CSV with the columns file and label."
-        )
-    return {PurePosixPath(row["file"]).as_posix(): row
-            for row in rows[rows.label != ""].to_dict("records")}  # fmt: skip
+        problem = f"{path}: not a list of labels"
+        raise DataError(problem, "Give CSV with the columns file and label.")
+    rows = rows[rows.label != ""].to_dict("records")
+    return {PurePosixPath(row["file"]).as_posix(): row for row in rows}
 
 
 def read_table(file: Path, **options: object) -> pd.DataFrame:
@@ -314,19 +313,19 @@ def encode_masks(objects: list[list[dict]], sizes: Sequence[Size]) -> list[list[
     """
     if not any(one.get("segmentation") for many in objects for one in many):
         return None
-    return [[_encoded(one, size) for one in many] for many, size in zip(objects, sizes)]
 
+    def encode(one: dict, size: Size) -> dict:
+        try:
+            mask = encode_mask(one.get("segmentation"), one["corners"], size)
+        except Exception as error:  # pycocotools raises plain Exception
+            raise _unusable([one], error) from error
+        if (loaded := fit_within(size)) == tuple(size):
+            return mask
+        # Very large images are reduced when they are loaded: so are their masks.
+        small = Image.fromarray(coco_mask.decode(mask)).resize(loaded, Image.Resampling.NEAREST)
+        return coco_mask.encode(np.asfortranarray(small))
 
-def _encoded(one: dict, size: Size) -> dict:
-    try:
-        mask = encode_mask(one.get("segmentation"), one["corners"], size)
-    except Exception as error:  # pycocotools raises plain Exception
-        raise _unusable([one], error) from error
-    if (loaded := fit_within(size)) == tuple(size):
-        return mask
-    # Very large images are reduced when they are loaded: so are their masks.
-    small = Image.fromarray(coco_mask.decode(mask)).resize(loaded, Image.Resampling.NEAREST)
-    return coco_mask.encode(np.asfortranarray(small))
+    return [[encode(one, size) for one in many] for many, size in zip(objects, sizes)]
 
 
 def _unusable(objects: Sequence[dict], error: Exception) -> DataError:

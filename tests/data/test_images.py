@@ -120,18 +120,6 @@ def test_32_bit_grey_is_scaled(tmp_path: Path, values: np.ndarray, expected: lis
     assert np.abs(pixels(tmp_path / "a.tif")[0, :, 0] - expected).max() <= 1
 
 
-@pytest.mark.parametrize("name", ["a.gif", "a.tif", "a.png", "a.webp"])
-def test_first_frame_of_several(tmp_path: Path, name: str) -> None:
-    if name == "a.webp" and not features.check("webp"):
-        pytest.skip("this Pillow has no WebP")
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "lime")]
-    options = {"lossless": True} if name == "a.webp" else {}
-    frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], **options)
-    with Image.open(tmp_path / name) as stored:
-        assert stored.n_frames == 3
-    assert pixels(tmp_path / name)[4, 4].tolist() == [255, 0, 0]
-
-
 def test_the_content_counts_not_the_suffix(tmp_path: Path) -> None:
     picture().save(tmp_path / "really.png")
     (tmp_path / "really.png").rename(tmp_path / "named.jpg")
@@ -296,18 +284,6 @@ print(*image.size, image.getpixel((0, 0))[0], (after - before) // unit)
     width, height, grey, megabytes = map(int, done.stdout.split())
     assert (width, height, grey) == (4096, 2156, 200)
     assert megabytes < 150
-
-
-@given(st.tuples(st.integers(1, 30_000), st.integers(1, 30_000)), st.integers(1, 5000))
-def test_fit_within_keeps_the_shape(size: tuple[int, int], side: int) -> None:
-    width, height = fit_within(size, side)
-    assert 1 <= width <= side or size[0] <= side
-    if max(size) <= side:
-        assert (width, height) == size
-    else:
-        assert max(width, height) == side
-        ideal = min(size) * side / max(size)
-        assert min(width, height) == max(1, round(ideal))
 
 
 # ---- threads, the process, real photographs ------------------------------------------------
