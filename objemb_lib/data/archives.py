@@ -68,11 +68,6 @@ def unpack(archive: Path, dest: Path, members: Callable[[str], bool] | None = No
     return dest
 
 
-def read_through(archive: Path) -> None:
-    """Read an archive to its end and unpack nothing. Raises DownloadError if it is damaged."""
-    unpack(archive, archive.parent, members=lambda name: False)
-
-
 def _entries(archive: Path) -> Iterator[tuple[str, bool, Callable[[], IO[bytes]]]]:
     """Name, whether a plain file, and opener of everything in an archive that is no folder."""
     if archive.suffix == ".zip":

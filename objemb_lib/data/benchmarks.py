@@ -14,11 +14,9 @@ from pathlib import Path
 from objemb_lib import config
 from objemb_lib.config import DataError, ImageError
 from objemb_lib.data import fetch, landmarks
-from objemb_lib.data.archives import MANIFEST, build_folder, read_through, unpack, write_manifest
+from objemb_lib.data.archives import MANIFEST, build_folder, unpack, write_manifest
 from objemb_lib.data.folder import list_images
 from objemb_lib.data.images import measure_images
-
-CHECKS = {".pkl": landmarks.read_truth, ".tgz": read_through}  # of files without a digest
 
 
 def build(name: str, root: Path | None = None, **places: object) -> Path:
@@ -42,10 +40,9 @@ def build(name: str, root: Path | None = None, **places: object) -> Path:
 
     def make(made: Path, downloads: Path) -> None:
         fetch.require_space(root, sum(r.size or 0 for r in remotes))  # photographs hardly shrink
-        checks = [None if r.digest else CHECKS[Path(r.file).suffix] for r in remotes]
-        files = [fetch.fetch(r, downloads, check, **places)
-                 for r, check in zip(remotes, checks)]  # fmt: skip
-        for remote, file in zip(remotes, files):
+        for remote in remotes:
+            truth = remote.file.endswith(".pkl")  # it has no digest, so it is read
+            file = fetch.fetch(remote, downloads, landmarks.read_truth if truth else None, **places)
             if file.suffix in (".tgz", ".zip"):
                 unpack(file, made / remote.into, partial(_chosen, remote.members))
             else:

@@ -26,6 +26,8 @@ import os
 import shutil
 import tarfile
 import tempfile
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -69,18 +71,17 @@ class Split(NamedTuple):
 SPLITS = {"train": Split("train", 13), "battle": Split("test", 7), "clean": Split("test", 6)}
 
 
-@functools.cache
 def objects() -> tuple[dict, ...]:
     """The reviewed list of cut-outs: path, sha256, category, name, split."""
     return _listed("objects")
 
 
-@functools.cache
 def backgrounds() -> tuple[dict, ...]:
     """The reviewed list of backgrounds: collection, path, sha256, licence, author, split."""
     return _listed("backgrounds")
 
 
+@functools.cache
 def _listed(name: str) -> tuple[dict, ...]:
     with open(LISTS / f"mini_battles_{name}.csv", newline="", encoding="utf-8") as file:
         return tuple(csv.DictReader(file))
@@ -329,8 +330,8 @@ def build(root: Path | None = None, source: Path | None = None, mirror: str | No
 
     def make(made: Path, downloads: Path) -> None:
         if mirror and (copy := _from_mirror(mirror, made.parent / "mirror")):
-            verify(copy.parent)
-            if _read(copy, MANIFEST)["version"] == VERSION:
+            if _read(copy, MANIFEST).get("version") == VERSION:
+                verify(copy.parent)
                 made.rmdir()
                 os.replace(copy, made)
                 return
@@ -531,11 +532,10 @@ def verify(root: Path | None = None) -> list[str]:
         for record in tqdm(coco["images"], f"verify {split}", leave=False):
             file = folder / record["file_name"]
             try:
-                right = pixels_hash(load_image(file)) == record["pixels"]
+                if pixels_hash(load_image(file)) != record["pixels"]:
+                    raise DataError(f"{file} has other pixels than when it was built", REBUILD)
             except ImageError as error:
                 raise DataError(error.problem, REBUILD) from error
-            if not right:
-                raise DataError(f"{file} has other pixels than when it was built", REBUILD)
     for kind in ("objects", "backgrounds"):
         selection(kind, root)
     reference = json.loads(REFERENCE.read_text())["splits"]
@@ -568,25 +568,19 @@ def mini_battles(split: str, root: Path | None = None) -> ImageDataset:
     check_split(NAME, split, tuple(SPLITS))
     folder = Path(root or config.data_root()) / NAME
     stated, coco = _read(folder, MANIFEST), _read(folder, f"annotations/{split}.json")
-    layers: dict[int, list[dict]] = {record["id"]: [] for record in coco["images"]}
-    for one in coco["annotations"]:
-        layers[one["image_id"]].append(one)
-    layers = list(layers.values())
+    notes = sorted(coco["annotations"], key=itemgetter("image_id"))  # else as they were
+    layers = [list(many) for _, many in groupby(notes, itemgetter("image_id"))]
     column = lambda key: [np.array([one[key] for one in many]) for many in layers]  # noqa: E731
-    categories, numbers = [c - 1 for c in column("category_id")], column("object_id")
+    categories, numbers, boxes = column("category_id"), column("object_id"), column("bbox")
     return ImageDataset(
-        name=NAME,
-        split=split,
-        root=folder,
-        files=tuple(record["file_name"] for record in coco["images"]),
-        labels=np.array([many[0] for many in numbers]),
+        NAME, split, folder, tuple(record["file_name"] for record in coco["images"]),
+        labels=[many[0] for many in numbers],
         label_names=tuple(o["name"] for o in coco["objects"]),
-        categories=np.array([many[0] for many in categories]),
+        categories=[many[0] - 1 for many in categories],
         category_names=tuple(c["name"] for c in coco["categories"]),
-        boxes=tuple(np.hstack([b[:, :2], b[:, :2] + b[:, 2:]], dtype=np.float32)
-                    for b in column("bbox")),
+        boxes=tuple(np.hstack([b[:, :2], b[:, :2] + b[:, 2:]], dtype=np.float32) for b in boxes),
         box_labels=tuple(numbers),
-        box_categories=tuple(categories),
+        box_categories=tuple(many - 1 for many in categories),
         masks=tuple([one["segmentation"] for one in many] for many in layers),
         content=stated["splits"][split]["sha256"],
         extra=tuple({**r, "layers": many} for r, many in zip(coco["images"], layers)),

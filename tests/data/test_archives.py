@@ -6,7 +6,6 @@ import gzip
 import stat
 import tarfile
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from local_server import BODY, archive
 
 from objemb_lib.config import DownloadError
 from objemb_lib.data import archives
-from objemb_lib.data.archives import build_folder, read_through, unpack
+from objemb_lib.data.archives import build_folder, unpack
 
 FILES = {"top/a.txt": b"alpha" * 50, "top/sub/b.png": BODY[:3000], "top/empty": b""}
 FORMATS = pytest.mark.parametrize("name", ["a.tar.gz", "a.tar.xz", "a.tar.bz2", "a.zip"])
@@ -131,15 +130,13 @@ def test_one_flipped_bit_never_passes_unseen(
         assert name == "a.zip" or held == FILES  # a zip's list of names has no checksum
 
 
-@pytest.mark.parametrize("read", [read_through, lambda file: unpack(file, file.parent / "out")])
-def test_the_checksum_at_the_end_is_read(tmp_path: Path, read: Callable[[Path], object]) -> None:
+def test_the_checksum_at_the_end_is_read(tmp_path: Path) -> None:
     plain = make(tmp_path / "a.tar.gz", FILES).read_bytes()
     padded = bytearray(gzip.compress(gzip.decompress(plain) + bytes(1_000_000)))
-    read_through(tmp_path / "a.tar.gz")
     padded[-8] ^= 1  # gzip's CRC, far behind the end of the tar
     (tmp_path / "b.tar.gz").write_bytes(padded)
     with pytest.raises(DownloadError, match="CRC"):
-        read(tmp_path / "b.tar.gz")
+        unpack(tmp_path / "b.tar.gz", tmp_path / "out")
 
 
 # build_folder -----------------------------------------------------------------------------
