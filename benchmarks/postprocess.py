@@ -4,11 +4,11 @@
     python benchmarks/postprocess.py --scenes 2        a try on two scenes of each object
     python benchmarks/postprocess.py --page            only the page, from the result there is
 
-Multi-scale extraction, query expansion, database-side augmentation, k-reciprocal re-ranking and
-diffusion, each alone, on L2-normalised vectors of Lite0 at 256 px. Every query image is in the
-gallery, too, and junk for its own query. Each step's parameters are those of the highest mAP on
-train's objects, out of the grid below; the tests are only measured. Writes
-benchmarks/results/postprocess.json, and its table into docs/postprocessing.md.
+Multi-scale extraction, query expansion, database-side augmentation and k-reciprocal re-ranking,
+each alone, on L2-normalised vectors of Lite0 at 256 px. Every query image is in the gallery, too,
+and junk for its own query. Each step's parameters are those of the highest mAP on train's objects,
+out of the grid below; the tests are only measured. Writes benchmarks/results/postprocess.json, and
+its table into docs/postprocessing.md.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -39,7 +40,7 @@ from objemb_lib.embed.whitening import (
 )
 from objemb_lib.measure.intervals import Evaluation, paired_difference
 from objemb_lib.measure.metrics import evaluate, evaluate_scores
-from objemb_lib.search.rerank import diffusion, k_reciprocal
+from objemb_lib.search.rerank import k_reciprocal
 
 RESULT = RESULTS / "postprocess.json"
 PAGE = Path(__file__).parents[1] / "docs" / "postprocessing.md"
@@ -52,48 +53,44 @@ BASES = {
 METRICS = ("mAP", "R@1")
 
 Step = Callable[..., Evaluation]
+Vectors = Callable[[ImageDataset, int], np.ndarray]  # of a data set, at a size
 
 
-def rows(data: ImageDataset) -> np.ndarray:
-    """``(N,)``: where each image is in the gallery, -1 elsewhere."""
-    found = np.full(len(data), -1)
-    found[data.gallery] = np.arange(len(data.gallery))
-    return found
+def scales(x: np.ndarray, data: ImageDataset, at: Vectors, sizes: tuple[int, ...]) -> Evaluation:
+    return evaluate(multiscale_mean([at(data, size) for size in sizes]), data, METRICS)
 
 
-def expanded(x: np.ndarray, data: ImageDataset, count: int, alpha: float) -> Evaluation:
-    asked = alpha_query_expansion(x, x[data.gallery], count, alpha, rows(data))
+def expanded(x: np.ndarray, data: ImageDataset, _: Vectors, **how: float) -> Evaluation:
+    own = np.full(len(data), -1)  # where each image is in the gallery
+    own[data.gallery] = np.arange(len(data.gallery))
+    asked = alpha_query_expansion(x, x[data.gallery], own=own, **how)
     return evaluate_scores(asked[data.queries] @ x[data.gallery].T, data, METRICS)
 
 
-def augmented(x: np.ndarray, data: ImageDataset, count: int, alpha: float) -> Evaluation:
-    searched = database_augmentation(x[data.gallery], count, alpha)
+def augmented(x: np.ndarray, data: ImageDataset, _: Vectors, **how: float) -> Evaluation:
+    searched = database_augmentation(x[data.gallery], **how)
     return evaluate_scores(x[data.queries] @ searched.T, data, METRICS)
 
 
-def scored(step: Callable[..., np.ndarray]) -> Step:
-    return lambda x, data, **how: evaluate_scores(
-        step(x, data.queries, data.gallery, **how), data, METRICS
-    )
+def reciprocal(x: np.ndarray, data: ImageDataset, _: Vectors, **how: float) -> Evaluation:
+    return evaluate_scores(k_reciprocal(x, data.queries, data.gallery, **how), data, METRICS)
 
 
 # name: (the step, what is tried of each parameter)
+SIZES, MOVED = "several sizes", {"count": (1, 2, 4, 8), "alpha": (0.0, 1.0, 3.0)}
 STEPS: dict[str, tuple[Step, dict[str, Sequence]]] = {
-    "query expansion": (expanded, {"count": (1, 2, 4, 8), "alpha": (0.0, 1.0, 3.0)}),
-    "database augmentation": (augmented, {"count": (1, 2, 4, 8), "alpha": (0.0, 1.0, 3.0)}),
-    "k-reciprocal": (scored(k_reciprocal), {"k1": (5, 10, 20), "k2": (1, 3, 6),
-                                            "weight": (0.1, 0.3, 0.6)}),
-    "diffusion": (scored(diffusion), {"k": (5, 10, 20), "start": (1, 3), "alpha": (0.8, 0.99),
-                                      "gamma": (1.0, 3.0)}),
-}  # fmt: skip
-SIZES = "several sizes"
-SCALES = ((SIZE, 362), (181, SIZE), (181, SIZE, 362))  # a factor of the square root of 2 apart
+    # a factor of the square root of 2 apart
+    SIZES: (scales, {"sizes": ((SIZE, 362), (181, SIZE), (181, SIZE, 362))}),
+    "query expansion": (expanded, MOVED),
+    "database augmentation": (augmented, MOVED),
+    "k-reciprocal": (reciprocal, {"k1": (5, 10, 20), "k2": (1, 3, 6), "weight": (0.1, 0.3, 0.6)}),
+}
 
 
-def choose(step: Step, grid: dict[str, Sequence], x: np.ndarray, train: ImageDataset) -> dict:
-    """The parameters of the highest mAP on training images; of equals the first."""
+def choose(try_: Callable[..., Evaluation], grid: dict[str, Sequence]) -> dict:
+    """The parameters of the highest mAP; of equals the first."""
     every = [dict(zip(grid, values)) for values in product(*grid.values())]
-    return max(every, key=lambda how: step(x, train, **how).mean("mAP"))
+    return max(every, key=lambda how: try_(**how).mean("mAP"))
 
 
 def line(name: str, how: dict, found: Evaluation, plain: Evaluation, seconds: float) -> dict:
@@ -114,23 +111,20 @@ def compared(
     region: Callable[[ImageDataset], Region],
     pair: tuple[str, str],
     train: ImageDataset,
-    tests: dict,
+    tests: Mapping[str, ImageDataset],
 ) -> list[dict]:
     """All steps on one kind of vectors."""
-    vectors = {d: l2(extract(d, trunk, [pair], region(d))[pair]) for d in (train, *tests.values())}
 
-    def scales(x: np.ndarray, data: ImageDataset, sizes: tuple[int, ...]) -> Evaluation:
-        each = [extract(data, trunk, [pair], region(data), ExtractOptions(s)) for s in sizes]
-        return evaluate(multiscale_mean([one[pair] for one in each]), data, METRICS)
+    def at(data: ImageDataset, size: int) -> np.ndarray:
+        return l2(extract(data, trunk, [pair], region(data), ExtractOptions(size))[pair])
 
-    found_rows = []
-    steps = {SIZES: (scales, {"sizes": SCALES}), **STEPS}
+    vectors, found_rows = {d: at(d, SIZE) for d in (train, *tests.values())}, []
     plain = {test: evaluate(vectors[d], d, METRICS) for test, d in tests.items()}
-    for name, (step, grid) in steps.items():
-        how = choose(step, grid, vectors[train], train)
+    for name, (step, grid) in STEPS.items():
+        how = choose(partial(step, vectors[train], train, at), grid)
         for test, data in tests.items():
             start = time.perf_counter()
-            found = step(vectors[data], data, **how)
+            found = step(vectors[data], data, at, **how)
             row = line(name, how, found, plain[test], time.perf_counter() - start)
             about = {"data": f"{data.name}/{data.split}", "trunk": trunk.name, "size": SIZE,
                      "stage": pair[0], "pooling": pair[1], "region": region(data).name}  # fmt: skip
@@ -144,6 +138,8 @@ def generated(report: dict) -> str:
     """The page's tables: one for each test and kind of vector, narrow enough for a phone."""
     tables: dict[str, list[dict]] = {}
     for row in report["table"]:
+        if row["step"] not in STEPS:
+            continue  # measured once, and not kept
         about = (f"**{row['data']}, {row['queries']} queries; {row['region']}, {row['stage']}, "
                  f"{row['pooling']}: mAP {row['plain mAP']:.2f} without any step**")  # fmt: skip
         gain, low, high = row["mAP gained"]
@@ -160,8 +156,8 @@ def generated(report: dict) -> str:
 
 
 def write_page() -> None:
-    report = json.loads(RESULT.read_text())
-    page = rewritten(PAGE.read_text(encoding="utf-8"), generated(report), START, END)
+    part = generated(json.loads(RESULT.read_text()))
+    page = rewritten(PAGE.read_text(encoding="utf-8"), part, START, END)
     atomic_write_text(PAGE, page)
 
 
@@ -176,17 +172,13 @@ def main() -> None:
     trunk, every = load_trunk(), []
     for region, pair in BASES.values():
         every += compared(trunk, region, pair, train, tests)
-    fingerprints = {d.split: d.fingerprint for d in (train, *tests.values())}
-    grids = {name: grid for name, (_, grid) in STEPS.items()} | {SIZES: SCALES}
     every.sort(key=lambda row: (list(BASES).index(row["region"]), row["data"]))  # stable
-    report = {
-        "machine": {"cores": os.cpu_count()},
-        "data": fingerprints,
-        "grids": grids,
-        "table": every,
-    }
     if not asked.scenes:
-        write("postprocess", report)
+        fingerprints = {d.split: d.fingerprint for d in (train, *tests.values())}
+        grids = {name: grid for name, (_, grid) in STEPS.items()}
+        machine = {"cores": os.cpu_count()}
+        about = {"machine": machine, "data": fingerprints, "grids": grids}
+        write("postprocess", about | {"table": every})
         write_page()
 
 

@@ -10,7 +10,6 @@ __getattr__, __all__ = lazy(
         "search_object": "objects",
         "embedder": "retriever",
         "neighbour_distances": "synthetic",
-        "spectrum": "synthetic",
         "synthetic_vectors": "synthetic",
     },
 )

@@ -13,12 +13,14 @@ families of faiss, chosen by faiss's own *factory strings*:
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from zipfile import BadZipFile
 
 import faiss
 import numpy as np
+import pandas as pd
 import torch
 from numpy.lib.npyio import NpzFile
 
@@ -26,9 +28,6 @@ from objemb_lib.cache import atomic_path
 from objemb_lib.config import DataError
 from objemb_lib.embed.trunks import Trunk
 
-SUPPORTED = (faiss.IndexFlatCodes, faiss.IndexIVF, faiss.IndexHNSW)
-REMOVED = -1  # the id of what a graph cannot take out
-LIVING = faiss.IDSelectorRange(0, np.iinfo(np.int64).max)
 MMAP, MMAP_LISTS = faiss.IO_FLAG_MMAP_IFC, faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY
 MANY = 1024  # queries, from which on faiss multiplies matrices: 1.2 to 2 times as fast as torch,
 # below it up to 4 times as slow (2,000 to 100,000 vectors, one and two cores; benchmarks/search.py)
@@ -58,7 +57,7 @@ class Index:
         meta: strings to keep with the vectors, e.g. :func:`provenance`.
         factory: the family, a factory string of faiss.
     Raises:
-        DataError: for a family that cannot lose vectors. RuntimeError: faiss knows none such.
+        RuntimeError: faiss knows no such family.
 
     >>> index = Index(dim=2, meta={"trunk": "toy"})
     >>> index.add([[1, 0], [0, 1], [0.6, 0.8]], ids=[10, 11, 12])
@@ -72,17 +71,20 @@ class Index:
     ) -> None:
         self.dim, self.meta, self.factory = dim, dict(meta or {}), factory
         self.read_only = False
-        self._take(_new_store(dim, factory))
+        # "np": no polysemous codes, a minute of training for a search that nobody asks for here.
+        known = re.sub(r"\bPQ\d+(x\d+)?\b", r"\g<0>np", factory)
+        store = faiss.index_factory(dim, known, faiss.METRIC_INNER_PRODUCT)
+        lists = faiss.try_extract_index_ivf(store)  # they keep ids by themselves, others in a table
+        self._take(store if lists else faiss.IndexIDMap(store))
 
     def _take(self, store: faiss.Index) -> None:
         """Look at all that a store holds."""
-        self._store, self._rows = store, _Rows()
-        ids = _ids_of(store)
-        rows = np.flatnonzero(ids != REMOVED)
-        self._rows.add(ids[rows], rows)
+        self._store, self._lists = store, faiss.try_extract_index_ivf(store)
+        self._highest = int(self._ids().max(initial=-1))
+        self._known: pd.Index | None = None  # row by row, once somebody asks for an id
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return self._store.ntotal
 
     def __repr__(self) -> str:
         return f"Index({len(self)} vectors of {self.dim} dimensions, factory={self.factory!r})"
@@ -90,11 +92,7 @@ class Index:
     @property
     def n_bytes(self) -> int:
         """Bytes of vectors or codes, ids, lists and graph, in memory and as saved."""
-        sizes: list[int] = []
-        faiss.write_index(
-            self._store, faiss.PyCallbackIOWriter(lambda part: sizes.append(len(part)))
-        )
-        return sum(sizes)
+        return faiss.serialize_index(self._store).nbytes
 
     def train(self, vectors: np.ndarray, at_most: int = 100_000, seed: int = 0) -> None:
         """Learn lists and codes from ``(n, dim)`` vectors, of which ``at_most`` are drawn.
@@ -124,7 +122,7 @@ class Index:
     def add(self, vectors: np.ndarray, ids: np.ndarray | None = None) -> None:
         """Add ``(n, dim)`` vectors under ``(n,)`` ids; by default those after the highest.
 
-        Costs what is added, not what is there already.
+        Costs what is added; with ids below the highest, a pass over those that are there, too.
 
         Raises:
             DataError: not trained, read only, wrong shape, a NaN or infinity, a vector of zeros,
@@ -134,36 +132,32 @@ class Index:
         self._check_writable()
         if not self._store.is_trained:
             raise DataError(f"{self.factory!r} is not trained", "Call train(sample) first.")
-        first = self._rows.highest() + 1
+        first = self._highest + 1
         new = _checked_ids(np.arange(first, first + len(vectors)) if ids is None else ids)
         if len(new) != len(vectors):
             raise DataError(f"{len(vectors)} vectors but {len(new)} ids", "Pass one id a vector.")
-        if len(again := new[self._rows.find(new) >= 0]):
+        if (new < first).any() and len(again := new[self._rows(new) >= 0]):
             raise DataError(f"ids given twice, e.g. {again[:3]}", "Remove the old vectors first.")
-        row = self._store.ntotal
         self._store.add_with_ids(vectors, new)
-        self._rows.add(new, np.arange(row, row + len(new)))
+        self._highest, self._known = max(self._highest, new.max(initial=-1)), None
 
     def remove(self, ids: np.ndarray) -> None:
         """Take vectors out by their ids; the others keep theirs. Costs a pass over all there are.
 
-        A graph cannot lose a node: it goes on leading searches, and is never found.
-
         Raises:
-            DataError: read only, or an id that is not there. Then nothing is removed.
+            DataError: read only, a graph, which cannot lose a node, or an id that is not there.
+                Then nothing is removed.
         """
         gone = _checked_ids(ids)
         self._check_writable()
-        rows = self._rows_of(gone)
-        core = _core_of(self._store)
-        if isinstance(core, faiss.IndexHNSW):
-            kept = _ids_of(self._store)
-            kept[rows] = REMOVED
-            faiss.copy_array_to_vector(kept, self._store.id_map)
-        else:
-            if isinstance(core, faiss.IndexIVF):
-                core.set_direct_map_type(faiss.DirectMap.NoMap)  # made again when asked for
+        self._rows(gone, all_there=True)
+        if self._lists:
+            self._lists.set_direct_map_type(faiss.DirectMap.NoMap)  # made again when asked for
+        try:
             self._store.remove_ids(faiss.IDSelectorBatch(gone))
+        except RuntimeError as error:
+            remedy = "Make a new one without them, or use lists."
+            raise DataError(f"{self.factory} cannot lose vectors", remedy) from error
         self._take(self._store)
 
     def search(self, queries: np.ndarray, k: int) -> Found:
@@ -181,12 +175,12 @@ class Index:
         queries = checked(queries, self.dim)
         if not len(self) or k < 1:
             raise DataError(f"search for {k} of {len(self)} vectors", "Add vectors; use k >= 1.")
-        k, core = min(k, len(self)), _core_of(self._store)
+        k = min(k, len(self))
         if self.factory == "Flat":
-            return exact_search(_flat(core), _ids_of(self._store), queries, k)
-        hidden = isinstance(core, faiss.IndexHNSW) and core.ntotal > len(self)
-        living = hidden and faiss.SearchParametersHNSW(sel=LIVING, efSearch=core.hnsw.efSearch)
-        scores, ids = self._store.search(queries, k, params=living or None)
+            flat = faiss.downcast_index(self._store.index)  # whose own memory torch can read
+            gallery = faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d).reshape(-1, flat.d)
+            return exact_search(gallery, self._ids(), queries, k)
+        scores, ids = self._store.search(queries, k)
         return in_order(np.where(ids < 0, -np.inf, scores).astype(np.float32), ids)
 
     def vectors(self, ids: np.ndarray) -> np.ndarray:
@@ -196,16 +190,27 @@ class Index:
             DataError: an id that is not there.
         """
         asked = _checked_ids(ids)
-        rows = self._rows_of(asked)
-        if not isinstance(core := _core_of(self._store), faiss.IndexIVF):
+        rows = self._rows(asked, all_there=True)
+        if not self._lists:
             return self._store.index.reconstruct_batch(rows)
-        if core.direct_map.no():  # from id to place, made once
-            core.set_direct_map_type(faiss.DirectMap.Hashtable)
+        if self._lists.direct_map.no():  # from id to place, made once
+            self._lists.set_direct_map_type(faiss.DirectMap.Hashtable)
         return self._store.reconstruct_batch(asked)
 
-    def _rows_of(self, ids: np.ndarray) -> np.ndarray:
-        rows = self._rows.find(ids)
-        if len(absent := ids[rows < 0]):
+    def _ids(self) -> np.ndarray:
+        """``(N,)`` ids, row by row, or list by list."""
+        if not self._lists:
+            return faiss.vector_to_array(self._store.id_map)
+        lists = self._lists.invlists
+        sizes = [(n, lists.list_size(n)) for n in range(lists.nlist)]
+        parts = [faiss.rev_swig_ptr(lists.get_ids(n), size).copy() for n, size in sizes if size]
+        return np.concatenate([np.zeros(0, np.int64), *parts])
+
+    def _rows(self, ids: np.ndarray, all_there: bool = False) -> np.ndarray:
+        """The place of each id in :meth:`_ids`, -1 where there is none (DataError if all must)."""
+        self._known = pd.Index(self._ids()) if self._known is None else self._known
+        rows = self._known.get_indexer(ids)
+        if all_there and len(absent := ids[rows < 0]):
             raise DataError(f"no vectors of the ids {absent[:3].tolist()}", "Name ids it holds.")
         return rows
 
@@ -249,6 +254,8 @@ class Index:
                 raise ValueError("its scores are distances, not inner products")
             index = cls(store.d, **known)
             index._take(store)
+            if (index._ids() < 0).any():  # made by an earlier version
+                raise ValueError("its graph hides vectors that were removed")
         except (OSError, RuntimeError, MemoryError, ValueError, KeyError) as error:
             raise DataError(
                 f"{path} is not a saved index, or it is damaged ({error})",
@@ -301,39 +308,6 @@ def read_tables(path: str | Path) -> dict[str, np.ndarray]:
         raise ValueError(str(error)) from error
 
 
-class _Rows:
-    """Which row has an id: sorted runs, each at least twice as long as the next.
-
-    So a vector is sorted anew some log2(N) times while N are added, in however small batches.
-    """
-
-    def __init__(self) -> None:
-        self.runs: list[np.ndarray] = []  # (2, n): ids in order, and their rows
-
-    def __len__(self) -> int:
-        return sum(run.shape[1] for run in self.runs)
-
-    def add(self, ids: np.ndarray, rows: np.ndarray) -> None:
-        run = np.stack([ids, rows])
-        while self.runs and self.runs[-1].shape[1] < 2 * run.shape[1]:
-            run = np.concatenate([self.runs.pop(), run], axis=1)
-        if run.shape[1]:
-            self.runs.append(run[:, np.argsort(run[0], kind="stable")])
-
-    def find(self, ids: np.ndarray) -> np.ndarray:
-        """Rows of ids, -1 where there is none."""
-        found = np.full(len(ids), -1)
-        for known, rows in self.runs:
-            places = np.searchsorted(known, ids).clip(max=len(known) - 1)
-            there = known[places] == ids
-            found[there] = rows[places[there]]
-        return found
-
-    def highest(self) -> int:
-        """The highest id, -1 if there is none."""
-        return max((int(run[0, -1]) for run in self.runs), default=-1)
-
-
 # --- exact search -------------------------------------------------------------------------
 
 
@@ -375,48 +349,6 @@ def recall(ids: np.ndarray, true_ids: np.ndarray) -> float:
     0.5
     """
     return float(np.mean([np.isin(true, found).mean() for found, true in zip(ids, true_ids)]))
-
-
-# --- what faiss keeps ---------------------------------------------------------------------
-
-
-def _new_store(dim: int, factory: str) -> faiss.Index:
-    """An empty index of faiss that keeps ids: lists do by themselves, the others in a table."""
-    store = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
-    core = _core_of(store)
-    if "IDMap" in factory or not isinstance(core, SUPPORTED):
-        raise DataError(
-            f"an index {factory!r} cannot keep ids and remove vectors",
-            "Use e.g. Flat, SQ8, HNSW32, IVF256,Flat or OPQ16,IVF256,PQ16 (16 divides dim).",
-        )
-    if hasattr(core, "do_polysemous_training"):  # a minute for a search nobody asks for here
-        core.do_polysemous_training = False
-    return store if isinstance(core, faiss.IndexIVF) else faiss.IndexIDMap(store)
-
-
-def _core_of(store: faiss.Index) -> faiss.Index:
-    """What does the work, below the table of ids and any rotation of the vectors."""
-    store = faiss.downcast_index(store)
-    if isinstance(store, (faiss.IndexIDMap, faiss.IndexPreTransform)):
-        return _core_of(store.index)
-    return store
-
-
-def _ids_of(store: faiss.Index) -> np.ndarray:
-    """Ids of an index of faiss, row by row, or list by list."""
-    core = _core_of(store)
-    if not isinstance(core, faiss.IndexIVF):
-        return faiss.vector_to_array(store.id_map)
-    lists = core.invlists
-    sizes = [(n, lists.list_size(n)) for n in range(lists.nlist)]
-    parts = [faiss.rev_swig_ptr(lists.get_ids(n), size).copy() for n, size in sizes if size]
-    return np.concatenate([np.zeros(0, np.int64), *parts])
-
-
-def _flat(store: faiss.IndexFlat) -> np.ndarray:
-    """``(N, dim)`` view of faiss's own memory, so that torch needs no second copy."""
-    n, dim = store.ntotal, store.d
-    return faiss.rev_swig_ptr(store.get_xb(), n * dim).reshape(n, dim)
 
 
 def _checked_ids(ids: np.ndarray) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Objects in Milvus: an :class:`objects.ObjectStore` for collections that outgrow one machine.
 
 By default Milvus Lite, a local file served inside this process; by address a cluster, with the
-same code. What is in the collection is described in :meth:`MilvusIndex._create`.
+same code. Each object is a row, whose key is computed from its data set, file and box: to add an
+object again, after a crash or from a second process, changes nothing.
 """
 
 from __future__ import annotations
@@ -9,8 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,10 @@ MOST = 16_384  # rows that Milvus gives for one query
 META = "objemb.meta"
 FIELDS = ["data_set", "file", "image", "box", "vector"]  # of a hit
 QUIET = {"grpc.keepalive_time_ms": 600_000}  # Milvus Lite drops whoever idles and pings oftener
-FAILED = "failed: "  # in the message of an error that another try may not have
 
 
 class MilvusIndex:
     """Objects of images in a Milvus collection, answered by image as by ``ObjectIndex``.
-
-    Each object is a row of its own, whose key is computed from its data set, file and box: to add
-    an object again, after a crash or from a second worker, changes nothing.
 
     Args:
         dim: of the vectors.
@@ -45,11 +41,10 @@ class MilvusIndex:
         meta: strings to keep, see :func:`index.provenance`. A collection of others is refused.
         data_set: whose images this index adds, numbers, removes and finds; those of others may lie
             in the same collection.
-        index: how it is searched, where the collection is new: ``FLAT`` is exact; see Milvus's
-            index types for others and their parameters.
-        ask: their parameters when searching, e.g. ``{"ef": 128}`` of ``HNSW``.
-        token: for a server that asks for one.
-        timeout: seconds for each request, and until another process lets go of a local file.
+        index: how a new collection is searched; default ``{"index_type": "FLAT"}``, exact. See
+            Milvus's index types for others, and for their parameters here and in ``ask``, of a
+            search.
+        token: for a server that asks for one. timeout: seconds for each request.
     Raises:
         DataError: pymilvus is not installed; the server cannot be reached, or another process has
             the file; the collection holds vectors of another dimension or model.
@@ -67,54 +62,29 @@ class MilvusIndex:
         token: str = "",
         timeout: float = 30,
     ) -> None:
-        uri = str(uri)
-        self.uri = uri if "://" in uri else str(Path(uri).resolve())
+        with needs("scale"):
+            from pymilvus import MilvusClient
+        for name in ("milvus_lite.server_manager", "pymilvus.client.iterator.query_iterator"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # what is wrong is raised here
+        self.uri = str(uri) if "://" in str(uri) else str(Path(uri).resolve())
         self.dim, self.collection, self.data_set = dim, collection, data_set
         self.ask, self.timeout = dict(ask or {}), timeout
         self._numbers: dict[str, int] | None = None  # of the data set's files, once asked for
-        self.client = self._opened(token)
+        options = {} if "://" in self.uri else QUIET
+        self.client = self._request(MilvusClient, self.uri, token=token, grpc_options=options)
         if not self._call("has_collection"):
             self._create(dict(meta or {}), dict(index or {"index_type": "FLAT"}))
         found = self._call("describe_collection")
-        self._call("load_collection")
-        fields = {field["name"]: field["params"] for field in found["fields"]}
-        if "place" not in fields or META not in found.get("properties", {}):
+        if META not in found.get("properties", {}):
             raise DataError(f"{self} was not made here", "Choose another name for the collection.")
         self.meta = json.loads(found["properties"][META])
+        fields = {field["name"]: field["params"] for field in found["fields"]}
         own = self.meta | {"dimensions": str(fields["vector"]["dim"])}
         require(self, own, {**(meta or {}), "dimensions": str(dim)})
-
-    def _opened(self, token: str) -> Any:
-        """Waits for a process that is ending, as Ray's are after an extraction, and has the file.
-
-        Why a file cannot be opened, pymilvus does not say: opening it ourselves does.
-        """
-        with needs("scale"):
-            from pymilvus import MilvusClient
-            from pymilvus.exceptions import ConnectionConfigException
-        until = time.monotonic() + self.timeout
-        for name in ("milvus_lite.server_manager", "pymilvus.client.iterator.query_iterator"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)  # what is wrong is raised here
-        options = {} if "://" in self.uri else QUIET
-        while True:
-            try:
-                return self._request(MilvusClient, self.uri, token=token, grpc_options=options)
-            except ConnectionConfigException as error:
-                import milvus_lite
-
-                try:
-                    milvus_lite.MilvusLite(self.uri).close()
-                except (OSError, milvus_lite.MilvusLiteError) as why:
-                    if isinstance(why, milvus_lite.DataDirLockedError) and time.monotonic() < until:
-                        time.sleep(0.2)
-                        continue
-                    raise DataError(
-                        f"{self} {FAILED}{why}",
-                        "Check its path; Milvus Lite serves one process: close any other.",
-                    ) from error
+        self._call("load_collection")
 
     def _create(self, meta: dict[str, str], index: dict[str, Any]) -> None:
-        """One row an object; rows of a data set lie together, so that a filter reads only them."""
+        """Rows of a data set lie together, so that a filter reads only them."""
         from pymilvus import DataType
 
         schema = self.client.create_schema(auto_id=False, enable_dynamic_field=False)
@@ -136,19 +106,17 @@ class MilvusIndex:
         """One request about the collection."""
         return self._request(getattr(self.client, name), self.collection, **asked)
 
-    def _request(self, do: Any, *what: Any, **asked: Any) -> Any:
-        """Milvus's errors, with what to do; those of a local file are told by ``_opened``."""
-        from pymilvus.exceptions import ConnectionConfigException, MilvusException
+    def _request(self, do: Callable, *what: Any, **asked: Any) -> Any:
+        """Milvus's errors, with what to do."""
+        from pymilvus.exceptions import MilvusException
 
         try:
             return do(*what, timeout=self.timeout, **asked)
-        except ConnectionConfigException:
-            raise
         except MilvusException as error:
-            raise DataError(
-                f"{self} {FAILED}{error.message}",
-                "Check that the server runs, and its address, token and log.",
-            ) from error
+            remedy = "Check that the server runs, its address, token and log."
+            if "://" not in self.uri:
+                remedy = "Check its path; Milvus Lite serves one process: close any other."
+            raise DataError(f"{self} failed: {error.message}", remedy) from error
 
     def __repr__(self) -> str:
         return f"MilvusIndex({self.collection!r} at {self.uri})"
@@ -185,23 +153,20 @@ class MilvusIndex:
             numbers: ``N``, each image's number in the data set; where several processes add, they
                 must say. Default: after the highest, and of images that are there, their own.
         Raises:
-            DataError: lengths that do not agree; vectors of another dimension, not finite or zero,
-                and then nothing is added; Milvus failed, and then some batches may be there: add
-                all again.
+            DataError: also if Milvus failed, and then some batches may be there: add all again.
         """
         check_files(objects, files)
-        categories = [""] * len(objects) if categories is None else categories
         vectors = l2(checked(objects.vectors[pair], self.dim))
         numbers = self._next_numbers(files) if numbers is None else numbers
+        rows: dict[str, dict] = {}  # a box that is there twice is one row
         owners, boxes = objects.image, objects.boxes.astype(np.float32)
         places = np.arange(len(owners)) - np.searchsorted(owners, owners)  # within their images
-        rows: dict[str, dict] = {}  # a box that is there twice is one row
         for row, image in enumerate(owners.tolist()):
             name = _key(self.data_set, files[image], boxes[row])
             rows[name] = {"id": name, "data_set": self.data_set, "file": files[image],
                           "image": int(numbers[image]), "place": int(places[row]),
-                          "category": categories[row], "box": boxes[row].tolist(),
-                          "vector": vectors[row]}  # fmt: skip
+                          "category": categories[row] if categories else "",
+                          "box": boxes[row].tolist(), "vector": vectors[row]}  # fmt: skip
         for batch in _batches(list(rows.values())):
             self._call("upsert", data=batch)
 
@@ -247,22 +212,16 @@ class MilvusIndex:
         """
         (asked,) = l2(checked(np.asarray(vector)[None], self.dim))
         some = [] if category is None else [f"category == {_quoted(category)}"]
-        if without:
-            some.append(f"file not in {_quoted(sorted(without))}")
+        some += [f"file not in {_quoted(sorted(without))}"] if without else []
         where = " and ".join(some) if everywhere else self._where(*some)
 
         def hits(wanted: int) -> Hits:
-            (found,) = self._call(
-                "search", data=[asked], limit=wanted, filter=where, output_fields=FIELDS,
-                search_params={"metric_type": "IP", "params": self.ask},
-            )  # fmt: skip
+            how = {"search_params": {"metric_type": "IP", "params": self.ask}, "limit": wanted}
+            (found,) = self._call("search", data=[asked], filter=where, output_fields=FIELDS, **how)
             found = sorted(found, key=lambda hit: -hit["distance"])
-            rows = [hit["entity"] for hit in found]
-            matches = [
-                Match(row["image"], row["file"], hit["distance"], tuple(row["box"]),
-                      row["data_set"])
-                for hit, row in zip(found, rows)
-            ]  # fmt: skip
+            rows = [hit["entity"] | {"score": hit["distance"]} for hit in found]
+            matches = [Match(row["image"], row["file"], row["score"], tuple(row["box"]),
+                             row["data_set"]) for row in rows]  # fmt: skip
             return matches, lambda places: np.array([rows[n]["vector"] for n in places], np.float32)
 
         found = best_images(hits, k, MOST)

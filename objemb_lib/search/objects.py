@@ -7,6 +7,7 @@ answer names the images, and in each the box that was meant.
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,9 +94,9 @@ class ObjectIndex:
     ) -> None:
         self.index = Index(dim, meta, factory)
         self.files: list[str] = []
+        self._boxes: list[np.ndarray] = []  # (K, 4), of each image that ever was
+        self._first = [0]  # the id of each image's first object; last, that of the next object
         self._numbers: dict[str, int] = {}  # of the files that are there
-        self._count = 0  # of objects that ever were: their ids
-        self._image, self._boxes = [np.zeros(0, np.int64)], [np.zeros((0, 4), np.float32)]
 
     def __len__(self) -> int:
         return len(self.index)
@@ -104,24 +105,9 @@ class ObjectIndex:
         return f"ObjectIndex({len(self)} objects of {len(self._numbers)} images)"
 
     @property
-    def image(self) -> np.ndarray:
-        """``(M,)`` image of every object that ever was."""
-        return _joined(self._image)
-
-    @property
-    def boxes(self) -> np.ndarray:
-        """``(M, 4)`` in pixels of its image."""
-        return _joined(self._boxes)
-
-    @property
-    def n_bytes(self) -> int:
-        """What vectors (or codes), ids and boxes take."""
-        return self.index.n_bytes + self.boxes.nbytes
-
-    @property
     def vectors(self) -> np.ndarray:
         """``(M, D)``, L2-normalised, as the index keeps them. Raises DataError once some left."""
-        return self.index.vectors(np.arange(self._count))
+        return self.index.vectors(np.arange(self._first[-1]))
 
     def add(self, objects: Objects, pair: tuple[str, str], files: Sequence[str]) -> None:
         """As :meth:`ObjectStore.add`. Raises DataError for a file that is there already, too."""
@@ -129,11 +115,11 @@ class ObjectIndex:
         new = {file: len(self.files) + n for n, file in enumerate(files)}
         if again := new.keys() & self._numbers.keys():
             raise DataError(f"{min(again)} is in the index already", "Add an image once only.")
-        self.index.add(l2(objects.vectors[pair]), self._count + np.arange(len(objects)))
-        self._count += len(objects)
-        self._image.append(objects.image + len(self.files))
-        self._boxes.append(objects.boxes)
+        first = self._first[-1]
+        self.index.add(l2(objects.vectors[pair]), first + np.arange(len(objects)))
         self.files += files
+        self._boxes += objects.where.boxes
+        self._first += (first + np.cumsum(objects.where.counts)).tolist()
         self._numbers |= new
 
     def remove(self, files: Collection[str]) -> None:
@@ -141,38 +127,40 @@ class ObjectIndex:
         if absent := set(files) - self._numbers.keys():
             raise DataError(f"{min(absent)!r} is not in the index", "Name files it holds.")
         gone = [self._numbers[file] for file in set(files)]
-        self.index.remove(np.flatnonzero(np.isin(self.image, gone)))
+        self.index.remove(np.array([i for image in gone for i in self._ids(image)], int))
         for file in set(files):
             self.files[self._numbers.pop(file)] = ""
+
+    def _ids(self, image: int) -> range:
+        """Of an image's objects."""
+        return range(*self._first[image : image + 2])
 
     def of_image(self, image: int) -> tuple[np.ndarray, np.ndarray]:
         """As :meth:`ObjectStore.of_image`."""
         if not 0 <= image < len(self.files) or not self.files[image]:
             raise DataError(f"no image {image} in {self}", "Name one it holds.")
-        mine = np.arange(*np.searchsorted(self.image, [image, image + 1]))
-        return self.boxes[mine], self.index.vectors(mine)
+        return self._boxes[image], self.index.vectors(self._ids(image))
 
     def search(self, vector: np.ndarray, k: int, without: Collection[str] = ()) -> list[Match]:
         """As :meth:`ObjectStore.search`."""
-        asked, image, boxes = l2(np.asarray(vector)[None]), self.image, self.boxes
+        asked = l2(np.asarray(vector)[None])
 
         def hits(wanted: int) -> Hits:
-            scores, rows = (some[0] for some in self.index.search(asked, wanted))
-            scores, rows = scores[rows >= 0], rows[rows >= 0]
-            found = [
-                Match(i, self.files[i], score, tuple(box))
-                for i, score, box in zip(
-                    image[rows].tolist(), scores.tolist(), boxes[rows].tolist()
-                )
-            ]
-            return found, lambda places: self.index.vectors(rows[places])
+            scores, ids = (some[0].tolist() for some in self.index.search(asked, wanted))
+            ids, found = ids[: ids.index(-1)] if -1 in ids else ids, []
+            for i, score in zip(ids, scores):
+                image = bisect_right(self._first, i) - 1
+                box = self._boxes[image][i - self._first[image]]
+                found.append(Match(image, self.files[image], score, tuple(box.tolist())))
+            return found, lambda places: self.index.vectors([ids[n] for n in places])
 
         return best_images(hits, k, len(self), without)
 
     def save(self, path: str | Path) -> None:
         """Write one file, atomically; see :meth:`index.Index.save`."""
-        files = np.array(json.dumps(self.files))
-        self.index.save(path, image=self.image, boxes=self.boxes, files=files)
+        image = np.repeat(np.arange(len(self.files)), np.diff(self._first))
+        boxes = np.concatenate([np.zeros((0, 4), np.float32), *self._boxes])
+        self.index.save(path, image=image, boxes=boxes, files=np.array(json.dumps(self.files)))
 
     @classmethod
     def load(
@@ -182,12 +170,11 @@ class ObjectIndex:
         index, tables = Index.load(path, meta, mmap), read_tables(path)
         found = cls(index.dim)
         found.index = index
-        try:
-            found._image, found._boxes = [tables["image"]], [tables["boxes"]]
-            found.files = json.loads(str(tables["files"]))
-        except KeyError as error:
-            raise DataError(f"{path} is no index of objects", "Build it again.") from error
-        found._count = len(found.image)
+        if not {"image", "boxes", "files"} <= tables.keys():
+            raise DataError(f"{path} is no index of objects", "Build it again.")
+        found.files = json.loads(str(tables["files"]))
+        found._first += np.cumsum(np.bincount(tables["image"], minlength=len(found.files))).tolist()
+        found._boxes = np.split(tables["boxes"], found._first[1:])[:-1]
         found._numbers = {file: n for n, file in enumerate(found.files) if file}
         return found
 
@@ -200,13 +187,6 @@ def check_files(objects: Objects, files: Sequence[str]) -> None:
         )
 
 
-def _joined(parts: list[np.ndarray]) -> np.ndarray:
-    """Parts as one, which takes their place: adding many, then reading once, copies once."""
-    if len(parts) > 1:
-        parts[:] = [np.concatenate(parts)]
-    return parts[0]
-
-
 # --- from objects to images ---------------------------------------------------------------
 
 Hits = tuple[list[Match], Callable[[list[int]], np.ndarray]]  # objects, best first; their vectors
@@ -215,47 +195,32 @@ Hits = tuple[list[Match], Callable[[list[int]], np.ndarray]]  # objects, best fi
 def best_images(
     hits: Callable[[int], Hits], k: int, most: int, without: Collection[str] = ()
 ) -> list[Match]:
-    """The ``k`` best images, of as many objects as that takes.
+    """The ``k`` best images, of as many objects as that takes; copies of a photograph count once.
 
     Args:
         hits: the objects of the highest scores, as many as asked for or all there are; and what
             gives the vectors of some of them, by their places.
         most: objects that can be asked for. without: files that are left out.
     """
-    if k < 1:
-        raise DataError(f"search for {k} images", "Use k >= 1.")
     wanted = min(4 * (k + len(without)), most)
     while True:
         found, vectors = hits(wanted)
-        places = [n for n, match in enumerate(found) if match.file not in without]
-        best = _one_an_image(found, places, vectors)
-        if len(best) >= k or len(found) < wanted or wanted == most:
-            return best[:k]
-        wanted = min(2 * wanted, most)
-
-
-def _one_an_image(
-    found: list[Match], places: list[int], vectors: Callable[[list[int]], np.ndarray]
-) -> list[Match]:
-    """The best object of each image, without copies: the same box with the same vector."""
-    seen: set[tuple[str, int]] = set()
-    kept: list[int] = []
-    for n in places:
-        match = found[n]
-        if (match.data_set, match.image) in seen:
-            continue
-        seen.add((match.data_set, match.image))
-        alike = [
-            other
-            for other in kept
-            if found[other].box == match.box and abs(found[other].score - match.score) < SAME
-        ]
-        if alike:
-            own, *others = vectors([n, *alike])
-            if np.isclose(others, own, atol=SAME).all(axis=1).any():
+        kept: list[int] = []
+        seen: set[tuple[str, int]] = set()
+        for n, match in enumerate(found):
+            if match.file in without or (match.data_set, match.image) in seen:
                 continue
-        kept.append(n)
-    return [found[n] for n in kept]
+            seen.add((match.data_set, match.image))
+            alike = [other for other in kept if found[other].box == match.box
+                     and abs(found[other].score - match.score) < SAME]  # fmt: skip
+            if alike:  # a copy has the same vector, too
+                own, *others = vectors([n, *alike])
+                if np.isclose(others, own, atol=SAME).all(axis=1).any():
+                    continue
+            kept.append(n)
+        if len(kept) >= k or len(found) < wanted or wanted == most:
+            return [found[n] for n in kept[:k]]
+        wanted = min(2 * wanted, most)
 
 
 # --- choose a box, search for that object -------------------------------------------------
@@ -296,15 +261,11 @@ def search_object(
     Args:
         dataset: holds the query; its own file is not found. objects: of ``dataset``.
         chosen: number of the box in the image.
-    Raises:
-        DataError: no such image or box.
     """
     mine = np.flatnonzero(objects.image == query)
-    if not 0 <= chosen < len(mine):
-        raise DataError(f"image {query} has {len(mine)} boxes, none of number {chosen}")
     vector = objects.vectors[pair][mine[chosen]]
     matches = index.search(vector, k, without={dataset.names[query]})
-    return Answer(dataset, query, objects.boxes[mine], chosen, matches)
+    return Answer(dataset, query, objects.where.boxes[query], chosen, matches)
 
 
 def photograph(path: str | Path) -> ImageDataset:

@@ -1,20 +1,18 @@
 """Extraction on Ray Data: images in, object vectors out as Parquet and straight into an index.
 
 The images are cut into parts. A worker, which loads its networks once, makes the vectors of a part
-as :func:`extract.extract_objects` does; a keeper puts them into the index, then writes the part's
-file. So a file that is there says that its part is done: a run that was killed goes on with the
-others. Ray starts lost workers anew and repeats what they had in hand, which does no harm to an
-index that takes an object twice as once (:class:`milvus.MilvusIndex`). Finished parts that wait
+as :func:`extract.extract_objects` does; this process puts them into the index, then writes the
+part's file. So a file that is there says that its part is done: a run that was killed goes on with
+the others. Ray starts lost workers anew and repeats what they had in hand. Finished parts that wait
 for a slow index hold the workers back, so that they do not fill the memory.
 """
 
 from __future__ import annotations
 
 import os
-import socket
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -24,19 +22,18 @@ import numpy as np
 import pandas as pd
 
 from objemb_lib.cache import atomic_write_bytes
-from objemb_lib.config import DataError, ImageError, ObjembError, needs
+from objemb_lib.config import DataError, ImageError, needs
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.images import measure_images
 from objemb_lib.embed.boxes import Boxes
 from objemb_lib.embed.extract import ExtractOptions, Objects, extract_objects
 from objemb_lib.embed.regions import Region
 from objemb_lib.embed.trunks import Trunk
-from objemb_lib.search.milvus import FAILED, MilvusIndex
+from objemb_lib.search.milvus import MilvusIndex
 
 PART = 256  # images a file: what a lost worker costs
-WAITING = 64 << 20  # bytes of finished parts that may wait for the keeper
+WAITING = 64 << 20  # bytes of finished parts that may wait for the index
 SHARED = 256 << 20  # bytes that Ray's processes on this machine share
-TRIES = 3  # more, a second or so apart, of an index that fails
 
 Look = Callable[[ImageDataset], Region]
 Load = Callable[[], tuple[Trunk, Look]]
@@ -47,86 +44,78 @@ def ray_extract(
     load: Load,
     pair: tuple[str, str],
     folder: str | Path,
-    index: Callable[[], MilvusIndex] | None = None,
+    index: MilvusIndex | None = None,
     size: int = 256,
     part: int = PART,
     workers: int | None = None,
     gpus: float = 0,
-    address: str | None = None,
 ) -> list[Path]:
     """The objects of a data set, by several processes on one machine or on many.
 
+    They run where Ray does: on this machine, or on the cluster that ``ray.init(address)`` joined.
+
     Args:
         load: called once in each worker; gives the trunk, and what finds the boxes of some images.
-        pair: (stage, pooling). folder: of the Parquet files, which all machines must see.
-        index: opens the index that takes the vectors, too; called once, in the keeper's process.
+        pair: (stage, pooling). folder: of the Parquet files. index: takes the vectors, too.
         size: as for :func:`extract.extract_objects`. part: images a file.
         workers: default one a CPU, or as many as the GPUs allow. gpus: for each worker.
-        address: of a Ray cluster; default: this machine, or the Ray that is running already.
     Returns:
         the files, in the order of the images; see :func:`read_parts`.
     Raises:
-        DataError: Ray is not installed or cannot be reached; the folder holds vectors of other
-            settings; the index failed. What was done before stays done.
+        DataError: Ray is not installed; the folder holds vectors of other settings; the index
+            failed. What was done before stays done.
     Warns:
         UserWarning: images that cannot be used are left out; :func:`read_parts` names them.
     """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing goes to outside hosts
     with needs("scale"):
         import pyarrow.parquet  # noqa: F401
-        import ray.data  # noqa: F401 - said here, not in a worker
-    folder = Path(folder).resolve()
-    done = _parts(folder)
+        import ray.data
+    folder, done = Path(folder), _parts(Path(folder))
     key = {"data": dataset.fingerprint, "stage": pair[0], "pooling": pair[1],
            "size": str(size), "part": str(part)}  # fmt: skip
     if done:
         key = _agreed(folder, _read(done[min(done)]).attrs["key"], key)
     todo = [start for start in range(0, len(dataset), part) if start not in done]
-    if todo:
-        with _ray(address, workers):
-            broken = _run([dataset, load, key, folder], [folder, index], todo, workers, gpus)
-        if broken:
-            warnings.warn(f"{broken} images cannot be used: see read_parts", stacklevel=2)
+    here = {"num_cpus": workers, "include_dashboard": False, "object_store_memory": SHARED,
+            "log_to_driver": False, "logging_level": "warning"}  # fmt: skip
+    broken = 0
+    with nullcontext() if ray.is_initialized() or not todo else ray.init("local", **here):
+        for row in _made([dataset, load, key], todo, workers, gpus) if todo else ():
+            table = pd.read_parquet(BytesIO(row["parquet"]))
+            key = _agreed(folder, key, table.attrs["key"])
+            found = _extracted([table])
+            if index is not None and found.files:
+                index.add(found.objects, pair, found.files, numbers=found.numbers)
+            atomic_write_bytes(folder / f"part-{row['start']:012d}.parquet", row["parquet"])
+            broken += len(found.broken)
+    if broken:
+        warnings.warn(f"{broken} images cannot be used: see read_parts", stacklevel=2)
     return [path for _, path in sorted(_parts(folder).items())]
 
 
-def _run(worker: list, keeper: list, todo: list[int], workers: int | None, gpus: float) -> int:
-    """Do some parts; the number of images that could not be used.
-
-    Args:
-        worker, keeper: what a :class:`_Worker` and a :class:`_Keeper` are made with.
-    """
+def _made(worker: list, todo: list[int], workers: int | None, gpus: float) -> Iterator[dict]:
+    """What workers, each a :class:`_Worker` of these arguments, make of parts, as they get done."""
     import ray.data
     from ray.data import ActorPoolStrategy, ExecutionResources
-    from ray.exceptions import RayTaskError
 
     there = ray.cluster_resources()
     many = workers or int(there.get("GPU", 0) / gpus if gpus else there["CPU"])
     pool = ActorPoolStrategy(size=max(1, min(many, len(todo))), max_tasks_in_flight_per_actor=2)
-    one = ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=1)
-    starts = [{"start": start} for start in todo]
-    parts = ray.data.from_items(starts, override_num_blocks=len(starts))
+    parts = ray.data.from_items([{"start": n} for n in todo], override_num_blocks=len(todo))
     parts.context.enable_progress_bars = parts.context.print_on_execution_start = False
     parts.context.raise_original_map_exception = True
-    parts.context.retried_map_errors, parts.context.max_map_retries = [FAILED], TRIES
     limits = ExecutionResources(object_store_memory=WAITING)
     parts.context.execution_options.resource_limits = limits
     made = parts.map(_Worker, fn_constructor_args=worker, compute=pool, num_cpus=1, num_gpus=gpus)
-    kept = made.map(_Keeper, fn_constructor_args=keeper, compute=one, num_cpus=0)
-    try:
-        return sum(row["broken"] for row in kept.iter_rows())
-    except RayTaskError as error:
-        if isinstance(error.cause, ObjembError):  # as it was raised in the other process
-            raise error.cause from error
-        raise
+    return made.iter_rows()
 
 
 class _Worker:
     """Makes the vectors of a part: the content of its file."""
 
-    def __init__(
-        self, dataset: ImageDataset, load: Load, key: dict[str, str], folder: Path
-    ) -> None:
-        self.dataset, self.key, self.folder = dataset, key, folder
+    def __init__(self, dataset: ImageDataset, load: Load, key: dict[str, str]) -> None:
+        self.dataset, self.key = dataset, key
         self.trunk, self.look = load()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -157,24 +146,8 @@ class _Worker:
                        "box": list(objects.boxes), "score": objects.scores,
                        "vector": list(objects.vectors[pair])}  # fmt: skip
         table = pd.DataFrame(columns)
-        table.attrs["key"] = _agreed(self.folder, self.key, key)
+        table.attrs["key"] = key
         return table
-
-
-class _Keeper:
-    """Puts a part into the index, then writes its file."""
-
-    def __init__(self, folder: Path, index: Callable[[], MilvusIndex] | None) -> None:
-        self.folder, self.index = folder, index and index()
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        part = _extracted([pd.read_parquet(BytesIO(row["parquet"]))])
-        if self.index is not None and part.files:
-            (pair,) = part.objects.vectors
-            self.index.add(part.objects, pair, part.files, numbers=part.numbers)
-        path = self.folder / f"part-{row['start']:012d}.parquet"
-        atomic_write_bytes(path, row["parquet"])
-        return {"broken": len(part.broken)}
 
 
 # --- the files ----------------------------------------------------------------------------
@@ -229,16 +202,12 @@ def _parts(folder: Path) -> dict[int, Path]:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    with needs("scale"):
-        from pyarrow import ArrowException
     try:
-        table, why = pd.read_parquet(path), "ray_extract did not write it"
-    except (ArrowException, OSError) as error:
-        table, why = pd.DataFrame(), str(error)
-    if not {"key", "broken"} <= table.attrs.keys():
-        raise DataError(
-            f"{path} is damaged ({why})", "Delete it and run again: only it is made anew."
-        )
+        table = pd.read_parquet(path)
+        _ = table.attrs["key"], table.attrs["broken"]
+    except (ValueError, OSError, KeyError) as error:  # pyarrow's are ValueErrors
+        remedy = "Delete it and run again: only it is made anew."
+        raise DataError(f"{path} is damaged, or not ray_extract's ({error})", remedy) from error
     return table
 
 
@@ -250,30 +219,3 @@ def _agreed(folder: str | Path, there: Mapping[str, str], asked: Mapping[str, st
             "Take another folder, or the settings of this one.",
         )
     return {**there, **asked}
-
-
-@contextmanager
-def _ray(address: str | None, workers: int | None) -> Iterator[None]:
-    """A Ray that runs: the one that is there, a cluster's, or one for this call."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing goes to outside hosts
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    quiet = {"log_to_driver": False, "logging_level": "warning"}
-    here = {"include_dashboard": False, "object_store_memory": SHARED, "num_cpus": workers}
-    try:
-        host, _, port = (address or "").rpartition("//")[2].rpartition(":")
-        if port.isdigit():  # Ray itself would knock for minutes
-            socket.create_connection((host, int(port)), timeout=10).close()
-        ray.init(address=address or "local", **quiet, **({} if address else here))
-    except (OSError, RuntimeError, ValueError) as error:
-        raise DataError(
-            f"no Ray at {address or 'this machine'} ({error})",
-            "Check the address and that the cluster runs: `ray status`.",
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()

@@ -50,7 +50,7 @@ class Retriever:
         dataset: the gallery. index: of its objects, of all of its images in order; in memory
             (:class:`objects.ObjectIndex`) or in Milvus (:class:`milvus.MilvusIndex`).
         network, boxes: what gave vectors and boxes, for menus.
-        embed: ``(M, D)`` vectors of boxes of any images; None: only known boxes can ask.
+        embed: ``(M, D)`` vectors of boxes of any images.
         find: boxes of a photograph that is not in the gallery; default its whole.
     Raises:
         DataError: an index of other images.
@@ -58,9 +58,9 @@ class Retriever:
 
     dataset: ImageDataset
     index: ObjectStore
-    network: str = "network"
-    boxes: str = "boxes"
-    embed: Embed | None = None
+    network: str
+    boxes: str
+    embed: Embed
     find: Find = whole_image
 
     def __post_init__(self) -> None:
@@ -102,7 +102,7 @@ class Retriever:
     def query_photograph(self, photograph: ImageDataset) -> Query:
         """A photograph that is not in the gallery (:func:`objects.photograph`): boxes, vectors."""
         found = self.find(photograph)
-        return Query(photograph, 0, found.boxes[0], self._embed(photograph, found))
+        return Query(photograph, 0, found.boxes[0], l2(self.embed(photograph, found)))
 
     def add_box(self, query: Query, box: Sequence[float]) -> tuple[Query, int]:
         """The query with a box, and the box's number; one drawn by hand is embedded and added.
@@ -120,7 +120,7 @@ class Retriever:
         if same.any():
             return query, int(np.argmax(same))
         one = query.dataset.subset([query.image])
-        vector = self._embed(one, Boxes("drawn", [drawn], source="by hand"))
+        vector = l2(self.embed(one, Boxes("drawn", [drawn], source="by hand")))
         boxes = np.concatenate([query.boxes, drawn[None]])
         more = replace(query, boxes=boxes, vectors=np.concatenate([query.vectors, vector]))
         return more, len(boxes) - 1
@@ -147,14 +147,6 @@ class Retriever:
         owners = np.repeat(images, [len(some) for some in boxes])
         rows = _spread(len(owners), most)
         return owners[rows], np.concatenate(boxes)[rows], np.concatenate(vectors)[rows]
-
-    def _embed(self, dataset: ImageDataset, where: Boxes) -> np.ndarray:
-        if self.embed is None:
-            raise DataError(
-                "this index has no network to embed a new box with",
-                "Choose one of the boxes, or make the retriever with Retriever.build.",
-            )
-        return l2(self.embed(dataset, where))
 
 
 def embedder(trunk: Trunk, pairs: Pairs, size: int = 256, context: float = 0.0) -> Embed:
@@ -210,17 +202,19 @@ def side_by_side(
     Raises:
         DataError: ``query`` is not among the queries; vectors of other images.
     """
-    (asking,) = np.nonzero(np.asarray(dataset.queries) == query)
+    asking = np.flatnonzero(np.asarray(dataset.queries) == query)
     if not len(asking):
         raise DataError(f"image {query} is no query of {dataset}", "Use one of dataset.queries.")
     scores = scores or {n: evaluate(x, dataset, metrics=[metric]) for n, x in vectors.items()}
     every = {name: ranking(x, dataset, query, len(dataset)) for name, x in vectors.items()}
     first = next(iter(every.values())).images
     place = dict(zip(first.tolist(), range(1, len(first) + 1)))
-    sides = {}
-    for name, one in every.items():
-        best = Neighbours(query, one.images[:k], one.scores[:k], one.relevant[:k])
-        before = np.array([place[i] for i in best.images.tolist()])
-        of_query = float(scores[name].values[metric][asking[0]])
-        sides[name] = Side(best, before, of_query, scores[name].mean(metric))
-    return sides
+    return {
+        name: Side(
+            found=Neighbours(query, one.images[:k], one.scores[:k], one.relevant[:k]),
+            before=np.array([place[i] for i in one.images[:k].tolist()]),
+            of_query=float(scores[name].values[metric][asking[0]]),
+            overall=scores[name].mean(metric),
+        )
+        for name, one in every.items()
+    }

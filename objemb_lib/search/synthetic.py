@@ -2,7 +2,7 @@
 
 Gaussian noise would not do: it has no neighbourhoods, so that lists and graphs look worse on it
 than they are, and codes as well. What is grown here keeps two properties of held-out real vectors,
-which :func:`spectrum` and :func:`neighbour_distances` measure and the tests bound.
+which :func:`analysis.spectrum` and :func:`neighbour_distances` measure and the tests bound.
 """
 
 from __future__ import annotations
@@ -51,12 +51,6 @@ def synthetic_vectors(
         parts -= parts.mean(axis=1, keepdims=True)  # so that they weigh differences from the mean
         np.einsum("mk,mkd->md", (weights + parts).astype(np.float32), around, out=made)
     return l2(grown)
-
-
-def spectrum(vectors: np.ndarray) -> np.ndarray:
-    """``(D,)``: the share of the variance in the first 1, 2, ... D principal components."""
-    variances = np.linalg.eigvalsh(np.cov(vectors, rowvar=False))[::-1].clip(min=0)
-    return np.cumsum(variances) / variances.sum()
 
 
 def neighbour_distances(vectors: np.ndarray) -> np.ndarray:

@@ -157,34 +157,6 @@ def test_what_a_killed_process_added_is_there_and_only_one_has_the_file(
     assert index.search(vectors[5], 1)[0].file == "5"
 
 
-ENDING_PROCESS = """
-import sys, time
-from objemb_lib.search.milvus import MilvusIndex
-MilvusIndex(112, sys.argv[1])
-print("open", flush=True)
-time.sleep(2)
-"""
-
-
-def test_a_file_that_a_process_still_has_is_waited_for(tmp_path, caplog) -> None:
-    place = str(tmp_path / "objects.db")
-    command = [sys.executable, "-c", ENDING_PROCESS, place]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout.readline() == "open\n"
-        assert len(MilvusIndex(112, place)) == 0
-        assert other.poll() is not None or other.wait(10) == 0
-    assert "Failed to start" not in caplog.text
-
-
-def test_what_is_no_database_is_named_at_once(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("objemb_lib.search.milvus.time.sleep", lambda _: pytest.fail("waited"))
-    place = tmp_path / "objects.db"
-    place.write_text("a file of something else")
-    with pytest.raises(DataError, match=r"objects\.db\) failed: .*File exists"):
-        MilvusIndex(112, place)
-    assert place.read_text().startswith("a file")
-
-
 def test_a_collection_of_another_model_is_refused(filled, tmp_path) -> None:
     with pytest.raises(DataError, match="its trunk is 'lite0', not 'lite2'"):
         MilvusIndex(112, filled.uri, meta={"trunk": "lite2"})

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from objemb_lib.config import DataError
 from objemb_lib.embed.whitening import l2
 from objemb_lib.search.index import Index
-from objemb_lib.search.rerank import diffusion, k_reciprocal, neighbours, rerank
+from objemb_lib.search.rerank import k_reciprocal, rerank
 
 SEEDS = st.integers(0, 2**16)
 
@@ -41,17 +41,6 @@ def test_reranking_puts_a_short_list_in_exact_order():
     assert (found[:, 4:] == -1).all() and (scores[:, 4:] == -np.inf).all()
     with pytest.raises(DataError, match="no vectors of the ids"):
         rerank(queries, np.full((4, 2), 77), exact, 1)
-
-
-# --- neighbours ---------------------------------------------------------------------------
-
-
-def test_each_is_its_own_first_neighbour_even_among_copies():
-    x = on_circle(0, 0, 0, 90, 80)
-    assert neighbours(x, 1)[:, 0].tolist() == [0, 1, 2, 3, 4]
-    assert neighbours(x, 1)[:, 1].tolist() == [1, 0, 0, 4, 3]
-    assert all(len(set(row)) == 3 for row in neighbours(x, 2).tolist())
-    assert neighbours(x, 9).shape == (5, 5)
 
 
 # --- k-reciprocal -------------------------------------------------------------------------
@@ -104,61 +93,14 @@ def test_k_reciprocal_by_hand():
     np.testing.assert_allclose(plain, [np.cos(np.deg2rad(10)) - 1, -1], atol=1e-6)
 
 
-# --- diffusion ----------------------------------------------------------------------------
-
-
-def slow_diffusion(x, queries, gallery, k, start, alpha, gamma):
-    """The system written out, and solved whole."""
-    g = x[gallery]
-    n = len(g)
-    near = [sorted((j for j in range(n) if j != i), key=lambda j: -g[i] @ g[j])[:k]
-            for i in range(n)]  # fmt: skip
-    a = np.array([[max(g[i] @ g[j], 0) ** gamma if j in near[i] and i in near[j] else 0.0
-                   for j in range(n)] for i in range(n)])  # fmt: skip
-    scale = np.array([1 / np.sqrt(row.sum()) if row.sum() else 0.0 for row in a])
-    system = np.eye(n) - alpha * scale[:, None] * a * scale
-    found = []
-    for q in queries:
-        y = np.zeros(n)
-        for i in sorted(range(n), key=lambda i: -(x[q] @ g[i]))[:start]:
-            y[i] = max(x[q] @ g[i], 0) ** gamma
-        found.append(np.linalg.solve(system, y))
-    return np.array(found)
-
-
-@settings(deadline=None, max_examples=20)
-@given(SEEDS, st.integers(1, 8), st.integers(1, 5), st.floats(0, 0.99), st.floats(1, 4))
-def test_diffusion_is_the_solved_system(seed, k, start, alpha, gamma):
-    x = clusters(seed)
-    rng = np.random.default_rng(seed)
-    queries, gallery = rng.permutation(40)[:6], rng.permutation(40)[:25]
-    found = diffusion(x, queries, gallery, k, start, alpha, gamma)
-    slow = slow_diffusion(x.astype(np.float64), queries, gallery, k, start, alpha, gamma)
-    near, never = slow > 1e-3, slow < 1e-12  # between: so far that the solver may stop before
-    np.testing.assert_allclose(found[near], slow[near], rtol=1e-2, atol=1e-4)
-    plain = x[queries] @ x[gallery].T
-    np.testing.assert_allclose(found[never], plain[never] - 2, atol=1e-5)
-    assert (found[~near] < 2e-3).all()
-
-
-def test_diffusion_by_hand():
-    """A pair of mutual neighbours has S = [[0, 1], [1, 0]]: f = y / (1 - a^2) there and back."""
-    x = on_circle(0, 20, 180)
-    (scores,) = diffusion(x, [0], [0, 1, 2], k=1, start=1, alpha=0.5, gamma=1)
-    np.testing.assert_allclose(scores[:2], [1 / 0.75, 0.5 / 0.75], rtol=1e-5)
-    assert scores[2] == pytest.approx(-3)  # nobody's neighbour: cosine - 2
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"k1": 0}, {"k2": 0}, {"weight": 1.5}, {"k": 0}, {"start": 0}, {"alpha": 1.0}]
-)
+@pytest.mark.parametrize("wrong", [{"k1": 0}, {"k2": 0}, {"weight": 1.5}])
 def test_wrong_parameters_are_refused(wrong):
-    step = k_reciprocal if {"k1", "k2", "weight"} & wrong.keys() else diffusion
     with pytest.raises(DataError, match="Use k"):
-        step(clusters(0), [0], [1, 2], **wrong)
+        k_reciprocal(clusters(0), [0], [1, 2], **wrong)
 
 
-def test_one_image_and_more_neighbours_than_images():
-    x = on_circle(0, 30, 60)
-    for step in (k_reciprocal, diffusion):
-        assert np.isfinite(step(x, [0], [1, 2])).all() and step(x, [0], [1]).shape == (1, 1)
+def test_copies_and_more_neighbours_than_images():
+    (scores,) = k_reciprocal(on_circle(0, 0, 0, 90, 80), [0], [0, 1, 2, 3, 4], k1=1, k2=1)
+    assert scores[0] == scores.max() and scores[3:].max() < scores[:2].min()
+    assert np.isfinite(k_reciprocal(on_circle(0, 30, 60), [0], [1, 2])).all()
+    assert k_reciprocal(on_circle(0), [0], [0]).tolist() == [[0]]

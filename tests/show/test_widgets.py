@@ -17,7 +17,6 @@ from objemb_lib.embed.boxes import true_boxes
 from objemb_lib.embed.regions import Region
 from objemb_lib.measure.analysis import project
 from objemb_lib.measure.metrics import ranking
-from objemb_lib.search.retriever import Retriever
 from objemb_lib.show import plots
 from objemb_lib.show.widgets import Attention, Compare, Map, ObjectSearch, Retrieval
 
@@ -101,7 +100,10 @@ def test_sliders_change_how_much_is_found(data) -> None:
 
 
 def test_a_failed_callback_says_so_and_the_next_one_takes_it_back(data) -> None:
-    widget = ObjectSearch(Retriever(data, retriever(data).index))
+    def mute(*_: object) -> None:
+        raise DataError("no network", "Take a box that is known.")
+
+    widget = ObjectSearch(replace(retriever(data), embed=mute))
     widget.whole.click()
     assert "no network" in widget.pictures.error and "What to do" in widget.pictures.error
     widget.act({"kind": "box", "key": 0, "box": 7}, [])
