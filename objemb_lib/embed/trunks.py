@@ -2,8 +2,9 @@
 
 A trunk (backbone) is a classification network without its classifier, from timm or torchvision.
 Ours is only the naming: every trunk gives ``stage1`` ... ``stage5`` (stride 2 ... 32) and ``head``,
-the last map before global pooling, whose average is the usual "image embedding". Weights that need
-no model hub come with pip (:data:`PIP_WEIGHTS`).
+the last map before global pooling, whose average is the usual "image embedding". A vision
+transformer's map is the grid of its tokens: ``stage1`` ... ``stage4`` are four depths of one
+stride, that of a patch. Weights that need no model hub come with pip (:data:`PIP_WEIGHTS`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from pathlib import Path
 
 import timm
 import torch
+import torch.nn.functional as F
 import torchvision
+from timm.models import is_model_in_modules
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -33,7 +36,7 @@ PIP_WEIGHTS = {  # name: (Python package, file inside it, sha256 of the file)
         "efficientnet_lite2": "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
     }.items()
 }
-CONVOLUTIONAL = "Use a convolutional network such as resnet50 or torchvision/resnet50."
+TRANSFORMERS = ("vision_transformer", "deit", "eva")  # timm's files of those that take any size
 
 
 @dataclass(frozen=True)
@@ -190,19 +193,23 @@ def load_trunk(
     Args:
         name: ``efficientnet_lite0`` / ``1`` / ``2`` (weights from pip, no network needed);
             ``torchvision/MODEL`` or ``torchvision/MODEL:WEIGHTS``, such as
-            ``torchvision/resnet50:IMAGENET1K_V1``; any other timm model name. The last two
-            download their weights on first use.
+            ``torchvision/resnet50:IMAGENET1K_V1``; any other timm model name, also of a vision
+            transformer, such as ``vit_small_patch14_dinov2.lvd142m``,
+            ``vit_base_patch16_clip_224.openai`` or ``vit_base_patch16_siglip_224``. All but the
+            first download their weights on first use.
         pretrained: False gives random weights and asks nobody.
         stride: 16 keeps the last stage at twice the resolution, with the same weights, dilated
             (only for those from pip). Source: Chen et al., DeepLab, 2017, section 3.1.
     Raises:
         DataError: unknown name or stride, a network without ``(N, C, H, W)`` maps or of one image
-            size (most transformers). DownloadError: the weights cannot be fetched.
+            size (transformers of windows, such as Swin). DownloadError: the weights cannot be
+            fetched.
     """
     if stride not in (16, 32) or (stride == 16 and name not in PIP_WEIGHTS):
         raise DataError(f"no {name} of stride {stride}", "Use 32; 16 with efficientnet_lite0.")
     if name.startswith("torchvision/"):
         return _torchvision_trunk(name, pretrained)
+    transformer = is_model_in_modules(name, TRANSFORMERS)
     if name in PIP_WEIGHTS:
         network = timm.create_model(f"tf_{name}", output_stride=stride)
         if pretrained:
@@ -210,10 +217,14 @@ def load_trunk(
         weights = "ImageNet (pip)"
     else:
         _check_timm_name(name)
-        network = from_hub(name, lambda: timm.create_model(name, pretrained=pretrained))
-        weights = "ImageNet (timm)"
+        how = {"dynamic_img_size": True} if transformer else {}
+        network = from_hub(name, lambda: timm.create_model(name, pretrained=pretrained, **how))
+        weights = f"{network.pretrained_cfg.get('tag')} (timm)"
     network.reset_classifier(0)
-    stages, config = _stages(name, network), network.pretrained_cfg
+    config = network.pretrained_cfg
+    if transformer:
+        network = _TransformerStages(network)
+    stages = _stages(name, network)
     name += f" at stride {stride}" if stride != 32 else ""
     weights = weights if pretrained else "random"
     return Trunk(name, network, stages, config["mean"], config["std"], weights).eval()
@@ -243,7 +254,7 @@ def _stages(name: str, network: nn.Module) -> list[Stage]:
         stages.append(Stage("head", head.shape[1], stages[-1].stride))
     except Exception as error:  # networks not made for this fail in many ways
         raise _no_maps(name, f"{type(error).__name__}: {error}") from error
-    shapes = [tuple(m.shape) for m in (*maps, head)]  # transformers put channels last
+    shapes = [tuple(m.shape) for m in (*maps, head)]  # some put channels last
     square = all(len(shape) == 4 and shape[2] == shape[3] for shape in shapes)
     if not square or [stage.channels for stage in stages] != [shape[1] for shape in shapes]:
         raise _no_maps(name, f"maps of shapes {shapes}")
@@ -251,7 +262,8 @@ def _stages(name: str, network: nn.Module) -> list[Stage]:
 
 
 def _no_maps(name: str, why: str) -> DataError:
-    return DataError(f"{name} has no feature maps that we know how to take ({why})", CONVOLUTIONAL)
+    remedy = "Use a network such as resnet50, torchvision/resnet50 or vit_small_patch14_dinov2."
+    return DataError(f"{name} has no feature maps that we know how to take ({why})", remedy)
 
 
 def _pip_weights(name: str, network: nn.Module) -> dict[str, Tensor]:
@@ -278,6 +290,31 @@ def from_hub(name: str, load: Callable[[], nn.Module]) -> nn.Module:
             "Connect to the network once (they are then cached), or use efficientnet_lite0, "
             "whose weights came with pip.",
         ) from error
+
+
+class _TransformerStages(nn.Module):
+    """A vision transformer of timm behind what timm's convolutions offer.
+
+    A map is the grid of patch tokens, without class and register tokens; position embeddings are
+    resized to it by timm. Where the patch does not divide a side, the image is cut, or padded with
+    the mean colour, at its right and bottom to the nearest multiple: at 256 pixels patches of 14
+    see 252. So every cell spans the pixels that its stride says, and no cell is mostly padding.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, depth = network, len(network.blocks)
+        self.ends = [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
+        # What follows a stage takes tokens, not a part of a map: it is no module of `after`.
+        self.feature_info = [network.feature_info[i] | {"module": ""} for i in self.ends]
+
+    def forward_intermediates(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        patch = self.feature_info[0]["reduction"]
+        lower, right = (max(1, round(side / patch)) * patch - side for side in x.shape[2:])
+        x = F.pad(x, (0, right, 0, lower))
+        tokens, maps = self.network.forward_intermediates(x, self.ends)
+        grid = tokens[:, self.network.num_prefix_tokens :]  # (N, H W, C), after the last norm
+        return grid.mT.reshape(maps[-1].shape), maps
 
 
 class _TorchvisionStages(nn.Module):

@@ -32,6 +32,7 @@ from objemb_lib.teach.student import StudentTrunk, load_student
 HERE = Path(__file__).parent
 PHOTOS = "OBJEMB_PHOTOS"  # names the folder for the kernels
 BOXES = "OBJEMB_BOXES"  # and what says where to look: a COCO file, or a detector
+TRUNK = "OBJEMB_TRUNK"  # the classification network, for load_trunk
 TOP = 5  # boxes of an image; notebook 04 chose ten, but here somebody has to tell them apart
 SIZE = 256
 # Notebook 04 chose these on training objects: (stage, pooling), and context.
@@ -54,7 +55,7 @@ def ways(dataset: ImageDataset, progress: bool = False) -> list[Retriever]:
     (for photographs of one's own: the proposer) and, if there are any, the true ones. Indexes are
     read from the cache, or made and written there.
     """
-    student, trunk = load_student(), load_trunk("efficientnet_lite0")
+    student, trunk = load_student(), load_trunk(os.environ.get(TRUNK) or "efficientnet_lite0")
     detector = student.detector.for_inference(config.device())  # once, not for each photograph
     networks = {"student": (StudentTrunk(student), *STUDENT), trunk.name: (trunk, *TEACHER)}
 
@@ -104,6 +105,8 @@ def main() -> int:
     where.add_argument("--boxes", help="COCO results or annotations beside them: where to look")
     where.add_argument("--detector", help="what looks: proposer (default), mask_rcnn, "
                        "ssdlite320_mobilenet_v3_large, torchvision/MODEL, ...")  # fmt: skip
+    parser.add_argument("--trunk", help="the network beside the student (efficientnet_lite0), "
+                        "such as vit_small_patch14_dinov2.lvd142m")  # fmt: skip
     parser.add_argument("--port", type=int, default=8866)
     parser.add_argument("--no-browser", action="store_true", help="only print the address")
     asked = parser.parse_args()
@@ -111,6 +114,8 @@ def main() -> int:
         os.environ[PHOTOS] = str(Path(asked.photos).resolve())
     if asked.boxes or asked.detector:
         os.environ[BOXES] = str(Path(asked.boxes).resolve()) if asked.boxes else asked.detector
+    if asked.trunk:
+        os.environ[TRUNK] = asked.trunk
     paths = [str(HERE), os.environ.get("JUPYTER_PATH", "")]  # our page template is there
     os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, paths))
     try:

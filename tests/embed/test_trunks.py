@@ -15,12 +15,20 @@ import torch.nn.functional as F
 import torchvision
 from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image
+from tiny_scenes import objects_of, scenes
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
+from objemb_lib.attend.soft import class_activation_region
 from objemb_lib.config import DataError, DownloadError
+from objemb_lib.detect.detectors import build_detector
 from objemb_lib.embed import trunks
+from objemb_lib.embed.boxes import true_boxes
+from objemb_lib.embed.pooling import POOLINGS
+from objemb_lib.embed.regions import Region, cut
 from objemb_lib.embed.trunks import PIP_WEIGHTS, Stage, Trunk, load_trunk
+from objemb_lib.search.objects import ObjectIndex
+from objemb_lib.teach.student import Teacher
 
 CPU = torch.device("cpu")
 LITES = list(PIP_WEIGHTS)
@@ -120,7 +128,7 @@ def test_stages_say_what_the_maps_are(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("vit_tiny_patch16_224", "AssertionError: .*224"),
+        ("cait_xxs24_224", "AssertionError: .*224"),  # takes no other size
         ("mvitv2_tiny", r"maps of shapes .*\(1, 4, 768\)"),
         # its small images are larger than ours
         pytest.param("inception_v3", "RuntimeError: .*Kernel size", marks=LATE),
@@ -133,6 +141,99 @@ def test_networks_without_maps_are_refused(name: str, why: str) -> None:
     with pytest.raises(DataError, match=f"{name} has no feature maps.*{why}") as caught:
         load_trunk(name, pretrained=False)
     assert "resnet50" in caught.value.remedy
+
+
+# --- vision transformers ------------------------------------------------------------------
+
+VITS = [
+    "vit_tiny_patch16_224",
+    "vit_small_patch14_reg4_dinov2.lvd142m",  # four registers beside the class token
+    "vit_xsmall_patch16_clip_224",  # a norm before the blocks, too
+    "vit_base_patch16_siglip_224",  # patches only
+    "eva02_tiny_patch14_224",  # rotary position embeddings, too
+]
+
+
+@pytest.fixture(scope="module", params=VITS)
+def vit(request: pytest.FixtureRequest) -> Trunk:
+    torch.manual_seed(0)
+    return load_trunk(request.param, pretrained=False)
+
+
+@pytest.mark.parametrize("cells", [None, (5, 9)], ids=["native size", "another size"])
+@torch.inference_mode()
+def test_a_transformers_maps_are_timms_own_patch_tokens(
+    vit: Trunk, cells: tuple[int, int] | None
+) -> None:
+    reference = timm.create_model(vit.name, num_classes=0).eval()  # of one size only
+    reference.load_state_dict(vit.network.network.state_dict())
+    patch = reference.patch_embed.patch_size[0]
+    if cells:
+        reference.set_input_size((cells[0] * patch, cells[1] * patch))
+    height, width = reference.patch_embed.grid_size
+    images = torch.randn(1, 3, height * patch, width * patch)
+    seen = []  # what each block gives, and at last the final norm
+    for layer in (*reference.blocks, reference.norm):
+        layer.register_forward_hook(lambda *given: seen.append(given[-1]))
+    assert torch.equal(reference.forward_features(images), seen[-1])
+    maps, first = vit(images), reference.num_prefix_tokens
+    assert list(maps) == ["stage1", "stage2", "stage3", "stage4", "head"] == list(vit.stages)
+    depths = {10: (1, 4, 6, 9), 12: (2, 5, 8, 11)}[len(reference.blocks)]
+    for (stage, found), depth in zip(maps.items(), (*depths, -1)):
+        assert found.shape == (1, vit.stages[stage].channels, height, width)
+        theirs = seen[depth][:, first:]  # class and register tokens come first
+        assert torch.allclose(found.flatten(2).mT, theirs, rtol=1e-4, atol=1e-5), stage
+    mean = timm.get_pretrained_cfg(vit.name).mean
+    assert vit.mean.flatten().tolist() == pytest.approx(mean)
+
+
+@pytest.mark.parametrize("size", [64, 256])  # patches of 14: five with padding, 18 in 252
+@torch.inference_mode()
+def test_a_box_cut_from_a_transformers_map_lies_where_it_should(vit: Trunk, size: int) -> None:
+    stride = vit.stages["stage1"].stride
+    side = round(size / stride)
+    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    corners = torch.stack([x, y, x + 1, y + 1], dim=-1).reshape(-1, 4).float() * stride
+    images = torch.zeros(1, 3, size, size)
+    plain = vit(images)["stage1"]
+    for row, column in ((1, side - 2), (side - 1, 0)):
+        square, y0, x0 = images.clone(), row * stride, column * stride
+        square[:, :, y0 : y0 + stride, x0 : x0 + stride] = 2
+        change = (vit(square)["stage1"] - plain).norm(dim=1, keepdim=True)
+        assert change.shape[2:] == (side, side)
+        brightest = cut(vit, {"stage1": change}, "stage1", [corners]).mean(dim=(1, 2, 3))
+        assert brightest.argmax() == change.argmax() == row * side + column
+
+
+@pytest.mark.parametrize("on", ["map", "pixels"])
+@pytest.mark.usefixtures("on_cpu")
+def test_objects_on_a_transformers_map_are_pooled_and_found(
+    vit: Trunk, on: str, tmp_path: Path
+) -> None:
+    data, context = scenes(tmp_path), 0.5  # without, every crop of a rectangle is one colour
+    wanted = [(stage, pooling) for stage in ("stage3", "head") for pooling in POOLINGS]
+    objects = objects_of(data, Region(true_boxes(data), on, context), vit, wanted, cache=False)
+    for (stage, _), vectors in objects.vectors.items():
+        assert vectors.shape == (5, vit.stages[stage].channels) and np.isfinite(vectors).all()
+    index = ObjectIndex(vit.stages["head"].channels)
+    index.add(objects, ("head", "spoc"), data.names)
+    for image, vector in zip(objects.image, objects.vectors["head", "spoc"]):
+        best = index.search(vector, 1)[0]
+        assert best.image == image and best.score > 0.999
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_a_transformer_can_teach_but_makes_no_detector_nor_cam(vit: Trunk, tmp_path: Path) -> None:
+    boxes = [torch.tensor([[2.0, 3, 40, 30], [0, 0, 64, 48]]), torch.zeros(0, 4)]
+    vectors = Teacher(vit, size=56)(torch.rand(2, 3, 48, 64), boxes)
+    assert torch.allclose(vectors.norm(dim=1), torch.ones(2))
+    assert vectors.shape == (2, vit.stages["head"].channels)
+    with pytest.raises(DataError, match="no map of stride 8"):
+        build_detector("fcos", vit, ["thing"])
+    with pytest.raises(DataError, match="without its ImageNet classifier"):
+        class_activation_region(scenes(tmp_path), vit)
+    with pytest.raises(KeyError, match="no layers after"):
+        vit.after("stage4")
 
 
 # --- folding ------------------------------------------------------------------------------
@@ -153,7 +254,7 @@ def stir(trunk: Trunk) -> Trunk:
 @pytest.mark.parametrize(
     "name",
     ["efficientnet_lite0", "resnet18", "torchvision/mobilenet_v2", "convnext_atto", "regnetx_002",
-     pytest.param("dla34", marks=LATE)],
+     "test_vit", pytest.param("dla34", marks=LATE)],
 )  # fmt: skip
 @torch.inference_mode()
 def test_for_inference_folds_and_keeps_every_map(name: str) -> None:
@@ -259,6 +360,7 @@ def test_absent_and_other_weights_say_what_to_install(
 @pytest.mark.parametrize(
     ("name", "loader"),
     [("resnet18", (timm, "create_model")),
+     ("vit_small_patch14_dinov2.lvd142m", (timm, "create_model")),
      ("torchvision/resnet50", (torchvision.models, "get_model"))],
 )  # fmt: skip
 def test_no_network_is_one_readable_error(name: str, loader: tuple, monkeypatch) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from objemb_lib.embed.trunks import load_trunk
 from objemb_lib.search.objects import photograph
 from objemb_lib.show import app
 from objemb_lib.show.widgets import ObjectSearch
@@ -48,6 +49,15 @@ def test_a_photograph_finds_itself_and_the_next_visitor_waits_for_nothing(
     monkeypatch.setattr(app.Retriever, "build", lambda *_, **__: pytest.fail("embedded once more"))
     again = ObjectSearch(app.ways(gallery))
     assert again.pictures.error == "" and len(again.pictures.rows[1]["cards"]) == 2
+
+
+def test_a_transformer_can_stand_beside_the_student(photos: Path, monkeypatch) -> None:
+    monkeypatch.setenv(app.TRUNK, "test_vit")
+    monkeypatch.setattr(app, "load_trunk", lambda name: load_trunk(name, pretrained=False))
+    gallery = app.gallery()
+    way = next(way for way in app.ways(gallery) if way.network == "test_vit")
+    own = way.query_photograph(photograph(photos / gallery.files[1]))
+    assert way.search(own, 0, 1).matches[0].image == 1
 
 
 def test_boxes_beside_the_photographs_are_searched(photos: Path, monkeypatch) -> None:
