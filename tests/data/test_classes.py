@@ -198,24 +198,20 @@ def test_a_missing_image_makes_it_a_part(tmp_path: Path, make_image: Write) -> N
         cub("val", tmp_path)
 
 
-def test_boxes_follow_images_that_are_reduced(tmp_path: Path, make_image: Write) -> None:
-    boxes = np.array([[[0, 0, 40, 30]], [[100, 10, 8192, 30.0]]])
-    found = made_up(tmp_path, make_image, [0, 2], boxes=boxes)
+def test_boxes_follow_images_that_are_reduced_and_not_those_that_are_turned(
+    tmp_path: Path, make_image: Write
+) -> None:
+    """A turned image's box was drawn on the pixels as they are stored: all of it is the object."""
+    boxes = np.array([[[0, 0, 40, 30]], [[100, 10, 8192, 30.0]], [[0, 0, 9, 9]]])
+    found = made_up(tmp_path, make_image, [0, 2, 2], boxes=boxes)
     make_image(tmp_path / "1.jpg", size=(8192, 40))
-    data = load_split(*found)
-    assert data.image(0).size == (4096, 20)
-    assert data.boxes[0].tolist() == [[50, 5, 4096, 15]]
-
-
-def test_a_rotated_image_is_taken_whole(tmp_path: Path, make_image: Write) -> None:
-    """Its box was drawn on the pixels as they are stored."""
-    found = made_up(tmp_path, make_image, [0, 2], boxes=np.array([[[0, 0, 9, 9.0]]] * 2))
     exif = Image.Exif()
     exif[0x0112] = 6
-    make_image(tmp_path / "1.jpg", exif=exif)
-    with pytest.warns(UserWarning, match="1 of 1 boxes"):
+    make_image(tmp_path / "2.jpg", exif=exif)
+    with pytest.warns(UserWarning, match="1 of 2 boxes"):
         data = load_split(*found)
-    assert data.image(0).size == (30, 40) and data.boxes[0].tolist() == [[0, 0, 30, 40]]
+    assert [data.image(i).size for i in (0, 1)] == [(4096, 20), (30, 40)]
+    assert [box.tolist() for box in data.boxes] == [[[50, 5, 4096, 15]], [[0, 0, 30, 40]]]
 
 
 @pytest.mark.parametrize(

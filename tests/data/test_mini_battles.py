@@ -125,17 +125,6 @@ def test_main_object_comes_first_and_is_well_visible(cocos: dict[str, dict]) -> 
             assert main["visible"] >= (0.6 if split != "clean" else 0.3)
 
 
-def test_images_with_an_object_as_distractor_are_junk_for_it(
-    splits: dict[str, ImageDataset],
-) -> None:
-    data = splits["battle"]
-    beside = [(i, lab) for i, labs in enumerate(data.box_labels) for lab in labs[1:].tolist()]
-    assert len(beside) > 100
-    for image, label in beside[::5]:
-        query = int(np.flatnonzero(data.labels == label)[0])
-        assert data.junk(query)[image] and not data.relevant(query)[image]
-
-
 # One scene --------------------------------------------------------------------------------
 
 
