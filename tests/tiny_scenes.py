@@ -73,14 +73,11 @@ def scenes(
 def _lively(name: str) -> Trunk:
     torch.manual_seed(0)
     trunk = load_trunk(name, pretrained=False)
-    norms = [m for m in trunk.modules() if isinstance(m, nn.BatchNorm2d)]
-    before = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 1.0
+    for module in trunk.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
     with torch.no_grad():
         trunk.train()(torch.randn(8, 3, 64, 64))
-    for norm, momentum in zip(norms, before):
-        norm.momentum = momentum
     return trunk.eval()
 
 

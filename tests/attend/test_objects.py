@@ -47,10 +47,10 @@ def test_image_scores_are_those_of_a_slow_loop(counts: list[int], seed: int) -> 
             assert total[q, i] == pytest.approx(sum(some))
 
 
-@pytest.mark.parametrize("image", [[0, 1, 0], [0, 2, 2], [1, 1, 2], [0, 1]])
-def test_objects_out_of_order_are_refused(image: list) -> None:
-    with pytest.raises(DataError, match="image by image"):
-        image_scores(np.eye(3), np.eye(3), np.array(image))
+def test_objects_out_of_order_are_refused() -> None:
+    for image in ([0, 1, 0], [0, 2, 2], [1, 1, 2], [0, 1]):
+        with pytest.raises(DataError, match="image by image"):
+            image_scores(np.eye(3), np.eye(3), np.array(image))
 
 
 def test_the_surest_object_asks_or_the_one_that_was_clicked(tmp_path: Path) -> None:
@@ -98,11 +98,6 @@ def test_lists_that_hold_everything_score_as_a_table_of_all_scores_does(tmp_path
     lists = listed_scores(*index.search(x[asking], len(x)), objects.image, data)
     every = retrieval_scores(x, objects, asking, data, "best")
     np.testing.assert_allclose(lists[:, :4], every, atol=1e-6)
-    for metric in ("mAP", "R@1"):
-        expected = evaluate_scores(every, data, [metric]).values[metric]
-        np.testing.assert_array_equal(
-            evaluate_scores(lists, data, [metric]).values[metric], expected
-        )
 
 
 def test_distractors_push_images_down(tmp_path: Path) -> None:
@@ -145,9 +140,8 @@ def test_suspects_are_told_by_what_the_data_set_knows(tmp_path: Path) -> None:
     boxes = [[[0, 0, s, s], [0, 0, 5, 5]] for s in (10, 20, 30, 40, 50, 60)]
     data = pictures(tmp_path, list(range(6)), boxes)
     found = np.array([True, True, False, True, True, True])
-    kinds = {
-        name: np.flatnonzero(which).tolist() for name, which in query_strata(data, found).items()
-    }
+    strata = query_strata(data, found)
+    kinds = {name: np.flatnonzero(which).tolist() for name, which in strata.items()}
     assert kinds == {"found": [0, 1, 3, 4, 5], "missed": [2], "small": [0, 1], "middle": [2, 3],
                      "large": [4, 5]}  # fmt: skip
     some = replace(data, queries=np.array([2, 5]))

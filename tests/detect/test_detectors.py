@@ -208,9 +208,7 @@ def test_downloaded_weights_decide_the_features(monkeypatch: pytest.MonkeyPatch)
     assert "COCO_V1" in detector.trunk.weights and not detector.training
 
 
-def test_no_network_and_unknown_names_are_one_readable_error(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_no_network_and_unknown_names_are_one_readable_error(monkeypatch) -> None:
     def get(self: WeightsEnum, *args: object, **how: object) -> dict[str, Tensor]:
         raise urllib.error.URLError("no route to host")
 

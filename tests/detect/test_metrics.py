@@ -151,9 +151,7 @@ def test_detect_gives_every_image_its_own_also_where_memory_runs_out(tmp_path: P
     assert "rles" not in detect(finder, data, 2, progress=False, masks=False)[0]
 
 
-def test_proposals_come_with_the_detections_in_pixels_of_the_image(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_proposals_come_with_the_detections_in_pixels_of_the_image(tmp_path, monkeypatch) -> None:
     """Also where an attempt runs out of memory after it has proposed."""
     monkeypatch.setenv("OBJEMB_DEVICE", "cpu")
     data, detector = scenes(tmp_path, size=(128, 96)), small("faster_rcnn")

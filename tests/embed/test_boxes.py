@@ -100,9 +100,7 @@ def thrown(data: ImageDataset, counts: list[int], seed: int = 0) -> Boxes:
 
 @pytest.mark.parametrize("batch_size", [1, 3])
 @pytest.mark.parametrize("counts", [[1, 3, 1, 2], [300, 1, 40, 17]])
-def test_each_object_is_pooled_as_if_it_were_alone(
-    counts: list[int], batch_size: int, data: ImageDataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_object_is_pooled_as_if_it_were_alone(counts, batch_size, data, monkeypatch) -> None:
     """Hundreds of boxes are cut in portions, and still come out image by image, in their order."""
     monkeypatch.setattr(room, "PART", 3)  # the cache's files hold different numbers of rows
     found = thrown(data, counts)
@@ -119,9 +117,7 @@ def test_each_object_is_pooled_as_if_it_were_alone(
     np.testing.assert_allclose(again.vectors[PAIR], made.vectors[PAIR], rtol=1e-3, atol=1e-4)
 
 
-def test_sources_share_one_forward_pass_and_the_cache(
-    data: ImageDataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sources_share_one_forward_pass_and_the_cache(data, monkeypatch) -> None:
     trunk, passes = lively(), []
     seen = type(trunk).forward
     monkeypatch.setattr(
@@ -143,9 +139,7 @@ def test_sources_share_one_forward_pass_and_the_cache(
     assert not passes  # names decide nothing
 
 
-def test_what_an_image_costs_is_measured_object_by_object(
-    data: ImageDataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_an_image_costs_is_measured_object_by_object(data, monkeypatch) -> None:
     """A clock that counts forward passes: one an image on the map, one an object on pixels."""
     trunk, passes = lively(), []
     seen = type(trunk).forward

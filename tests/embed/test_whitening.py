@@ -75,16 +75,10 @@ def test_shrinking_goes_from_whitening_to_rotation():
     assert ratios[0] > ratios[1] + 1 > ratios[2] + 1 and ratios[2] == pytest.approx(1)
 
 
-@pytest.mark.parametrize(
-    "n, dim, remedy",
-    [(5, 5, "at most 4"), (3, 5, "at most 2"), (5, None, "at most 4"), (60, 7, "at most 6")],
-)
-def test_too_few_vectors_are_refused_with_the_way_out(n, dim, remedy):
-    with pytest.raises(DataError, match=remedy):
-        PCAWhitening(dim).fit(correlated(n=n))
-
-
 def test_bad_input_is_refused():
+    for n, dim, most in ((5, 5, 4), (3, 5, 2), (5, None, 4), (60, 7, 6)):
+        with pytest.raises(DataError, match=f"at most {most}"):
+            PCAWhitening(dim).fit(correlated(n=n))
     x = correlated()
     with pytest.raises(DataError, match="not fitted"):
         PCAWhitening()(x)

@@ -26,9 +26,6 @@ def normal(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape)
 
 
-# --- CKA ----------------------------------------------------------------------------------
-
-
 def slow_cka(x, y) -> float:
     """By kernels: HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)), HSIC(K, L) = tr(K H L H)."""
     centre = np.eye(len(x)) - 1 / len(x)
@@ -56,9 +53,6 @@ def test_features_that_say_nothing_are_refused(function, wrong):
         function(wrong)
 
 
-# --- spectrum and effective rank ------------------------------------------------------------
-
-
 def test_spectrum_and_effective_rank_by_hand():
     """Variances 0.8 and 0.2; singular values 2 to 1, so p = 2/3, 1/3."""
     assert_allclose(analysis.spectrum(CROSS + 7), [0.8, 0.2])
@@ -74,9 +68,6 @@ def test_spectrum_matches_the_covariance(shape):
     values = np.linalg.eigvalsh(np.cov(x, rowvar=False).reshape(shape[1], shape[1]))[::-1]
     size = min(shape[0] - 1, shape[1])
     assert_allclose(analysis.spectrum(x), values[:size] / values.sum(), atol=1e-12)
-
-
-# --- spread -------------------------------------------------------------------------------
 
 
 def slow_spread(x, labels) -> tuple[float, float]:
@@ -103,9 +94,6 @@ def test_spread_matches_slow(seed, n, dtype):
 def test_spread_refuses_what_has_no_pairs_or_another_length(length, labels):
     with pytest.raises(DataError, match="within and between|not of length 1"):
         analysis.spread(length * np.eye(3), labels)
-
-
-# --- nearest and confusions -----------------------------------------------------------------
 
 
 def test_nearest_is_rank_one_also_of_equals_and_says_where_all_is_junk():
@@ -166,9 +154,6 @@ def test_what_an_object_covers_is_its_mask_or_else_its_box(make_image, tmp_path)
     mask = np.zeros((30, 40), np.uint8, order="F")
     mask[:3, 10:14] = 1
     assert analysis.area_ratio(replace(data, masks=[[coco_mask.encode(mask)]]), 0) == 12 / (40 * 30)
-
-
-# --- choosing on train ---------------------------------------------------------------------
 
 
 def test_a_detector_offers_every_source_but_of_its_body_only_the_last_stages():

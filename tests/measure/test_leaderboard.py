@@ -36,9 +36,6 @@ def compared(a, b) -> Difference:
     return difference(1, "layer 4", "cls", a, "det", b, "mAP")
 
 
-# --- claims -------------------------------------------------------------------------------
-
-
 def test_what_touches_0_or_has_no_interval_is_inconclusive():
     for low, high in ((-0.01, 0.09), (0.0, 0.09), (-0.09, 0.0), (NAN, NAN)):
         assert replace(ONE, low=low, high=high).verdict == "inconclusive"
@@ -66,9 +63,6 @@ def test_verdicts_count_every_setting_once_and_ways_and_metrics_apart():
         [1, "crop", "mAP", 1, 0, 0],
         [1, "RoI", "R@1", 1, 0, 0],
     ]
-
-
-# --- rows ---------------------------------------------------------------------------------
 
 
 def test_a_row_of_another_setting_stays_and_of_the_same_is_replaced():
@@ -142,8 +136,6 @@ def test_table_has_a_line_a_setting_and_a_column_a_metric():
     assert found["name"].tolist() == ["b", "a"] and found.columns[-2:].tolist() == ["R@1", "mAP"]
     assert found["R@1"].tolist() == ["1.00 [nan, nan]", ""]  # one object
 
-
-# --- comparing a rerun --------------------------------------------------------------------
 
 NUMBER = {"name": "a", **WHERE, "queries": 8, "metric": "mAP", "value": 0.5, "low": 0.4,
           "high": 0.6, "tolerance": 0.02, "shown": True}  # fmt: skip

@@ -132,9 +132,6 @@ def test_bad_vectors_and_scores_are_refused():
             evaluate_scores(bad, data)
 
 
-# Revisited Oxford and Paris ---------------------------------------------------------------
-
-
 def slow_revisited(order: list[int], relevant: set[int], junk: set[int], ks=(1, 5, 10)):
     """AP and P@k of one query, told as a story: walk down the ranking, junk does not count."""
     if not relevant:
@@ -182,9 +179,6 @@ def test_revisited_matches_the_slow_story(seed):
         ap, at = slow_revisited(order, relevant, junk)
         np.testing.assert_allclose(found.values["mAP"][q], ap, atol=1e-12)
         np.testing.assert_allclose([found.values[f"P@{k}"][q] for k in (1, 5, 10)], at)
-
-
-# Protocols by name ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)

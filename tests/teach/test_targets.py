@@ -143,9 +143,7 @@ def test_boxes_are_numbered_as_a_detector_does(tmp_path: Path) -> None:
     assert some.box_categories[0].tolist() == [4, -1, -1]
 
 
-def test_each_process_draws_its_share_of_the_same_batch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_process_draws_its_share_of_the_same_batch(tmp_path, monkeypatch) -> None:
     data, shares = scenes(tmp_path), []
     for rank, count in ((0, 1), (0, 2), (1, 2)):
         monkeypatch.setenv("RANK", str(rank))

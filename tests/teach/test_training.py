@@ -174,9 +174,7 @@ def test_what_is_logged_is_watched_and_a_finished_run_stays(unbroken, tmp_path: 
 
 
 @pytest.mark.parametrize("kill", [None, 12])
-def test_helpers_that_read_ahead_change_nothing(
-    kill: int | None, unbroken: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_helpers_that_read_ahead_change_nothing(kill, unbroken, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("OBJEMB_WORKERS", "2")
     model, asked = Model(), []
 
@@ -192,9 +190,7 @@ def test_helpers_that_read_ahead_change_nothing(
 
 
 @pytest.mark.parametrize("room", [1, 2, 3])
-def test_a_batch_that_does_not_fit_is_learnt_from_in_parts(
-    room: int, unbroken: tuple, tmp_path: Path
-) -> None:
+def test_a_batch_that_does_not_fit_is_learnt_from_in_parts(room, unbroken, tmp_path) -> None:
     sizes = []
 
     class Full(Model):
@@ -298,23 +294,6 @@ class Shared(Model):
         return error + torch.where(few, self.seldom(x)[:, 0], 0) if few.any() else error
 
 
-def equal_gradients() -> bool:
-    """Of ten batches, each shared: as if one process had seen it whole."""
-    right = []
-    for seed in range(10):
-        x = list(torch.randn(4, 3, generator=torch.Generator().manual_seed(seed)))
-        found = []
-        for part in (x, share(x)):
-            model = Shared()
-            model(part, [{"step": 0}])["square"].backward()
-            if len(part) < len(x):
-                training.average_gradients(model)
-            found.append([p.grad for p in model.parameters()])
-        right += [a is b if a is None or b is None else torch.allclose(a, b, atol=1e-6)
-                  for a, b in zip(*found)]  # fmt: skip
-    return all(right)
-
-
 def one_of_two(folder: Path, place: Path) -> None:
     """What `torchrun` runs twice: a run that is killed, and a student of a detector's losses."""
     wrote: list[str] = []
@@ -330,8 +309,8 @@ def one_of_two(folder: Path, place: Path) -> None:
         small("faster_rcnn"), replace(data, content="scenes"), Teacher(lively(), size=64),
         folder / "student", schedule=Schedule(2, 2, warmup=1), leave_out=(), progress=False,
     )  # fmt: skip
-    found = {"state": state, "wrote": wrote, "equal": equal_gradients()}
-    torch.save(found | {"student": student.state_dict()}, place / f"{rank()}.pt")
+    found = {"state": state, "wrote": wrote, "student": student.state_dict()}
+    torch.save(found, place / f"{rank()}.pt")
 
 
 def test_two_processes_do_as_one(tmp_path: Path) -> None:
@@ -347,7 +326,6 @@ def test_two_processes_do_as_one(tmp_path: Path) -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
     first, second = (torch.load(place / f"{k}.pt", weights_only=True) for k in (0, 1))
-    assert first["equal"] and second["equal"]  # the gradients
     assert same(first["state"], second["state"]) and same(first["student"], second["student"])
     alone = run(tmp_path / "alone", model=Shared())
     assert all(torch.allclose(first["state"][key], alone[key], atol=1e-4) for key in alone)
