@@ -11,6 +11,7 @@ if a script fails, after the others have run.
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -18,20 +19,19 @@ import time
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import pandas as pd
 from turns import RESULTS, arguments
 
 from objemb_lib.cache import atomic_path, atomic_write_text
 
 HERE = Path(__file__).parent
 SCRIPTS = (  # script, arguments, arguments when quick (None: left out)
-    ("allocator", [], ["--images", "8", "--rounds", "1"]),
     ("extract", [], ["--images", "32", "--rounds", "1"]),
     ("objects", [], ["--images", "4", "--rounds", "1"]),
     ("search", [], ["--vectors", "10000", "--queries", "100", "--repeats", "1"]),
     ("search", ["--million"], None),
     ("student", [], ["--images", "2", "--rounds", "1"]),
     ("query", [], ["--images", "40", "--most", "10000", "--queries", "4"]),
-    ("clicks", [], ["--images", "40", "--clicks", "5"]),
     ("billion", ["--measure"], ["--measure", "--images", "60", "--vectors", "12000"]),
 )
 
@@ -78,15 +78,13 @@ def plot(found: dict[str, dict[str, float]], path: Path) -> None:
     """A panel of bars for each table."""
     rows = -(-len(found) // 2)
     figure, axes = plt.subplots(rows, 2, figsize=(11, 2.8 * rows), layout="constrained")
-    for ax in axes.flat[len(found) :]:
-        ax.set_axis_off()
-    for ax, (title, bars) in zip(axes.flat, found.items()):
-        drawn = ax.barh(list(bars), list(bars.values()), color="tab:blue")
-        ax.bar_label(drawn, fmt="%.2f", padding=2, fontsize=8)
-        ax.invert_yaxis()
+    for ax, title in itertools.zip_longest(axes.flat, found):
+        if title is None:
+            ax.set_axis_off()
+            continue
+        pd.Series(found[title])[::-1].plot.barh(ax=ax, title=title, fontsize=8)
+        ax.bar_label(ax.containers[0], fmt="%.2f", padding=2, fontsize=8)
         ax.margins(x=0.15)
-        ax.set_title(title, fontsize=10)
-        ax.tick_params(labelsize=8)
     with atomic_path(path) as part:
         figure.savefig(part, format="png", dpi=120)
     plt.close(figure)

@@ -84,8 +84,6 @@ def of_code(
     finally:
         faiss.omp_set_num_threads(threads)
     found, _ = recall(index, queries, truth, probes)
-    print(f"{before + code:14} {size:7.1f} bytes, {len(vectors) / seconds / 1e6:6.1f} M codes/s, "
-          f"recall@10 {found:.3f} with {probes} of {LISTS} lists", flush=True)  # fmt: skip
     return {
         "bytes": round(size, 1),
         "codes_a_second_and_core": round(len(vectors) / seconds),

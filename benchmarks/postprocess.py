@@ -50,30 +50,29 @@ BASES = {
     "whole image": (lambda _: WHOLE, ("head", "crow")),
     "crop": (crop, ("head", "rmac")),
 }
-METRICS = ("mAP", "R@1")
 
 Step = Callable[..., Evaluation]
 Vectors = Callable[[ImageDataset, int], np.ndarray]  # of a data set, at a size
 
 
 def scales(x: np.ndarray, data: ImageDataset, at: Vectors, sizes: tuple[int, ...]) -> Evaluation:
-    return evaluate(multiscale_mean([at(data, size) for size in sizes]), data, METRICS)
+    return evaluate(multiscale_mean([at(data, size) for size in sizes]), data, ["mAP"])
 
 
 def expanded(x: np.ndarray, data: ImageDataset, _: Vectors, **how: float) -> Evaluation:
     own = np.full(len(data), -1)  # where each image is in the gallery
     own[data.gallery] = np.arange(len(data.gallery))
     asked = alpha_query_expansion(x, x[data.gallery], own=own, **how)
-    return evaluate_scores(asked[data.queries] @ x[data.gallery].T, data, METRICS)
+    return evaluate_scores(asked[data.queries] @ x[data.gallery].T, data, ["mAP"])
 
 
 def augmented(x: np.ndarray, data: ImageDataset, _: Vectors, **how: float) -> Evaluation:
     searched = database_augmentation(x[data.gallery], **how)
-    return evaluate_scores(x[data.queries] @ searched.T, data, METRICS)
+    return evaluate_scores(x[data.queries] @ searched.T, data, ["mAP"])
 
 
 def reciprocal(x: np.ndarray, data: ImageDataset, _: Vectors, **how: float) -> Evaluation:
-    return evaluate_scores(k_reciprocal(x, data.queries, data.gallery, **how), data, METRICS)
+    return evaluate_scores(k_reciprocal(x, data.queries, data.gallery, **how), data, ["mAP"])
 
 
 # name: (the step, what is tried of each parameter)
@@ -93,19 +92,6 @@ def choose(try_: Callable[..., Evaluation], grid: dict[str, Sequence]) -> dict:
     return max(every, key=lambda how: try_(**how).mean("mAP"))
 
 
-def line(name: str, how: dict, found: Evaluation, plain: Evaluation, seconds: float) -> dict:
-    """One row of the result: values, and differences to plain vectors query by query."""
-    row = {"step": name, "chosen on train": how, "queries": found.n_queries}
-    for metric in METRICS:
-        gain = paired_difference(found, plain, metric)
-        row[metric] = round(found.mean(metric), 4)
-        row[f"{metric} gained"] = [round(v, 4) for v in asdict(gain).values()]
-        row[f"{metric} verdict"] = gain.verdict
-    if name != SIZES:  # whose cost is in the extraction
-        row["milliseconds a query"] = round(1000 * seconds / found.n_queries, 2)
-    return row
-
-
 def compared(
     trunk: Trunk,
     region: Callable[[ImageDataset], Region],
@@ -119,18 +105,28 @@ def compared(
         return l2(extract(data, trunk, [pair], region(data), ExtractOptions(size))[pair])
 
     vectors, found_rows = {d: at(d, SIZE) for d in (train, *tests.values())}, []
-    plain = {test: evaluate(vectors[d], d, METRICS) for test, d in tests.items()}
+    plain = {test: evaluate(vectors[d], d, ["mAP"]) for test, d in tests.items()}
     for name, (step, grid) in STEPS.items():
         how = choose(partial(step, vectors[train], train, at), grid)
         for test, data in tests.items():
             start = time.perf_counter()
             found = step(vectors[data], data, at, **how)
-            row = line(name, how, found, plain[test], time.perf_counter() - start)
-            about = {"data": f"{data.name}/{data.split}", "trunk": trunk.name, "size": SIZE,
-                     "stage": pair[0], "pooling": pair[1], "region": region(data).name}  # fmt: skip
-            values = {f"plain {m}": round(plain[test].mean(m), 4) for m in METRICS}
-            found_rows.append(about | values | row)
-            print(found_rows[-1])
+            seconds, gain = (
+                time.perf_counter() - start,
+                paired_difference(found, plain[test], "mAP"),
+            )
+            row = {
+                "data": f"{data.name}/{data.split}", "trunk": trunk.name, "size": SIZE,
+                "stage": pair[0], "pooling": pair[1], "region": region(data).name,
+                "plain mAP": round(plain[test].mean("mAP"), 4), "step": name,
+                "chosen on train": how, "queries": found.n_queries,
+                "mAP": round(found.mean("mAP"), 4), "mAP verdict": gain.verdict,
+                "mAP gained": [round(v, 4) for v in asdict(gain).values()],
+            }  # fmt: skip
+            if name != SIZES:  # whose cost is in the extraction
+                row["milliseconds a query"] = round(1000 * seconds / found.n_queries, 2)
+            found_rows.append(row)
+            print(row)
     return found_rows
 
 

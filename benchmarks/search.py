@@ -5,38 +5,32 @@
 
 The vectors are grown from real ones (``objemb_lib.search.synthetic``). Measured:
 
-- exact search: ours, plain faiss, numpy, torch, scikit-learn; many queries at once, and one;
-- ours by torch and by faiss, for more and more queries: the rule ``index.MANY``;
-- adding in one batch, and in a thousand;
+- exact search: ours, plain faiss, numpy, torch, scikit-learn, for one query, and more and more of
+  them at once: the rule ``index.MANY``;
 - every family of ``objemb_lib.search.index``: recall, queries a second, bytes, seconds to build;
-- graphs at equal recall: ours, hnswlib, usearch (``make extras``), same degree and effort to build;
-- how times grow with the collection, as fitted exponents.
+- graphs at equal recall: ours, hnswlib, usearch (``make extras``), same degree and effort to build.
 
-Writes ``benchmarks/results/search.json`` and a picture beside it. With ``--million`` only families
-and graphs, of a million vectors, to ``search_million.json``. Needs mini-battles.
+Writes ``benchmarks/results/search.json``. With ``--million`` only families and graphs, of a million
+vectors, to ``search_million.json``. Needs mini-battles.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 
 import faiss
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from turns import RESULTS, arguments, in_turns, write
+from turns import arguments, in_turns, write
 
-from objemb_lib.cache import atomic_path
 from objemb_lib.data.catalogue import load_splits
 from objemb_lib.embed.boxes import true_boxes
 from objemb_lib.embed.extract import extract
 from objemb_lib.embed.regions import Region
 from objemb_lib.embed.whitening import PCAWhitening, l2
-from objemb_lib.search import index as ours
 from objemb_lib.search.index import Index, recall
 from objemb_lib.search.rerank import rerank
 from objemb_lib.search.synthetic import synthetic_vectors
@@ -46,7 +40,7 @@ BASE = "plain faiss"
 PAIR = ("student", "spoc")
 DEGREE, EFFORT = 32, 40  # of every graph: links a node, candidates while building
 EQUAL = (0.9, 0.95)  # recall that the graphs must reach
-SIZES = (1, 2, 4, 8)  # eighths of the collection, for growth
+AT_ONCE = (1, 64, 1024, 4096)  # queries of an exact search
 Search = Callable[[], object]
 
 
@@ -81,13 +75,6 @@ def filled(gallery: np.ndarray, factory: str = "Flat") -> Index:
 # --- exact --------------------------------------------------------------------------------
 
 
-def numpy_search(gallery: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
-    """What people write: a matrix product, a partition, a sort of what is left."""
-    scores = queries @ gallery.T
-    top = np.argpartition(-scores, k - 1, axis=1)[:, :k]
-    return -np.sort(-np.take_along_axis(scores, top, axis=1), axis=1)
-
-
 def exact_ways(gallery: np.ndarray, queries: np.ndarray, k: int) -> dict[str, Search]:
     """Name -> a function that searches all queries at once."""
     from sklearn.neighbors import NearestNeighbors
@@ -96,46 +83,20 @@ def exact_ways(gallery: np.ndarray, queries: np.ndarray, k: int) -> dict[str, Se
     plain.add(gallery)
     fitted = NearestNeighbors(n_neighbors=k, algorithm="brute", metric="cosine").fit(gallery)
     known, asked = torch.from_numpy(gallery).T, torch.from_numpy(queries)
+
+    def by_numpy() -> np.ndarray:
+        """What people write: a matrix product, a partition, a sort of what is left."""
+        scores = queries @ gallery.T
+        top = np.argpartition(-scores, k - 1, axis=1)[:, :k]
+        return -np.sort(-np.take_along_axis(scores, top, axis=1), axis=1)
+
     return {
         BASE: lambda: plain.search(queries, k),
-        "numpy": lambda: numpy_search(gallery, queries, k),
+        "numpy": by_numpy,
         "torch": lambda: torch.topk(asked @ known, k),
         "scikit-learn": lambda: fitted.kneighbors(queries),
         "Index": lambda: index.search(queries, k),
     }
-
-
-def by_torch_and_faiss(gallery: np.ndarray, k: int) -> dict[int, float]:
-    """Queries at once -> how many times as fast as faiss torch is in :func:`exact_search`."""
-    ids, rule, found = np.arange(len(gallery)), ours.MANY, {}
-
-    def way(many: int, queries: np.ndarray) -> None:
-        ours.MANY = many
-        ours.exact_search(gallery, ids, queries, k)
-
-    for n in (1, 16, 64, 256, 1024, 4096):
-        some = gallery[:n]
-        ways = {"torch": lambda q=some: way(n + 1, q), "faiss": lambda q=some: way(1, q)}  # noqa: B023
-        seconds = medians(ways, 3)
-        found[n] = round(seconds["faiss"] / seconds["torch"], 2)
-    ours.MANY = rule
-    return found
-
-
-def adding(gallery: np.ndarray) -> dict[str, float]:
-    """Seconds to add all vectors at once, and in a thousand batches."""
-
-    def add(batches: int) -> None:
-        index = Index(gallery.shape[1])
-        for part in np.array_split(gallery, batches):
-            index.add(part)
-
-    return medians({f"in {n:,} batches": lambda n=n: add(n) for n in (1, 1000)}, 3)
-
-
-def medians(ways: Mapping[str, Search], rounds: int) -> dict[str, float]:
-    """Seconds of each, in turns."""
-    return {name: statistics.median(times) for name, times in in_turns(ways, rounds).items()}
 
 
 # --- families -----------------------------------------------------------------------------
@@ -178,7 +139,7 @@ def measure_families(gallery: np.ndarray, queries: np.ndarray, truth: np.ndarray
     return rows
 
 
-# --- graphs at equal recall, and growth ---------------------------------------------------
+# --- graphs at equal recall ---------------------------------------------------------------
 
 
 def graphs(dim: int, n: int) -> dict[str, tuple[Callable, Callable]]:
@@ -223,65 +184,25 @@ def equal_recall(gallery: np.ndarray, queries: np.ndarray, truth: np.ndarray) ->
     return found
 
 
-def growth(gallery: np.ndarray, queries: np.ndarray, k: int) -> list[dict]:
-    """Exponents of the seconds at growing sizes: 1 doubles with the collection, 0 stays."""
-    rows = []
-    for family, setting in (("Flat", ""), ("IVF", "nprobe=16"), (f"HNSW{DEGREE}", "efSearch=64")):
-        sizes = [len(gallery) * part // SIZES[-1] for part in SIZES]
-        times: dict[str, list[float]] = {"build": [], "search": []}
-        for size in sizes:
-            factory = family.replace("IVF", f"IVF{2 ** int(np.log2(4 * size**0.5))},Flat")
-            took, index = seconds_of(lambda f=factory, n=size: filled(gallery[:n], f))
-            index = index.tune(setting) if setting else index
-            times["build"].append(took)
-            times["search"].append(seconds_of(lambda i=index: i.search(queries, k), 3)[0])
-        fitted = {w: float(np.polyfit(np.log(sizes), np.log(t), 1)[0]) for w, t in times.items()}
-        rows.append({"factory": family} | fitted)
-    return rows
-
-
-def picture(rows: list[dict], path: Path) -> None:
-    """Recall against speed, a dot's area by bytes a vector."""
-    figure, ax = plt.subplots(figsize=(8, 4.5))
-    for name, mine in pd.DataFrame(rows).groupby("factory", sort=False):
-        x, y, size = mine["queries_per_second"], mine["recall@10"], mine["bytes_a_vector"].iloc[0]
-        (line,) = ax.plot(x, y, "-", lw=1)
-        ax.scatter(x, y, s=size / 3, color=line.get_color(), label=f"{name}, {size:.0f} bytes")
-    ax.set(xscale="log", xlabel="queries a second", ylabel="recall@10")
-    ax.legend(fontsize=7, markerscale=0.6)
-    with atomic_path(path) as part:
-        figure.savefig(part, dpi=120, bbox_inches="tight")
-
-
 def main() -> None:
     """Measure, print, keep."""
     asked = arguments(__doc__, vectors=100_000, queries=500, dim=128, k=10, repeats=5,
                       million=False)  # fmt: skip
     n = 1_000_000 if asked.million and asked.vectors == 100_000 else asked.vectors
     gallery, queries = collection(n, asked.queries, asked.dim)
-    report = {"vectors": n, "dim": asked.dim, "queries": len(queries)}
-    if not asked.million:
-        report["exact"] = {}
-        for some in (queries, queries[:1]):
-            seconds = medians(exact_ways(gallery, some, asked.k), asked.repeats)
-            faster = {way: seconds[BASE] / s for way, s in seconds.items()}
-            report["exact"][f"{len(some)}_at_a_time"] = {"seconds": seconds, "x_faiss": faster}
-        report["torch, x faiss, by queries"] = by_torch_and_faiss(gallery, asked.k)
-        report["adding, s"] = adding(gallery)
+    report = {"vectors": n, "dim": asked.dim, "queries": len(queries), "exact": {}}
+    for many in () if asked.million else AT_ONCE:
+        times = in_turns(exact_ways(gallery, gallery[:many], asked.k), asked.repeats)
+        seconds = {way: statistics.median(some) for way, some in times.items()}
+        faster = {way: seconds[BASE] / s for way, s in seconds.items()}
+        report["exact"][f"{many}_at_a_time"] = {"seconds": seconds, "x_faiss": faster}
     _, truth = filled(gallery).search(queries, asked.k)
     report["families"] = measure_families(gallery, queries, truth)
     report["graphs"] = equal_recall(gallery, queries, truth)
-    if not asked.million:
-        report["growth"] = growth(gallery, queries, asked.k)
-    name = "search_million" if asked.million else "search"
-    write(name, report)
-    picture(report["families"], RESULTS / f"{name}.png")
-    for title, rows in report.items():
-        tables = rows.items() if title in ("exact", "graphs") else [("", rows)]
-        for name, table in tables:
-            is_table = isinstance(table, list) or name
-            told = pd.DataFrame(table).to_markdown(floatfmt=".3f") if is_table else table
-            print(f"\n{title} {name}\n{told}")
+    write("search_million" if asked.million else "search", report)
+    print(pd.DataFrame(report["families"]).to_markdown(floatfmt=".3f"))
+    for title, table in (report["exact"] | report["graphs"]).items():
+        print(f"\n{title}\n{pd.DataFrame(table).to_markdown(floatfmt='.3f')}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Extraction on Ray Data: images in, object vectors out as Parquet and straight into an index.
+"""Extraction on Ray: images in, object vectors out as Parquet and straight into an index.
 
 The images are cut into parts. A worker, which loads its networks once, makes the vectors of a part
 as :func:`extract.extract_objects` does; this process puts them into the index, then writes the
 part's file. So a file that is there says that its part is done: a run that was killed goes on with
-the others. Ray starts lost workers anew and repeats what they had in hand. Finished parts that wait
-for a slow index hold the workers back, so that they do not fill the memory.
+the others. Ray starts lost workers anew and repeats what they had in hand. A worker begins a part
+when its last one is kept, so that a slow index does not fill the memory.
 """
 
 from __future__ import annotations
@@ -14,14 +14,12 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from objemb_lib.cache import atomic_write_bytes
+from objemb_lib.cache import atomic_path
 from objemb_lib.config import DataError, ImageError, needs
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.images import measure_images
@@ -32,7 +30,7 @@ from objemb_lib.embed.trunks import Trunk
 from objemb_lib.search.milvus import MilvusIndex
 
 PART = 256  # images a file: what a lost worker costs
-WAITING = 64 << 20  # bytes of finished parts that may wait for the index
+TRIES = 3  # more, of a part whose worker was lost
 SHARED = 256 << 20  # bytes that Ray's processes on this machine share
 
 Look = Callable[[ImageDataset], Region]
@@ -70,7 +68,7 @@ def ray_extract(
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing goes to outside hosts
     with needs("scale"):
         import pyarrow.parquet  # noqa: F401
-        import ray.data
+        import ray.util
     folder, done = Path(folder), _parts(Path(folder))
     key = {"data": dataset.fingerprint, "stage": pair[0], "pooling": pair[1],
            "size": str(size), "part": str(part)}  # fmt: skip
@@ -81,45 +79,42 @@ def ray_extract(
             "log_to_driver": False, "logging_level": "warning"}  # fmt: skip
     broken = 0
     with nullcontext() if ray.is_initialized() or not todo else ray.init("local", **here):
-        for row in _made([dataset, load, key], todo, workers, gpus) if todo else ():
-            table = pd.read_parquet(BytesIO(row["parquet"]))
-            key = _agreed(folder, key, table.attrs["key"])
-            found = _extracted([table])
+        for start, table in _tables([dataset, load, key], todo, workers, gpus) if todo else ():
+            key, found = _agreed(folder, key, table.attrs["key"]), _extracted([table])
             if index is not None and found.files:
                 index.add(found.objects, pair, found.files, numbers=found.numbers)
-            atomic_write_bytes(folder / f"part-{row['start']:012d}.parquet", row["parquet"])
+            with atomic_path(folder / f"part-{start:012d}.parquet") as path:
+                table.to_parquet(path)
             broken += len(found.broken)
     if broken:
         warnings.warn(f"{broken} images cannot be used: see read_parts", stacklevel=2)
     return [path for _, path in sorted(_parts(folder).items())]
 
 
-def _made(worker: list, todo: list[int], workers: int | None, gpus: float) -> Iterator[dict]:
+def _tables(
+    worker: list, todo: list[int], workers: int | None, gpus: float
+) -> Iterator[tuple[int, pd.DataFrame]]:
     """What workers, each a :class:`_Worker` of these arguments, make of parts, as they get done."""
-    import ray.data
-    from ray.data import ActorPoolStrategy, ExecutionResources
+    import ray.util
 
     there = ray.cluster_resources()
     many = workers or int(there.get("GPU", 0) / gpus if gpus else there["CPU"])
-    pool = ActorPoolStrategy(size=max(1, min(many, len(todo))), max_tasks_in_flight_per_actor=2)
-    parts = ray.data.from_items([{"start": n} for n in todo], override_num_blocks=len(todo))
-    parts.context.enable_progress_bars = parts.context.print_on_execution_start = False
-    parts.context.raise_original_map_exception = True
-    limits = ExecutionResources(object_store_memory=WAITING)
-    parts.context.execution_options.resource_limits = limits
-    made = parts.map(_Worker, fn_constructor_args=worker, compute=pool, num_cpus=1, num_gpus=gpus)
-    return made.iter_rows()
+    how = {"num_cpus": 1, "num_gpus": gpus, "max_restarts": -1, "max_task_retries": TRIES}
+    actors = [ray.remote(**how)(_Worker).remote(*worker) for _ in range(min(many, len(todo)) or 1)]
+    pool = ray.util.ActorPool(actors)
+    return pool.map_unordered(lambda one, start: one.part.remote(start), todo)
 
 
 class _Worker:
-    """Makes the vectors of a part: the content of its file."""
+    """Makes the tables of parts."""
 
     def __init__(self, dataset: ImageDataset, load: Load, key: dict[str, str]) -> None:
         self.dataset, self.key = dataset, key
         self.trunk, self.look = load()
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        data, first = self.dataset, row["start"]
+    def part(self, first: int) -> tuple[int, pd.DataFrame]:
+        """The table of the part that begins with image ``first``."""
+        data = self.dataset
         images = range(first, min(first + int(self.key["part"]), len(data)))
         broken: dict[str, str] = {}
         try:
@@ -130,7 +125,7 @@ class _Worker:
             broken = {data.files[i]: str(e) for i, e in found.items() if isinstance(e, ImageError)}
             table = self._table([i for i in images if data.files[i] not in broken])
         table.attrs["broken"] = broken
-        return {"start": first, "parquet": table.to_parquet()}
+        return first, table
 
     def _table(self, images: Sequence[int]) -> pd.DataFrame:
         """A row an object of some images; what decided the numbers in ``attrs``."""
