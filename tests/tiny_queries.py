@@ -13,17 +13,10 @@ from objemb_lib.embed.whitening import l2
 def dataset(labels, beside=None, **parts) -> ImageDataset:
     """A data set without files; ``beside[i]`` are labels shown in the background of image i."""
     shown = [np.array([lab, *(beside or {}).get(i, [])]) for i, lab in enumerate(labels)]
-    return ImageDataset(
-        "toy",
-        "test",
-        Path("."),
-        [f"{i}.jpg" for i in range(len(labels))],
-        np.array(labels),
-        boxes=[np.ones((len(labs), 4), np.float32) for labs in shown],
-        box_labels=shown,
-        content="f",
-        **parts,
-    )
+    boxes = [np.ones((len(labs), 4), np.float32) for labs in shown]
+    files = [f"{i}.jpg" for i in range(len(labels))]
+    return ImageDataset("toy", "test", Path("."), files, np.array(labels), boxes=boxes,
+                        box_labels=shown, content="f", **parts)  # fmt: skip
 
 
 def random_case(seed: int, n: int = 40) -> tuple[np.ndarray, ImageDataset]:

@@ -70,28 +70,23 @@ def test_what_a_failed_attempt_held_is_free_before_the_next() -> None:
         until_it_fits(attempt, 2)
 
 
-@pytest.fixture
-def gpus(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """A machine that says that it has GPUs, and 12 cores."""
+def test_processes_have_a_device_each_and_share_the_cores(monkeypatch) -> None:
+    """On a machine that says that it has GPUs, and 12 cores."""
     for name in ("OBJEMB_DEVICE", "OBJEMB_WORKERS", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(os, "cpu_count", lambda: 12)
-    return monkeypatch
-
-
-def test_processes_have_a_device_each_and_share_the_cores(gpus: pytest.MonkeyPatch) -> None:
     assert config.device() == torch.device("cuda")
-    gpus.setenv("LOCAL_RANK", "2")
+    monkeypatch.setenv("LOCAL_RANK", "2")
     assert config.device() == torch.device("cuda:2")
     assert config.workers() == 8
-    gpus.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert config.workers() == 3
-    gpus.setenv("LOCAL_WORLD_SIZE", "16")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
     assert config.workers() == 1
-    gpus.setenv("OBJEMB_WORKERS", "0")
+    monkeypatch.setenv("OBJEMB_WORKERS", "0")
     assert config.workers() == 0
-    gpus.delenv("OBJEMB_WORKERS")
-    gpus.setenv("OBJEMB_DEVICE", "cpu")
+    monkeypatch.delenv("OBJEMB_WORKERS")
+    monkeypatch.setenv("OBJEMB_DEVICE", "cpu")
     assert config.device() == torch.device("cpu")
     assert config.workers() == 0  # it reads by itself

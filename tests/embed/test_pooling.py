@@ -67,8 +67,7 @@ def slow_crow(x: np.ndarray, eps: float = 1e-6) -> np.ndarray:
 
 def test_by_hand():
     x = torch.tensor([[[[1.0, 2.0], [3.0, 6.0]]]])
-    assert spoc(x).item() == 3
-    assert mac(x).item() == 6
+    assert (spoc(x).item(), mac(x).item()) == (3, 6)
     assert gem(x, p=2).item() == pytest.approx(math.sqrt(50 / 4))
     assert gem(x).item() == pytest.approx(((1 + 8 + 27 + 216) / 4) ** (1 / 3))
     assert gem(torch.full((1, 1, 3, 3), 50.0), p=100).item() == pytest.approx(50)  # no overflow

@@ -88,6 +88,7 @@ def test_spread_matches_slow(seed, n, dtype):
     x = l2(normal(seed, n, 5) + 0.5).astype(dtype)
     found = analysis.spread(x, labels)
     assert (found.within, found.between) == pytest.approx(slow_spread(x, labels), abs=1e-6)
+    assert found.ratio == found.within / found.between
 
 
 @pytest.mark.parametrize(("length", "labels"), [(1, [0, 1, 2]), (1, [0, 0, -1]), (2, [0, 0, 1])])
@@ -154,6 +155,15 @@ def test_what_an_object_covers_is_its_mask_or_else_its_box(make_image, tmp_path)
     mask = np.zeros((30, 40), np.uint8, order="F")
     mask[:3, 10:14] = 1
     assert analysis.area_ratio(replace(data, masks=[[coco_mask.encode(mask)]]), 0) == 12 / (40 * 30)
+
+
+@pytest.mark.parametrize("how", analysis.PROJECTIONS)
+def test_near_vectors_are_near_on_the_map(how):
+    x = np.concatenate([0.05 * normal(k, 12, 5) + np.eye(5)[k] for k in (0, 1)])
+    points = analysis.project(x, how)
+    assert points.min() == 0 and points.max() == 1
+    nearest = np.linalg.norm(points[:, None] - points, axis=2) + 9 * np.eye(24)
+    assert ((nearest.argmin(axis=1) < 12) == (np.arange(24) < 12)).all()
 
 
 def test_a_detector_offers_every_source_but_of_its_body_only_the_last_stages():

@@ -87,6 +87,8 @@ def test_menus_ask_the_same_box_of_another_gallery(data) -> None:
     assert "no index of colours, 2 cells with true main box" in widget.pictures.error
     widget.boxes.value = "true boxes"
     assert widget.pictures.error == "" and widget.retriever is ways[2]
+    with pytest.raises(DataError, match="different images"):
+        ObjectSearch([ways[0], retriever(data.subset([0, 1, 2]))])
 
 
 def test_sliders_change_how_much_is_found(data) -> None:
@@ -113,11 +115,6 @@ def test_a_failed_callback_says_so_and_the_next_one_takes_it_back(data) -> None:
     (data.root / "b.png").write_bytes(b"")
     widget.image.value = 1
     assert "b.png" in widget.pictures.error
-
-
-def test_ways_search_the_same_images(data) -> None:
-    with pytest.raises(DataError, match="different images"):
-        ObjectSearch([retriever(data), retriever(data.subset([0, 1, 2]))])
 
 
 def test_retrieval_finds_what_the_function_finds_and_says_what_fails(data) -> None:
@@ -181,16 +178,6 @@ def test_the_map_shows_what_is_chosen_and_asks_with_it(data) -> None:
     assert widget.plane.seen["caption"] == "yellow, image 2"
     widget.act({"kind": "chosen", "rows": [99]}, [])
     assert "IndexError" in widget.pictures.error
-
-
-@pytest.mark.parametrize("how", ["PCA", "t-SNE"])
-def test_near_vectors_are_near_on_the_map(how) -> None:
-    rng = np.random.default_rng(0)
-    x = np.concatenate([rng.normal(m, 0.05, (12, 5)) for m in (np.eye(5)[0], np.eye(5)[1])])
-    points = project(x, how)
-    assert points.min() == 0 and points.max() == 1
-    nearest = np.linalg.norm(points[:, None] - points, axis=2) + 9 * np.eye(24)
-    assert ((nearest.argmin(axis=1) < 12) == (np.arange(24) < 12)).all()
 
 
 def test_attention_follows_box_and_stage(data) -> None:
