@@ -108,7 +108,8 @@ data: install
 	@$(PY) data/download.py build mini-battles
 
 reproduce: install
-	@$(PY) -m objemb_lib.course.reproduce --profile $(PROFILE) $(if $(DATA),--data "$(DATA)") --notebooks $(NOTEBOOKS)
+	@$(PY) -m objemb_lib.course.reproduce --profile $(PROFILE) $(if $(DATA),--data "$(DATA)") \
+	  $(if $(BOXES)$(DETECTOR),--boxes "$(BOXES)$(DETECTOR)") --notebooks $(NOTEBOOKS)
 
 train: install data
 	@$(PY) -m objemb_lib.course.train $(DETECTORS)

@@ -78,7 +78,7 @@ def coco_objects(data: ImageDataset, trunk, detector) -> dict[str, tuple[Objects
     same = {"whole image": named["whole image"], "true boxes": Region(true)}
     same |= {f"true boxes, context {c}": Region(true, context=c) for c in CONTEXTS}
     same |= {"true masks": Region(true, masked=True), "crops of true boxes": Region(true, "pixels")}
-    guesses = ("detector, top 5", "proposals, top 10", "R-MAC grid", "random boxes")
+    guesses = ("mask_rcnn, top 5", "proposals, top 10", "R-MAC grid", "random boxes")
     regions = same | {name: named[name] for name in guesses}
     found = extract_objects(data, trunk, PAIRS, regions, QUIET)
     made = {way: (found[way if way in same else "true boxes"], found[way]) for way in regions}
@@ -138,7 +138,7 @@ def groceries(place: Path, trunk, detector) -> None:
         starts = np.flatnonzero(np.diff(some.image, prepend=-1))
         scores = np.maximum.reduceat(any_object, starts)[data.queries][:, data.gallery]
         found[f"{name}, any object ({', '.join(pair)})"] = evaluate_scores(scores, data, METRICS)
-        if some.where.counts.max() > 1 and name.startswith(("detector", "student")):
+        if some.where.counts.max() > 1 and name.startswith(("mask_rcnn", "student")):
             scores = retrieval_scores(vectors, some, top1_query(some), data, "best")
             found[f"{name}, the surest ({', '.join(pair)})"] = evaluate_scores(
                 scores, data, METRICS

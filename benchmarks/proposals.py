@@ -28,7 +28,6 @@ import statistics
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -45,7 +44,7 @@ from objemb_lib.attend.sources import centre, grid, random_like
 from objemb_lib.course.train import coco_folds, proposer_scenes
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.detect.metrics import main_recall
-from objemb_lib.embed.boxes import Boxes, true_boxes, whole_image
+from objemb_lib.embed.boxes import Boxes, true_boxes, whole_image, with_whole
 from objemb_lib.embed.extract import ExtractOptions, Objects, extract_objects
 from objemb_lib.embed.regions import Region, model_input
 from objemb_lib.embed.trunks import load_trunk
@@ -121,13 +120,6 @@ def every_source(data: ImageDataset, folds: list[list[ImageDataset]]) -> dict[st
     found |= {"random boxes of true sizes": random_like(true, data), "centre box": centre(data)}
     found |= {"R-MAC grid (14)": grid(data), "five fixed boxes": fixed_boxes(data, fold)}
     return found | {"proposer": proposed, "proposer and whole image": with_whole(proposed, data)}
-
-
-def with_whole(some: Boxes, data: ImageDataset) -> Boxes:
-    """The whole image as a further object, the least sure."""
-    boxes = [np.concatenate([b, w]) for b, w in zip(some.boxes, whole_image(data).boxes)]
-    scores = [np.append(s, 0.0) for s in some.scores]
-    return replace(some, name=f"{some.name} and whole image", boxes=boxes, scores=scores)
 
 
 # --- measures -----------------------------------------------------------------------------

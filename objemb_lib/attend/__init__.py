@@ -5,10 +5,12 @@ from objemb_lib import lazy
 __getattr__, __all__ = lazy(
     __name__,
     {
-        "box_sources": "sources",
+        "box_sources": "detections",
         "detect_cached": "sources",
         "detector_boxes": "sources",
         "boxes_from": "detections",
+        "detection_ms": "detections",
+        "source_name": "detections",
         "soft": "",
         "choose_weight": "objects",
         "fuse": "objects",

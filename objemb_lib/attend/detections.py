@@ -1,8 +1,15 @@
-"""Boxes from anywhere: a file, a function or a detector's name, checked at this one door."""
+"""Where boxes come from: a file, a function, a detector, the truth, a rule, or chance.
+
+Who says where to look is *hard attention*: what lies inside a box is kept, the rest is forgotten.
+:func:`boxes_from` is the one door for boxes of others, and checks them; :func:`box_sources` gives
+every kind of box of a data set by its name.
+"""
 
 from __future__ import annotations
 
 import json
+import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -17,55 +24,149 @@ from tqdm.auto import tqdm
 
 from objemb_lib import config
 from objemb_lib.attend.proposer import propose
-from objemb_lib.attend.sources import detect_cached, detector_boxes
+from objemb_lib.attend.sources import (
+    centre,
+    detect_cached,
+    detector_boxes,
+    grid,
+    proposal_boxes,
+    random_like,
+)
 from objemb_lib.config import DataError
+from objemb_lib.data.coco import VISIBLE
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.folder import encode_mask
+from objemb_lib.detect.detectors import Detector
+from objemb_lib.detect.metrics import detect
 from objemb_lib.detect.weights import load_detector
-from objemb_lib.embed.boxes import Boxes, or_whole
+from objemb_lib.embed.boxes import Boxes, or_whole, true_boxes, whole_image
 from objemb_lib.embed.extract import ExtractOptions
+from objemb_lib.embed.regions import Region, every_image_has_a_box
 from objemb_lib.embed.trunks import from_hub
 
+PROPOSER = "proposer"  # made for photographs, comes with the course
 # torchvision's light COCO detectors, which give boxes and no embedding
 LIGHT = ("ssdlite320_mobilenet_v3_large", "fasterrcnn_mobilenet_v3_large_320_fpn")
 
 Found = tuple  # boxes (K, 4), scores (K,), and masks, if there are any, (K, H, W)
 Find = Callable[[Image.Image], Found]
+Source = str | Path | Find | Detector
 
 
-def boxes_from(
-    source: str | Path | Find, dataset: ImageDataset, name: str = "", progress: bool = True
-) -> Boxes:
+def source_name(source: Source) -> str:
+    """What tables call a source of boxes: the name of its file, function or detector.
+
+    >>> source_name("photos/yolox_nano_*.json"), source_name("torchvision/fcos_resnet50_fpn")
+    ('yolox_nano', 'fcos_resnet50_fpn')
+    """
+    if isinstance(source, Detector):
+        return source.kind
+    if callable(source):
+        return getattr(source, "__name__", "find")
+    path = Path(source)
+    return path.stem.strip("*_") if path.suffix == ".json" else path.name.partition(":")[0]
+
+
+def boxes_from(source: Source, dataset: ImageDataset, progress: bool = True) -> Boxes:
     """The boxes that somebody or something gives for the images of a data set.
 
     Args:
         source: a file of COCO results (a list of ``image_id``, ``bbox``, ``score`` and, if you
-            like, ``segmentation``), or of COCO annotations that are detections; a function
-            ``find(image) -> boxes, scores[, masks]`` with ``boxes`` ``(K, 4)`` x0, y0, x1, y1 in
-            pixels of the upright image; or the name of a detector: one of ours,
-            ``torchvision/MODEL`` for those of COCO, one of :data:`LIGHT`, or ``proposer``.
-        name: for tables; default the file's, the function's, the detector's.
+            like, ``segmentation``), or of COCO annotations that are detections, or several, as
+            ``yolox_*.json``; a function ``find(image) -> boxes, scores[, masks]`` with ``boxes``
+            ``(K, 4)`` x0, y0, x1, y1 in pixels of the upright image; a detector, or its name: one
+            of ours, ``torchvision/MODEL`` for those of COCO, one of :data:`LIGHT`, or ``proposer``.
     Returns:
-        the whole image where there is no box (``fell_back`` says where).
+        named after its source, the whole image where there is no box (``fell_back`` says where).
     Raises:
         DataError: naming the image: boxes that are not ``(K, 4)``, as many scores as boxes, finite,
             in pixels and on the image. Or no such file or detector. DownloadError: its weights.
     """
+    name, source = source_name(source), _opened(source)
+    if source == PROPOSER:
+        return propose(dataset, options=ExtractOptions(progress=progress))
+    if isinstance(source, Detector):
+        found = detect_cached(source, dataset, progress=progress)
+        return detector_boxes(dataset, source, found)
     if callable(source):
-        return _from_function(
-            source, dataset, name or getattr(source, "__name__", "find"), progress
-        )
-    if Path(source).suffix == ".json":
-        return _from_file(Path(source), dataset, name or Path(source).stem)
-    if (light := str(source).removeprefix("torchvision/")) in LIGHT:
-        return _from_function(light_detector(light), dataset, name or light, progress)
-    if source == "proposer":
-        found = propose(dataset, options=ExtractOptions(progress=progress))
-        return replace(found, name=name or source)
-    detector = load_detector(str(source))
-    found = detect_cached(detector, dataset, progress=progress)
-    boxes = detector_boxes(dataset, detector, found)
-    return replace(boxes, name=name or str(source), source=str(source))
+        return _from_function(source, dataset, name, progress)
+    return _from_files(Path(source), dataset, name)
+
+
+def _opened(source: Source) -> Source:
+    """A detector in place of its name."""
+    if callable(source) or source == PROPOSER or Path(source).suffix == ".json":
+        return source
+    name = source_name(source)
+    return light_detector(name) if name in LIGHT else load_detector(str(source))
+
+
+def box_sources(
+    dataset: ImageDataset,
+    source: Source | None = None,
+    truth: bool | None = None,
+    seed: int = config.SEED,
+    progress: bool = True,
+) -> dict[str, Region]:
+    """Every kind of box of a data set by its name, on the map.
+
+    Args:
+        source: see :func:`boxes_from`; of its boxes the best one, three and five, those of a score
+            of 0.5 and more, its masks, and a two-stage detector's proposals.
+        truth: whether to give what needs true boxes; default where every image has one.
+        seed: of the random boxes, which have the sizes of the true ones.
+    """
+    boxed = every_image_has_a_box(dataset) if truth is None else truth
+    found = {"whole image": Region(whole_image(dataset))}
+    if boxed:
+        true = true_boxes(dataset)
+        found["true boxes"] = Region(true)
+        if true.masks is not None:
+            found["true masks"] = Region(true, masked=True, called="true masks")
+    found |= _guesses(source, dataset, progress) if source else {}
+    found["R-MAC grid"] = Region(grid(dataset))
+    found["centre box"] = Region(centre(dataset))
+    if boxed:
+        found["random boxes"] = Region(random_like(true, dataset, seed))
+    return found
+
+
+def _guesses(source: Source, dataset: ImageDataset, progress: bool) -> dict[str, Region]:
+    """What a source says: its best boxes, those it is sure of, its masks, its proposals."""
+    source, seen = _opened(source), [{}]
+    if isinstance(source, Detector):
+        seen = detect_cached(source, dataset, True, progress)
+        boxes = detector_boxes(dataset, source, seen, masks="rles" in seen[0])
+    else:
+        boxes = boxes_from(source, dataset, progress)
+    name = boxes.name
+    some = [*(boxes.top(k) for k in (1, 3, 5)), boxes.top(100, 0.5, f"{name}, score >= 0.5")]
+    regions = [Region(guess) for guess in some]
+    if boxes.masks is not None:
+        regions.append(Region(boxes.top(5), masked=True, called=f"{name} masks, top 5"))
+    if "proposals" in seen[0]:
+        regions.append(Region(proposal_boxes(dataset, source, seen)))
+    return {region.name: region for region in regions}
+
+
+def detection_ms(source: Source, dataset: ImageDataset, images: int = 10) -> dict[bool, float]:
+    """Median time in ms that a source needs to look at one image, with masks (True) and without.
+
+    One image at a time, the first not counted; a file has nothing left to do: 0.
+    """
+    source, taken = _opened(source), {}
+    if isinstance(source, (str, Path)) and source != PROPOSER:
+        return {False: 0.0, True: 0.0}
+    source = source.for_inference(config.device()) if isinstance(source, Detector) else source
+    for masks in (False, True):
+        for i in range(min(images, len(dataset))):
+            one, start = dataset.subset([i]), time.perf_counter()
+            if isinstance(source, Detector):  # not from the cache
+                detect(source, one, progress=False, masks=masks)
+            else:
+                boxes_from(source, one, progress=False)
+            taken.setdefault(masks, []).append(1000 * (time.perf_counter() - start))
+    return {masks: statistics.median(ms[1:] or ms) for masks, ms in taken.items()}
 
 
 def light_detector(name: str, pretrained: bool = True) -> Find:
@@ -96,7 +197,34 @@ def _from_function(find: Find, dataset: ImageDataset, name: str, progress: bool)
     return _gathered(name, dataset, found)
 
 
-def _from_file(path: Path, dataset: ImageDataset, name: str) -> Boxes:
+def _from_files(pattern: Path, dataset: ImageDataset, name: str) -> Boxes:
+    """Boxes of COCO files; windows of photographs get what lies in them."""
+    mine, count = [[] for _ in range(len(dataset))], 0
+    paths = sorted(pattern.parent.glob(pattern.name))
+    if not paths:
+        raise DataError(f"{pattern}: no such file", "Name a COCO file of boxes, or a detector.")
+    for path in paths:
+        images, entries = _content(path)
+        owners, count = _image_numbers(dataset, images), count + len(entries)
+        for entry in entries:
+            for i in owners.get(str(entry["image_id"]), ()):
+                mine[i].append(entry)
+    if count and not any(mine):
+        raise DataError(
+            f"{pattern}: none of its {count} boxes is of an image of {dataset}",
+            "Let image_id be the number in the file's name, the name itself, or the id of an entry "
+            "in `images` that gives its file_name.",
+        )
+    photographs = replace(dataset, crops=()) if len(dataset.crops) else dataset
+    found = [_read(photographs, i, some) for i, some in enumerate(mine)]
+    for i, window in enumerate(dataset.crops):
+        if window is not None:
+            found[i] = _inside(window, *found[i][:2])
+    return _gathered(name, dataset, found)
+
+
+def _content(path: Path) -> tuple[Sequence[Mapping], Sequence[Mapping]]:
+    """The ``images``, if there are any, and the boxes of a COCO file."""
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -106,34 +234,31 @@ def _from_file(path: Path, dataset: ImageDataset, name: str) -> Boxes:
     if not isinstance(entries, list) or not all("image_id" in e and "bbox" in e for e in entries):
         remedy = "Give COCO results, a list of image_id, bbox and score, or COCO annotations."
         raise DataError(f"{path} holds no boxes", remedy)
-    numbers = _image_numbers(dataset, images)
-    mine: list[list[dict]] = [[] for _ in range(len(dataset))]
-    for entry in entries:
-        if (i := numbers.get(str(entry["image_id"]))) is not None:
-            mine[i].append(entry)
-    if entries and not any(mine):
-        raise DataError(
-            f"{path}: none of its {len(entries)} boxes is of an image of {dataset}",
-            "Let image_id be the number in the file's name, the name itself, or the id of an entry "
-            "in `images` that gives its file_name.",
-        )
-    return _gathered(name, dataset, [_read(dataset, i, some) for i, some in enumerate(mine)])
+    return images, entries
 
 
-def _image_numbers(dataset: ImageDataset, images: Sequence[Mapping]) -> dict[str, int]:
-    """``image_id`` as text -> index: by the file's ``images``, else by a photograph's own name."""
-    by_name = {}
+def _image_numbers(dataset: ImageDataset, images: Sequence[Mapping]) -> dict[str, list[int]]:
+    """``image_id`` as text -> indices: by the file's ``images``, else by a photograph's name."""
+    by_name: dict[str, list[int]] = {}
     for i, file in enumerate(dataset.files):
         path = PurePosixPath(file)
-        for called in (file, path.name, path.stem):
-            by_name.setdefault(called, i)
-            if called.isdecimal():  # 000000000139.jpg is image 139 of COCO
-                by_name.setdefault(str(int(called)), i)
+        called = {file, path.name, path.stem}
+        if path.stem.isdecimal():  # 000000000139.jpg is image 139 of COCO
+            called.add(str(int(path.stem)))
+        for one in called:
+            by_name.setdefault(one, []).append(i)
     if not images:
         return by_name
     named = {str(image["id"]): str(image["file_name"]) for image in images}
-    found = {k: by_name.get(file, by_name.get(Path(file).name)) for k, file in named.items()}
-    return {k: i for k, i in found.items() if i is not None}
+    return {k: by_name.get(file) or by_name.get(Path(file).name, []) for k, file in named.items()}
+
+
+def _inside(window: Sequence[int], boxes: np.ndarray, scores: np.ndarray) -> Found:
+    """Of a photograph's boxes those that show half of themselves in a window, and where."""
+    low, high = np.array(window[:2] * 2, np.float32), np.array(window[2:] * 2, np.float32)
+    seen, area = boxes.clip(low, high), lambda some: np.prod(some[:, 2:] - some[:, :2], axis=1)
+    there = area(seen) >= VISIBLE * np.maximum(area(boxes), 1e-9)
+    return seen[there] - low, scores[there]
 
 
 def _read(dataset: ImageDataset, i: int, entries: Sequence[Mapping]) -> Found:

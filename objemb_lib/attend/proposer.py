@@ -143,11 +143,18 @@ def propose(
     Args:
         proposer: default the shipped one. trunk: its own; default EfficientNet-Lite0.
         options: how the trunk sees the images; 256 pixels, as the shipped one learned.
+    Warns:
+        where the shipped one learned from these very photographs: elsewhere it is worse.
     Raises:
         ImageError, DataError: an image cannot be used.
     """
-    trunk = trunk or load_trunk()
-    proposer = (proposer or load_proposer()).to(config.device())
+    if proposer is None:
+        proposer, learned = load_proposer(), read_card("proposer")["photographs"].values()
+        known = {f"{one:012d}" for ids in learned for one in ids}
+        if count := sum(Path(file).stem in known for file in dataset.files):
+            note = f"the proposer learned from {count} of these {len(dataset)} photographs"
+            warnings.warn(f"{note}: on others its boxes are worse", stacklevel=2)
+    trunk, proposer = trunk or load_trunk(), proposer.to(config.device())
     boxes, scores, sizes = [], [], dataset.sizes()
     for maps in _maps(dataset, trunk, options or ExtractOptions()):
         for some, sure in proposer.best(maps, top):

@@ -1,8 +1,4 @@
-"""Where boxes come from: the truth, a detector, a rule, or chance.
-
-A detector that says where to look is *hard attention*: what lies inside a box is kept, the rest is
-forgotten. :func:`box_sources` gives every kind of box of a data set by its name.
-"""
+"""Boxes that a detector gives, and those of rules and of chance, with which they must compare."""
 
 from __future__ import annotations
 
@@ -22,53 +18,10 @@ from objemb_lib.cache import atomic_path
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.detect.detectors import Detector, Target
 from objemb_lib.detect.metrics import detect
-from objemb_lib.embed.boxes import Boxes, or_whole, true_boxes, whole_image
+from objemb_lib.embed.boxes import Boxes, or_whole
 from objemb_lib.embed.pooling import rmac_grid
-from objemb_lib.embed.regions import Region, every_image_has_a_box
 
 SAME = 0.5  # overlap (IoU) from which two detections are one object called by two names
-
-
-def box_sources(
-    dataset: ImageDataset,
-    detector: Detector | None = None,
-    truth: bool | None = None,
-    seed: int = config.SEED,
-    progress: bool = True,
-) -> dict[str, Region]:
-    """Every kind of box of a data set by its name, on the map; a detector runs once for all.
-
-    Args:
-        detector: of whose boxes, masks and proposals there will be those that it gives.
-        truth: whether to give what needs true boxes; default where every image has one.
-        seed: of the random boxes, which have the sizes of the true ones.
-    """
-    boxed = every_image_has_a_box(dataset) if truth is None else truth
-    found = {"whole image": Region(whole_image(dataset))}
-    if boxed:
-        true = true_boxes(dataset)
-        found["true boxes"] = Region(true)
-        if true.masks is not None:
-            found["true masks"] = Region(true, masked=True, called="true masks")
-    found |= _guesses(dataset, detector, progress) if detector else {}
-    found["R-MAC grid"] = Region(grid(dataset))
-    found["centre box"] = Region(centre(dataset))
-    if boxed:
-        found["random boxes"] = Region(random_like(true, dataset, seed))
-    return found
-
-
-def _guesses(dataset: ImageDataset, detector: Detector, progress: bool) -> dict[str, Region]:
-    """What a detector says: its best boxes, those it is sure of, its masks, its proposals."""
-    seen = detect_cached(detector, dataset, True, progress)
-    boxes = detector_boxes(dataset, detector, seen, masks="rles" in seen[0])
-    some = [boxes.top(k) for k in (1, 3, 5)] + [boxes.top(100, 0.5, "detector, score >= 0.5")]
-    regions = [Region(guess) for guess in some]
-    if boxes.masks is not None:
-        regions.append(Region(boxes.top(5), masked=True, called="detector masks, top 5"))
-    if "proposals" in seen[0]:
-        regions.append(Region(proposal_boxes(dataset, detector, seen)))
-    return {region.name: region for region in regions}
 
 
 def detect_cached(
@@ -128,7 +81,7 @@ def detector_boxes(
     """
     keep = [nms(one["boxes"], one["scores"], SAME) for one in found]
     return or_whole(
-        "detector",
+        detector.kind,
         dataset,
         [one["boxes"][k].numpy() for one, k in zip(found, keep)],
         [one["scores"][k].numpy() for one, k in zip(found, keep)],

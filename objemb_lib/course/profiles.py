@@ -29,6 +29,7 @@ class Profile:
         seed: of every random choice.
         parameters: for every notebook that takes them.
         notebooks: those that run, and the parameters that are theirs alone; {} runs all.
+        boxed: those that run only where every image has a box.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Profile:
     seed: int
     parameters: dict = field(default_factory=dict)
     notebooks: dict[str, dict] = field(default_factory=dict)
+    boxed: list[str] = field(default_factory=list)
 
     def given(self, notebook: Path, data: str) -> dict:
         """The parameters that a notebook gets.
@@ -64,7 +66,7 @@ def profile(name: str) -> Profile:
     try:
         return Profile(name, **yaml.safe_load(path.read_text(encoding="utf-8")))
     except (yaml.YAMLError, TypeError) as error:
-        known = "data, seed, parameters and notebooks"
+        known = "data, seed, parameters, notebooks and boxed"
         raise ReproduceError(f"{path}: {error}", f"A profile has {known}.") from error
 
 

@@ -5,6 +5,7 @@
     python -m objemb_lib.course.reproduce --update                 make this run the committed one
     python -m objemb_lib.course.reproduce --profile smoke          other settings, see profiles/
     python -m objemb_lib.course.reproduce --profile folder --data folder:PATH      your photographs
+    ... --boxes boxes.json                                    and who says where to look in them
 
 Executed copies, results.json and results.md go to runs/<profile>/, or, where a profile has several
 data sets or --data names one, to runs/<profile>/<data>/. Exit status: 0 all ran and every number
@@ -22,7 +23,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from objemb_lib.cache import atomic_write_bytes, atomic_write_text
 from objemb_lib.config import ObjembError, ReproduceError
 from objemb_lib.course import profiles
 from objemb_lib.data import catalogue
+from objemb_lib.embed.regions import every_image_has_a_box
 from objemb_lib.measure import leaderboard
 
 USUAL = "workshop"  # its run is the one that the README and the committed notebooks show
@@ -45,7 +47,7 @@ MARKS = "<!-- results:start -->", "<!-- results:end -->"
 
 
 def reproduce(
-    name: str, numbers: Sequence[str] = (), update: bool = False, data: str = ""
+    name: str, numbers: Sequence[str] = (), update: bool = False, data: str = "", boxes: str = ""
 ) -> list[str]:
     """Run notebooks of a profile on each of its data sets; returns the numbers that strayed.
 
@@ -53,11 +55,17 @@ def reproduce(
         numbers: of the notebooks; default those of the profile.
         update: make the run the committed one.
         data: run on these instead, as for :func:`catalogue.load_splits`.
+        boxes: who says where to look: a COCO file or a detector's name; default the profile's.
     Raises:
         ReproduceError: a notebook failed, or there is no such profile. DataError,
         DownloadError: no data.
     """
     stated = profiles.profile(name)
+    if boxes:
+        stated = replace(stated, parameters=stated.parameters | {"BOXES": boxes}, notebooks={
+            stem: {k: v for k, v in own.items() if k != "BOXES"}
+            for stem, own in stated.notebooks.items()
+        })  # fmt: skip
     notebooks = profiles.choose(numbers or list(stated.notebooks))
     planned, problems = runs(stated, data), []
     about = {run: {one: manifest(one)} if one else {} for run, one in planned.items()}  # all first
@@ -66,13 +74,18 @@ def reproduce(
         print(f"{took.index.name}, in the committed run:\n{took.to_string(index_names=False)}\n")
     for run, one in planned.items():
         try:
-            fresh = run_on(one, run, stated, notebooks) | {"data": about[run]}
+            those = [nb for nb in notebooks if nb.stem not in stated.boxed or every_box(one)]
+            for notebook in [nb for nb in notebooks if nb not in those]:
+                print(f"{notebook.name}: left out, not every photograph of {one} has a box")
+            fresh = run_on(one, run, stated, those) | {"data": about[run]}
             problems += finish(run, fresh, notebooks if update else ())
         except ReproduceError as error:
             if len(planned) == 1:
                 raise
             print(f"error: {error}", file=sys.stderr)  # a night's other data sets still run
             problems.append(f"{run} failed")
+    if not problems:
+        print("executed notebooks:", *(f"runs/{run}/" for run in planned))
     return problems
 
 
@@ -90,6 +103,12 @@ def runs(stated: profiles.Profile, data: str = "") -> dict[str, str]:
         one = f"{name}:{Path(path).expanduser().absolute()}" if path else name
         found[f"{stated.name}/{folder}"] = one
     return found
+
+
+def every_box(data: str) -> bool:
+    """Whether every image of some data, of all splits, has a box."""
+    train, tests = catalogue.load_splits(data)
+    return every_image_has_a_box(train, *tests.values())
 
 
 def manifest(data: str) -> dict:
@@ -290,10 +309,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--profile", default="workshop", help="default: workshop")
     parser.add_argument("--notebooks", nargs="*", default=[], help="numbers, e.g. 00 01")
     parser.add_argument("--data", default="", help="another data set, or folder:PATH")
+    who = "who says where to look in notebook 03: a COCO file, a detector"
+    parser.add_argument("--boxes", default="", metavar="FILE|DETECTOR", help=who)
     parser.add_argument("--update", action="store_true", help="make this run the committed one")
     asked = parser.parse_args(arguments)
     try:
-        problems = reproduce(asked.profile, asked.notebooks, asked.update, asked.data)
+        boxes = asked.boxes
+        if boxes.endswith(".json"):  # notebooks run elsewhere
+            boxes = str(Path(boxes).expanduser().absolute())
+        problems = reproduce(asked.profile, asked.notebooks, asked.update, asked.data, boxes)
     except ObjembError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -302,8 +326,6 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     for problem in problems:
         print(f"strayed: {problem}", file=sys.stderr)
-    if not problems:
-        print(f"executed notebooks: runs/{asked.profile}/")
     return 1 if problems else 0
 
 

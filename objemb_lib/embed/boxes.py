@@ -132,6 +132,16 @@ def or_whole(
     return Boxes(name, found, sure, None if masks is None else shapes, np.array(back), source)
 
 
+def with_whole(boxes: Boxes, dataset: ImageDataset) -> Boxes:
+    """The whole image as a further object, the least sure: of a picture of one thing it is the
+    best box. Masks are dropped."""
+    whole = whole_image(dataset).boxes
+    more = [np.concatenate(pair) for pair in zip(boxes.boxes, whole)]
+    scores = [np.append(sure, 0) for sure in boxes.scores]
+    return replace(boxes, name=f"{boxes.name} and whole image", boxes=more, scores=scores,
+                   masks=None)  # fmt: skip
+
+
 def whole_image(dataset: ImageDataset) -> Boxes:
     """The image as its only object."""
     return Boxes("whole image", [[[0, 0, *size]] for size in dataset.sizes()], source="none")

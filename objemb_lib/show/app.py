@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from objemb_lib import config
-from objemb_lib.attend.detections import boxes_from
+from objemb_lib.attend.detections import PROPOSER, boxes_from, source_name
 from objemb_lib.attend.sources import detector_boxes
 from objemb_lib.config import ObjembError
 from objemb_lib.data.catalogue import load_splits
@@ -22,7 +22,7 @@ from objemb_lib.data.folder import ANNOTATIONS, folder
 from objemb_lib.detect.detectors import Detector
 from objemb_lib.detect.metrics import detect
 from objemb_lib.detect.weights import read_card
-from objemb_lib.embed.boxes import Boxes, true_boxes
+from objemb_lib.embed.boxes import Boxes, true_boxes, with_whole
 from objemb_lib.embed.regions import Region
 from objemb_lib.embed.trunks import load_trunk
 from objemb_lib.search.objects import ObjectIndex
@@ -63,14 +63,15 @@ def ways(dataset: ImageDataset, progress: bool = False) -> list[Retriever]:
     def find(data: ImageDataset) -> Boxes:
         return own_boxes(data, detector, progress)
 
-    given = os.environ.get(BOXES) or ("proposer" if os.environ.get(PHOTOS) else "")
-    file = Path(given).read_bytes() if Path(given).is_file() else b""
+    given = os.environ.get(BOXES) or (PROPOSER if os.environ.get(PHOTOS) else "")
+    files = [p.read_bytes() for p in sorted(Path(given).parent.glob(Path(given).name))]
     places = {"detected": (find, find)}  # boxes of the gallery, of a photograph that comes
-    if given:
-        brought = functools.cache(lambda data: boxes_from(given, data, progress=progress).top(TOP))
-        places = {
-            Path(given).stem if file else given: (brought, find if file else brought)
-        } | places
+    if given:  # the whole image stays in: of a picture of one thing nothing beats it
+        brought = functools.cache(
+            lambda data: with_whole(boxes_from(given, data, progress).top(TOP), data)
+        )
+        file = Path(given).suffix == ".json"
+        places = {source_name(given): (brought, find if file else brought)} | places
     if any(map(len, dataset.boxes)):
         places["true boxes"] = true_boxes, find
     found = []
@@ -78,7 +79,7 @@ def ways(dataset: ImageDataset, progress: bool = False) -> list[Retriever]:
         embed = embedder(network, pairs, SIZE, context)
         for boxes, (place, of_photograph) in places.items():
             made_of = (dataset.fingerprint, network.fingerprint(), pairs, context, boxes, SIZE,
-                       file, read_card("student")["sha256"])  # fmt: skip
+                       files, read_card("student")["sha256"])  # fmt: skip
             key = hashlib.sha256(repr(made_of).encode()).hexdigest()
             path = config.cache_root() / "app" / f"{key}.index"
             if not path.exists():

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_scenes import scenes
+from tiny_scenes import PAIR, QUIET, lively, scenes, small
 
 from objemb_lib.attend import detections
-from objemb_lib.attend.detections import boxes_from, light_detector
+from objemb_lib.attend.detections import box_sources, boxes_from, light_detector
 from objemb_lib.attend.objects import meets_main
 from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.folder import folder
 from objemb_lib.embed.boxes import Boxes
+from objemb_lib.embed.extract import extract_objects
 
 SIZE = (100, 48)
 
@@ -23,6 +25,13 @@ SIZE = (100, 48)
 @pytest.fixture
 def data(tmp_path: Path) -> ImageDataset:
     return scenes(tmp_path / "scenes", size=SIZE)
+
+
+NAMES = [
+    "whole image", "true boxes", "true masks", "mask_rcnn, top 1", "mask_rcnn, top 3",
+    "mask_rcnn, top 5", "mask_rcnn, score >= 0.5", "mask_rcnn masks, top 5", "proposals, top 10",
+    "R-MAC grid", "centre box", "random boxes",
+]  # fmt: skip
 
 
 def written(tmp_path: Path, what: object) -> Path:
@@ -47,6 +56,15 @@ def test_a_results_file_finds_its_photographs_by_any_of_their_names(by, data, tm
     assert (found.name, found.source) == ("boxes", "boxes")  # named after the file
 
 
+def test_windows_of_photographs_get_what_lies_in_them_from_several_files(data, tmp_path) -> None:
+    windows = replace(data.subset([0, 0]), crops=[(0, 0, 50, 48), (40, 10, 100, 48)])
+    for k, box in enumerate(([10, 5, 20, 30], [45, 12, 30, 20])):
+        (tmp_path / f"found_{k}.json").write_text(json.dumps([result(0, box)]))
+    found = boxes_from(tmp_path / "found_*.json", windows)
+    assert found.name == "found"  # the second box shows a sixth of itself in the first window
+    assert [b.tolist() for b in found.boxes] == [[[10, 5, 30, 35]], [[5, 2, 35, 22]]]
+
+
 def test_masks_of_a_file_come_along_if_every_box_has_one(data, tmp_path) -> None:
     square = {"segmentation": [[10, 5, 30, 5, 30, 35, 10, 35]]}
     entries = [result(i, [10, 5, 20, 30], **square) for i in range(4)]
@@ -66,7 +84,7 @@ def test_a_function_is_asked_for_each_photograph(data) -> None:
     found = boxes_from(left_half, data, progress=False)
     assert found.source == "left_half" and found.counts.tolist() == [1] * 4
     assert found.boxes[1].tolist() == [[0, 0, 50, 48]] and found.mask(3, 0).mean() == 0.5
-    nothing = boxes_from(lambda image: ([], []), data, "nothing", progress=False)
+    nothing = boxes_from(lambda image: ([], []), data, progress=False)
     assert nothing.fell_back.all()
 
 
@@ -112,7 +130,7 @@ def test_an_entry_that_is_no_box_is_refused_naming_the_photograph(bad, data, tmp
 def test_a_file_of_other_photographs_is_refused(data, tmp_path) -> None:
     with pytest.raises(DataError, match="none of its 1 boxes"):
         boxes_from(written(tmp_path, [result("holiday", [1, 2, 3, 4])]), data)
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="no such file"):
         boxes_from(tmp_path / "absent.json", data)
 
 
@@ -122,6 +140,40 @@ def test_a_detector_by_its_name_or_none(data) -> None:
         assert isinstance(found, Boxes) and (found.name, found.source) == (name, name)
     with pytest.raises(DataError):
         boxes_from("yolo9000", data)
+
+
+def test_every_source_by_its_name(data: ImageDataset) -> None:
+    found = box_sources(data, small("mask_rcnn"), progress=False)
+    assert list(found) == [region.name for region in found.values()] == NAMES
+    for region in found.values():
+        assert len(region.boxes) == len(data) and region.boxes.counts.min() >= 1
+    proposed = found["proposals, top 10"].boxes
+    assert proposed.scores[0][:3].tolist() == pytest.approx([1, 1 / 2, 1 / 3])
+    counts = {name: region.boxes.counts.max() for name, region in found.items()}
+    assert counts["mask_rcnn, top 1"] == counts["centre box"] == counts["whole image"] == 1
+    assert counts["mask_rcnn, top 3"] <= 3 and counts["R-MAC grid"] == 14
+    assert found["mask_rcnn masks, top 5"].masked and found["true masks"].masked
+    made = extract_objects(data, lively(), [PAIR], found, QUIET)
+    assert all(np.isfinite(one.vectors[PAIR]).all() for one in made.values())
+
+
+def test_what_is_not_known_is_left_out(data: ImageDataset) -> None:
+    """Masks of boxes, truth of images without boxes, what a detector does not give."""
+    unmasked, plain = replace(data, masks=None), small("fcos")
+    assert set(NAMES) - set(box_sources(unmasked, small("mask_rcnn"))) == {"true masks"}
+    given = [name.replace("fcos", "mask_rcnn") for name in box_sources(data, plain, progress=False)]
+    assert set(NAMES) - set(given) == {"mask_rcnn masks, top 5", "proposals, top 10"}
+    nobody = replace(data, boxes=[np.zeros((0, 4)), *data.boxes[1:]], box_labels=(),
+                     box_categories=(), masks=None)  # fmt: skip
+    assert list(box_sources(nobody)) == ["whole image", "R-MAC grid", "centre box"]
+
+
+def test_boxes_of_a_file_stand_among_the_sources_by_its_name(data, tmp_path) -> None:
+    entries = [result(i, [10, 5, 20, 30], 0.1 * k) for i in range(4) for k in range(4)]
+    found = box_sources(data, written(tmp_path, entries), truth=False)
+    said = ["boxes, top 1", "boxes, top 3", "boxes, top 5", "boxes, score >= 0.5"]
+    assert list(found) == ["whole image", *said, "R-MAC grid", "centre box"]
+    assert found["boxes, top 3"].boxes.counts.tolist() == [3] * 4
 
 
 @pytest.mark.parametrize("name", detections.LIGHT)

@@ -179,7 +179,8 @@ def test_the_shipped_proposer_is_the_one_of_its_card() -> None:
 def test_the_shipped_proposer_on_real_photographs(real_photographs: Path) -> None:
     """It has learned from them: that it runs on any photograph, not how well."""
     data = coco_photographs("test", real_photographs / "coco").subset(range(6))
-    found = boxes_from("proposer", data, progress=False)
+    with pytest.warns(UserWarning, match="learned from 6 of these 6"):
+        found = boxes_from("proposer", data, progress=False)
     assert len(found) == 6 and not found.fell_back.any()
     for boxes, scores, size in zip(found.boxes, found.scores, data.sizes()):
         assert 1 <= len(boxes) <= 5 and (boxes >= 0).all() and (boxes <= np.tile(size, 2)).all()

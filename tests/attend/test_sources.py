@@ -1,9 +1,8 @@
-"""Where boxes come from: every source by its name, a detector run once."""
+"""Boxes of a detector, which runs once, of rules and of chance."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,21 +10,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_scenes import FULL, PAIR, QUIET, SIZE, lively, objects_of, small
+from tiny_scenes import FULL, PAIR, SIZE, objects_of, small
 
 from objemb_lib.attend import sources
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.detect.metrics import detect
 from objemb_lib.embed.boxes import Boxes, whole_image
-from objemb_lib.embed.extract import extract_objects
 from objemb_lib.embed.regions import Region
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
-NAMES = [
-    "whole image", "true boxes", "true masks", "detector, top 1", "detector, top 3",
-    "detector, top 5", "detector, score >= 0.5", "detector masks, top 5", "proposals, top 10",
-    "R-MAC grid", "centre box", "random boxes",
-]  # fmt: skip
 
 
 def test_a_detector_that_finds_nothing_falls_back(data: ImageDataset) -> None:
@@ -66,32 +59,6 @@ def test_what_was_detected_once_is_not_detected_again(data, monkeypatch) -> None
     with pytest.warns(UserWarning, match="damaged"):
         sources.detect_cached(detector, data, progress=False)
     assert len(calls) == 5
-
-
-def test_every_source_by_its_name(data: ImageDataset) -> None:
-    found = sources.box_sources(data, small("mask_rcnn"), progress=False)
-    assert list(found) == [region.name for region in found.values()] == NAMES
-    for region in found.values():
-        assert len(region.boxes) == len(data) and region.boxes.counts.min() >= 1
-    proposed = found["proposals, top 10"].boxes
-    assert proposed.scores[0][:3].tolist() == pytest.approx([1, 1 / 2, 1 / 3])
-    counts = {name: region.boxes.counts.max() for name, region in found.items()}
-    assert counts["detector, top 1"] == counts["centre box"] == counts["whole image"] == 1
-    assert counts["detector, top 3"] <= 3 and counts["R-MAC grid"] == 14
-    assert found["detector masks, top 5"].masked and found["true masks"].masked
-    made = extract_objects(data, lively(), [PAIR], found, QUIET)
-    assert all(np.isfinite(one.vectors[PAIR]).all() for one in made.values())
-
-
-def test_what_is_not_known_is_left_out(data: ImageDataset) -> None:
-    """Masks of boxes, truth of images without boxes, what a detector does not give."""
-    unmasked, plain = replace(data, masks=None), small("fcos")
-    assert set(NAMES) - set(sources.box_sources(unmasked, small("mask_rcnn"))) == {"true masks"}
-    given = sources.box_sources(data, plain, progress=False)
-    assert set(NAMES) - set(given) == {"detector masks, top 5", "proposals, top 10"}
-    nobody = replace(data, boxes=[np.zeros((0, 4)), *data.boxes[1:]], box_labels=(),
-                     box_categories=(), masks=None)  # fmt: skip
-    assert list(sources.box_sources(nobody)) == ["whole image", "R-MAC grid", "centre box"]
 
 
 def test_one_object_called_by_two_names_is_found_once(data: ImageDataset) -> None:
