@@ -8,6 +8,7 @@ __getattr__, __all__ = lazy(
         "DetectorTrunk": "features",
         "check_same_trunk": "features",
         "detect": "metrics",
+        "main_recall": "metrics",
         "cards_table": "weights",
         "read_card": "weights",
         "with_cards": "weights",

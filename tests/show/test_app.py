@@ -22,7 +22,7 @@ def photos(real_photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     place = tmp_path / "photos"
     place.mkdir()
     for file in sorted((real_photographs / "coco" / "val2017").glob("*.jpg"))[:3]:
-        shutil.copy(file, place)
+        shutil.copy(file, place / f"holiday_{file.name}")  # by its own name it is known
     monkeypatch.setenv("OBJEMB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv(app.PHOTOS, str(place))
     return place
