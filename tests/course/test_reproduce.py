@@ -150,6 +150,30 @@ def test_times_of_an_empty_and_of_a_full_cache_are_kept_apart(project, capsys):
     assert re.search(r"minutes on \d+ cores.*\n.*\n01_second +1.5 +\d", capsys.readouterr().out)
 
 
+def test_a_folder_says_where_to_look_and_notebooks_that_need_boxes_wait_for_them(
+    project, tmp_path, capsys, monkeypatch
+):
+    """A file of boxes is found from where the notebook runs; only who asks for it gets it."""
+    asks = 'RUN_DIR = ""\nSEED = 0\nDATA = ""\nBOXES = "mask_rcnn"'
+    _write(project, "00_first", "print(SEED)", parameters='RUN_DIR = ""\nSEED = 0\nDATA = ""')
+    _write(project, "01_second", "print(BOXES)", parameters=asks)
+    own = "notebooks: {00_first: {}, 01_second: {BOXES: proposer}}\nboxed: [00_first]\n"
+    _profile(project, "folder", f"data: [folder]\nseed: 3\n{own}")
+    boxed = dataset([0, 0, 1, 1])
+    bare = replace(boxed, boxes=(), box_labels=(), box_categories=())
+    for data, more, said in ((bare, [], "proposer"), (boxed, ["--boxes", "b.json"], "b.json")):
+        monkeypatch.setattr(catalogue, "load_splits", lambda _: Splits(data, {"test": data}))
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        arguments = ["--profile", "folder", "--data", f"folder:{tmp_path / 'photos'}", *more]
+        assert reproduce.main(arguments) == 0
+        printed = capsys.readouterr().out
+        assert ("00_first.ipynb: left out" in printed) == (data is bare)
+        place = project / "runs" / "folder" / "folder-photos"
+        assert "executed notebooks: runs/folder/folder-photos/" in printed
+        cell = nbformat.read(place / "01_second.ipynb", 4).cells[-1]
+        assert cell.outputs[0].text == f"{Path.cwd() / said if more else said}\n"
+
+
 def test_a_failing_cell_is_shown(project, capsys):
     _write(project, "00_first", "x = 1", "y = x / 0  # here")
     assert reproduce.main(["--notebooks", "00"]) == 1
