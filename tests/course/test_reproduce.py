@@ -162,7 +162,7 @@ def test_a_folder_says_where_to_look_and_notebooks_that_need_boxes_wait_for_them
     boxed = dataset([0, 0, 1, 1])
     bare = replace(boxed, boxes=(), box_labels=(), box_categories=())
     for data, more, said in ((bare, [], "proposer"), (boxed, ["--boxes", "b.json"], "b.json")):
-        monkeypatch.setattr(catalogue, "load_splits", lambda _: Splits(data, {"test": data}))
+        monkeypatch.setattr(catalogue, "load_splits", lambda _, d=data: Splits(d, {"test": d}))
         (tmp_path / "photos").mkdir(exist_ok=True)
         arguments = ["--profile", "folder", "--data", f"folder:{tmp_path / 'photos'}", *more]
         assert reproduce.main(arguments) == 0
