@@ -3,6 +3,7 @@
     python -m objemb_lib.course.train                    all of them, an hour on two cores
     python -m objemb_lib.course.train faster_rcnn        one
     python -m objemb_lib.course.train student            the student, begins as the Faster R-CNN
+    python -m objemb_lib.course.train fork               a student that shares ImageNet's body
     python -m objemb_lib.course.train proposer           boxes for real photographs, minutes
     python -m objemb_lib.course.train fcos --steps 20    a try; goes to runs/, is not shipped
 
@@ -68,7 +69,7 @@ from objemb_lib.embed.whitening import l2
 from objemb_lib.measure.intervals import cluster_interval
 from objemb_lib.measure.metrics import evaluate, evaluate_scores
 from objemb_lib.teach import distillation, targets
-from objemb_lib.teach.student import Student, StudentTrunk, Teacher, load_student
+from objemb_lib.teach.student import ADAPTIVE, Student, StudentTrunk, Teacher, load_student
 from objemb_lib.teach.training import Schedule, rank, read_log, snapshot_path, train
 
 SCHEDULE = Schedule(steps=1000, snapshots=(0, 50, 150, 400))
@@ -77,8 +78,12 @@ LONGER = Schedule(steps=20_000, batch_size=16, rate=2e-4, warmup=500)
 SCORED = 500  # unseen photographs that another student is scored on, evenly spread
 C4 = {"cells": 14, "leave_out": ()}  # the branch on a ResNet, as in Faster R-CNN
 STUDENT = "student"
+FORK = "fork"
 PROPOSER = "proposer"
-NAMES = (*KINDS, STUDENT, PROPOSER)  # in this order: the student begins as a detector
+NAMES = (*KINDS, STUDENT, FORK, PROPOSER)  # in this order: the student begins as a detector
+# The fork sees more pixels, as its regions cost little; nothing up to its last part learns.
+FORK_SIZE, SHARED = 384, "stage4"
+CUT = {"stage": SHARED, "cells": ADAPTIVE, "leave_out": (), "mix": 0.15}
 MOST, SCENES = 1000, 300  # photographs of each part of COCO, scenes: what the proposer learns from
 COCO_TERMS = {
     "attribution": "Lin et al., Microsoft COCO: Common Objects in Context, 2014; cocodataset.org",
@@ -98,19 +103,22 @@ def train_detector(
     schedule: Schedule = SCHEDULE,
     size: int = 256,
     progress: bool = True,
+    frozen: str = "",
 ) -> Detector:
     """A detector trained on the boxes (and masks) of a data set, or the rest of such a training.
 
     Args:
         kind: see :data:`KINDS`. trunk: with its ImageNet weights; is not changed.
         folder: of the run, see :func:`training.train`, also for what goes wrong.
+        frozen: the stage up to which the trunk stays as it is, see :func:`build_detector`.
     """
     augment, masks = targets.augmentation(size), kind == "mask_rcnn"
     draw = targets.draw_batches(dataset, schedule.batch_size, augment, masks)
     torch.manual_seed(schedule.seed)  # of the new layers
-    detector = build_detector(kind, trunk, dataset.category_names, size)
+    detector = build_detector(kind, trunk, dataset.category_names, size, frozen=frozen)
     detector = detector.to(memory_format=torch.channels_last)
     about = f"{dataset.fingerprint} {dataset.category_names} {kind} {size} {trunk.fingerprint()}"
+    about += f" frozen to {frozen}" if frozen else ""
     return train(detector, detector.trunk, draw, schedule, folder, progress, about=about)
 
 
@@ -223,6 +231,24 @@ def ship_student(asked: argparse.Namespace, another: bool) -> tuple[str, dict]:
         scores = {FEW: score_student(learnt, unseen.first_of_each(2), teacher)}
     both = score_detector(learnt.detector, unseen) | score_student(learnt, unseen, teacher)
     return name, update_card(name, {metrics: both} | scores, root)
+
+
+def ship_fork(asked: argparse.Namespace) -> tuple[str, dict]:
+    """As :func:`ship_detector`: a detector on a body that stays ImageNet's up to stage4, from where
+    ImageNet's own layers embed its boxes. No lesson: two tails on one body.
+    """
+    name, folder, root, command = _places(FORK, {"steps": asked.steps})
+    schedule = replace(SCHEDULE, steps=asked.steps or SCHEDULE.steps, snapshots=())
+    (data, battle), trunk = photographs("mini-battles"), load_trunk()
+    learnt = train_detector("faster_rcnn", data, trunk, folder, schedule, FORK_SIZE, frozen=SHARED)
+    if rank():
+        return name, {}
+    card = _history(command, schedule, folder, data, battle)
+    save_weights(Student(learnt, tail=trunk.name, **CUT), card, name, root)
+    fork, teacher = load_student(name, root), Teacher(trunk)
+    scores = score_detector(fork.detector, battle) | score_student(fork, battle, teacher)
+    few = score_student(fork, battle.first_of_each(2), teacher)
+    return name, update_card(name, {METRICS: scores, FEW: few}, root)
 
 
 def photographs(data: str) -> tuple[ImageDataset, ImageDataset]:
@@ -372,6 +398,8 @@ def main(arguments: list[str] | None = None) -> int:
         for kind in asked.names or (NAMES if asked.labels == "category" else KINDS):
             if kind == PROPOSER:
                 name, card = ship_proposer(asked)
+            elif kind == FORK:
+                name, card = ship_fork(asked)
             elif kind == STUDENT:
                 name, card = ship_student(asked, bool(another))
             else:

@@ -64,11 +64,14 @@ class Detector(nn.Module):
         kind: one of :data:`KINDS` or :data:`COCO_DETECTORS`.
         network: torchvision's model; its ``backbone`` is a :class:`Pyramid`.
         categories: names; the network's label ``k + 1`` is category ``k``.
+        frozen: the stage up to which its trunk did not learn, if deeper than stride 4.
     """
 
-    def __init__(self, kind: str, network: nn.Module, categories: Sequence[str], size: int) -> None:
+    def __init__(
+        self, kind: str, network: nn.Module, categories: Sequence[str], size: int, frozen: str = ""
+    ) -> None:
         super().__init__()
-        self.kind, self.categories, self.size = kind, tuple(categories), size
+        self.kind, self.categories, self.size, self.frozen = kind, tuple(categories), size, frozen
         self.ready: torch.device | None = None  # for detection only, there
         self.network = network
 
@@ -90,6 +93,7 @@ class Detector(nn.Module):
     def about(self) -> dict:
         """What a card must say so that the detector can be built again."""
         what = {"kind": self.kind, "trunk": self.trunk.name}
+        what |= {"frozen": self.frozen} if self.frozen else {}
         return what | {"categories": list(self.categories), "size": self.size}
 
     def for_inference(self, device: torch.device) -> Detector:
@@ -165,12 +169,14 @@ def build_detector(
     size: int = 256,
     channels: int = 96,
     hidden: int = 256,
+    frozen: str = "",
 ) -> Detector:
     """A detector on a copy of a trunk, its head with random weights.
 
     Batch norm is frozen, and so is every layer up to stride 4: half of the backward pass is saved.
 
     Args:
+        frozen: a deeper stage up to which nothing learns, so that its map stays what it was.
         size: images are resized to this side; anchors go from an eighth to three quarters of it.
         channels: of the pyramid. hidden: width of the box head's vector.
     """
@@ -181,7 +187,7 @@ def build_detector(
         problem = f"{trunk.name} has no map of stride {', '.join(missing)}"
         raise DataError(problem, "Use a trunk of stride 32, such as efficientnet_lite0.")
     body = copy.deepcopy(trunk)
-    _freeze(body)
+    _freeze(body, frozen)
     fpn = FeaturePyramidNetwork([stages[s].channels for s in STRIDES], channels)
     levels = {f"fpn{s.bit_length() - 1}": stages[s].name for s in STRIDES}
     common = {
@@ -197,7 +203,7 @@ def build_detector(
         network = FCOS(**common, score_thresh=0.05, anchor_generator=points)
     else:
         network = _two_stage(kind, common, size, channels, hidden)
-    return Detector(kind, network, categories, size)
+    return Detector(kind, network, categories, size, frozen)
 
 
 def _two_stage(kind: str, common: dict, size: int, channels: int, hidden: int) -> nn.Module:
@@ -230,12 +236,14 @@ def _two_stage(kind: str, common: dict, size: int, channels: int, hidden: int) -
     )
 
 
-def _freeze(trunk: Trunk) -> None:
-    """Freeze batch norm, and every layer that stride 4 depends on, in place."""
+def _freeze(trunk: Trunk, last: str = "") -> None:
+    """Freeze batch norm, and every layer that stride 4, or a ``last`` stage, depends on."""
     for module in trunk.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.requires_grad_(False)
-    shallow = [stage.name for stage in trunk.stages.values() if stage.stride <= 4]
+    names = list(trunk.stages)
+    shallow = [name for name in names if trunk.stages[name].stride <= 4]
+    shallow = names[: names.index(last) + 1] if last else shallow
     free = [p for p in trunk.parameters() if p.requires_grad]
     if not (free and shallow):
         return

@@ -131,4 +131,5 @@ def build_from(card: dict) -> Detector:
     if card["kind"] not in KINDS:
         return load_coco_detector(card["kind"], pretrained=False, size=card["size"])
     trunk = load_trunk(card["trunk"], pretrained=False)
-    return build_detector(card["kind"], trunk, card["categories"], card["size"])
+    frozen = card.get("frozen", "")
+    return build_detector(card["kind"], trunk, card["categories"], card["size"], frozen=frozen)

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -25,10 +26,11 @@ from objemb_lib.detect.detectors import Detector, Target
 from objemb_lib.detect.features import DetectorTrunk
 from objemb_lib.detect.weights import build_from, load_network, read_card
 from objemb_lib.embed.pooling import POOLINGS
-from objemb_lib.embed.trunks import Stage, Trunk, per_image
+from objemb_lib.embed.trunks import Stage, Trunk, load_trunk, per_image
 
 Boxes = Sequence[Tensor]
 
+ADAPTIVE = "adaptive"
 LEFT_OUT = (1, 2)  # of EfficientNet-Lite's layers after stage4: two of four alike
 
 
@@ -80,16 +82,21 @@ class EmbeddingHead(nn.Module):
     """A region's vector: the body's last layers, run once more on each region alone.
 
     On a map of stride 32 an object of 90 pixels is three cells wide. Cut from a finer stage
-    instead, and brought to a fixed size, it goes through the layers that follow like a small image.
-    They are the body's own: the branch has no weights but those of ``project``.
+    instead, it goes through the layers that follow like a small image. They are the body's own, or
+    those of another trunk that share its maps up to ``stage``: the branch has no weights but those
+    of ``project``.
 
     Args:
         body: the detector's trunk; is looked at, not kept.
-        stage: whose map is cut. cells: side of what RoIAlign cuts out of it.
+        stage: whose map is cut. cells: side of what RoIAlign cuts out of it; :data:`ADAPTIVE` gives
+            a large box more, see :func:`adaptive_cells`.
         leave_out: of the layers that follow, those (by number) that keep the map's shape and are
             left out: the branch runs once a box, and must be cheap.
         dim: of the vectors, which are then projected: the teacher's space is another than the
             body's. None: as many as ``head`` has channels.
+        tail: name of a trunk whose layers, as ImageNet left them, follow; "" for the body's own.
+        mix: share of the mean of the ``head`` map in the box, of the same layers on the whole
+            image: what a box of one piece looks like in its surroundings.
     Source: the head on a cut map is that of Ren et al., Faster R-CNN, 2015, on ResNets ("C4" in
     He et al., Mask R-CNN, 2017, section 3).
     """
@@ -98,12 +105,17 @@ class EmbeddingHead(nn.Module):
         self,
         body: Trunk,
         stage: str = "stage4",
-        cells: int = 6,
+        cells: int | Literal["adaptive"] = 6,
         leave_out: Sequence[int] = LEFT_OUT,
         dim: int | None = None,
+        tail: str = "",
+        mix: float = 0.0,
     ) -> None:
         super().__init__()
         self.stage, self.cells, self.leave_out = body.stages[stage], cells, tuple(leave_out)
+        self.tail, self.mix = tail, mix
+        # In a list: its weights came with pip, and are not saved once more.
+        self._trunk = [load_trunk(tail).for_inference(config.device())] if tail else []
         width = body.stages["head"].channels
         self.dim = dim or width
         self.project = nn.Linear(width, dim) if dim else nn.Identity()
@@ -112,9 +124,17 @@ class EmbeddingHead(nn.Module):
         elif dim:
             nn.init.orthogonal_(self.project.weight)
 
+    def _apply(self, fn: Callable, recurse: bool = True) -> EmbeddingHead:
+        for trunk in self._trunk:  # goes where the branch goes
+            trunk._apply(fn)
+        return super()._apply(fn, recurse)
+
     def extra_repr(self) -> str:
         """What a cache must know, too."""
-        return f"{self.stage.name}, {self.cells} cells, without {list(self.leave_out)}"
+        said = f"{self.stage.name}, {self.cells} cells, without {list(self.leave_out)}"
+        if not self.tail:
+            return said
+        return f"{said}, tail {self._trunk[0].fingerprint()}, mix {self.mix}"
 
     def forward(self, body: Trunk, maps: dict[str, Tensor], boxes: Boxes) -> Tensor:
         """``(M, dim)`` vectors, not normalised, of ``N`` times ``(K_i, 4)`` boxes in input pixels.
@@ -122,15 +142,51 @@ class EmbeddingHead(nn.Module):
         Args:
             body: whose layers are run. maps: of ``N`` images, as it gives them.
         """
-        x = cut_regions(maps, self.stage, boxes, self.cells)
-        if len(x):
-            x = x.contiguous(memory_format=torch.channels_last)
-            for number, layer in enumerate(body.after(self.stage.name)):
-                if number not in self.leave_out:
-                    x = layer(x)
-        else:  # not every layer takes an empty batch
-            x = x.new_zeros(0, body.stages["head"].channels, 1, 1)
-        return self.project(F.normalize(x.mean(dim=(2, 3)), dim=1))
+        every = (self._trunk[0] if self._trunk else body).after(self.stage.name)
+        layers = [layer for n, layer in enumerate(every) if n not in self.leave_out]
+        boxes = per_image(boxes, maps[self.stage.name].device)
+        if not sum(map(len, boxes)):  # not every layer takes an empty batch
+            return maps[self.stage.name].new_zeros(0, self.dim)
+        vectors = F.normalize(self._cut(layers, maps, boxes), dim=1)
+        if self.mix:
+            head = _run(layers, maps[self.stage.name]).float()
+            scale = head.shape[-1] / maps[self.stage.name].shape[-1] / self.stage.stride
+            around = roi_align(head, boxes, 7, scale, 2, aligned=True).mean(dim=(2, 3))
+            vectors = (1 - self.mix) * vectors + self.mix * F.normalize(around, dim=1)
+        return self.project(vectors)
+
+    def _cut(self, layers: Sequence[nn.Module], maps: dict[str, Tensor], boxes: Boxes) -> Tensor:
+        """``(M, C)``: boxes that are cut to the same number of cells go through together."""
+        every = torch.cat(list(boxes))
+        if self.cells == ADAPTIVE:
+            cells = adaptive_cells(every, self.stage.stride)
+        else:
+            cells = torch.full((len(every),), self.cells)
+        found, order = [], []
+        for count in cells.unique().tolist():
+            some = [b[c == count] for b, c in zip(boxes, cells.split([len(b) for b in boxes]))]
+            x = cut_regions(maps, self.stage, some, count)
+            x = _run(layers, x.contiguous(memory_format=torch.channels_last))
+            found.append(x.mean(dim=(2, 3)))
+            order.append((cells == count).nonzero()[:, 0])
+        return torch.cat(found)[torch.cat(order).argsort()]
+
+
+def adaptive_cells(boxes: Tensor, stride: int) -> Tensor:
+    """``(M,)`` sides in cells for boxes ``(M, 4)``: as many as they cover on a map of ``stride``,
+    rounded to an even number, from 8 to 16.
+
+    >>> adaptive_cells(torch.tensor([[0.0, 0, 30, 30], [0, 0, 200, 180], [0, 0, 256, 256]]), 16)
+    tensor([ 8, 12, 16])
+    """
+    side = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1).sqrt()
+    return (side / stride / 2).round().mul(2).clamp(8, 16).long().cpu()
+
+
+def _run(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
+    for layer in layers:
+        x = layer(x)
+    return x
 
 
 def cut_regions(maps: dict[str, Tensor], stage: Stage, boxes: Boxes, cells: int) -> Tensor:
@@ -144,6 +200,33 @@ def cut_regions(maps: dict[str, Tensor], stage: Stage, boxes: Boxes, cells: int)
     # Not in half precision: RoIAlign lacks it on CPUs, and it would move boxes by pixels.
     cut = roi_align(x.float(), each, cells, 1 / stage.stride, sampling_ratio=1, aligned=True)
     return cut.to(x.dtype)
+
+
+class CutTrunk(Trunk):
+    """A copy of a classification trunk with an :class:`EmbeddingHead`: the stage ``cut`` per box.
+
+    Args:
+        branch: options of :class:`EmbeddingHead`.
+    """
+
+    def __init__(self, trunk: Trunk, **branch: object) -> None:
+        stages = list(trunk.stages.values())
+        normalisation = (part.flatten().tolist() for part in (trunk.mean, trunk.std))
+        network = copy.deepcopy(trunk.network)
+        super().__init__(trunk.name, network, stages, *normalisation, trunk.weights)
+        self.embedding = EmbeddingHead(self, **branch)
+        self.stages["cut"] = Stage("cut", self.embedding.dim, 0, per_box=True)
+        self.eval()
+
+    def box_features(self, maps: dict[str, Tensor], stage: str, boxes: Boxes) -> Tensor:
+        """Of ``cut``, see :meth:`Trunk.box_features`."""
+        if stage != "cut":
+            return super().box_features(maps, stage, boxes)
+        return self.embedding(self, maps, boxes)[:, :, None, None]
+
+    def fingerprint(self) -> str:
+        """As of any trunk, and of how the branch cuts the map."""
+        return hashlib.sha256((super().fingerprint() + repr(self.embedding)).encode()).hexdigest()
 
 
 class Student(nn.Module):
@@ -169,6 +252,8 @@ class Student(nn.Module):
         """What a card must say so that the student can be built again."""
         branch = self.embedding
         shape = {"stage": branch.stage.name, "cells": branch.cells, "leave_out": branch.leave_out}
+        if branch.tail:
+            shape |= {"tail": branch.tail, "mix": branch.mix}
         shape["dim"] = None if isinstance(branch.project, nn.Identity) else branch.dim
         return self.detector.about() | {"student": shape}
 
