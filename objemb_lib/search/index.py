@@ -29,8 +29,8 @@ from objemb_lib.config import DataError
 from objemb_lib.embed.trunks import Trunk
 
 MMAP, MMAP_LISTS = faiss.IO_FLAG_MMAP_IFC, faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY
-MANY = 1024  # queries, from which on faiss multiplies matrices: 1.2 to 2 times as fast as torch,
-# below it up to 4 times as slow (2,000 to 100,000 vectors, one and two cores; benchmarks/search.py)
+MANY = 1024  # queries, from which on faiss is 1.2 to 2 times as fast as torch, below it up to 4
+# times as slow (2,000 to 100,000 vectors, one and two cores; benchmarks/search.py)
 CHUNK_BYTES = 64 << 20  # of scores held at a time
 
 Found = tuple[np.ndarray, np.ndarray]  # scores and ids, both (Q, k), best first

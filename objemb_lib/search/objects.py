@@ -54,7 +54,7 @@ class ObjectStore(Protocol):
         """The number of objects."""
 
     def add(self, objects: Objects, pair: tuple[str, str], files: Sequence[str]) -> None:
-        """Add the objects of images, whose vectors are L2-normalised; ``files``: one an image."""
+        """Add the objects of images; ``files``: one an image."""
 
     def remove(self, files: Collection[str]) -> None:
         """Take images out, with all of their objects; the others keep their numbers."""
@@ -65,11 +65,8 @@ class ObjectStore(Protocol):
     def search(self, vector: np.ndarray, k: int, without: Collection[str] = ()) -> list[Match]:
         """The ``k`` images with the object most like a ``(D,)`` vector, best first.
 
-        Each image counts once, by its best object; so does a photograph that is there twice
-        under two names (the same box with the same vector, or with the same code).
-
-        Args:
-            without: files that are not to be found, such as the query's own.
+        Each image counts once, by its best object; so does a photograph that is there under two
+        names (the same box with the same vector, or code). ``without``: files that are left out.
         """
 
     def save(self, path: str | Path) -> None:

@@ -130,11 +130,7 @@ class Retriever:
 
         Args:
             chosen: number of the box. threshold: matches of a lower score are left out.
-        Raises:
-            DataError: no such box.
         """
-        if not 0 <= chosen < len(query.boxes):
-            raise DataError(f"no box {chosen}", f"Use 0 to {len(query.boxes) - 1}.")
         own = {query.dataset.names[query.image]} if query.dataset is self.dataset else set()
         found = self.index.search(query.vectors[chosen], k, without=own)
         matches = [match for match in found if match.score >= threshold]

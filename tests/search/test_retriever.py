@@ -70,8 +70,6 @@ def test_what_cannot_be_asked_is_refused(data, way) -> None:
     for image in (-1, 3):
         with pytest.raises(DataError, match="no image"):
             way.query(image)
-    with pytest.raises(DataError, match="no box 2"):
-        way.search(way.query(0), 2)
     with pytest.raises(DataError, match="is not of"):
         replace(way, dataset=data.subset([1, 0, 2]))
 
