@@ -147,6 +147,12 @@ def test_broken_files_and_those_of_distances_are_named(tmp_path):
         path.write_bytes(content)
         with pytest.raises(DataError, match=r"a\.index"):
             Index.load(path)
+    graph = Index(8, factory="HNSW8")
+    graph.add(vectors(2))
+    faiss.copy_array_to_vector(np.array([0, -1]), graph._store.id_map)  # as removal once did
+    graph.save(path)
+    with pytest.raises(DataError, match="hides vectors"):
+        Index.load(path)
     made._store = faiss.IndexIDMap(faiss.IndexFlatL2(8))  # smaller is better there
     made.save(path)
     with pytest.raises(DataError, match="distances"):

@@ -22,6 +22,7 @@ from objemb_lib.embed.boxes import true_boxes
 from objemb_lib.embed.extract import ExtractOptions, Objects, extract_objects
 from objemb_lib.embed.regions import Region
 from objemb_lib.embed.trunks import load_trunk
+from objemb_lib.search import ray as room
 from objemb_lib.search.milvus import MilvusIndex
 from objemb_lib.search.objects import ObjectIndex
 from objemb_lib.search.ray import ray_extract, read_parts
@@ -65,6 +66,13 @@ def load_true(log: Path, kill_at: str = "", wrong: bool = False) -> tuple:
         return Region(true_boxes(some.subset([0]) if wrong else some))
 
     return load_trunk(), look
+
+
+@pytest.fixture
+def in_process(ray_here, monkeypatch) -> None:
+    """What workers do, without waiting for them."""
+    one_by_one = lambda worker, todo, *_: map(room._Worker(*worker).part, todo)  # noqa: E731
+    monkeypatch.setattr(room, "_tables", one_by_one)
 
 
 @pytest.fixture
@@ -127,7 +135,7 @@ def test_what_fails_is_named_and_not_done(ray_here, data, log, tmp_path) -> None
     assert not list(tmp_path.glob("part-*"))
 
 
-def test_broken_images_are_left_out_and_named(ray_here, data, alone, log, tmp_path) -> None:
+def test_broken_images_are_left_out_and_named(in_process, data, alone, log, tmp_path) -> None:
     for file in data.files[:6]:
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(data.root / file, tmp_path / file)
@@ -147,7 +155,7 @@ def test_broken_images_are_left_out_and_named(ray_here, data, alone, log, tmp_pa
 
 
 def test_folders_of_other_settings_and_damaged_files_are_named(
-    ray_here, data, log, tmp_path
+    in_process, data, log, tmp_path
 ) -> None:
     few, load = data.subset(range(8)), partial(load_true, log)
     with pytest.raises(DataError, match="has no part"):
