@@ -7,6 +7,7 @@ __getattr__, __all__ = lazy(
     {
         "box_sources": "detections",
         "detect_cached": "sources",
+        "fixed_boxes": "sources",
         "detector_boxes": "sources",
         "boxes_from": "detections",
         "detection_ms": "detections",

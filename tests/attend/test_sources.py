@@ -93,3 +93,15 @@ def test_centre_and_grid_lie_where_they_should(data: ImageDataset) -> None:
     assert squares[0].tolist() == FULL[0]
     seen = squares * 60 / np.tile(SIZE, 2)  # as the trunk sees them
     assert sorted(set((seen[:, 2] - seen[:, 0]).round(3).tolist())) == [30, 40, 60]
+
+
+def test_fixed_boxes_meet_most_main_objects_of_train(data: ImageDataset) -> None:
+    """By hand: two objects in one corner, one in another, one in the middle; 100 x 48 pixels."""
+    train = replace(data, boxes=[np.array([b], float) for b in (
+        [10, 5, 40, 24], [10, 5, 40, 24], [60, 24, 90, 43], [30, 14, 70, 34])],
+        box_labels=(), box_categories=(), masks=None)  # fmt: skip
+    found = sources.fixed_boxes(train, data, 2)
+    assert found.counts.tolist() == [2] * 4 and found.name == "2 fixed boxes"
+    first, second = found.boxes[0]
+    assert np.allclose(first, [10, 4.8, 40, 24], atol=12) and first[0] < 20
+    assert second[0] > first[0]  # it meets what the first does not
