@@ -15,9 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from objemb_lib import config
-from objemb_lib.course.train import SCHEDULE, score_detector, train_detector
+from objemb_lib.course.train import SCHEDULE, train_detector
 from objemb_lib.data.folder import folder
 from objemb_lib.detect.detectors import KINDS
+from objemb_lib.detect.metrics import score_detector
 from objemb_lib.embed.trunks import load_trunk
 from objemb_lib.teach.targets import GRANULARITIES, relabel
 from objemb_lib.teach.training import read_log

@@ -34,13 +34,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from torchvision.ops import box_iou
 from turns import in_turns, write
 
 from objemb_lib.attend.detections import boxes_from
 from objemb_lib.attend.objects import oracle_query, retrieval_scores
 from objemb_lib.attend.proposer import Proposer, cross_fitted, load_proposer
-from objemb_lib.attend.sources import centre, grid, random_like
+from objemb_lib.attend.sources import centre, fixed_boxes, grid, random_like
 from objemb_lib.course.train import coco_folds, proposer_scenes
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.detect.metrics import main_recall
@@ -86,28 +85,11 @@ def foreign_boxes(name: str, parts: Sequence[ImageDataset]) -> Boxes:
     return together(name, [boxes_from(file, one) for file, one in zip(files, parts)])
 
 
-def fixed_boxes(data: ImageDataset, fold: np.ndarray) -> Boxes:
-    """The five boxes, of all on a grid of tenths, that together meet most of the other folds'
-    main objects; chosen one by one."""
-    ends = [(a, b) for a in np.linspace(0, 1, 11) for b in np.linspace(0, 1, 11) if b - a > 0.15]
-    every = torch.tensor([[x0, y0, x1, y1] for x0, x1 in ends for y0, y1 in ends]).float()
-    scale = np.tile(data.sizes(), 2)
-    main = torch.tensor(np.stack([b[0] for b in data.boxes]) / scale).float()
-    meets, found = box_iou(every, main).numpy() >= 0.5, {}
-    for one in np.unique(fold):
-        left, chosen = fold != one, []
-        for _ in range(TOP):
-            chosen.append(int((meets & left).sum(axis=1).argmax()))
-            left = left & ~meets[chosen[-1]]
-        found[one] = every[chosen].numpy()
-    boxes = [found[one] * size for one, size in zip(fold, scale)]
-    scores = [1 / np.arange(1, TOP + 1)] * len(data)
-    return Boxes("five fixed boxes", boxes, scores, source="cross-fitted")
-
-
 def every_source(data: ImageDataset, folds: list[list[ImageDataset]]) -> dict[str, Boxes]:
     """All boxes by their names, at most five an image but where the name says more."""
     fold = np.repeat(range(len(folds)), [sum(map(len, parts)) for parts in folds])
+    halves = [(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(len(folds))]
+    fixed = [fixed_boxes(data.subset(others), data.subset(these)) for others, these in halves]
     proposed, true = (
         together("proposer", cross_fitted(folds, [proposer_scenes()], options=QUIET)),
         true_boxes(data),
@@ -118,7 +100,8 @@ def every_source(data: ImageDataset, folds: list[list[ImageDataset]]) -> dict[st
     for name in ("mask_rcnn", "faster_rcnn"):
         found[name] = boxes_from(name, data, progress=False).top(TOP)
     found |= {"random boxes of true sizes": random_like(true, data), "centre box": centre(data)}
-    found |= {"R-MAC grid (14)": grid(data), "five fixed boxes": fixed_boxes(data, fold)}
+    found |= {"R-MAC grid (14)": grid(data)}
+    found["five fixed boxes"] = together("five fixed boxes", fixed)
     return found | {"proposer": proposed, "proposer and whole image": with_whole(proposed, data)}
 
 

@@ -28,6 +28,7 @@ from objemb_lib.attend.sources import (
     centre,
     detect_cached,
     detector_boxes,
+    fixed_boxes,
     grid,
     proposal_boxes,
     random_like,
@@ -107,6 +108,7 @@ def box_sources(
     truth: bool | None = None,
     seed: int = config.SEED,
     progress: bool = True,
+    train: ImageDataset | None = None,
 ) -> dict[str, Region]:
     """Every kind of box of a data set by its name, on the map.
 
@@ -115,6 +117,7 @@ def box_sources(
             of 0.5 and more, its masks, and a two-stage detector's proposals.
         truth: whether to give what needs true boxes; default where every image has one.
         seed: of the random boxes, which have the sizes of the true ones.
+        train: other images, whose true boxes choose five fixed ones.
     """
     boxed = every_image_has_a_box(dataset) if truth is None else truth
     found = {"whole image": Region(whole_image(dataset))}
@@ -126,6 +129,9 @@ def box_sources(
     found |= _guesses(source, dataset, progress) if source else {}
     found["R-MAC grid"] = Region(grid(dataset))
     found["centre box"] = Region(centre(dataset))
+    if boxed and train is not None:
+        fixed = Region(fixed_boxes(train, dataset))
+        found[fixed.name] = fixed
     if boxed:
         found["random boxes"] = Region(random_like(true, dataset, seed))
     return found

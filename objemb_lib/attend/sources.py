@@ -133,7 +133,7 @@ def fixed_boxes(train: ImageDataset, dataset: ImageDataset, top: int = 5) -> Box
     """
     ends = [(a, b) for a in np.linspace(0, 1, 11) for b in np.linspace(0, 1, 11) if b - a > 0.15]
     every = torch.tensor([[x0, y0, x1, y1] for x0, x1 in ends for y0, y1 in ends])
-    main = [boxes[0] / np.tile(size, 2) for boxes, size in zip(train.boxes, train.sizes())]
+    main = [b[0] / np.tile(size, 2) for b, size in zip(train.boxes, train.sizes()) if len(b)]
     meets, chosen = box_iou(every, torch.tensor(np.array(main))).numpy() >= SAME, []
     for _ in range(top):
         chosen.append(int(meets.sum(axis=1).argmax()))

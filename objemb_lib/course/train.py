@@ -2,6 +2,7 @@
 
     python -m objemb_lib.course.train                    all of them, an hour on two cores
     python -m objemb_lib.course.train faster_rcnn        one
+    python -m objemb_lib.course.train classifier         a control that learns no boxes
     python -m objemb_lib.course.train student            the student, begins as the Faster R-CNN
     python -m objemb_lib.course.train fork               a student that shares ImageNet's body
     python -m objemb_lib.course.train proposer           boxes for real photographs, minutes
@@ -40,7 +41,9 @@ import platform
 import re
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -48,6 +51,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
+from torch import nn
 
 from objemb_lib import config
 from objemb_lib.attend.objects import oracle_query, retrieval_scores
@@ -57,9 +61,9 @@ from objemb_lib.config import DataError, ObjembError
 from objemb_lib.data.catalogue import load_splits
 from objemb_lib.data.coco import coco_photographs
 from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.detect.classifier import CLASSIFIER, Classifier, load_classifier, score_classifier
 from objemb_lib.detect.detectors import KINDS, Detector, build_detector
-from objemb_lib.detect.features import DetectorTrunk
-from objemb_lib.detect.metrics import coco_ap, detect, main_recall
+from objemb_lib.detect.metrics import detect, main_recall, score_detector
 from objemb_lib.detect.weights import LIMIT, load_detector, save_weights, update_card
 from objemb_lib.embed.boxes import true_boxes
 from objemb_lib.embed.extract import ExtractOptions, extract_objects, extract_regions
@@ -80,7 +84,8 @@ C4 = {"cells": 14, "leave_out": ()}  # the branch on a ResNet, as in Faster R-CN
 STUDENT = "student"
 FORK = "fork"
 PROPOSER = "proposer"
-NAMES = (*KINDS, STUDENT, FORK, PROPOSER)  # in this order: the student begins as a detector
+NAMES = (*KINDS, CLASSIFIER, STUDENT, FORK, PROPOSER)  # the student begins as a detector
+ANOTHER = ("detector", "teacher", "data", "batch", "size")  # options of another student
 # The fork sees more pixels, as its regions cost little; nothing up to its last part learns.
 FORK_SIZE, SHARED = 384, "stage4"
 CUT = {"stage": SHARED, "cells": ADAPTIVE, "leave_out": (), "mix": 0.15}
@@ -104,35 +109,26 @@ def train_detector(
     size: int = 256,
     progress: bool = True,
     frozen: str = "",
-) -> Detector:
+) -> Detector | Classifier:
     """A detector trained on the boxes (and masks) of a data set, or the rest of such a training.
 
     Args:
-        kind: see :data:`KINDS`. trunk: with its ImageNet weights; is not changed.
+        kind: see :data:`KINDS`; or ``classifier``: the same images, augmented alike, which tell it
+            only the categories on them. trunk: with its ImageNet weights; is not changed.
         folder: of the run, see :func:`training.train`, also for what goes wrong.
         frozen: the stage up to which the trunk stays as it is, see :func:`build_detector`.
     """
     augment, masks = targets.augmentation(size), kind == "mask_rcnn"
     draw = targets.draw_batches(dataset, schedule.batch_size, augment, masks)
     torch.manual_seed(schedule.seed)  # of the new layers
-    detector = build_detector(kind, trunk, dataset.category_names, size, frozen=frozen)
-    detector = detector.to(memory_format=torch.channels_last)
+    if kind == CLASSIFIER:
+        network = Classifier(trunk, dataset.category_names, size)
+    else:
+        network = build_detector(kind, trunk, dataset.category_names, size, frozen=frozen)
+    network = network.to(memory_format=torch.channels_last)
     about = f"{dataset.fingerprint} {dataset.category_names} {kind} {size} {trunk.fingerprint()}"
     about += f" frozen to {frozen}" if frozen else ""
-    return train(detector, detector.trunk, draw, schedule, folder, progress, about=about)
-
-
-def score_detector(detector: Detector, dataset: ImageDataset, progress: bool = True) -> dict:
-    """Metrics on unseen objects: recall of main ones, and COCO AP if the categories are known."""
-    found = detect(detector, dataset, progress=progress)
-    right, same = main_recall(found, dataset), detector.categories == tuple(dataset.category_names)
-    scores = {f"box {name}": v for name, v in coco_ap(found, dataset).items()} if same else {}
-    if detector.kind == "mask_rcnn" and same:
-        scores |= {f"mask {n}": value for n, value in coco_ap(found, dataset, True).items()}
-    scores["recall of main objects, IoU 0.5"] = float(right.mean())
-    scores["the same, 5 best detections"] = float(main_recall(found, dataset, 5).mean())
-    scores["detections an image"] = float(np.mean([len(one["boxes"]) for one in found]))
-    return {name: round(value, 4) for name, value in scores.items()}
+    return train(network, network.trunk, draw, schedule, folder, progress, about=about)
 
 
 def score_student(learnt: Student, dataset: ImageDataset, teacher: Teacher) -> dict:
@@ -161,14 +157,16 @@ def score_student(learnt: Student, dataset: ImageDataset, teacher: Teacher) -> d
     return scores
 
 
-def curve(detector: Detector, folder: Path, schedule: Schedule, dataset: ImageDataset) -> list:
+def curve(
+    learnt: Detector | Classifier, folder: Path, schedule: Schedule, dataset: ImageDataset
+) -> list:
     """How retrieval changes along the checkpoints: mAP and R@1 of the body's maps, by region."""
-    rows, moving = [], copy.deepcopy(detector).eval()
+    rows, moving = [], copy.deepcopy(learnt).eval()
     for step in (*schedule.snapshots, schedule.steps):
         moving.load_state_dict(load_file(snapshot_path(folder, step)))
         regions = {region.name: region for region in (WHOLE, roi(dataset), crop(dataset))}
-        options = ExtractOptions(detector.size, cache=False, progress=False)
-        vectors = extract_regions(dataset, DetectorTrunk(moving), CURVE, regions, options)
+        options = ExtractOptions(learnt.size, cache=False, progress=False)
+        vectors = extract_regions(dataset, moving.trunk, CURVE, regions, options)
         for region, many in vectors.items():
             for (stage, pooling), x in many.items():
                 found = evaluate(l2(x), dataset, metrics=["mAP", "R@1"])
@@ -178,29 +176,24 @@ def curve(detector: Detector, folder: Path, schedule: Schedule, dataset: ImageDa
 
 
 def ship_detector(asked: argparse.Namespace, kind: str) -> tuple[str, dict]:
-    """Train one of the course's detectors; write and score weights, as they are in half precision.
-
-    Returns:
-        name and card; the latter is empty in every process of ``torchrun`` but the first.
-    """
+    """Train one of the course's detectors, or the classifier beside them; see :func:`_ship`."""
     options = {"steps": asked.steps}
     options |= {"labels": asked.labels} if asked.labels != "category" else {}
-    name, folder, root, command = _places(kind, options)
     schedule = replace(SCHEDULE, steps=asked.steps, snapshots=(0,)) if asked.steps else SCHEDULE
-    data, battle = photographs("mini-battles")
-    called = targets.relabel(data, asked.labels)
-    learnt = train_detector(kind, called, load_trunk(), folder, schedule)
-    if rank():
-        return name, {}
-    card = _history(command, schedule, folder, data, battle)
-    card["curve"] = curve(learnt, folder, schedule, battle)
-    save_weights(learnt, card, name, root)
-    scores = score_detector(load_detector(name, root), targets.relabel(battle, asked.labels))
-    return name, update_card(name, {METRICS: scores}, root)
+    classifies = kind == CLASSIFIER
+    load = load_classifier if classifies else load_detector
+    score = score_classifier if classifies else score_detector
+    called = partial(targets.relabel, labels=asked.labels)
+    return _ship(
+        kind, options, schedule, "mini-battles",
+        lambda data, folder: train_detector(kind, called(data), load_trunk(), folder, schedule),
+        load, lambda learnt, unseen: {METRICS: score(learnt, called(unseen))},
+    )  # fmt: skip
 
 
-def ship_student(asked: argparse.Namespace, another: bool) -> tuple[str, dict]:
-    """As :func:`ship_detector`: the course's student, or another one that was asked for."""
+def ship_student(asked: argparse.Namespace, kind: str) -> tuple[str, dict]:
+    """The course's student, or another one that was asked for; see :func:`_ship`."""
+    another = any(getattr(asked, option) for option in ANOTHER)
     begins, data = asked.detector or "faster_rcnn", asked.data or "mini-battles"
     trunk = asked.teacher or "efficientnet_lite0"
     usual = LONGER if another else distillation.SCHEDULE
@@ -209,46 +202,80 @@ def ship_student(asked: argparse.Namespace, another: bool) -> tuple[str, dict]:
     if another:
         options = {"detector": begins, "teacher": trunk, "data": data, "steps": steps}
         options |= {"batch": batch_size, "size": asked.size}
-    name, folder, root, command = _places(STUDENT, options)
-    train_on, unseen = photographs(data)
     detector, teacher = load_detector(begins, size=asked.size), Teacher(load_trunk(trunk))
     branch = {} if detector.kind in KINDS else C4
-    learnt = distillation.train_student(
-        detector, train_on, teacher, folder, schedule=schedule, **branch
-    )
-    if rank():
-        return name, {}
-    card = _history(command, schedule, folder, train_on, unseen)
-    card |= {"teacher": repr(teacher), "config": asdict(distillation.DistillConfig())}
-    save_weights(learnt, card, name, root, None if another else LIMIT)
-    learnt, metrics = load_student(name, root), METRICS
-    if another:
+
+    def learn(train_on: ImageDataset, folder: Path) -> Student:
+        how = {"schedule": schedule, **branch}
+        return distillation.train_student(detector, train_on, teacher, folder, **how)
+
+    def score(learnt: Student, unseen: ImageDataset) -> dict:
+        if not another:
+            return _score_both(learnt, unseen, teacher)
         few = np.unique(np.linspace(0, len(unseen) - 1, SCORED).astype(int))
         unseen = targets.in_categories(unseen.subset(few), detector.categories)
-        metrics, scores = f"metrics on {data}", {"scored on": len(unseen)}
-        scores["before"] = score_detector(detector, unseen)
-    else:
-        scores = {FEW: score_student(learnt, unseen.first_of_each(2), teacher)}
-    both = score_detector(learnt.detector, unseen) | score_student(learnt, unseen, teacher)
-    return name, update_card(name, {metrics: both} | scores, root)
+        both = score_detector(learnt.detector, unseen) | score_student(learnt, unseen, teacher)
+        before = score_detector(detector, unseen)
+        return {f"metrics on {data}": both, "scored on": len(unseen), "before": before}
+
+    more = {"teacher": repr(teacher), "config": asdict(distillation.DistillConfig())}
+    limit = None if another else LIMIT
+    return _ship(kind, options, schedule, data, learn, load_student, score, limit, **more)
 
 
-def ship_fork(asked: argparse.Namespace) -> tuple[str, dict]:
-    """As :func:`ship_detector`: a detector on a body that stays ImageNet's up to stage4, from where
-    ImageNet's own layers embed its boxes. No lesson: two tails on one body.
+def ship_fork(asked: argparse.Namespace, kind: str) -> tuple[str, dict]:
+    """A detector on a body that stays ImageNet's up to stage4, from where ImageNet's own layers
+    embed its boxes; see :func:`_ship`. No lesson: two tails on one body.
     """
-    name, folder, root, command = _places(FORK, {"steps": asked.steps})
     schedule = replace(SCHEDULE, steps=asked.steps or SCHEDULE.steps, snapshots=())
-    (data, battle), trunk = photographs("mini-battles"), load_trunk()
-    learnt = train_detector("faster_rcnn", data, trunk, folder, schedule, FORK_SIZE, frozen=SHARED)
+    trunk = load_trunk()
+
+    def learn(data: ImageDataset, folder: Path) -> Student:
+        how = {"size": FORK_SIZE, "frozen": SHARED}
+        learnt = train_detector("faster_rcnn", data, trunk, folder, schedule, **how)
+        return Student(learnt, tail=trunk.name, **CUT)
+
+    score = partial(_score_both, teacher=Teacher(trunk))
+    options = {"steps": asked.steps}
+    return _ship(kind, options, schedule, "mini-battles", learn, load_student, score)
+
+
+def _score_both(learnt: Student, battle: ImageDataset, teacher: Teacher) -> dict:
+    """How well one of the course's students finds and embeds."""
+    scores = score_detector(learnt.detector, battle) | score_student(learnt, battle, teacher)
+    return {METRICS: scores, FEW: score_student(learnt, battle.first_of_each(2), teacher)}
+
+
+def _ship(
+    kind: str,
+    options: dict,
+    schedule: Schedule,
+    data: str,
+    learn: Callable[[ImageDataset, Path], nn.Module],
+    load: Callable[[str, Path | None], nn.Module],
+    score: Callable[[nn.Module, ImageDataset], dict],
+    limit: int | None = LIMIT,
+    **more: object,
+) -> tuple[str, dict]:
+    """Train; write and score weights, as they are in half precision.
+
+    Args:
+        data: see :func:`photographs`. learn: what trains on them, in a folder.
+        score: what the card says of the weights, as ``load`` gives them, on unseen photographs.
+        limit: bytes of the file. more: what else the card says.
+    Returns:
+        name and card; the latter is empty in every process of ``torchrun`` but the first.
+    """
+    name, folder, root, command = _places(kind, options)
+    train_on, unseen = photographs(data)
+    learnt = learn(train_on, folder)
     if rank():
         return name, {}
-    card = _history(command, schedule, folder, data, battle)
-    save_weights(Student(learnt, tail=trunk.name, **CUT), card, name, root)
-    fork, teacher = load_student(name, root), Teacher(trunk)
-    scores = score_detector(fork.detector, battle) | score_student(fork, battle, teacher)
-    few = score_student(fork, battle.first_of_each(2), teacher)
-    return name, update_card(name, {METRICS: scores, FEW: few}, root)
+    card = _history(command, schedule, folder, train_on, unseen) | more
+    if schedule.snapshots:
+        card["curve"] = curve(learnt, folder, schedule, unseen)
+    save_weights(learnt, card, name, root, limit)
+    return name, update_card(name, score(load(name, root), unseen), root)
 
 
 def photographs(data: str) -> tuple[ImageDataset, ImageDataset]:
@@ -264,12 +291,12 @@ def photographs(data: str) -> tuple[ImageDataset, ImageDataset]:
     return coco_photographs("train", root), coco_photographs("test", root)
 
 
-def ship_proposer(asked: argparse.Namespace) -> tuple[str, dict]:
-    """As :func:`ship_detector`: the proposer, or nothing where COCO is not here.
+def ship_proposer(asked: argparse.Namespace, kind: str) -> tuple[str, dict]:
+    """As :func:`_ship`: the proposer, or nothing where COCO is not here.
 
     Its recall is cross-fitted: of each fold by what the others taught. The file learned from all.
     """
-    name, _, root, command = _places(PROPOSER, {"data": asked.data, "steps": asked.steps})
+    name, _, root, command = _places(kind, {"data": asked.data, "steps": asked.steps})
     if rank():
         return name, {}
     try:
@@ -389,21 +416,15 @@ def main(arguments: list[str] | None = None) -> int:
     for option in ("steps", "batch", "size"):
         if getattr(asked, option) is not None and getattr(asked, option) < 1:
             parser.error(f"--{option} must be at least 1")
-    another = [o for o in ("detector", "teacher", "data", "batch", "size") if getattr(asked, o)]
+    another = [option for option in ANOTHER if getattr(asked, option)]
     if another and asked.names != [STUDENT] and (asked.names, another) != ([PROPOSER], ["data"]):
         parser.error(f"--{another[0]} is for the student alone: train it by its name")
-    if STUDENT in asked.names and asked.labels != "category":
-        parser.error("the student learns no labels: leave --labels away")
+    if asked.labels != "category" and (others := sorted(set(asked.names) - set(KINDS))):
+        parser.error(f"--labels is for detectors: leave it away for {', '.join(others)}")
+    ship = {STUDENT: ship_student, FORK: ship_fork, PROPOSER: ship_proposer}
     try:
         for kind in asked.names or (NAMES if asked.labels == "category" else KINDS):
-            if kind == PROPOSER:
-                name, card = ship_proposer(asked)
-            elif kind == FORK:
-                name, card = ship_fork(asked)
-            elif kind == STUDENT:
-                name, card = ship_student(asked, bool(another))
-            else:
-                name, card = ship_detector(asked, kind)
+            name, card = ship.get(kind, ship_detector)(asked, kind)
             if card:  # the first process alone has one
                 metrics = next(card[key] for key in card if key.startswith("metrics on"))
                 print(f"{name}: {card['minutes']} minutes")

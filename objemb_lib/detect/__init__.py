@@ -5,6 +5,7 @@ from objemb_lib import lazy
 __getattr__, __all__ = lazy(
     __name__,
     {
+        "practised": "classifier",
         "DetectorTrunk": "features",
         "check_same_trunk": "features",
         "detect": "metrics",

@@ -57,7 +57,19 @@ class Pyramid(nn.Module):
         return self.fpn(OrderedDict((level, maps[stage]) for level, stage in self.levels.items()))
 
 
-class Detector(nn.Module):
+class FrozenNorm(nn.Module):
+    """A network whose batch norm stays as ImageNet left it: a batch of eight says too little."""
+
+    def train(self, mode: bool = True) -> FrozenNorm:
+        """Training mode for all but batch norm."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+
+class Detector(FrozenNorm):
     """A detection network with what is needed to build it again.
 
     Args:
@@ -103,14 +115,6 @@ class Detector(nn.Module):
         fast = copy.deepcopy(self).to(device, memory_format=torch.channels_last).eval()
         fast.network.backbone.body, fast.ready = fast.trunk.for_inference(device), device
         return fast
-
-    def train(self, mode: bool = True) -> Detector:
-        """Batch norm stays as ImageNet left it: a batch of eight says too little about it."""
-        super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
-        return self
 
     def forward(
         self, images: list[Tensor], targets: list[Target] | None = None
@@ -161,7 +165,7 @@ def _without_rubbish(found: Target) -> Target:
     return {key: value[keep] for key, value in found.items()}
 
 
-@torch.inference_mode(False)  # _freeze() needs gradients, whoever calls
+@torch.inference_mode(False)  # freeze() needs gradients, whoever calls
 def build_detector(
     kind: str,
     trunk: Trunk,
@@ -187,7 +191,7 @@ def build_detector(
         problem = f"{trunk.name} has no map of stride {', '.join(missing)}"
         raise DataError(problem, "Use a trunk of stride 32, such as efficientnet_lite0.")
     body = copy.deepcopy(trunk)
-    _freeze(body, frozen)
+    freeze(body, frozen)
     fpn = FeaturePyramidNetwork([stages[s].channels for s in STRIDES], channels)
     levels = {f"fpn{s.bit_length() - 1}": stages[s].name for s in STRIDES}
     common = {
@@ -236,7 +240,7 @@ def _two_stage(kind: str, common: dict, size: int, channels: int, hidden: int) -
     )
 
 
-def _freeze(trunk: Trunk, last: str = "") -> None:
+def freeze(trunk: Trunk, last: str = "") -> None:
     """Freeze batch norm, and every layer that stride 4, or a ``last`` stage, depends on."""
     for module in trunk.modules():
         if isinstance(module, nn.BatchNorm2d):

@@ -128,6 +128,19 @@ def main_recall(found: list[Target], dataset: ImageDataset, top: int = 100) -> n
     return hits
 
 
+def score_detector(detector: Detector, dataset: ImageDataset, progress: bool = True) -> dict:
+    """Metrics on unseen objects: recall of main ones, and COCO AP if the categories are known."""
+    found = detect(detector, dataset, progress=progress)
+    right, same = main_recall(found, dataset), detector.categories == tuple(dataset.category_names)
+    scores = {f"box {name}": v for name, v in coco_ap(found, dataset).items()} if same else {}
+    if detector.kind == "mask_rcnn" and same:
+        scores |= {f"mask {n}": value for n, value in coco_ap(found, dataset, True).items()}
+    scores["recall of main objects, IoU 0.5"] = float(right.mean())
+    scores["the same, 5 best detections"] = float(main_recall(found, dataset, 5).mean())
+    scores["detections an image"] = float(np.mean([len(one["boxes"]) for one in found]))
+    return {name: round(value, 4) for name, value in scores.items()}
+
+
 def crowds(dataset: ImageDataset, i: int) -> np.ndarray:
     """``(K,)`` booleans: which boxes of an image hold a crowd instead of one object."""
     stated = dataset.extra[i].get("iscrowd") if len(dataset.extra) else None

@@ -30,7 +30,7 @@ def data(tmp_path: Path) -> ImageDataset:
 NAMES = [
     "whole image", "true boxes", "true masks", "mask_rcnn, top 1", "mask_rcnn, top 3",
     "mask_rcnn, top 5", "mask_rcnn, score >= 0.5", "mask_rcnn masks, top 5", "proposals, top 10",
-    "R-MAC grid", "centre box", "random boxes",
+    "R-MAC grid", "centre box", "5 fixed boxes", "random boxes",
 ]  # fmt: skip
 
 
@@ -143,7 +143,7 @@ def test_a_detector_by_its_name_or_none(data) -> None:
 
 
 def test_every_source_by_its_name(data: ImageDataset) -> None:
-    found = box_sources(data, small("mask_rcnn"), progress=False)
+    found = box_sources(data, small("mask_rcnn"), progress=False, train=data)
     assert list(found) == [region.name for region in found.values()] == NAMES
     for region in found.values():
         assert len(region.boxes) == len(data) and region.boxes.counts.min() >= 1
@@ -159,13 +159,13 @@ def test_every_source_by_its_name(data: ImageDataset) -> None:
 
 def test_what_is_not_known_is_left_out(data: ImageDataset) -> None:
     """Masks of boxes, truth of images without boxes, what a detector does not give."""
-    unmasked, plain = replace(data, masks=None), small("fcos")
-    assert set(NAMES) - set(box_sources(unmasked, small("mask_rcnn"))) == {"true masks"}
+    unmasked, plain, lacks = replace(data, masks=None), small("fcos"), {"5 fixed boxes"}
+    assert set(NAMES) - set(box_sources(unmasked, small("mask_rcnn"))) == lacks | {"true masks"}
     given = [name.replace("fcos", "mask_rcnn") for name in box_sources(data, plain, progress=False)]
-    assert set(NAMES) - set(given) == {"mask_rcnn masks, top 5", "proposals, top 10"}
+    assert set(NAMES) - set(given) == lacks | {"mask_rcnn masks, top 5", "proposals, top 10"}
     nobody = replace(data, boxes=[np.zeros((0, 4)), *data.boxes[1:]], box_labels=(),
                      box_categories=(), masks=None)  # fmt: skip
-    assert list(box_sources(nobody)) == ["whole image", "R-MAC grid", "centre box"]
+    assert list(box_sources(nobody, train=data)) == ["whole image", "R-MAC grid", "centre box"]
 
 
 def test_boxes_of_a_file_stand_among_the_sources_by_its_name(data, tmp_path) -> None:

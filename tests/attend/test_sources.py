@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -105,3 +106,5 @@ def test_fixed_boxes_meet_most_main_objects_of_train(data: ImageDataset) -> None
     first, second = found.boxes[0]
     assert np.allclose(first, [10, 4.8, 40, 24], atol=12) and first[0] < 20
     assert second[0] > first[0]  # it meets what the first does not
+    without = replace(train, boxes=[*train.boxes[:3], np.zeros((0, 4))])  # nothing to learn there
+    assert np.array_equal(sources.fixed_boxes(without, data, 1).boxes[0], [first])

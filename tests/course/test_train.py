@@ -19,6 +19,7 @@ from objemb_lib.config import DataError
 from objemb_lib.course import train
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.mini_battles import mini_battles
+from objemb_lib.detect.classifier import load_classifier
 from objemb_lib.detect.detectors import KINDS, Detector, load_coco_detector
 from objemb_lib.detect.weights import load_detector, read_card, weights_root
 from objemb_lib.embed.trunks import load_trunk
@@ -45,13 +46,13 @@ def root(tiny_root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> It
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nope"], "no detector called nope; use faster_rcnn, mask_rcnn, fcos, student"),
+        (["nope"], "no detector called nope; use faster_rcnn, mask_rcnn, fcos, classifier"),
         (["fcos", "--steps", "0"], "at least 1"),
         (["--steps", "many"], "many"),
         (["student", "--batch", "0"], "at least 1"),
         (["fcos", "--data", "coco"], "--data is for the student alone"),
         (["--teacher", "resnet50"], "--teacher is for the student alone"),
-        (["student", "--labels", "one"], "the student learns no labels"),
+        (["student", "--labels", "one"], "--labels is for detectors: leave it away for student"),
     ],
 )
 def test_wrong_arguments_are_told(arguments: list, said: str, capsys, root: Path) -> None:
@@ -62,7 +63,7 @@ def test_wrong_arguments_are_told(arguments: list, said: str, capsys, root: Path
 
 
 @pytest.mark.parametrize("half", [False, True])
-@pytest.mark.parametrize("kind", [*KINDS, "student"])
+@pytest.mark.parametrize("kind", [*KINDS, "classifier", "student"])
 def test_a_short_training_leaves_a_network_log_and_snapshots(
     kind: str, half: bool, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,12 +80,12 @@ def test_a_short_training_leaves_a_network_log_and_snapshots(
         made = train_student(start, data, Teacher(trunk, size=64), folder, leave_out=(), **how)
     else:
         made = train.train_detector(kind, data, trunk, folder, size=64, **how)
-        assert (made.kind, made.size, made.categories) == (kind, 64, tuple(data.category_names))
+        assert (made.size, made.categories) == (64, tuple(data.category_names))
         assert made.trunk.fingerprint() != before
     assert trunk.fingerprint() == before and not made.training
     assert all(value.isfinite().all() for value in made.state_dict().values())
     (line,) = read_log(folder)
-    assert line["step"] == 2 and len(line) > 3 and all(value >= 0 for value in line.values())
+    assert line["step"] == 2 and len(line) > 2 and all(value >= 0 for value in line.values())
     assert ("loss_mask" in line) == (kind == "mask_rcnn")
     assert snapshot_path(folder, 0).is_file() and snapshot_path(folder, 2).is_file()
 
@@ -106,6 +107,20 @@ def test_the_command_ships_a_try_with_its_card(
         assert set(metrics) >= {"box AP", "recall of main objects, IoU 0.5"}
         assert "faster_rcnn" in out and all(metric in out for metric in metrics)
         assert len(card["categories"]) <= count
+
+
+def test_the_control_is_shipped_with_the_card_of_a_detector(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "load_trunk", lively)
+    monkeypatch.setattr(train, "SCHEDULE", replace(train.SCHEDULE, batch_size=2))
+    assert train.main(["classifier", "--steps", "1"]) == 0
+    shipped = config.PROJECT / "runs" / "weights"
+    card, detectors = read_card("classifier-steps-1", shipped), read_card("faster_rcnn")
+    assert detectors.keys() - card.keys() == {"kind"}
+    assert card["curve"][0].keys() == detectors["curve"][0].keys()
+    assert 0 <= card[train.METRICS]["image labels, mAP"] <= 1
+    assert load_classifier("classifier-steps-1", shipped).trunk.name == "lcnet_035"
 
 
 def test_what_goes_wrong_is_one_line(root: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,6 +162,15 @@ def test_the_student_begins_as_the_shipped_detector_and_is_scored(
         few["own boxes, mAP"], abs=1e-3
     )
     assert load_student("student-steps-1", made).detector.categories == tuple(card["categories"])
+
+
+def test_a_fork_is_shipped_as_a_student_is(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "SCHEDULE", replace(train.SCHEDULE, batch_size=1))
+    assert train.main(["fork", "--steps", "1"]) == 0
+    made = config.PROJECT / "runs" / "weights"
+    card, fork = read_card("fork-steps-1", made), load_student("fork-steps-1", made)
+    assert (card["frozen"], fork.detector.size) == ("stage4", 384) and "curve" not in card
+    assert card[train.METRICS].keys() > card[train.FEW].keys() > {"own boxes, share"}
 
 
 # --- other students -----------------------------------------------------------------------
@@ -228,7 +252,10 @@ def test_no_photograph_of_coco_is_in_two_folds(monkeypatch, tmp_path: Path) -> N
 def test_a_short_training_of_the_proposer(root: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.delenv("OBJEMB_REAL", raising=False)
     asked = argparse.Namespace(names=[], data=None, steps=1)
-    assert train.ship_proposer(asked)[1] == {} and "COCO is not here" in capsys.readouterr().out
+    assert (
+        train.ship_proposer(asked, "proposer")[1] == {}
+        and "COCO is not here" in capsys.readouterr().out
+    )
     assert train.main(["proposer", "--steps", "1"]) == 1  # asked for by its name
     folds = [
         [photographs_of(tmp_path / "a", range(3))],

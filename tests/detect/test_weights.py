@@ -12,20 +12,19 @@ import torch
 from tiny_scenes import CATEGORIES, lively
 
 from objemb_lib.config import DataError
-from objemb_lib.course.train import score_detector
 from objemb_lib.data.archives import sha256_file
 from objemb_lib.data.mini_battles import mini_battles
 from objemb_lib.detect import weights
 from objemb_lib.detect.detectors import KINDS, Detector, build_detector
-from objemb_lib.detect.metrics import coco_ap, detect, main_recall
+from objemb_lib.detect.metrics import coco_ap, detect, main_recall, score_detector
 from objemb_lib.detect.weights import cards_table, load_detector, read_card, save_weights
 
 pytest_plugins = ("tiny_battles",)
 AP_SPREAD = 0.12  # of a part of 120 scenes: four standard deviations, bootstrap over the scenes
-SHIPPED = [  # the student and the proposer have tests of their own
+SHIPPED = [  # the others have tests of their own
     name
     for name in sorted(path.stem for path in weights.weights_root().glob("*.json"))
-    if "categories" in read_card(name) and "student" not in read_card(name)
+    if "kind" in read_card(name) and "student" not in read_card(name)
 ]
 
 
