@@ -130,8 +130,7 @@ def box_sources(
     found["R-MAC grid"] = Region(grid(dataset))
     found["centre box"] = Region(centre(dataset))
     if boxed and train is not None:
-        fixed = Region(fixed_boxes(train, dataset))
-        found[fixed.name] = fixed
+        found["5 fixed boxes"] = Region(fixed_boxes(train, dataset))
     if boxed:
         found["random boxes"] = Region(random_like(true, dataset, seed))
     return found
