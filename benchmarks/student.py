@@ -2,10 +2,11 @@
 
     python benchmarks/student.py                    latency, images/s, FLOPs, parameters
 
-For 1, 3 and 10 objects an image: the detector alone; the student, which embeds what it detects;
-detector and teacher on the map (a second pass, all objects cut out of it); detector and teacher
-on crops (a pass an object). All prepared alike (batch norm folded, channels last), measured in
-turns, so that other load meets all of them; medians. Writes benchmarks/results/student.json.
+For 1, 3 and 10 objects an image: the detector alone; the student, which embeds what it detects; the
+fork, on 384 pixels where the others see 256; detector and teacher on the map (a second pass, all
+objects cut out of it); detector and teacher on crops (a pass an object). All prepared alike (batch
+norm folded, channels last), measured in turns, so that other load meets all of them; medians.
+Writes benchmarks/results/student.json.
 """
 
 from __future__ import annotations
@@ -34,17 +35,24 @@ OBJECTS = (1, 3, 10)
 Way = Callable[[list[torch.Tensor]], object]
 
 
-def ways(student: Student, teachers: dict[str, Teacher], k: int) -> dict[str, Way]:
-    """Everything that is compared, as functions of a list of images."""
+def prepared(student: Student, k: int) -> Student:
+    """A copy that embeds ``k`` boxes an image, prepared for inference."""
     student = copy.deepcopy(student)
     student.detector, student.top = student.detector.for_inference(config.device()), k
+    return student
+
+
+def ways(student: Student, fork: Student, teachers: dict[str, Teacher], k: int) -> dict[str, Way]:
+    """Everything that is compared, as functions of a list of images."""
+    student, fork = prepared(student, k), prepared(fork, k)
 
     def with_teacher(teacher: Teacher) -> Way:
         return lambda images: teacher(
             torch.stack(images), [one["boxes"][:k] for one in student.detector(images)]
         )
 
-    found = {"detector alone": student.detector, "student": student}
+    found = {"detector alone": student.detector, "student": student, "fork": fork}
+    found |= {"fork's detector alone": fork.detector}
     return found | {f"detector + {name}": with_teacher(t) for name, t in teachers.items()}
 
 
@@ -84,7 +92,8 @@ def flops(way: Way, image: torch.Tensor) -> float:
 @torch.inference_mode()
 def main() -> None:
     asked = arguments(__doc__, rounds=5, images=8)
-    student, trunk = load_student().to(config.device()), load_trunk()
+    student, fork = (load_student(n).to(config.device()) for n in ("student", "fork"))
+    trunk = load_trunk()
     teachers = {
         "teacher on the map": MapTeacher(trunk),
         "teacher Lite2 on the map": MapTeacher(load_trunk("efficientnet_lite2")),
@@ -93,7 +102,7 @@ def main() -> None:
     images = busy_images(student, asked.images, max(OBJECTS))
     table = []
     for k in OBJECTS:
-        compared = ways(student, teachers, k)
+        compared = ways(student, fork, teachers, k)
         counted = {name: flops(way, images[0]) for name, way in compared.items()}
         for batch in (1, 4):
             found = seconds(compared, images, batch, asked.rounds)

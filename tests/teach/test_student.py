@@ -14,12 +14,20 @@ from torchvision.ops import FrozenBatchNorm2d, roi_align
 from objemb_lib.config import DataError
 from objemb_lib.course.train import FEW, METRICS, score_student
 from objemb_lib.data.mini_battles import mini_battles
-from objemb_lib.detect.detectors import load_coco_detector
+from objemb_lib.detect.detectors import build_detector, load_coco_detector
 from objemb_lib.detect.features import DetectorTrunk
 from objemb_lib.detect.weights import LIMIT, load_detector, read_card, save_weights, weights_root
 from objemb_lib.embed.pooling import rmac
 from objemb_lib.embed.trunks import load_trunk
-from objemb_lib.teach.student import Student, StudentTrunk, Teacher, cut_regions, load_student
+from objemb_lib.teach.student import (
+    CutTrunk,
+    Student,
+    StudentTrunk,
+    Teacher,
+    adaptive_cells,
+    cut_regions,
+    load_student,
+)
 
 pytest_plugins = ("tiny_battles",)
 
@@ -87,6 +95,49 @@ def test_layers_can_be_left_out() -> None:
         found = ours.embed(maps, BOXES[2:])
         pooled = first(cut_regions(maps, body.stages["stage4"], BOXES[2:], 6)).mean(dim=(2, 3))
     assert torch.allclose(found, F.normalize(pooled, dim=1), atol=1e-5)
+
+
+def test_an_adaptive_cut_gives_each_box_the_cells_that_it_covers() -> None:
+    """In any order, what each box alone would get; counts of cells by hand."""
+    boxes = [torch.tensor([[0.0, 0, 40, 40], [0, 0, 256, 256], [10, 20, 170, 200], [8, 8, 80, 60]]),
+             torch.tensor([[0.0, 0.0, 200.0, 160.0]])]  # fmt: skip
+    assert adaptive_cells(torch.cat(boxes), 16).tolist() == [8, 16, 10, 8, 12]
+    ours, maps = student(cells="adaptive"), maps_of(student(), noise(2, 256))
+    body = ours.detector.trunk
+    with torch.no_grad():
+        found = ours.embed(maps, boxes)
+        for box, cells, row in zip(boxes[0], (8, 16, 10, 8), found):
+            x = cut_regions(maps, body.stages["stage4"], [box[None], boxes[1][:0]], cells)
+            for layer in body.after("stage4"):
+                x = layer(x)
+            assert torch.allclose(F.normalize(x.mean(dim=(2, 3)), dim=1)[0], row, atol=1e-5)
+
+
+def test_a_fork_embeds_by_anothers_tail_and_a_share_of_its_map() -> None:
+    """ImageNet's layers on the shared map: what the classification network itself would give."""
+    how = {"cells": "adaptive", "leave_out": ()}
+    trunk, boxes = (
+        load_trunk(),
+        [torch.tensor([[20.0, 30.0, 120.0, 90.0], [0.0, 0.0, 128.0, 128.0]])],
+    )
+    detector = build_detector("faster_rcnn", trunk, CATEGORIES, 128, frozen="stage4")
+    learns = {n for n, p in detector.trunk.named_parameters() if p.requires_grad}
+    assert learns and not any(
+        n.startswith(("network.blocks.4", "network.conv_stem")) for n in learns
+    )
+    with torch.no_grad():
+        for parameter in detector.trunk.after("stage4")[0].parameters():
+            parameter.zero_()  # its own tail has learned something else
+        fork = Student(detector, tail=trunk.name, mix=0.15, **how).eval()
+        maps, theirs = maps_of(fork, noise(1, 128)), CutTrunk(trunk, **how)
+        found = F.normalize(fork.embed(maps, boxes), dim=1)
+        whole = trunk(trunk.normalise(noise(1, 128)))
+        cut = F.normalize(theirs.box_features(whole, "cut", boxes).flatten(1), dim=1)
+        inside = roi_align(whole["head"], boxes, 7, 1 / 32, 2, aligned=True).mean(dim=(2, 3))
+    expected = F.normalize(0.85 * cut + 0.15 * F.normalize(inside, dim=1), dim=1)
+    assert torch.allclose(found, expected, atol=1e-4)
+    assert not any("tail" in key or "_trunk" in key for key in fork.state_dict())
+    assert StudentTrunk(fork).fingerprint() != StudentTrunk(Student(detector, **how)).fingerprint()
 
 
 @pytest.mark.parametrize("kind", ["faster_rcnn", "mask_rcnn"])
