@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,19 @@ from tiny_scenes import CATEGORIES, lively, scenes, small
 from torch import nn
 
 from objemb_lib.course.train import train_detector
-from objemb_lib.detect.classifier import Classifier, score_classifier
+from objemb_lib.data.mini_battles import mini_battles
+from objemb_lib.detect.classifier import (
+    CLASSIFIER,
+    Classifier,
+    load_classifier,
+    practised,
+    score_classifier,
+)
+from objemb_lib.detect.weights import LIMIT, read_card, weights_root
+from objemb_lib.embed.trunks import load_trunk
 from objemb_lib.teach.training import Schedule
 
+pytest_plugins = ("tiny_battles",)
 pytestmark = pytest.mark.usefixtures("on_cpu")
 
 
@@ -45,3 +56,22 @@ def test_the_loss_asks_for_labels_alone() -> None:
     zero, right, wrong = torch.tensor([0.0, -2.0, 2.0]).exp().log1p()
     expected = (3 * zero + 2 * right + wrong) / 6
     assert made(images, targets)["loss_labels"].item() == pytest.approx(expected.item())
+
+
+def test_the_shipped_control_is_the_one_of_its_card(mini_battles_built: Path) -> None:
+    """On a part of the scenes it knows categories; with OBJEMB_SLOW=1 as well as its card says."""
+    card, learnt, data = read_card(CLASSIFIER), load_classifier(), mini_battles("battle")
+    assert (weights_root() / "classifier.safetensors").stat().st_size <= LIMIT
+    assert card["command"] and card["data"] and card["log"] and card["curve"]
+    assert card["schedule"] == read_card("faster_rcnn")["schedule"]
+    stated = card["metrics on mini-battles/battle"]
+    if os.environ.get("OBJEMB_SLOW") == "1":
+        assert score_classifier(learnt, data) == pytest.approx(stated, abs=0.002)
+    found = score_classifier(learnt, data.subset(range(0, len(data), 8)))
+    assert found["image labels, mAP"] > 2 * found["the same, by chance"]
+    (control,) = practised("efficientnet_lite0").values()
+    assert control.name == "efficientnet_lite0 trained on scenes" and not practised("resnet18")
+    pairs = list(zip(learnt.trunk.parameters(), load_trunk().parameters(), strict=True))
+    same = [torch.equal(now, then.half().float()) for now, then in pairs]
+    frozen = [not now.requires_grad for now, _ in pairs]
+    assert same == frozen and 0 < sum(frozen) < len(frozen)
