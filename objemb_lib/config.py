@@ -10,6 +10,7 @@ Environment variables (all optional):
 ``OBJEMB_WORKERS``    helpers that read images for an accelerator (default: a core each, at most 8)
 
 Folders lie beside the library in a checkout, and where the platform keeps a user's data elsewhere.
+``~`` is the home folder; a variable that is empty is as one that is not set.
 """
 
 from __future__ import annotations
@@ -88,28 +89,69 @@ def needs(extra: str) -> Iterator[None]:
         raise DataError(f"{error.name or error} is not installed", remedy) from error
 
 
+def setting(name: str) -> str:
+    """An environment variable, without blanks around it; empty where it is not set."""
+    return os.environ.get(name, "").strip()
+
+
+def place(name: str) -> Path | None:
+    """The absolute path that an environment variable names, if it is set.
+
+    Raises:
+        DataError: it starts at the home folder of nobody.
+    """
+    try:
+        return Path(chosen).expanduser().absolute() if (chosen := setting(name)) else None
+    except RuntimeError as error:
+        raise DataError(f"{name} is {chosen!r}: {error}", f"Set {name} to a folder.") from error
+
+
+def fix_places() -> None:
+    """Make the folders of the environment absolute: notebooks' kernels start in another one."""
+    for name in ("OBJEMB_DATA", "OBJEMB_CACHE"):
+        if where := place(name):
+            os.environ[name] = str(where)
+    if there := mirror():
+        os.environ["OBJEMB_MIRROR"] = there
+
+
 def data_root() -> Path:
     """Folder that holds built data sets, one folder each."""
     own = PROJECT / "data" if IN_CHECKOUT else platformdirs.user_data_path("objemb")
-    return Path(os.environ.get("OBJEMB_DATA", own))
+    return place("OBJEMB_DATA") or own
 
 
 def cache_root() -> Path:
     """Folder that holds cached embeddings; safe to delete at any time."""
     own = PROJECT / ".cache" if IN_CHECKOUT else platformdirs.user_cache_path("objemb")
-    return Path(os.environ.get("OBJEMB_CACHE", own))
+    return place("OBJEMB_CACHE") or own
 
 
 def mirror() -> str | None:
     """Folder or URL to try before every public address, if one is set."""
-    return os.environ.get("OBJEMB_MIRROR") or None
+    url = "://" in setting("OBJEMB_MIRROR")
+    return setting("OBJEMB_MIRROR") if url else str(place("OBJEMB_MIRROR") or "") or None
 
 
 def device() -> torch.device:
-    """``OBJEMB_DEVICE``, else CUDA (each process of ``torchrun`` its own), else MPS, else CPU."""
+    """``OBJEMB_DEVICE``, else CUDA (each process of ``torchrun`` its own), else MPS, else CPU.
+
+    Raises:
+        DataError: what is set is no device, or none of this machine's.
+    """
     import torch  # here, so that `data/download.py --help` need not wait for it
 
-    if chosen := os.environ.get("OBJEMB_DEVICE"):
+    if chosen := setting("OBJEMB_DEVICE"):
+        cards = [f"cuda:{n}" for n in range(torch.cuda.device_count())]
+        there = [
+            "cpu",
+            *["cuda"] * bool(cards),
+            *cards,
+            *["mps"] * torch.backends.mps.is_available(),
+        ]
+        if chosen not in there:
+            problem = f"OBJEMB_DEVICE is {chosen!r}: no device of this machine"
+            raise DataError(problem, f"Unset OBJEMB_DEVICE, or set it to: {', '.join(there)}.")
         return torch.device(chosen)
     if torch.cuda.is_available():
         own = os.environ.get("LOCAL_RANK")
@@ -117,18 +159,31 @@ def device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def precision() -> str:
-    """``OBJEMB_PRECISION``, else ``fp32``.
+def precision(chosen: str | None = None) -> str:
+    """What is chosen, else ``OBJEMB_PRECISION``, else ``fp32``.
 
     ``bf16`` is about twice as fast on hardware that multiplies it, but moved R@1 by more than
     0.2 points in some settings (``benchmarks/extract.py``): nobody gets it without asking.
+
+    Raises:
+        DataError: it is neither.
     """
-    return os.environ.get("OBJEMB_PRECISION", "fp32")
+    found = chosen or setting("OBJEMB_PRECISION") or "fp32"
+    if found not in ("fp32", "bf16"):
+        raise DataError(f"no precision {found!r}", "Set OBJEMB_PRECISION to fp32 or bf16.")
+    return found
 
 
 def workers() -> int:
-    """``OBJEMB_WORKERS``, else one a core of this process's; 0 beside a CPU, which would wait."""
-    if (chosen := os.environ.get("OBJEMB_WORKERS")) is not None:
+    """``OBJEMB_WORKERS``, else one a core of this process's; 0 beside a CPU, which would wait.
+
+    Raises:
+        DataError: what is set is no number.
+    """
+    if chosen := setting("OBJEMB_WORKERS"):
+        if not (chosen.isascii() and chosen.isdecimal()):
+            problem = f"OBJEMB_WORKERS is {chosen!r}: not a number of helpers"
+            raise DataError(problem, "Set it to 0 or more, or unset it.")
         return int(chosen)
     if device().type == "cpu":
         return 0

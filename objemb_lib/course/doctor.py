@@ -93,15 +93,17 @@ def free_bytes(folder: Path) -> int:
 def check_device() -> Row:
     """What computes, tried with a small sum."""
     try:
-        device = config.device()
+        device, precision = config.device(), config.precision()
         torch.ones(2, device=device).sum().item()
+    except config.DataError as error:
+        return Row("device", error.problem, "problem", error.remedy)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        asked = os.environ.get("OBJEMB_DEVICE", "the GPU")
+        asked = config.setting("OBJEMB_DEVICE") or "the GPU"
         first = (str(error).splitlines() or [type(error).__name__])[0]
         remedy = "Unset OBJEMB_DEVICE or set it to cpu; or update the GPU driver."
         return Row("device", f"{asked} does not work: {first}", "problem", remedy)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return Row("device", f"{device} ({name}), {config.precision()}")
+    return Row("device", f"{device} ({name}), {precision}")
 
 
 def check_data() -> list[Row]:

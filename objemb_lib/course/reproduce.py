@@ -16,7 +16,9 @@ Ctrl-C: what was computed is kept, and the same command goes on from there.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import logging
 import os
 import platform
 import re
@@ -30,6 +32,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import papermill
+from jupyter_client.kernelspec import NoSuchKernel
 from papermill.exceptions import PapermillExecutionError
 
 from objemb_lib import config
@@ -79,7 +82,7 @@ def reproduce(
                 print(f"{notebook.name}: left out, not every photograph of {one} has a box")
             fresh = run_on(one, run, stated, those) | {"data": about[run]}
             problems += finish(run, fresh, notebooks if update else ())
-        except ReproduceError as error:
+        except ObjembError as error:
             if len(planned) == 1:
                 raise
             print(f"error: {error}", file=sys.stderr)  # a night's other data sets still run
@@ -94,15 +97,17 @@ def runs(stated: profiles.Profile, data: str = "") -> dict[str, str]:
 
     A path becomes absolute: notebooks run elsewhere.
     """
-    if not data and len(stated.data) < 2:
-        return {stated.name: "".join(stated.data)}
-    found = {}
-    for one in [data] if data else stated.data:
+    every, found = [data] if data else stated.data, {}
+    for one in every:
         name, _, path = one.partition(":")
-        folder = re.sub(r"[^\w.-]+", "_", f"{name}-{Path(path).name}" if path else name)
-        one = f"{name}:{Path(path).expanduser().absolute()}" if path else name
-        found[f"{stated.name}/{folder}"] = one
-    return found
+        folder = name
+        if path:
+            path = os.path.abspath(os.path.expanduser(path))
+            mark = hashlib.sha256(os.fsencode(path)).hexdigest()[:8]  # others may have its name
+            folder = re.sub(r"[^\w.-]+", "_", f"{name}-{Path(path).name}-{mark}")
+            one = f"{name}:{path}"
+        found[f"{stated.name}/{folder}" if data or len(every) > 1 else stated.name] = one
+    return found or {stated.name: ""}
 
 
 def every_box(data: str) -> bool:
@@ -149,9 +154,12 @@ def run_on(data: str, run: str, stated: profiles.Profile, notebooks: Sequence[Pa
 
 def execute(notebook: Path, output: Path, parameters: dict) -> None:
     """Execute a notebook into ``output``. Raises ReproduceError with the cell that failed."""
+    config.fix_places()
+    logging.getLogger("traitlets").setLevel(logging.CRITICAL)  # what it would say is raised, too
+    places = profiles.literal(notebook), profiles.literal(output)
     try:
         papermill.execute_notebook(
-            notebook, output, parameters, cwd=notebook.parent, kernel_name="python3",
+            *places, parameters, cwd=notebook.parent, kernel_name="python3",
             extra_arguments=["--log-level=CRITICAL"],  # no note on TCP, nor a trace on Ctrl-C
             progress_bar=sys.stderr.isatty(),
         )  # fmt: skip
@@ -163,6 +171,29 @@ def execute(notebook: Path, output: Path, parameters: dict) -> None:
             f"{error.ename}: {error.evalue}",
             f"The executed copy is {output}, with the whole traceback.",
         ) from error
+    except NoSuchKernel as error:
+        remedy = "Run `make install`, or `python -m ipykernel install --sys-prefix`."
+        problem = f"{notebook.name}: Jupyter has no kernel {error.name}"
+        raise ReproduceError(problem, remedy) from error
+    except RuntimeError as error:  # of the kernel: it died, or did not even start
+        raise ReproduceError(
+            f"{notebook.name}, {running_cell(output)}\n\n{error}",
+            "Most often memory ran out: close other programs and notebooks, then run the same "
+            "command again; what was computed is kept.",
+        ) from error
+    except OSError as error:
+        problem = f"{notebook.name} could not be run into {output}: {error}"
+        remedy = f"Free some space on the disk of {output}, or run `make install` if a program is "
+        remedy += "not there; the same command then goes on."
+        raise ReproduceError(problem, remedy) from error
+
+
+def running_cell(output: Path) -> str:
+    """The cell at which an executed copy ends, with its source."""
+    cells = nbformat.read(output, as_version=4).cells if output.exists() else []
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    begun = [cell for cell in code if cell.metadata.get("papermill", {}).get("start_time")]
+    return f"cell {len(begun)}:\n\n{begun[-1].source}" if begun else "before its first cell"
 
 
 def environment(seed: int) -> dict:

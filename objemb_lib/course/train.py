@@ -36,7 +36,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import os
 import platform
 import re
 import sys
@@ -345,8 +344,8 @@ def coco_folds(data: str = "coco") -> list[list[ImageDataset]]:
         DataError: COCO is not there.
     """
     places = [Path(path).expanduser() for path in data.partition(":")[2].split(",") if path]
-    if not places and (real := os.environ.get("OBJEMB_REAL")):
-        places = [Path(real) / "coco", Path(real) / "coco_tiny"]
+    if not places and (real := config.place("OBJEMB_REAL")):
+        places = [real / "coco", real / "coco_tiny"]
     folds, known = [], set()
     for place in places or [None]:
         folds.append([])

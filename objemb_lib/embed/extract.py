@@ -57,11 +57,8 @@ class ExtractOptions:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        chosen = self.precision or config.precision()
-        if chosen not in ("fp32", "bf16"):
-            raise DataError(f"no precision {chosen!r}", "Set OBJEMB_PRECISION to fp32 or bf16.")
         usual = 4 if config.device().type == "cpu" else 64
-        object.__setattr__(self, "precision", chosen)
+        object.__setattr__(self, "precision", config.precision(self.precision))
         object.__setattr__(self, "batch_size", self.batch_size or usual)
 
 

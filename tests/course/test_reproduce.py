@@ -13,6 +13,7 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 from nbformat.v4 import new_code_cell, new_notebook
 from tiny_queries import dataset
 
@@ -168,8 +169,8 @@ def test_a_folder_says_where_to_look_and_notebooks_that_need_boxes_wait_for_them
         assert reproduce.main(arguments) == 0
         printed = capsys.readouterr().out
         assert ("00_first.ipynb: left out" in printed) == (data is bare)
-        place = project / "runs" / "folder" / "folder-photos"
-        assert "executed notebooks: runs/folder/folder-photos/" in printed
+        (place,) = (project / "runs" / "folder").iterdir()
+        assert f"executed notebooks: runs/folder/{place.name}/" in printed
         cell = nbformat.read(place / "01_second.ipynb", 4).cells[-1]
         assert cell.outputs[0].text == f"{Path.cwd() / said if more else said}\n"
 
@@ -179,6 +180,76 @@ def test_a_failing_cell_is_shown(project, capsys):
     assert reproduce.main(["--notebooks", "00"]) == 1
     said = capsys.readouterr().err
     assert "00_first.ipynb" in said and "y = x / 0  # here" in said and "ZeroDivisionError" in said
+
+
+@pytest.mark.parametrize("end", ["os.kill(os.getpid(), 9)", "os._exit(3)", "os.abort()"])
+def test_a_kernel_that_dies_is_told_with_its_cell_and_the_others_go_on(
+    project, monkeypatch, capsys, end
+):
+    """nteract/papermill#478, #476: as where memory ran out, once a traceback without a cell."""
+    _profile(project, "many", "data: [one, two]\nseed: 0\n")
+    data = dataset([0, 0, 1, 1])
+    monkeypatch.setattr(catalogue, "load_splits", lambda name: Splits(data, {"test": data}))
+    parameters = 'DATA = ""\nRUN_DIR = ""\nSEED = 0'
+    _write(project, "00_first", f"import os\nDATA == 'two' or {end}", parameters=parameters)
+    assert reproduce.main(["--profile", "many", "--notebooks", "00"]) == 1
+    said = capsys.readouterr().err
+    assert "00_first.ipynb, cell 3:" in said and end in said and "memory" in said
+    assert "many/one failed" in said and "many/two" not in said
+    assert (project / "runs" / "many" / "two" / "results.json").exists()
+
+
+def test_what_hinders_a_notebook_from_starting_is_told(project, monkeypatch, capsys):
+    """No kernel, a kernel whose program is gone, no place to write, no notebook."""
+    with monkeypatch.context() as patch:
+        patch.setattr("ipykernel.kernelspec.RESOURCES", "/nowhere", raising=False)
+        gone = project / "jupyter" / "kernels" / "python3"
+        gone.mkdir(parents=True)
+        spec = {"argv": ["/nowhere/python"], "display_name": "gone", "language": "python"}
+        (gone / "kernel.json").write_text(json.dumps(spec))
+        patch.setenv("JUPYTER_PATH", str(project / "jupyter"))
+        assert reproduce.main(["--notebooks", "00"]) == 1
+        assert "/nowhere/python" in capsys.readouterr().err
+
+    def absent(*_, **__):
+        raise NoSuchKernel("python3")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(KernelSpecManager, "get_kernel_spec", absent)
+        assert reproduce.main(["--notebooks", "00"]) == 1
+        assert "ipykernel install" in capsys.readouterr().err
+    (project / "runs" / "workshop" / "00_first.ipynb").unlink()
+    (project / "runs" / "workshop" / "00_first.ipynb").mkdir()  # a disk that cannot be written
+    assert reproduce.main(["--notebooks", "00"]) == 1
+    assert "00_first.ipynb could not be run" in capsys.readouterr().err
+    (project / "notebooks" / "00_first.ipynb").write_text("{")
+    assert reproduce.main(["--notebooks", "00"]) == 1
+    assert "00_first.ipynb: its parameters" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["{course}", "a{}b", "50%{x", "}{"])
+def test_braces_in_a_path_are_no_parameters(project, monkeypatch, name):
+    """nteract/papermill#392."""
+    (project / "notebooks").rename(project / name)
+    monkeypatch.setattr(profiles, "NOTEBOOKS", project / name)
+    (notebook,) = profiles.choose(["00"])
+    assert profiles.defaults(notebook) == {"RUN_DIR": "", "SEED": 0}
+    reproduce.execute(notebook, project / name / "out.ipynb", {"SEED": 5})
+    done = nbformat.read(project / name / "out.ipynb", 4)
+    assert done.cells[-1].outputs[0].text == "5\n"
+
+
+def test_relative_folders_are_the_same_in_the_notebooks(project, monkeypatch):
+    """nteract/papermill#316: they were of another place there."""
+    monkeypatch.chdir(project)
+    for name in ("OBJEMB_DATA", "OBJEMB_CACHE", "OBJEMB_MIRROR"):
+        monkeypatch.setenv(name, f"here/{name}")
+    code = "import os\nprint(*(os.environ[f'OBJEMB_{x}'] for x in ('DATA', 'CACHE', 'MIRROR')))"
+    _write(project, "00_first", code)
+    reproduce.execute(project / "notebooks" / "00_first.ipynb", project / "out.ipynb", {})
+    told = nbformat.read(project / "out.ipynb", 4).cells[-1].outputs[0].text.split()
+    assert told == [str(config.data_root()), str(config.cache_root()), config.mirror()]
+    assert told[0] == str(project / "here" / "OBJEMB_DATA")
 
 
 @pytest.mark.parametrize(
@@ -255,11 +326,26 @@ def test_ctrl_c_stops_the_notebook_too_and_the_same_command_goes_on(project):
 def test_every_data_set_of_a_profile_gets_a_run_of_its_own(project):
     _profile(project, "many", "data: [one, 'two:/x/my cats']\nseed: 0\n")
     stated = profiles.profile("many")
-    assert reproduce.runs(stated) == {"many/one": "one", "many/two-my_cats": "two:/x/my cats"}
+    (one, first), (two, second) = reproduce.runs(stated).items()
+    assert (one, first, second) == ("many/one", "one", "two:/x/my cats")
+    assert two.startswith("many/two-my_cats-")
     assert reproduce.runs(stated, "three") == {"many/three": "three"}
-    assert reproduce.runs(stated, "folder:photos") == {
-        "many/folder-photos": f"folder:{Path.cwd() / 'photos'}"
-    }
+    ((run, found),) = reproduce.runs(stated, "folder:photos").items()
+    assert run.startswith("many/folder-photos-") and found == f"folder:{Path.cwd() / 'photos'}"
+    alone = replace(stated, data=["folder:photos"])
+    assert reproduce.runs(alone) == {"many": f"folder:{Path.cwd() / 'photos'}"}
+
+
+@pytest.mark.parametrize(
+    "two",
+    [("holidays/photos", "shop/photos"), ("a b", "a+b"), ("x/c", "x/C"), ("é", "è")],
+)
+def test_folders_of_one_name_are_run_in_two_places(two):
+    """numbbo/coco#2291, tsduck/tsduck#1740: one's results overwrote the other's."""
+    places = [list(reproduce.runs(profiles.profile("folder"), f"folder:/{one}")) for one in two]
+    assert places[0] != places[1]
+    here = list(reproduce.runs(profiles.profile("folder"), f"folder:/y/../{two[0]}"))
+    assert here == places[0]  # another way to write it is no other folder
 
 
 def test_one_data_set_that_fails_does_not_stop_the_others(project, monkeypatch, capsys):
