@@ -33,6 +33,12 @@ PROJECT = Path(__file__).resolve().parent.parent
 IN_CHECKOUT = (PROJECT / "pyproject.toml").is_file()  # else pip installed the library alone
 
 
+def printable(text: object) -> str:
+    """A text that any terminal, notebook and table takes: bytes of a file's name that are not
+    UTF-8 are spelt out."""
+    return str(text).encode("utf-8", "backslashreplace").decode()
+
+
 class ObjembError(Exception):
     """Base of every error this library raises on purpose.
 
@@ -41,7 +47,7 @@ class ObjembError(Exception):
     """
 
     def __init__(self, problem: str, remedy: str = "") -> None:
-        self.problem, self.remedy = problem, remedy
+        self.problem, self.remedy = problem, remedy = printable(problem), printable(remedy)
         super().__init__(f"{problem}\n  What to do: {remedy}" if remedy else problem)
 
     def __reduce__(self) -> tuple:  # keeps both parts across worker processes

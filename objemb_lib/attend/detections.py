@@ -36,7 +36,7 @@ from objemb_lib.attend.sources import (
 from objemb_lib.config import DataError
 from objemb_lib.data.coco import VISIBLE
 from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.data.folder import encode_mask
+from objemb_lib.data.folder import check_boxes, covers, encode_mask
 from objemb_lib.detect.detectors import Detector
 from objemb_lib.detect.metrics import detect
 from objemb_lib.detect.weights import load_detector
@@ -222,6 +222,11 @@ def _from_files(pattern: Path, dataset: ImageDataset, name: str) -> Boxes:
         )
     photographs = replace(dataset, crops=()) if len(dataset.crops) else dataset
     found = [_read(photographs, i, some) for i, some in enumerate(mine)]
+    told = [
+        {"objects": [{"bbox": [*b[:2], *(b[2:] - b[:2])], "id": f"of {file}"} for b in one[0]]}
+        for one, file in zip(found, dataset.files)
+    ]
+    check_boxes(told, photographs.sizes().tolist())
     for i, window in enumerate(dataset.crops):
         if window is not None:
             found[i] = _inside(window, *found[i][:2])
@@ -282,7 +287,11 @@ def _read(dataset: ImageDataset, i: int, entries: Sequence[Mapping]) -> Found:
     if not all(entry.get("segmentation") for entry in entries):
         return found
     size = tuple(dataset.sizes()[i].tolist())
-    return *found, [encode_mask(e["segmentation"], b, size) for e, b in zip(entries, corners)]
+    try:
+        return *found, [encode_mask(e["segmentation"], b, size) for e, b in zip(entries, corners)]
+    except ValueError as error:
+        problem = f"{dataset.names[i]}: a segmentation that cannot be used ({error})"
+        raise DataError(problem, "Give polygons or run lengths of the whole image.") from error
 
 
 def checked(
@@ -305,6 +314,8 @@ def checked(
     if scores.shape != (len(boxes),) or (masks is not None and len(masks) != len(boxes)):
         masked = "" if masks is None else f", {len(masks)} masks"
         refuse(f"{len(boxes)} boxes, scores of shape {scores.shape}{masked}", "Give one a box.")
+    if masks is not None and any(np.shape(m) != tuple(size[::-1]) for m in masks):
+        refuse(f"masks that are not {size[1]} x {size[0]}", "Give (K, height, width).")
     if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
         refuse("a box or a score that is not a finite number", "Leave it out.")
     if len(boxes) and (boxes[:, 2:] < boxes[:, :2]).any():
@@ -321,7 +332,13 @@ def checked(
 
 def _gathered(name: str, dataset: ImageDataset, found: Sequence[Found]) -> Boxes:
     order = [np.argsort(-one[1], kind="stable") for one in found]  # best first
-    masks = [[one[2][k] for k in o] if len(one) > 2 else [] for one, o in zip(found, order)]
+    sizes = dataset.sizes().tolist() if any(len(one) > 2 for one in found) else [None] * len(found)
+    masks = [
+        # a mask of nothing, or of what lies beside its box, leaves nothing to embed
+        [m if covers(m, b) else encode_mask(None, b, size)
+         for b, m in ((one[0][k], one[2][k]) for k in o)] if len(one) > 2 else []
+        for one, o, size in zip(found, order, sizes)
+    ]  # fmt: skip
     masked = all(len(m) == len(o) for m, o in zip(masks, order))
     return or_whole(
         name,

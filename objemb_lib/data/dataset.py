@@ -29,7 +29,7 @@ from PIL import Image
 
 from objemb_lib import config
 from objemb_lib.cache import atomic_write_text
-from objemb_lib.config import DataError, ObjembError
+from objemb_lib.config import DataError, ObjembError, printable
 from objemb_lib.data.images import fit_within, image_size, load_image
 
 EACH = 4  # images a label that a limit keeps, where there are so many
@@ -89,6 +89,8 @@ class ImageDataset:
         if not n:
             problem = f"{self.name}/{self.split}: no images in {self.root}"
             raise DataError(problem, "Check the folder's name.")
+        if bad := next((f for f in map(str, (self.root, *self.files)) if f != printable(f)), ""):
+            raise DataError(f"{self.name}: {bad}: its name is not UTF-8", "Rename it.")
         known = {part: values for part, values in parts.items() if values is not None}
         for part in ("labels", "categories"):
             parts[part] = np.asarray(known.get(part, np.full(n, -1)), np.int64)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from unicodedata import normalize
 
 import numpy as np
 import pandas as pd
@@ -16,15 +18,29 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from objemb_lib import config
-from objemb_lib.config import DataError, ImageError
+from objemb_lib.config import DataError, ImageError, printable
 from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.data.images import IMAGE_SUFFIXES, fit_within, measure_images
+from objemb_lib.data.images import (
+    HEIC_SUFFIXES,
+    IMAGE_SUFFIXES,
+    fit_within,
+    inspect_images,
+    left_out,
+    reads_heic,
+)
 
 Size = tuple[int, int]  # (width, height) in pixels
+PARTS = 1.5  # what boxes in parts of the sides, of which some reach out, do not exceed
 
 ANNOTATIONS = "annotations.json"
 LABELS = "labels.csv"
 SPLITS = ("train", "test")
+SYSTEM = re.compile(  # what a NAS, Windows, Linux and macOS put among photographs, as thumbnails
+    r"[@#](eadir|recycle|recently-snapshot|snapshot|sharebin|tmp|synoresource)|lost\+found|__macosx"
+    r"|\$recycle\.bin|recycler|found\.\d+|system volume information|temporary items"
+    r"|network trash folder",
+    re.IGNORECASE,
+)
 MIN_LABELS = 4  # two to choose by, two to measure on
 ARRANGE = (
     f"Give each object, model or species a sub-folder with two photographs at least, {MIN_LABELS} "
@@ -45,8 +61,9 @@ def folder(
     Labels are the names of the first level of sub-folders (torchvision's ``ImageFolder``), or
     those of a list. Without either they are the category of the main object, where
     ``annotations`` give one; else -1, unknown, and no image is relevant to another. The main
-    object, first among the boxes, is the largest that is not a crowd. Hidden files and files with
-    other suffixes are left out.
+    object, first among the boxes, is the largest that is not a crowd. Left out are what is hidden,
+    folders of the system (thumbnails, bins), and, with one warning that counts them, photographs
+    that cannot be read. Names may write accents as one character or as two.
 
     Args:
         root: the folder.
@@ -65,9 +82,10 @@ def folder(
             ``labels`` are none, inconsistent, or name images that are not in the folder.
     """
     place = Path(root) / split if split != "all" else Path(root)
-    files = list_images(place)
     images, categories = read_coco(Path(annotations)) if annotations else ({}, [])
     listed = read_labels(Path(labels)) if labels else {}
+    files, others = _walk(place, images.keys() | listed.keys())
+    images, listed = _as_stored(images, files), _as_stored(listed, files)
     for path, named in ((annotations, images), (labels, listed)):
         if missing := sorted(named.keys() - set(files)):
             raise DataError(
@@ -75,15 +93,18 @@ def folder(
                 "Read the folder that its paths are relative to (root, split), fetch the missing "
                 "images, or take their entries out of the file.",
             )
-    good = _usable(place, files, images, progress)
+    good = _usable(place, files, images, others, progress)
     if not labels:
         listed = {file: {"label": file.partition("/")[0]} for file in good if "/" in file}
     parts = _labelled([listed.get(file, {}) for file in good])
     if annotations:
         entries, sizes = [images.get(file, {"objects": []}) for file in good], list(good.values())
+        check_boxes(entries, sizes)
         found, objects = annotated(entries, sizes, categories)
-        if dropped := sum(len(e["objects"]) - len(many) for e, many in zip(entries, objects)):
-            warnings.warn(f"{dropped} annotated boxes without area dropped", stacklevel=2)
+        kept = {id(one["bbox"]) for many in objects for one in many}
+        if dropped := [o for e in entries for o in e["objects"] if id(o["bbox"]) not in kept]:
+            note = f"{len(dropped)} annotated boxes without area dropped: {_called(dropped)}"
+            warnings.warn(note, stacklevel=2)
         found["masks"] = encode_masks(objects, sizes)
         if (parts["labels"] >= 0).any():  # they are no categories: other boxes are of none
             own = [np.where(np.arange(len(boxes)) == 0, label, -1)
@@ -94,31 +115,49 @@ def folder(
     return ImageDataset(Path(root).resolve().name, split, place, tuple(good), **parts)
 
 
-def _usable(place: Path, files: list[str], noted: dict[str, dict], progress: bool) -> dict:
-    """``{file: upright size}`` of images that can be used and are as ``noted``; warns of others."""
-    good, broken = {}, []
-    for file, size in zip(files, measure_images([place / file for file in files], progress)):
-        entry = noted.get(file, {})
-        annotated = entry.get("width"), entry.get("height")
-        if not isinstance(size, ImageError) and all(annotated) and annotated != size:
-            size = ImageError(
-                f"{place / file}: annotated at {annotated[0]} x {annotated[1]} pixels, "
-                f"but {size[0]} x {size[1]} when upright",
-                "Use the photograph that was annotated; if only its rotation flag differs, "
-                "save it upright and annotate that.",
-            )
-        if isinstance(size, ImageError):
-            broken.append(size)
-        else:
-            good[file] = size
+def _usable(
+    place: Path, files: list[str], noted: dict, others: list[DataError | ImageError], progress: bool
+) -> dict[str, Size]:
+    """``{file: upright size}`` of images that can be used and are as ``noted``; warns of the rest,
+    and of boxes that may have been drawn on an image before its rotation by EXIF."""
+    good, broken, turned = {}, [], []
+    for file, seen in zip(files, inspect_images([place / file for file in files], progress)):
+        if isinstance(seen, ImageError):
+            broken.append(seen)
+            continue
+        (size, orientation), entry = seen, noted.get(file, {})
+        stated = entry.get("width"), entry.get("height")
+        if all(stated) and stated != size:
+            problem = (f"{place / file}: annotated at {stated[0]} x {stated[1]} pixels, "
+                       f"but {size[0]} x {size[1]} when upright")  # fmt: skip
+            remedy = ("Use the photograph that was annotated; if only its rotation flag differs, "
+                      "save it upright and annotate that.")  # fmt: skip
+            broken.append(ImageError(problem, remedy))
+            continue
+        good[file] = size
+        told = orientation > 4 and all(stated) and size[0] != size[1]  # its sides tell
+        if entry.get("objects") and orientation > 1 and not told:
+            turned.append(file)
     if not good:
         problem = f"{place}: none of its {len(files)} images can be used; {broken[0].problem}"
         raise DataError(problem, broken[0].remedy)
-    if broken:
-        shown = "".join(f"\n  {error.problem}" for error in broken[:3])
-        more = f"\n  and {len(broken) - 3} more" if len(broken) > 3 else ""
-        note = f"{place}: {len(broken)} of {len(files)} images skipped{shown}{more}"
-        warnings.warn(note, stacklevel=3)
+    if errors := broken + others:
+        lost = sum(isinstance(error, ImageError) for error in errors)
+        note = f"{place}: {lost} of {len(good) + lost} images skipped"
+        if lost < len(errors):
+            note += f", {len(errors) - lost} folders not opened"
+        for remedy in dict.fromkeys(error.remedy for error in errors):
+            some = [f"\n  {error.problem}" for error in errors if error.remedy == remedy]
+            more = f"\n  and {len(some) - 3} more" if len(some) > 3 else ""
+            note += "".join(some[:3]) + more + f"\n  What to do: {remedy}"
+        warnings.warn(printable(note), stacklevel=3)
+    if turned:
+        note = (
+            f"{place}: {len(turned)} annotated images are turned by their EXIF flag, as {turned[0]}"
+        )
+        note += "; boxes that were drawn on them as they are stored are at wrong places"
+        remedy = "What to do: Look at some; save those that are wrong upright, and annotate that."
+        warnings.warn(f"{note}\n  {remedy}", stacklevel=3)
     return good
 
 
@@ -127,7 +166,7 @@ def _labelled(rows: Sequence[dict[str, str]]) -> dict:
     parts, roles = {}, np.array([row.get("role", "") for row in rows])
     for part, column, named in (("labels", "label", "label_names"),
                                 ("categories", "category", "category_names")):  # fmt: skip
-        names = [row.get(column, "") for row in rows]
+        names = [normalize("NFC", row.get(column, "")) for row in rows]
         known, number = np.unique(["", *names], return_inverse=True)  # "" is the first
         parts |= {part: number[1:] - 1, named: known[1:].tolist()}
     return parts | {"queries": np.flatnonzero(roles != "gallery"),
@@ -167,30 +206,57 @@ def list_images(place: Path) -> list[str]:
 
     Raises DataError: no such folder, or no image in it; says what there is instead.
     """
+    return _walk(place)[0]
+
+
+def _walk(
+    place: Path, named: Collection[str] = ()
+) -> tuple[list[str], list[DataError | ImageError]]:
+    """:func:`list_images` and, whatever they are called, those that are ``named`` (NFC); and why
+    other photographs, and folders, are left out."""
     if not place.is_dir():
         here = ", ".join(sorted(p.name for p in place.parent.glob("*/"))[:10]) or "nothing"
         remedy = f"Beside it are: {here}. Relative paths start at {Path.cwd()}."
         raise DataError(f"{place}: no such folder", remedy)
-    found, others, seen = [], Counter(), set()
-    for where, folders, names in os.walk(place, followlinks=True):
+    found, left, kinds, seen = [], [], Counter(), set()
+
+    def closed(error: OSError) -> None:
+        problem = f"{error.filename}: a folder that cannot be opened ({error.strerror})"
+        left.append(DataError(problem, "Change its permissions."))
+
+    for where, folders, names in os.walk(place, followlinks=True, onerror=closed):
         if (real := os.path.realpath(where)) in seen:  # a link to a folder already read
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in names:
-            suffix = Path(name).suffix.lower()
-            if suffix in IMAGE_SUFFIXES and not name.startswith("."):
-                found.append((Path(where) / name).relative_to(place).as_posix())
-            else:
-                others[suffix or name] += 1
+        folders[:] = sorted(f for f in folders if f[0] != "." and not SYSTEM.fullmatch(f))
+        for path in map(Path(where).joinpath, sorted(names)):
+            file, suffix = path.relative_to(place).as_posix(), path.suffix.lower()
+            hidden, error = path.name.startswith("."), None
+            image = suffix in IMAGE_SUFFIXES or (suffix in HEIC_SUFFIXES and reads_heic())
+            if hidden or not image:
+                if normalize("NFC", file) not in named:
+                    kinds[suffix or path.name] += 1
+                    if hidden or not (error := left_out(path)):
+                        continue
+            if file != printable(file):
+                error = ImageError(f"{path}: its name is not UTF-8", "Rename it.")
+            left.append(error) if error else found.append(file)
     if not found:
-        kinds = ", ".join(f"{n} {kind}" for kind, n in others.most_common(3)) or "nothing at all"
+        held = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(3)) or "nothing at all"
+        why = "; ".join([f"it holds {held}", *(error.problem for error in left[:1])])
+        remedy = " ".join(error.remedy for error in left[:1])
         raise DataError(
-            f"{place}: no images in this folder (it holds {kinds})",
-            "Put photographs into it, or convert them to JPEG or PNG (HEIC and raw files too).",
+            f"{place}: no images in this folder ({why})",
+            f"Put photographs into it, or convert them to JPEG or PNG. {remedy}".strip(),
         )
-    return sorted(found)
+    return sorted(found), left
+
+
+def _as_stored(named: dict[str, dict], files: Sequence[str]) -> dict[str, dict]:
+    """``named`` by the files' names on the disk, where accents may be one character or two."""
+    stored = {normalize("NFC", file): file for file in files} | {file: file for file in files}
+    return {stored.get(n) or stored.get(normalize("NFC", n), n): row for n, row in named.items()}
 
 
 def read_labels(path: Path) -> dict[str, dict[str, str]]:
@@ -200,7 +266,7 @@ def read_labels(path: Path) -> dict[str, dict[str, str]]:
         problem = f"{path}: not a list of labels"
         raise DataError(problem, "Give CSV with the columns file and label.")
     rows = rows[rows.label != ""].to_dict("records")
-    return {PurePosixPath(row["file"]).as_posix(): row for row in rows}
+    return {normalize("NFC", PurePosixPath(row["file"]).as_posix()): row for row in rows}
 
 
 def read_table(file: Path, **options: object) -> pd.DataFrame:
@@ -218,35 +284,126 @@ def read_coco(path: Path) -> tuple[dict[str, dict], list[str]]:
     """The images of a COCO instances file by their paths, and the names of the categories.
 
     Each image is its entry in the file, and with its annotations as ``objects``; each of these
-    has the ``number`` of its category among the names, which are in the order of their ids.
-    Raises DataError: it cannot be read, or is no such file.
+    has the ``number`` of its category among the names, which are in the order of their ids, and
+    the ``file`` it is of. Paths and names are in one form, NFC; categories of one name are one.
+    Raises DataError: it cannot be read, is no such file, or contradicts itself.
     """
     try:
         content = json.loads(path.read_bytes())
-        categories = sorted(content["categories"], key=lambda entry: entry["id"])
-        number = {entry["id"]: i for i, entry in enumerate(categories)}
-        by_id = {entry["id"]: entry | {"objects": []} for entry in content["images"]}
+        names, number = _categories(content["categories"])
+        by_id = _images(content["images"])
         for entry in content["annotations"]:
-            if entry["image_id"] not in by_id or entry["category_id"] not in number:
-                raise ValueError(f"annotation {entry.get('id')} is of an unknown image or category")
-            entry["number"] = number[entry["category_id"]]
-            by_id[entry["image_id"]]["objects"].append(entry)
-        plain = lambda name: PurePosixPath(name.replace("\\", "/")).as_posix()  # noqa: E731 - no ./
-        images = {plain(entry["file_name"]): entry for entry in by_id.values()}
-        return images, [str(entry["name"]) for entry in categories]
+            image, category = entry["image_id"], entry["category_id"]
+            if image not in by_id or category not in number:
+                problem = f"{_called([entry])} is of image {image!r} and category {category!r}"
+                raise DataError(f"{problem}, which are not both listed", "List them.")
+            entry |= {"number": number[category], "file": by_id[image]["file_name"]}
+            _check_annotation(entry)
+            by_id[image]["objects"].append(entry)
+        ids = Counter(entry.get("id") for entry in content["annotations"])
+    except DataError as error:
+        raise DataError(f"{path}: {error.problem}", error.remedy) from error
     except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
         remedy = "Give a COCO instances file: JSON with images, annotations and categories."
         raise DataError(f"{path}: not COCO annotations ({error!r})", remedy) from error
+    for what, many in (("annotations share the id", ids),
+                       ("categories, taken as one, share the name",
+                        Counter(names[n] for n in number.values()))):  # fmt: skip
+        if twice := [str(one) for one, n in many.items() if n > 1 and one is not None]:
+            warnings.warn(f"{path}: {what} {', '.join(twice[:5])}", stacklevel=3)
+    return {entry["file_name"]: entry for entry in by_id.values()}, names
+
+
+def _categories(entries: Sequence[dict]) -> tuple[list[str], dict]:
+    """The names of categories in the order of their ids, and id -> number among them."""
+    by_id: dict = {}
+    for entry in entries:
+        one, name = entry["id"], entry["name"]
+        if type(name) not in (str, int) or not (name := normalize("NFC", str(name)).strip()):
+            raise DataError(f"category {one!r} is called {name!r}", "Give it a name.")
+        if by_id.setdefault(one, name) != name:
+            problem = f"category {one!r} is called {by_id[one]} and {name}"
+            raise DataError(problem, "Give each category an id of its own.")
+    names: dict[str, str] = {}
+    for one in sorted(by_id):
+        names.setdefault(by_id[one].casefold(), by_id[one])
+    number = {name: i for i, name in enumerate(names)}
+    return [*names.values()], {one: number[name.casefold()] for one, name in by_id.items()}
+
+
+def _images(entries: Sequence[dict]) -> dict:
+    """id -> image, with no ``objects`` yet. Raises DataError: two of one id or one name."""
+    by_id, ids = {}, {}
+    for entry in entries:
+        one, file = entry["id"], PurePosixPath(entry["file_name"].replace("\\", "/")).as_posix()
+        entry = entry | {"file_name": normalize("NFC", file), "objects": []}
+        for side in ("width", "height"):
+            if type(entry.get(side)) not in (int, float, type(None)):
+                problem = f"{file}: its {side} {entry[side]!r} is no number"
+                raise DataError(problem, "Give pixels, without quotes.")
+        first, again = [[e["file_name"], e.get("width"), e.get("height")]
+                        for e in (by_id.setdefault(one, entry), entry)]  # fmt: skip
+        if first != again:
+            problem = f"two images have the id {one!r}, {first} and {again}"
+            raise DataError(problem, "Nobody can tell whose the boxes are: give each its own id.")
+        if ids.setdefault(again[0], one) != one:
+            problem = f"{file} is listed twice, under the ids {ids[again[0]]!r} and {one!r}"
+            raise DataError(problem, "List it once, and give its annotations that id.")
+    return by_id
+
+
+def _check_annotation(entry: dict) -> None:
+    """Raise DataError where text or nothing stands for a number."""
+    box, crowd = entry.get("bbox"), entry.get("iscrowd")
+    if type(box) is not list or len(box) != 4 or not {*map(type, box)} <= {int, float}:
+        raise _unusable([entry], f"its bbox {str(box)[:80]} is not four numbers")
+    if any(abs(side) > 1e9 for side in box):
+        raise _unusable([entry], "its bbox is of more than a thousand million pixels")
+    if crowd not in (None, 0, 1):
+        raise _unusable([entry], f"its iscrowd {crowd!r} is neither 0 nor 1")
+
+
+def check_boxes(entries: Sequence[dict], sizes: Sequence[Size]) -> None:
+    """Whether the ``bbox`` of all ``objects`` of ``entries`` can be x, y, width, height in pixels.
+
+    Raises DataError: they are parts of the sides (0 to 1); or 95% fit their images as corners and
+    25% do not as they should. Warns where fewer do not.
+    """
+    many = [one for entry in entries for one in entry["objects"]]
+    xywh = np.array([one["bbox"] for one in many], np.float64).reshape(-1, 4)
+    counts = [len(entry["objects"]) for entry in entries]
+    size = np.repeat(np.array(sizes, np.float64).reshape(-1, 2), counts, axis=0)
+    low, extent = xywh[:, :2], xywh[:, 2:]
+    real = (extent > 0).all(axis=1)
+    parts = real & (np.abs(xywh) <= PARTS).all(axis=1) & (size > 2).all(axis=1)
+    if parts.any():
+        some = [many[k] for k in np.flatnonzero(parts)]
+        raise _unusable(some, "coordinates from 0 to 1: multiply by the image's width and height")
+    corners = ((low >= 0) & (extent > low) & (extent <= size + 1)).all(axis=1)
+    out = real & (low + extent > 1.02 * size + 1).any(axis=1)
+    if out.any() and corners[real].mean() >= 0.95:
+        some = [many[k] for k in np.flatnonzero(out)]
+        if out[real].mean() >= 0.25:
+            raise _unusable(some, "out of the image, while as corners x0, y0, x1, y1 it fits")
+        note = f"{_called(some)} reaches out of the image: is bbox x, y, width, height?"
+        warnings.warn(note, stacklevel=3)
 
 
 def encode_mask(segmentation: list | dict | None, box: np.ndarray, size: Size) -> dict:
     """A COCO segmentation as compressed run lengths of an image of ``size`` (width, height).
 
     It is polygons ``[x, y, x, y, ...]``, or run lengths, plain or compressed, or nothing: then the
-    mask fills ``box``, ``(x0, y0, x1, y1)``. Raises ValueError: run lengths of an image of another
-    size, or points that are not pairs of numbers near the image: on these pycocotools guesses, or
-    does not come back.
+    mask fills ``box``, ``(x0, y0, x1, y1)``, one pixel at least. Raises ValueError: run lengths of
+    an image of another size, or points that are not pairs of numbers near the image, or parts of
+    its sides: on these pycocotools guesses, or does not come back.
     """
+    try:
+        return _encode_mask(segmentation, box, size)
+    except Exception as error:  # pycocotools raises plain Exception
+        raise ValueError(str(error)) from error
+
+
+def _encode_mask(segmentation: list | dict | None, box: np.ndarray, size: Size) -> dict:
     width, height = size
     if isinstance(segmentation, dict):
         counts = segmentation["counts"]
@@ -262,9 +419,22 @@ def encode_mask(segmentation: list | dict | None, box: np.ndarray, size: Size) -
     for polygon in polygons:
         if len(polygon) % 2 or not np.all(np.abs(polygon) < 10 * max(size)):
             raise ValueError("a polygon that is not pairs of numbers near the image")
+    if polygons and min(size) > 2 and max(np.abs(p).max() for p in polygons) <= PARTS:
+        raise ValueError("a polygon in coordinates from 0 to 1")
     x0, y0, x1, y1 = map(float, box)
-    polygons = polygons or [[x0, y0, x0, y1, x1, y1, x1, y0]]
-    return coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
+    filled = polygons or [[x0, y0, x0, y1, x1, y1, x1, y0]]
+    mask = coco_mask.merge(coco_mask.frPyObjects(filled, height, width))
+    if polygons or coco_mask.area(mask):
+        return mask
+    low = np.floor(box[:2]).clip(0, np.subtract(size, 1))  # of less than a pixel: the whole pixel
+    return _encode_mask(None, [*low, *np.maximum(np.ceil(box[2:]), low + 1)], size)
+
+
+def covers(mask: dict, box: np.ndarray) -> bool:
+    """Whether a mask has pixels, and those of its extent are not beside ``box``."""
+    x, y, width, height = coco_mask.toBbox(mask)
+    across = x < box[2] + 1 and x + width > box[0] - 1  # outlines are rounded to pixels
+    return bool(width and height and across and y < box[3] + 1 and y + height > box[1] - 1)
 
 
 def annotated(
@@ -309,31 +479,48 @@ def annotated(
 def encode_masks(objects: list[list[dict]], sizes: Sequence[Size]) -> list[list[dict]] | None:
     """Annotations' masks, as run lengths of the images as they are loaded; None without any.
 
-    Raises DataError, naming an annotation without a usable outline.
+    The box stands in, with a warning, where an outline covers no pixel of it: such a mask leaves
+    nothing to embed. Raises DataError, naming an annotation without a usable outline.
     """
     if not any(one.get("segmentation") for many in objects for one in many):
         return None
 
+    beside = []
+
     def encode(one: dict, size: Size) -> dict:
         try:
             mask = encode_mask(one.get("segmentation"), one["corners"], size)
-        except Exception as error:  # pycocotools raises plain Exception
+        except ValueError as error:
             raise _unusable([one], error) from error
+        if not covers(mask, one["corners"]):
+            beside.append(one)
+            mask = encode_mask(None, one["corners"], size)
         if (loaded := fit_within(size)) == tuple(size):
             return mask
         # Very large images are reduced when they are loaded: so are their masks.
         small = Image.fromarray(coco_mask.decode(mask)).resize(loaded, Image.Resampling.NEAREST)
         return coco_mask.encode(np.asfortranarray(small))
 
-    return [[encode(one, size) for one in many] for many, size in zip(objects, sizes)]
+    masks = [[encode(one, size) for one in many] for many, size in zip(objects, sizes)]
+    if beside:
+        note = f"{_called(beside)}: its segmentation covers no pixel of its bbox, which stands in"
+        warnings.warn(note, stacklevel=3)
+    return masks
 
 
-def _unusable(objects: Sequence[dict], error: Exception) -> DataError:
-    ids = ", ".join(str(one.get("id")) for one in objects)
+def _unusable(objects: Sequence[dict], error: object) -> DataError:
     return DataError(
-        f"annotation {ids} cannot be used ({error})",
+        f"{_called(objects)} cannot be used ({error})",
         "Correct its bbox [x, y, width, height] and segmentation, or take it out.",
     )
+
+
+def _called(objects: Sequence[dict]) -> str:
+    """How messages call annotations: by five ids, and the file of the first."""
+    ids = [str(one.get("id")) for one in objects]
+    more = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
+    file = f"{objects[0]['file']}: " if "file" in objects[0] else ""
+    return f"{file}annotation {', '.join(ids[:5])}{more}"
 
 
 # --- a benchmark's folder -------------------------------------------------------------------

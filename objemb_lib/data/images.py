@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import io
+import mimetypes
 import os
+import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image
+from PIL.PngImagePlugin import PngImageFile
 from tqdm.contrib.concurrent import thread_map  # tqdm.auto's bar over a thread pool
 
 from objemb_lib.config import ImageError
 
 IMAGE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .avif .tif .tiff .bmp .gif .ppm .pgm .pbm".split()
+    ".jpg .jpeg .jpe .jfif .pjpeg .pjp .mpo .png .apng .webp .avif .tif .tiff .bmp .gif .ppm .pgm "
+    ".pbm .pnm".split()
 )
+HEIC_SUFFIXES = frozenset((".heic", ".heif", ".hif"))
+_RAW = frozenset(  # most are TIFFs within: Pillow would read the thumbnail
+    ".dng .cr2 .cr3 .crw .nef .nrw .arw .srf .sr2 .orf .rw2 .raf .pef .srw .raw .rwl .x3f .iiq "
+    ".3fr .fff .erf .mrw .mef .mos .kdc .dcr .gpr".split()
+)
+_BY_SUFFIX = dict.fromkeys(_RAW, "a camera's raw file") | dict.fromkeys(HEIC_SUFFIXES, "HEIC") | {
+    ".jxl": "JPEG XL", ".jxr": "JPEG XR",
+    ".jp2": "JPEG 2000", ".j2k": "JPEG 2000", ".jpx": "JPEG 2000", ".psd": "Photoshop",
+    ".exr": "OpenEXR", ".tga": "Targa",
+}  # fmt: skip
 MAX_PIXELS = 200_000_000  # 0.8 GB decoded: Pillow keeps four bytes for an RGB pixel
 MAX_SIDE = 4096
 
@@ -24,6 +39,25 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM")
 Image.init()  # registers every format once, at import, so that threads never race to do it
 
 _COPY_AGAIN = "Copy or download it again, or remove it."
+_CONVERT = "Convert it to JPEG or PNG, or remove it."
+_HEIC = "pip install pillow-heif, or convert it to JPEG."
+_START = 64  # bytes that tell a file's kind
+_MAGIC = {  # of what people take for a photograph, and of what arrives in its place
+    b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"GIF8": "GIF", b"II*\0": "TIFF",
+    b"MM\0*": "TIFF", b"\xff\x0a": "JPEG XL", b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"\0\0\0\x0cjP  ": "JPEG 2000", b"\xff\x4f\xff\x51": "JPEG 2000", b"8BPS": "Photoshop",
+    b"\x76\x2f\x31\x01": "OpenEXR", b"II\xbc": "JPEG XR", b"FUJIFILMCCD-RAW": "a camera's raw file",
+    b"%PDF": "PDF", b"PK\x03\x04": "a ZIP archive",
+}  # fmt: skip
+_OTHER_TYPES = ("text/", "video/", "audio/", "application/json")
+_NO_PHOTOGRAPHS = ("", "PDF", "a ZIP archive", "a film")
+_REFUSED = (
+    "unknown pixel mode",
+    "unsupported",
+    "not yet supported",
+    "cannot handle",
+    "not available",
+)
 _UPRIGHT = {  # EXIF orientation -> what makes the image upright; from 5 on it lies on its side
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -45,12 +79,14 @@ def load_image(path: str | os.PathLike[str], max_side: int = MAX_SIDE) -> Image.
     that holds the brightest pixel, or that pixel itself. Safe to call from several threads.
 
     Args:
-        path: JPEG, PNG, WebP, AVIF, TIFF, BMP, GIF or PNM file (by content, not by suffix).
+        path: JPEG, PNG, WebP, AVIF, TIFF, BMP, GIF or PNM file (by content, not by suffix), or
+            HEIC where pillow-heif is installed.
         max_side: longer images are reduced to this many pixels, as :func:`fit_within` says;
             JPEGs while decoding, so that they never take their full memory.
     Raises:
         ImageError: naming the file and the remedy, when it is missing, a folder, unreadable,
-            empty, no image, damaged, cut off or has more than :data:`MAX_PIXELS`.
+            empty, no image, of a kind that Pillow does not read, damaged, cut off or has more than
+            :data:`MAX_PIXELS`.
     """
     with _opened(Path(path)) as image:
         fit = fit_within(_upright_size(image), max_side)
@@ -93,16 +129,100 @@ def measure_images(
 
     Every image is decoded, on a thread pool: only that finds a file that was cut off.
     """
+    seen = inspect_images(paths, progress)
+    return [one if isinstance(one, ImageError) else one[0] for one in seen]
 
-    def measure(path: str | os.PathLike[str]) -> tuple[int, int] | ImageError:
+
+def inspect_images(
+    paths: Sequence[str | os.PathLike[str]], progress: bool = True
+) -> list[tuple[tuple[int, int], int] | ImageError]:
+    """As :func:`measure_images`, the size with its EXIF orientation, 1 to 8."""
+
+    def measure(path: str | os.PathLike[str]) -> tuple[tuple[int, int], int] | ImageError:
         try:
             load_image(path, max_side=256)  # JPEG skips most of the work, yet reads every byte
-            return image_size(path)[0]
+            with _opened(Path(path)) as image:
+                return _upright_size(image), _orientation(image)
         except ImageError as error:
             return error
 
     jobs = {"max_workers": min(8, os.cpu_count() or 1), "disable": not progress}
     return thread_map(measure, paths, desc="Checking images", unit="image", **jobs)
+
+
+def reads_heic() -> bool:
+    """Whether pillow-heif is installed; from then on Pillow reads HEIC."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    if "HEIF" not in Image.OPEN:
+        pillow_heif.register_heif_opener()
+    return True
+
+
+def left_out(path: Path) -> ImageError | None:
+    """Why a file without an image's suffix is not read; None if it is no photograph at all."""
+    kind, known = _BY_SUFFIX.get(path.suffix.lower()), mimetypes.guess_type(path.name)[0] or ""
+    if not kind:
+        try:
+            if not stat.S_ISREG(path.stat().st_mode) or known.startswith(_OTHER_TYPES):
+                return None  # a pipe would keep us waiting
+            with path.open("rb") as file:
+                kind = _kind(file.read(_START))
+        except OSError as error:  # also a link to nothing
+            problem = f"{path}: cannot be read ({error.strerror})"
+            return ImageError(problem, "Bring back what it is a link to, or its permissions.")
+    if kind in _FORMATS:
+        return ImageError(f"{path}: {kind} without an image's suffix", "Rename it, as .jpg.")
+    return None if kind in _NO_PHOTOGRAPHS else _unread(path, kind)
+
+
+def _unread(path: Path, kind: str) -> ImageError:
+    """The error of a file of a kind that is none of ours."""
+    problem = f"{kind}, which cannot be read here" if kind else "not an image"
+    return ImageError(f"{path}: {problem}", _HEIC if kind == "HEIC" else _CONVERT)
+
+
+def _kind(start: bytes) -> str:
+    """What the first bytes of a file say that it is; nothing where they say nothing."""
+    if start[4:8] == b"ftyp":
+        end = min(int.from_bytes(start[:4], "big"), len(start))
+        brands = {start[8:12], *(start[i : i + 4] for i in range(16, end, 4))}
+        if brands & {b"avif", b"avis"}:
+            return "AVIF"
+        heic = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"}
+        return "HEIC" if brands & heic else "a camera's raw file" if b"crx " in brands else "a film"
+    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
+        return "WEBP"
+    return next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), "")
+
+
+class _Png(PngImageFile):
+    """Its pixels, however large the texts and the colour profile beside them: of these Pillow
+    reads one megabyte, else it refuses the picture, and its limit is the whole process's."""
+
+    def _open(self) -> None:
+        try:
+            super()._open()
+        except ValueError:
+            self.fp.seek(0)
+            self.fp = io.BytesIO(_without_texts(self.fp.read()))
+            super()._open()
+
+    def load_end(self) -> None:
+        with suppress(ValueError):  # texts behind the pixels
+            super().load_end()
+
+
+def _without_texts(png: bytes) -> bytes:
+    kept, place = [png[:8]], 8
+    while place < len(png):  # length, name, content, checksum
+        end = place + 12 + int.from_bytes(png[place : place + 4], "big")
+        if png[place + 4 : place + 8] not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+            kept.append(png[place:end])
+        place = end
+    return b"".join(kept)
 
 
 @contextmanager
@@ -112,20 +232,22 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     ``Image.open`` less its size limit, which warns and raises before ours does: both it and
     Python's warning filters are one for the whole process, and no thread may change them.
     """
+    kind = name = "image"
     try:
         with path.open("rb") as file:
-            start = file.read(16)
+            start = file.read(_START)
             if not start:
                 raise ImageError(f"{path}: empty (0 bytes)", _COPY_AGAIN)
-            for name in _FORMATS:
+            kind = _kind(start)
+            formats = ("HEIF",) * reads_heic() if kind == "HEIC" else _FORMATS
+            for name in formats:
                 factory, accepts = Image.OPEN.get(name, (None, None))
-                if accepts and accepts(start) is True:
+                if accepts and accepts(start[:16]) is True:
                     break
             else:
-                remedy = "Convert it to JPEG or PNG (HEIC and raw files too), or remove it."
-                raise ImageError(f"{path}: not an image of a kind that can be read here", remedy)
+                raise _unread(path, kind)
             file.seek(0)
-            image = factory(file, str(path))
+            image = (_Png if name == "PNG" else factory)(file, str(path))
             if np.prod(image.size) > MAX_PIXELS:
                 problem = f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}"
                 raise ImageError(f"{path}: {problem}", "Shrink it.")
@@ -141,6 +263,17 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         if isinstance(error, PermissionError):
             remedy = "Change its permissions."
             raise ImageError(f"{path}: no permission to read it", remedy) from error
+        if isinstance(error, MemoryError):
+            raise ImageError(f"{path}: too large for the free memory", "Shrink it.") from error
+        if isinstance(error, OSError) and error.errno:  # the system's, not a decoder's
+            remedy = "Look after the disk or the connection that it is on."
+            raise ImageError(f"{path}: cannot be read ({error.strerror})", remedy) from error
+        cause = error.__cause__  # of a TIFF's compression that Pillow does not know: its number
+        number = str(cause) if isinstance(cause, KeyError) else ""
+        unknown = number.isdecimal() and int(number) > 30_000
+        if unknown or any(word in str(error).lower() for word in _REFUSED):
+            problem = f"{path}: a kind of {kind or name} that cannot be read here ({error})"
+            raise ImageError(problem, "Convert it to 8-bit JPEG or PNG, or remove it.") from error
         raise ImageError(f"{path}: damaged or cut off ({error})", _COPY_AGAIN) from error
 
 

@@ -127,6 +127,29 @@ def test_an_entry_that_is_no_box_is_refused_naming_the_photograph(bad, data, tmp
         )
 
 
+def test_masks_of_others_cover_pixels_of_their_boxes(data, tmp_path) -> None:
+    """cocoapi#175: an empty mask, or one beside its box, gave a vector of zeros."""
+    beside = [[60, 30, 70, 30, 70, 40, 60, 40]]
+    entry = result(data.files[0], [10, 5, 20, 30], segmentation=beside)
+    found = boxes_from(written(tmp_path, [entry]), data.subset([0]))
+    assert found.mask(0, 0).sum() == 600 and found.mask(0, 0)[5:35, 10:30].all()
+    box = np.array([[10, 5, 30, 35]])
+    blank = lambda image: (box, [1.0], np.zeros((1, *image.size[::-1]), bool))  # noqa: E731
+    assert boxes_from(blank, data).mask(2, 0).sum() == 600
+    turned = lambda image: (box, [1.0], np.ones((1, *image.size), bool))  # noqa: E731
+    with pytest.raises(DataError, match=data.files[0] + ": masks that are not 48 x 100"):
+        boxes_from(turned, data)
+    entry["segmentation"] = {"size": [9, 9], "counts": [81]}
+    with pytest.raises(DataError, match=data.files[0] + ": a segmentation that cannot be used"):
+        boxes_from(written(tmp_path, [entry]), data)
+
+
+def test_corners_in_a_file_are_refused(data, tmp_path) -> None:
+    entries = [result(file, [40, 20, 90, 44]) for file in data.files]
+    with pytest.raises(DataError, match="as corners"):
+        boxes_from(written(tmp_path, entries), data)
+
+
 def test_a_file_of_other_photographs_is_refused(data, tmp_path) -> None:
     with pytest.raises(DataError, match="none of its 1 boxes"):
         boxes_from(written(tmp_path, [result("holiday", [1, 2, 3, 4])]), data)

@@ -9,16 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from local_server import Server, serve, status, whole
 from PIL import Image
 from pycocotools import mask as coco_mask
+from pycocotools.mask import area as mask_area
 
 from objemb_lib.config import DataError
 from objemb_lib.data import coco as module
 from objemb_lib.data.catalogue import load_splits
 from objemb_lib.data.coco import coco, coco_photographs, objects, open_images
 from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.data.folder import annotated
+from objemb_lib.data.folder import annotated, check_boxes, encode_mask, folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*images of .* are here")
 NAMES = ["cat", "dog", "cup", "car"]  # cat and cup train, dog and car test
@@ -214,3 +217,144 @@ def test_other_lists_are_named(tmp_path: Path) -> None:
     box_list(file, ("one", ACCORDION, 0, 1, 0, 1, 0, 0))
     with pytest.raises(DataError, match="no image of the 40 classes"):
         open_images("train", tmp_path)
+
+
+# ---- a COCO file is checked when it is read ------------------------------------------------
+
+SIDES = (64, 48)
+IMAGES = [{"id": k, "file_name": f"{k}.png", "width": 64, "height": 48} for k in (1, 2)]
+CATEGORIES = [{"id": 1, "name": "cup"}, {"id": 2, "name": "dog"}]
+
+
+def one(box: list, image: int = 1, category: int = 1, **more) -> dict:
+    return {"id": 10 * image + category, "image_id": image, "category_id": category} | {
+        "bbox": box} | more  # fmt: skip
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> Callable[..., ImageDataset]:
+    """``told(annotations, images=, categories=, turn=)``: 1.png and 2.png, of ``SIDES`` or
+    ``size`` and turned by EXIF, read with such a file."""
+
+    def read(annotations=(), images=IMAGES, categories=CATEGORIES, turn=1, size=SIDES):
+        exif = Image.Exif()
+        exif[0x0112] = turn
+        (tmp_path / "p").mkdir()
+        for k in (1, 2):
+            Image.new("RGB", size).save(tmp_path / f"p/{k}.png", exif=exif)
+        content = {"images": images, "annotations": list(annotations), "categories": categories}
+        (tmp_path / "a.json").write_text(json.dumps(content))
+        return folder(tmp_path / "p", tmp_path / "a.json", progress=False)
+
+    return read
+
+
+BOX = [1, 1, 30, 30]
+
+
+@pytest.mark.parametrize(
+    ("words", "told_of"),
+    [
+        # ethology#40, cvat#4185, cvat#7523, sahi#98: all boxes went to the last
+        ("id 1.*1.png.*2.png", {"images": [IMAGES[0], IMAGES[1] | {"id": 1}]}),
+        ("id 1.*64, 48.*640, 48", {"images": [IMAGES[0], IMAGES[0] | {"width": 640}]}),
+        ("1.png.*ids 1 and 2", {"images": [IMAGES[0], IMAGES[0] | {"id": 2}]}),
+        ("1.png.*ids 1 and 2", {"images": [IMAGES[0], {"id": 2, "file_name": "./1.png"}]}),
+        ("category 1.*cup and dog", {"categories": [CATEGORIES[0], {"id": 1, "name": "dog"}]}),
+        ("category 1.*None", {"categories": [{"id": 1, "name": None}]}),
+        ("category 1", {"categories": [{"id": 1, "name": "  "}]}),
+        ("width '64'", {"images": [IMAGES[0] | {"width": "64"}, IMAGES[1]]}),
+        ("1.png: annotation 11.*'1'", {"annotations": [one(["1", "1", "9", "9"])]}),
+        ("annotation 11", {"annotations": [one([1, 1, 9, True])]}),
+        ("annotation 11", {"annotations": [one(None)]}),
+        ("annotation 11", {"annotations": [one([1, 1, 10**400, 9])]}),
+        ("annotation 11", {"annotations": [one([0, 0, float("inf"), 9])]}),
+        ("annotation 11.*iscrowd '0'", {"annotations": [one(BOX, iscrowd="0")]}),
+        ("annotation 11.*image '1'", {"annotations": [one(BOX) | {"image_id": "1"}]}),
+        # detectron2#3749, automlForImages#27: parts of the sides
+        ("annotation 11.*0 to 1", {"annotations": [one([0.25, 0.25, 0.5, 0.5]), one(BOX, 2)]}),
+        ("annotation 11.*0 to 1", {"annotations": [one([0, 0, 1, 1])]}),
+        ("annotation 21.*0 to 1", {"annotations": [one([0.7, 0.8, 1.001, 1.0], 2)]}),
+        ("2.png: annotation 21.*corners", {"annotations": [one(BOX), one([30, 20, 60, 40], 2)]}),
+        ("annotation 11.*0 to 1", {
+            "annotations": [one(BOX, segmentation=[[0.1, 0.1, 0.6, 0.1, 0.6, 0.6]])]}),
+    ],
+)  # fmt: skip
+def test_nonsense_is_named_with_its_remedy(told, words: str, told_of: dict) -> None:
+    with pytest.raises(DataError, match=words) as caught:
+        told(**{"annotations": [one(BOX)]} | told_of)
+    assert caught.value.remedy
+
+
+RUNS = {"size": [48, 64], "counts": [3072]}
+
+
+@pytest.mark.parametrize(
+    "outline",
+    [[[70, 50, 90, 50, 90, 60, 70, 60]], RUNS, [[50, 40, 60, 40, 60, 46, 50, 46]],
+     [[6, 5, 6, 5, 6, 5]]],
+)  # fmt: skip
+def test_the_box_stands_in_for_a_mask_of_nothing(told, outline) -> None:
+    """cocoapi#175, BlenderProc#34: outside, empty, beside its box, a point: vectors of zeros."""
+    with pytest.warns(UserWarning, match=r"1\.png: annotation 11: .*no pixel"):
+        data = told([one([6, 5, 20, 20], segmentation=outline)])
+    assert data.mask(0).sum() == 400 and data.mask(0)[5:25, 6:26].all()
+
+
+def test_an_object_of_less_than_a_pixel_has_a_mask(told) -> None:
+    outline = [[20, 20, 40, 20, 40, 40, 20, 40]]
+    data = told([one([30.6, 20.6, 0.1, 0.2]), one([20, 20, 20, 20], 2, segmentation=outline)])
+    assert data.mask(0).sum() == 1 and data.mask(0)[20, 30]
+    for box in ([5, 5, 5, 9], [63.9, 47.9, 64, 48], [64, 48, 64, 48]):  # of detectors
+        assert mask_area(encode_mask(None, np.array(box), SIDES))
+
+
+@pytest.mark.parametrize("names", [("cup", "cup"), ("Cup ", "cup"), ("caf\u00e9", "cafe\u0301")])
+def test_categories_of_one_name_are_one(told, names: tuple) -> None:
+    """make-sense#136, mmdetection#3019: two files merged, the same class twice."""
+    categories = [{"id": k, "name": name} for k, name in zip((1, 7), names)]
+    with pytest.warns(UserWarning, match="share the name") as caught:
+        data = told([one(BOX, 1), one(BOX, 2, 7)], categories=categories)
+    assert len(caught) == 1 and len(data.label_names) == 1
+    assert data.relevant(0)[1]
+
+
+@pytest.mark.parametrize(("turn", "size", "sides"), [
+    (3, SIDES, True), (2, SIDES, True), (4, SIDES, False), (6, (64, 64), True), (8, SIDES, False),
+])  # fmt: skip
+def test_boxes_on_turned_photographs_are_doubtful(told, turn, size, sides) -> None:
+    """coralnet#107, labelImg#395: by 180 degrees, on a square, or with no sizes to tell it."""
+    stated = {"width": size[0], "height": size[1]} if sides else {"width": None, "height": None}
+    with pytest.warns(UserWarning, match="2 annotated images are turned.*1.png"):
+        told([one(BOX), one(BOX, 2)], [image | stated for image in IMAGES], turn=turn, size=size)
+
+
+def test_what_is_only_doubtful_is_a_warning(told) -> None:
+    out = [one([2, 2, 30 + k, 30], category=1, id=k) for k in range(5)]
+    with pytest.warns(UserWarning, match="annotation 9 reaches out"):
+        told([*out, one([20, 2, 50, 40], id=9)])
+
+
+def test_annotations_of_one_id(told) -> None:
+    with pytest.warns(UserWarning, match="annotations share the id 11"):
+        assert len(told([one(BOX), one(BOX, category=2, id=11)]).boxes[0]) == 2
+
+
+edge = st.integers(0, 40)
+
+
+@given(st.lists(st.tuples(edge, edge, edge, edge), max_size=5))
+def test_boxes_inside_their_images_are_quiet(xyxy: list[tuple]) -> None:
+    objects = [{"id": 1, "bbox": [x, y, w + 2, h + 2]} for x, y, w, h in xyxy]
+    inside = [o for o in objects if o["bbox"][0] + o["bbox"][2] <= 64
+              and o["bbox"][1] + o["bbox"][3] <= 48]  # fmt: skip
+    check_boxes([{"objects": inside}], [SIDES])
+
+
+def test_sound_files_are_quiet(told) -> None:
+    """Sizes as floats or none, an image twice in the same words, a turned one stated upright."""
+    images = [IMAGES[0] | {"width": 48.0, "height": 64}, IMAGES[1] | {"width": None, "height": 0}]
+    images[1]["file_name"] = "none.png"
+    images = [images[0], images[0]]
+    data = told([one(BOX), one(BOX, category=2)], images, turn=6)
+    assert len(data.boxes[0]) == 2

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pandas as pd
@@ -99,6 +101,156 @@ def test_broken_images_are_skipped_with_a_count(make_image: MakeImage, tmp_path:
     paths[0].unlink()
     with pytest.raises(DataError, match=r"none of its 5 images(.|\n)*p\.png"):
         read(tmp_path)
+
+
+# ---- photographs that are lost or gained ----------------------------------------------------
+
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99)
+
+
+def said(read_it: Callable, *words: str) -> ImageDataset:
+    """What is read, with one warning that says all the words."""
+    with pytest.warns(UserWarning) as caught:
+        data = read_it()
+    assert len(caught) == 1
+    for word in words:
+        assert word in str(caught[0].message)
+    return data
+
+
+def test_heic_is_counted_with_the_remedy(make_image: MakeImage, tmp_path: Path) -> None:
+    """photoview#748, burrow#283: 40 of 42 photographs vanished."""
+    for i in range(2):
+        make_image(f"cup/IMG_{i}.JPG", seed=i)
+    for i in range(40):
+        (tmp_path / f"cup/IMG_{100 + i}.HEIC").write_bytes(HEIC)
+    words = "40 of 42 images skipped", "IMG_100.HEIC", "and 37 more", "pip install pillow-heif"
+    assert len(said(lambda: read(tmp_path), *words)) == 2
+
+
+JPEG_2000 = b"\0\0\0\x0cjP  \r\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("b.jpg_large", "JPEG", "JPEG without an image's suffix"),
+        ("no_suffix", "PNG", "PNG without"),
+        ("c.1", "WEBP", "WEBP without"),
+        ("d.jxl", b"\xff\x0a", "JPEG XL"),
+        ("e.dng", b"II*\0", "raw"),
+        ("f.CR2", b"x", "raw"),
+        ("g.jp2", JPEG_2000, "JPEG 2000"),
+        ("h", JPEG_2000, "JPEG 2000"),
+        ("i", HEIC, "pillow-heif"),
+        ("j.HIF", b"", "pillow-heif"),
+        ("k.bin", b"8BPS", "Photoshop"),
+        ("l", None, "cannot be read (No such file"),  # a link to a disk that is not there
+        (os.fsdecode(b"caf\xe9.jpg"), "JPEG", "caf\\udce9.jpg: its name is not UTF-8"),
+        (os.fsdecode(b"tass\xe9/b.jpg"), "JPEG", "not UTF-8"),  # ownphotos#112, dupeguru#335
+    ],
+)
+def test_no_photograph_is_lost_in_silence(
+    make_image: MakeImage, tmp_path: Path, name: str, content: bytes | str | None, words: str
+) -> None:
+    make_image("a.jpg")
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    if content is None:
+        path.symlink_to(tmp_path / "elsewhere")
+    elif isinstance(content, str):
+        Image.new("RGB", (8, 8)).save(path, content)
+    else:
+        path.write_bytes(content)
+    data = said(lambda: read(tmp_path), "1 of 2 images skipped", words, "What to do: ")
+    assert data.files == ("a.jpg",)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "b.json", "c.mp4", "d.xmp", "e.db", "f.svg", "Makefile"])
+def test_what_is_no_photograph_is_no_matter(make_image, tmp_path: Path, name: str) -> None:
+    make_image("a.jpg")
+    (tmp_path / name).write_bytes(b"BM or P6, and other words")
+    os.mkfifo(tmp_path / "pipe")  # to read it would take for ever
+    assert read(tmp_path).files == ("a.jpg",)
+
+
+@pytest.mark.parametrize("named", [".hidden.jpg", "no_suffix", "b.jpg_large"])
+def test_what_a_file_names_is_read_whatever_its_name(make_image, tmp_path: Path, named) -> None:
+    make_image("p/a.jpg")
+    make_image("p/b.jpg", seed=1).rename(tmp_path / "p" / named)
+    images = [{"id": 7, "file_name": named}, {"id": 9, "file_name": "a.jpg"}]
+    coco = write_coco(tmp_path / "a.json", [annotation(1, [0, 0, 9, 9])], images=images)
+    assert set(read(tmp_path / "p", coco).files) == {"a.jpg", named}
+    labels = write_labels(tmp_path / "labels.csv", [{"file": named, "label": "cup"}])
+    assert set(read(tmp_path / "p", labels=labels).files) == {"a.jpg", named}
+
+
+def test_a_heic_that_a_file_names_is_no_missing_one(make_image, tmp_path: Path) -> None:
+    make_image("p/a.jpg")
+    (tmp_path / "p/b.HEIC").write_bytes(HEIC)
+    images = [{"id": 7, "file_name": "a.jpg"}, {"id": 9, "file_name": "b.HEIC"}]
+    coco = write_coco(tmp_path / "a.json", [], images=images)
+    said(lambda: read(tmp_path / "p", coco), "1 of 2", "b.HEIC", "pillow-heif")
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["@eaDir/a.jpg", "cup/@eaDir/a.jpg", "#recycle", "#snapshot/daily", "@Recycle", "$RECYCLE.BIN",
+     "lost+found", "__MACOSX", "System Volume Information", "found.000"],
+)  # fmt: skip
+def test_folders_of_the_system_are_left_out(make_image, tmp_path: Path, place: str) -> None:
+    """MMM-BackgroundSlideshow#26, photoprism#1543: thumbnails became photographs, and a label."""
+    make_image("cup/a.jpg")
+    make_image("@home #1/b.jpg")  # a name of the user's own
+    make_image(f"{place}/SYNOPHOTO_THUMB_M.jpg", size=(8, 6))
+    data = read(tmp_path)
+    assert data.files == ("@home #1/b.jpg", "cup/a.jpg")
+    assert data.label_names == ["@home #1", "cup"]
+
+
+def test_a_folder_that_may_not_be_opened_is_said(make_image, tmp_path: Path, monkeypatch) -> None:
+    for name in ("cup/a.jpg", "dog/b.jpg"):
+        make_image(name)
+    scan = os.scandir
+
+    def deny(path: str) -> object:  # chmod does not stop root
+        if str(path).endswith(denied):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", deny)
+    denied = "dog"
+    words = "0 of 1 images skipped, 1 folders not opened", "dog", "permissions"
+    assert said(lambda: read(tmp_path), *words).label_names == ["cup"]
+    denied = str(tmp_path)
+    with pytest.raises(DataError, match=r"cannot be opened(.|\n)*permissions"):
+        read(tmp_path)
+
+
+FORMS = [("NFD", "NFC"), ("NFC", "NFD"), ("NFC", "NFC")]
+
+
+@pytest.mark.parametrize(("disk", "text"), FORMS)
+def test_names_are_compared_in_one_form(make_image, tmp_path: Path, disk: str, text: str) -> None:
+    """paperbanana#234, paperless-ngx#4485: macOS decomposes accents, others do not."""
+    stored = normalize(disk, "M\u00fctze/caf\u00e9.jpg")
+    make_image(f"p/{stored}")
+    make_image("p/" + normalize(text, "M\u00fctze/b.jpg"), seed=1)
+    data = read(tmp_path / "p")
+    assert stored in data.files and data.label_names == ["M\u00fctze"]  # one, not two
+    images = [{"id": 7, "file_name": normalize(text, stored)}]
+    coco = write_coco(tmp_path / "a.json", [annotation(1, [1, 1, 20, 20])], images=images)
+    boxes = read(tmp_path / "p", coco).boxes
+    assert sorted(map(len, boxes)) == [0, 1]
+    rows = [{"file": normalize(text, stored), "label": normalize(disk, "tass\u00e9")}]
+    data = read(tmp_path / "p", labels=write_labels(tmp_path / "labels.csv", rows))
+    assert data.label_names == ["tass\u00e9"]
+
+
+def test_a_photograph_whose_name_is_not_utf_8_says_so(make_image, tmp_path: Path) -> None:
+    path = make_image(os.fsdecode(b"q\xe9.jpg"))
+    with pytest.raises(DataError, match=r"q\\udce9\.jpg(.|\n)*Rename it"):
+        ImageDataset("one", "query", tmp_path, [path.name], [-1])
 
 
 # ---- COCO annotations ----------------------------------------------------------------------

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import struct
 import subprocess
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from PIL import Image, ImageFile, ImageOps, PngImagePlugin, features
 
 from objemb_lib.config import ImageError
 from objemb_lib.data import images
+from objemb_lib.data.folder import folder
 from objemb_lib.data.images import (
     fit_within,
     image_size,
@@ -232,6 +235,117 @@ def test_damaged_bytes_raise_nothing_but_image_errors(
                 read(path)
             except ImageError as error:
                 assert str(path) in error.problem
+
+
+# ---- sound files, which Pillow or this one of it does not read -------------------------------
+
+
+@pytest.mark.parametrize("after", [False, True])  # before the pixels and behind them
+@pytest.mark.parametrize("what", ["text", "itxt", "icc", "many"])
+def test_a_png_with_much_beside_its_pixels(tmp_path: Path, what: str, after: bool) -> None:
+    """Pillow#8363, #2445, STAMP#76: over a megabyte of text, or of colour profile."""
+    info, much = PngImagePlugin.PngInfo(), "x" * 1_100_000
+    if what == "itxt":
+        info.add_itxt("workflow", much, zip=True)
+    elif what != "icc":
+        for i in range(70 if what == "many" else 1):
+            info.add_text(f"prompt {i}", much[: 1_000_000 if what == "many" else None], zip=True)
+    options = {"icc_profile": bytes(1_100_000)} if what == "icc" else {"pnginfo": info}
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture().save(tmp_path / "a.png", exif=exif, **options)
+    if after:
+        png = (tmp_path / "a.png").read_bytes()
+        plain, extra, place = png[:8], b"", 8
+        while place < len(png):
+            end = place + 12 + int.from_bytes(png[place : place + 4], "big")
+            name = png[place + 4 : place + 8]
+            plain += extra if name == b"IEND" else b""
+            if name in (b"zTXt", b"iTXt", b"iCCP"):
+                extra += png[place:end]
+            else:
+                plain += png[place:end]
+            place = end
+        (tmp_path / "a.png").write_bytes(plain)
+    upright = np.asarray(picture().transpose(Image.Transpose.ROTATE_270))
+    assert np.array_equal(pixels(tmp_path / "a.png"), upright)
+    assert measure_images([tmp_path / "a.png"], progress=False) == [(30, 40)]
+
+
+def tiff(samples: int, bits: int, kind: int, compression: int = 1) -> bytes:
+    """A sound TIFF of 4 x 4 pixels; ``kind``: 1 unsigned, 2 signed, 3 float."""
+    tags = {256: 4, 257: 4, 258: bits, 259: compression, 262: 2 if samples == 3 else 1,
+            277: samples, 278: 4, 279: 16 * samples * bits // 8, 339: kind}  # fmt: skip
+    tags[273] = 8 + 2 + 12 * (len(tags) + 1) + 4 + 200
+    data = b"II*\0" + struct.pack("<IH", 8, len(tags))
+    for tag, value in sorted(tags.items()):
+        many = samples if tag in (258, 339) and samples <= 2 else 1
+        data += struct.pack("<HHIHH", tag, 3, many, value, value if many == 2 else 0)
+    return data.ljust(tags[273], b"\0") + bytes(tags[279])
+
+
+@pytest.mark.parametrize(
+    "content", [tiff(3, 32, 3), tiff(5, 16, 1), tiff(3, 32, 1), tiff(1, 16, 3), tiff(1, 64, 3),
+                tiff(1, 8, 1, compression=50_002)],
+)  # fmt: skip
+def test_a_tiff_of_another_kind_is_not_damaged(tmp_path: Path, content: bytes) -> None:
+    """Pillow#3984, #2485, labelme#1812: of floats, of five bands, compressed as JPEG XL."""
+    (tmp_path / "a.tif").write_bytes(content)
+    with pytest.raises(ImageError, match=r"a\.tif: a kind of TIFF(.|\n)*Convert") as caught:
+        load_image(tmp_path / "a.tif")
+    assert "damaged" not in str(caught.value)
+
+
+FTYP = {"heic": "HEIC", "mif1": "HEIC", "mif1heic": "HEIC", "isom": "a film", "qt  ": "a film",
+        "crx ": "a camera's raw file"}  # fmt: skip
+
+
+@pytest.mark.parametrize(("content", "kind"), [
+    *((b"ftyp" + b[:4].encode() + bytes(4) + b[4:].encode(), kind) for b, kind in FTYP.items()),
+    (b"\xff\x0a", "JPEG XL"), (b"\0\0\0\x0cJXL ", "JPEG XL"), (b"8BPS", "Photoshop"),
+    (b"%PDF-1.7", "PDF"), (b"PK\x03\x04", "a ZIP archive"),
+])  # fmt: skip
+def test_another_kind_under_an_image_s_name_is_named(tmp_path: Path, content, kind) -> None:
+    if content.startswith(b"ftyp"):
+        content = struct.pack(">I", len(content) + 4) + content
+    (tmp_path / "a.jpg").write_bytes(content + bytes(99))
+    with pytest.raises(ImageError, match=rf"a\.jpg: {kind}, which") as caught:
+        load_image(tmp_path / "a.jpg")
+    assert ("pip install pillow-heif" in caught.value.remedy) == (kind == "HEIC")
+
+
+@pytest.mark.parametrize("name", ["a.HEIC", "a.jpg"])
+def test_heic_is_read_where_pillow_heif_is(tmp_path: Path, monkeypatch, name: str) -> None:
+    """Its stand-in reads a PNG behind the first 24 bytes."""
+
+    def opened(file: io.BufferedReader, path: str) -> Image.Image:
+        file.seek(24)
+        return PngImagePlugin.PngImageFile(io.BytesIO(file.read()), path)
+
+    def register() -> None:
+        monkeypatch.setitem(Image.OPEN, "HEIF", (opened, lambda start: start[4:12] == b"ftypheic"))
+
+    heif = SimpleNamespace(register_heif_opener=register)
+    monkeypatch.setitem(sys.modules, "pillow_heif", heif)
+    start = b"\0\0\0\x18ftypheic" + bytes(12)
+    (tmp_path / name).write_bytes(start + encoded("PNG"))
+    assert np.array_equal(pixels(tmp_path / name), np.asarray(picture((24, 16))))
+    assert folder(tmp_path, progress=False).files == (name,)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(OSError(5, "Input/output error"), "Input/output error"), (MemoryError(), "memory")],
+)
+def test_what_the_system_says_is_no_damage(tmp_path: Path, monkeypatch, error, words) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    picture().save(tmp_path / "a.png")
+    monkeypatch.setattr(images, "_to_rgb", fail)
+    with pytest.raises(ImageError, match=words) as caught:
+        load_image(tmp_path / "a.png")
+    assert "damaged" not in str(caught.value)
 
 
 def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
