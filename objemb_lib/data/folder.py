@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from types import NoneType
 from unicodedata import normalize
 
 import numpy as np
@@ -138,11 +139,12 @@ def _usable(
         told = orientation > 4 and all(stated) and size[0] != size[1]  # its sides tell
         if entry.get("objects") and orientation > 1 and not told:
             turned.append(file)
+    errors = broken + others
+    lost = sum(isinstance(error, ImageError) for error in errors)
     if not good:
-        problem = f"{place}: none of its {len(files)} images can be used; {broken[0].problem}"
-        raise DataError(problem, broken[0].remedy)
-    if errors := broken + others:
-        lost = sum(isinstance(error, ImageError) for error in errors)
+        problem = f"{place}: none of its {lost} images can be used; {errors[0].problem}"
+        raise DataError(problem, errors[0].remedy)
+    if errors:
         note = f"{place}: {lost} of {len(good) + lost} images skipped"
         if lost < len(errors):
             note += f", {len(errors) - lost} folders not opened"
@@ -152,12 +154,10 @@ def _usable(
             note += "".join(some[:3]) + more + f"\n  What to do: {remedy}"
         warnings.warn(printable(note), stacklevel=3)
     if turned:
-        note = (
-            f"{place}: {len(turned)} annotated images are turned by their EXIF flag, as {turned[0]}"
-        )
-        note += "; boxes that were drawn on them as they are stored are at wrong places"
+        note = f"{len(turned)} annotated images are turned by their EXIF flag, as {turned[0]}"
+        doubt = "; boxes that were drawn on them as they are stored are at wrong places"
         remedy = "What to do: Look at some; save those that are wrong upright, and annotate that."
-        warnings.warn(f"{note}\n  {remedy}", stacklevel=3)
+        warnings.warn(f"{place}: {note}{doubt}\n  {remedy}", stacklevel=3)
     return good
 
 
@@ -232,7 +232,7 @@ def _walk(
         folders[:] = sorted(f for f in folders if f[0] != "." and not SYSTEM.fullmatch(f))
         for path in map(Path(where).joinpath, sorted(names)):
             file, suffix = path.relative_to(place).as_posix(), path.suffix.lower()
-            hidden, error = path.name.startswith("."), None
+            hidden, error = path.name.startswith(".") and suffix != ".icloud", None
             image = suffix in IMAGE_SUFFIXES or (suffix in HEIC_SUFFIXES and reads_heic())
             if hidden or not image:
                 if normalize("NFC", file) not in named:
@@ -254,9 +254,9 @@ def _walk(
 
 
 def _as_stored(named: dict[str, dict], files: Sequence[str]) -> dict[str, dict]:
-    """``named`` by the files' names on the disk, where accents may be one character or two."""
+    """``named`` (NFC) by the names on the disk, where accents may be one character or two."""
     stored = {normalize("NFC", file): file for file in files} | {file: file for file in files}
-    return {stored.get(n) or stored.get(normalize("NFC", n), n): row for n, row in named.items()}
+    return {stored.get(name, name): row for name, row in named.items()}
 
 
 def read_labels(path: Path) -> dict[str, dict[str, str]]:
@@ -355,10 +355,9 @@ def _images(entries: Sequence[dict]) -> dict:
 def _check_annotation(entry: dict) -> None:
     """Raise DataError where text or nothing stands for a number."""
     box, crowd = entry.get("bbox"), entry.get("iscrowd")
-    if type(box) is not list or len(box) != 4 or not {*map(type, box)} <= {int, float}:
-        raise _unusable([entry], f"its bbox {str(box)[:80]} is not four numbers")
-    if any(abs(side) > 1e9 for side in box):
-        raise _unusable([entry], "its bbox is of more than a thousand million pixels")
+    four = type(box) is list and len(box) == 4 and {*map(type, box)} <= {int, float}
+    if not four or any(abs(side) > 1e9 for side in box):
+        raise _unusable([entry], f"its bbox {str(box)[:80]} is not four numbers of pixels")
     if crowd not in (None, 0, 1):
         raise _unusable([entry], f"its iscrowd {crowd!r} is neither 0 nor 1")
 
@@ -415,6 +414,8 @@ def _encode_mask(segmentation: list | dict | None, box: np.ndarray, size: Size) 
             return coco_mask.frPyObjects(segmentation, height, width)
         coco_mask.decode(segmentation)  # fails where damaged: better now than in a later cell
         return {"size": [height, width], "counts": counts}
+    if not isinstance(segmentation, (list, NoneType)):
+        raise ValueError(f"a segmentation of {type(segmentation).__name__}")
     polygons = [p for p in segmentation or () if len(p) > 4]  # two points have no inside
     for polygon in polygons:
         if len(polygon) % 2 or not np.all(np.abs(polygon) < 10 * max(size)):

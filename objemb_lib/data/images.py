@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import mimetypes
 import os
+import re
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -22,14 +23,14 @@ IMAGE_SUFFIXES = frozenset(
     ".pbm .pnm".split()
 )
 HEIC_SUFFIXES = frozenset((".heic", ".heif", ".hif"))
-_RAW = frozenset(  # most are TIFFs within: Pillow would read the thumbnail
+_RAW = "a camera's raw file"  # most are TIFFs within: Pillow would read the thumbnail
+_RAW_SUFFIXES = (
     ".dng .cr2 .cr3 .crw .nef .nrw .arw .srf .sr2 .orf .rw2 .raf .pef .srw .raw .rwl .x3f .iiq "
     ".3fr .fff .erf .mrw .mef .mos .kdc .dcr .gpr".split()
 )
-_BY_SUFFIX = dict.fromkeys(_RAW, "a camera's raw file") | dict.fromkeys(HEIC_SUFFIXES, "HEIC") | {
-    ".jxl": "JPEG XL", ".jxr": "JPEG XR",
-    ".jp2": "JPEG 2000", ".j2k": "JPEG 2000", ".jpx": "JPEG 2000", ".psd": "Photoshop",
-    ".exr": "OpenEXR", ".tga": "Targa",
+_BY_SUFFIX = dict.fromkeys(HEIC_SUFFIXES, "HEIC") | dict.fromkeys(_RAW_SUFFIXES, _RAW) | {
+    ".jxl": "JPEG XL", ".jxr": "JPEG XR", ".jp2": "JPEG 2000", ".j2k": "JPEG 2000",
+    ".jpx": "JPEG 2000", ".psd": "Photoshop", ".exr": "OpenEXR", ".tga": "Targa",
 }  # fmt: skip
 MAX_PIXELS = 200_000_000  # 0.8 GB decoded: Pillow keeps four bytes for an RGB pixel
 MAX_SIDE = 4096
@@ -39,25 +40,14 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM")
 Image.init()  # registers every format once, at import, so that threads never race to do it
 
 _COPY_AGAIN = "Copy or download it again, or remove it."
-_CONVERT = "Convert it to JPEG or PNG, or remove it."
-_HEIC = "pip install pillow-heif, or convert it to JPEG."
 _START = 64  # bytes that tell a file's kind
-_MAGIC = {  # of what people take for a photograph, and of what arrives in its place
+_MAGIC = {
     b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"GIF8": "GIF", b"II*\0": "TIFF",
-    b"MM\0*": "TIFF", b"\xff\x0a": "JPEG XL", b"\0\0\0\x0cJXL ": "JPEG XL",
-    b"\0\0\0\x0cjP  ": "JPEG 2000", b"\xff\x4f\xff\x51": "JPEG 2000", b"8BPS": "Photoshop",
-    b"\x76\x2f\x31\x01": "OpenEXR", b"II\xbc": "JPEG XR", b"FUJIFILMCCD-RAW": "a camera's raw file",
-    b"%PDF": "PDF", b"PK\x03\x04": "a ZIP archive",
+    b"MM\0*": "TIFF", b"\xff\x0a": "JPEG XL", b"\0\0\0\x0cJXL ": "JPEG XL", b"8BPS": "Photoshop",
+    b"\0\0\0\x0cjP  ": "JPEG 2000", b"\xff\x4f\xff\x51": "JPEG 2000", b"FUJIFILMCCD-RAW": _RAW,
 }  # fmt: skip
 _OTHER_TYPES = ("text/", "video/", "audio/", "application/json")
-_NO_PHOTOGRAPHS = ("", "PDF", "a ZIP archive", "a film")
-_REFUSED = (
-    "unknown pixel mode",
-    "unsupported",
-    "not yet supported",
-    "cannot handle",
-    "not available",
-)
+_REFUSED = re.compile("unknown pixel mode|(un|not yet )supported|cannot handle|not available", re.I)
 _UPRIGHT = {  # EXIF orientation -> what makes the image upright; from 5 on it lies on its side
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -163,25 +153,30 @@ def reads_heic() -> bool:
 
 def left_out(path: Path) -> ImageError | None:
     """Why a file without an image's suffix is not read; None if it is no photograph at all."""
-    kind, known = _BY_SUFFIX.get(path.suffix.lower()), mimetypes.guess_type(path.name)[0] or ""
-    if not kind:
-        try:
-            if not stat.S_ISREG(path.stat().st_mode) or known.startswith(_OTHER_TYPES):
-                return None  # a pipe would keep us waiting
-            with path.open("rb") as file:
-                kind = _kind(file.read(_START))
-        except OSError as error:  # also a link to nothing
-            problem = f"{path}: cannot be read ({error.strerror})"
-            return ImageError(problem, "Bring back what it is a link to, or its permissions.")
-    if kind in _FORMATS:
-        return ImageError(f"{path}: {kind} without an image's suffix", "Rename it, as .jpg.")
-    return None if kind in _NO_PHOTOGRAPHS else _unread(path, kind)
+    by_name, known = _BY_SUFFIX.get(path.suffix.lower()), mimetypes.guess_type(path.name)[0] or ""
+    if path.suffix == ".icloud":  # .a.jpg.icloud stands for a.jpg
+        photograph = Path(path.stem).suffix.lower() in {*IMAGE_SUFFIXES, *_BY_SUFFIX}
+        return ImageError(f"{path}: still in iCloud", "Download it.") if photograph else None
+    try:
+        if not stat.S_ISREG(path.stat().st_mode) or known.startswith(_OTHER_TYPES):
+            return None  # a pipe would keep us waiting
+        with path.open("rb") as file:
+            kind = _kind(file.read(_START))
+    except OSError as error:  # also a link to nothing
+        problem = f"{path}: cannot be read ({error.strerror})"
+        return ImageError(problem, "Bring back what it is a link to, or its permissions.")
+    if kind in _FORMATS and by_name != _RAW:
+        return ImageError(f"{path}: {kind} by another suffix", f"Rename it, as .{kind.lower()}.")
+    kind = by_name or kind
+    return None if kind in ("", "a film") else _unread(path, kind)
 
 
 def _unread(path: Path, kind: str) -> ImageError:
     """The error of a file of a kind that is none of ours."""
     problem = f"{kind}, which cannot be read here" if kind else "not an image"
-    return ImageError(f"{path}: {problem}", _HEIC if kind == "HEIC" else _CONVERT)
+    remedy = "pip install pillow-heif, or convert it to JPEG." if kind == "HEIC" else (
+        "Convert it to JPEG or PNG, or remove it.")  # fmt: skip
+    return ImageError(f"{path}: {problem}", remedy)
 
 
 def _kind(start: bytes) -> str:
@@ -192,7 +187,7 @@ def _kind(start: bytes) -> str:
         if brands & {b"avif", b"avis"}:
             return "AVIF"
         heic = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"}
-        return "HEIC" if brands & heic else "a camera's raw file" if b"crx " in brands else "a film"
+        return "HEIC" if brands & heic else _RAW if b"crx " in brands else "a film"
     if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
         return "WEBP"
     return next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), "")
@@ -270,8 +265,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             raise ImageError(f"{path}: cannot be read ({error.strerror})", remedy) from error
         cause = error.__cause__  # of a TIFF's compression that Pillow does not know: its number
         number = str(cause) if isinstance(cause, KeyError) else ""
-        unknown = number.isdecimal() and int(number) > 30_000
-        if unknown or any(word in str(error).lower() for word in _REFUSED):
+        unknown = number.isdecimal() and not 250 < int(number) < 30_000  # those are tags
+        if unknown or _REFUSED.search(str(error)):
             problem = f"{path}: a kind of {kind or name} that cannot be read here ({error})"
             raise ImageError(problem, "Convert it to 8-bit JPEG or PNG, or remove it.") from error
         raise ImageError(f"{path}: damaged or cut off ({error})", _COPY_AGAIN) from error

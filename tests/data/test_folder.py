@@ -134,9 +134,11 @@ JPEG_2000 = b"\0\0\0\x0cjP  \r\n"
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("b.jpg_large", "JPEG", "JPEG without an image's suffix"),
-        ("no_suffix", "PNG", "PNG without"),
-        ("c.1", "WEBP", "WEBP without"),
+        ("b.jpg_large", "JPEG", "JPEG by another suffix"),
+        ("no_suffix", "PNG", "PNG by another"),
+        ("c.1", "WEBP", "WEBP by another"),
+        ("really.HEIC", "JPEG", "JPEG by another"),
+        (".b.HEIC.icloud", b"bplist00", "still in iCloud"),
         ("d.jxl", b"\xff\x0a", "JPEG XL"),
         ("e.dng", b"II*\0", "raw"),
         ("f.CR2", b"x", "raw"),
@@ -166,7 +168,9 @@ def test_no_photograph_is_lost_in_silence(
     assert data.files == ("a.jpg",)
 
 
-@pytest.mark.parametrize("name", ["a.txt", "b.json", "c.mp4", "d.xmp", "e.db", "f.svg", "Makefile"])
+@pytest.mark.parametrize(
+    "name", ["a.txt", "b.json", "c.mp4", "d.xmp", ".e.pdf.icloud", "f.svg", "Makefile"]
+)
 def test_what_is_no_photograph_is_no_matter(make_image, tmp_path: Path, name: str) -> None:
     make_image("a.jpg")
     (tmp_path / name).write_bytes(b"BM or P6, and other words")
@@ -418,6 +422,8 @@ def test_annotations_of_what_is_not_there(pair: Path, tmp_path: Path) -> None:
         {"segmentation": [[0, 0, 1e9, 5, 5, 5]]},
         {"segmentation": [[0, 0, 5, 5, 5, 0, 2]]},
         {"segmentation": [0, 0, 5, 5, 5, 0]},
+        {"segmentation": "0 0 5 5 5 0"},
+        {"segmentation": [["0", "0", "5", "5", "5", "0"]]},
     ],
 )
 def test_annotations_that_cannot_be_used(pair: Path, tmp_path: Path, fault: dict) -> None:
