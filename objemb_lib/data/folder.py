@@ -296,7 +296,8 @@ def read_coco(path: Path) -> tuple[dict[str, dict], list[str]]:
             image, category = entry["image_id"], entry["category_id"]
             if image not in by_id or category not in number:
                 problem = f"{_called([entry])} is of image {image!r} and category {category!r}"
-                raise DataError(f"{problem}, which are not both listed", "List them.")
+                remedy = "Write ids alike, all as numbers or all as text; or take it out."
+                raise DataError(f"{problem}, which are not both listed", remedy)
             entry |= {"number": number[category], "file": by_id[image]["file_name"]}
             _check_annotation(entry)
             by_id[image]["objects"].append(entry)
