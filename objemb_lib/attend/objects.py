@@ -13,7 +13,7 @@ from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.embed.boxes import Boxes
 from objemb_lib.embed.extract import Objects
-from objemb_lib.measure.metrics import evaluate_scores
+from objemb_lib.measure.metrics import as_floats, evaluate_scores
 
 
 def image_scores(
@@ -42,7 +42,7 @@ def image_scores(
     if len(image) != len(vectors) or not np.array_equal(image[starts], np.arange(len(starts))):
         problem = f"{len(vectors)} objects of images {image[:5].tolist()} ..."
         raise DataError(problem, "Pass the objects image by image, at least one of each.")
-    every = np.asarray(queries) @ np.asarray(vectors).T
+    every = as_floats(queries) @ as_floats(vectors).T
     return {"best": np.maximum, "sum": np.add}[how].reduceat(every, starts, axis=1)
 
 
@@ -167,7 +167,7 @@ def first_right(vectors: np.ndarray, image: np.ndarray, labels: np.ndarray) -> n
     Args:
         vectors: ``(M, D)``, L2-normalised. image, labels: ``(M,)``.
     """
-    found = np.full(len(labels), -1)
+    found, vectors = np.full(len(labels), -1), as_floats(vectors)
     for start in range(0, len(labels), 1024):
         some = slice(start, start + 1024)
         elsewhere = image[some, None] != image

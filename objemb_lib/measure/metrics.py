@@ -202,13 +202,15 @@ def evaluate(
         vectors: ``(N, D)``, one per image of ``dataset`` in its order, L2-normalised.
         metrics: names as in :func:`metric_function`; default the protocol's and :data:`METRICS`.
     Raises:
-        DataError: not one finite vector per image, unknown metric, or no query that has a
-            relevant image.
+        DataError: not one finite vector per image, unknown metric, no query that has a relevant
+            image, or none that has another: then every ranking is right.
     """
     vectors = checked_vectors(vectors, dataset)
     queries, searched = np.asarray(dataset.queries), vectors[dataset.gallery].T
     starts = range(0, len(queries), CHUNK)
-    return _evaluate((vectors[queries[i : i + CHUNK]] @ searched for i in starts), dataset, metrics)
+    with np.errstate(over="ignore", invalid="ignore"):  # is said once, below
+        parts = (vectors[queries[i : i + CHUNK]] @ searched for i in starts)
+        return _evaluate(parts, dataset, metrics)
 
 
 def evaluate_scores(
@@ -222,12 +224,10 @@ def evaluate_scores(
     Raises:
         DataError: another shape, a NaN or infinity, else as for :func:`evaluate`.
     """
-    scores, (q, g) = np.asarray(scores), (len(dataset.queries), len(dataset.gallery))
-    if scores.ndim != 2 or len(scores) != q or scores.shape[1] < g or not np.isfinite(scores).all():
-        raise DataError(
-            f"scores of shape {scores.shape} for {q} queries and {g} images, or NaN or infinite",
-            "Pass one finite score per query and gallery image.",
-        )
+    scores, (q, g) = as_floats(scores), (len(dataset.queries), len(dataset.gallery))
+    if scores.ndim != 2 or len(scores) != q or scores.shape[1] < g:
+        problem = f"scores of shape {scores.shape} for {q} queries and {g} images"
+        raise DataError(problem, "Pass one score per query and gallery image.")
     return _evaluate([scores], dataset, metrics)
 
 
@@ -238,18 +238,28 @@ def _evaluate(
     reported = PROTOCOLS[dataset.protocol].metrics
     names = (*reported, *METRICS) if metrics is None else metrics
     functions = {name: metric_function(name, dataset.protocol) for name in names}
-    queries, found = np.asarray(dataset.queries), []
+    queries, found, wrong = np.asarray(dataset.queries), [], False
     for part in parts:
+        if not np.isfinite(part).all():
+            problem = "scores that are NaN or infinite"
+            raise DataError(problem, "L2-normalise the vectors, or leave such images out.")
         for order in np.argsort(-part, axis=1, kind="stable"):
             truth = np.array(dataset.truth(queries[len(found)]))
             relevant, junk = np.pad(truth, ((0, 0), (0, len(order) - truth.shape[1])))
             ranked = relevant[order[~junk[order]]]
+            wrong |= ranked.any() and not ranked.all()
             found.append([function(ranked) for function in functions.values()])
     scores = np.array(found).reshape(len(queries), len(functions)).T
     if np.isnan(scores).all():
         raise DataError(
             f"nothing to score: no query of {dataset.name}/{dataset.split} has a relevant image",
             "Give labels: one folder per object, two images of an object at least.",
+        )
+    if not wrong:
+        raise DataError(
+            f"nothing to tell apart: every image of {dataset.name}/{dataset.split} is right for "
+            "every query",
+            "Give two labels at least: name the folder whose sub-folders are one for each object.",
         )
     which = f"{dataset.name}/{dataset.split} {dataset.fingerprint}"
     values = dict(zip(functions, scores))
@@ -286,8 +296,8 @@ def ranking(vectors: np.ndarray, dataset: ImageDataset, query: int, k: int) -> N
 
 
 def checked_vectors(vectors: np.ndarray, dataset: ImageDataset) -> np.ndarray:
-    """``(N, D)`` as they are. Raises DataError unless each image has a finite vector."""
-    vectors = np.asarray(vectors)
+    """``(N, D)`` :func:`as_floats`. Raises DataError unless each image has a finite vector."""
+    vectors = as_floats(vectors)
     if vectors.ndim != 2 or len(vectors) != len(dataset):
         raise DataError(
             f"vectors of shape {vectors.shape} for {len(dataset)} images",
@@ -299,3 +309,19 @@ def checked_vectors(vectors: np.ndarray, dataset: ImageDataset) -> np.ndarray:
             "Embed that image again, or leave it out.",
         )
     return vectors
+
+
+def as_floats(values: np.ndarray) -> np.ndarray:
+    """Real numbers as float32 or more: products of bytes and of half precision overflow, and
+    unsigned numbers cannot be negated.
+
+    Raises:
+        DataError: no real numbers.
+
+    >>> (as_floats(np.array([[127, -128]], np.int8)) @ as_floats([127, -128])).tolist()
+    [32513.0]
+    """
+    values = np.asarray(values)
+    if values.dtype.kind not in "biuf":
+        raise DataError(f"{values.dtype} numbers cannot be ranked", "Pass real numbers.")
+    return values.astype(np.promote_types(values.dtype, np.float32), copy=False)

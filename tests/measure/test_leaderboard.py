@@ -128,7 +128,7 @@ def test_files_that_are_not_ours_are_named(tmp_path):
 
 
 def test_table_has_a_line_a_setting_and_a_column_a_metric():
-    found = evaluate(np.ones((4, 2)), dataset([0, 0, 0, 0]))
+    found = evaluate(np.ones((4, 2)), dataset([0, 0, 0, -1]))
     board = Leaderboard()
     board.add("b", found, **WHERE)
     board.add("a", found, ["mAP"], **WHERE)

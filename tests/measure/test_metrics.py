@@ -128,7 +128,7 @@ def test_bad_vectors_and_scores_are_refused():
         evaluate(broken, data)
     good, data = np.zeros((2, 3)), dataset([0, 0, 1], queries=[0, 1])
     for bad in (good[1:], good[:, 1:], good.T, np.full((2, 3), np.nan)):
-        with pytest.raises(DataError, match="scores of shape"):
+        with pytest.raises(DataError, match="scores"):
             evaluate_scores(bad, data)
 
 
