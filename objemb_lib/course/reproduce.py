@@ -32,7 +32,6 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import papermill
-from jupyter_client.kernelspec import NoSuchKernel
 from papermill.exceptions import PapermillExecutionError
 
 from objemb_lib import config
@@ -171,9 +170,9 @@ def execute(notebook: Path, output: Path, parameters: dict) -> None:
             f"{error.ename}: {error.evalue}",
             f"The executed copy is {output}, with the whole traceback.",
         ) from error
-    except NoSuchKernel as error:
+    except KeyError as error:  # Jupyter's NoSuchKernel is one
         remedy = "Run `make install`, or `python -m ipykernel install --sys-prefix`."
-        problem = f"{notebook.name}: Jupyter has no kernel {error.name}"
+        problem = f"{notebook.name}: Jupyter has no kernel ({error})"
         raise ReproduceError(problem, remedy) from error
     except RuntimeError as error:  # of the kernel: it died, or did not even start
         raise ReproduceError(

@@ -7,8 +7,8 @@ Conventions, the same everywhere:
 - ``labels`` say what retrieval must find again (an object, a model of car, a species);
 - *relevant* for a query: a gallery image of the same label;
 - *junk*: gallery images that are taken out of the ranking before it is scored, neither
-  right nor wrong: the query itself, and images that show the query's object only in the
-  background (as in revisited Oxford and Paris, Radenovic et al. 2018).
+  right nor wrong: the query itself, copies of its file, and images that show the query's object
+  only in the background (as in revisited Oxford and Paris, Radenovic et al. 2018).
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -184,11 +186,28 @@ class ImageDataset:
             junk |= self.gallery == query
             return relevant & ~junk, junk
         label = int(self.labels[query])
-        junk = self.gallery == query
+        junk = self.copies[self.gallery] == self.copies[query]
         places, labels = self._shown_beside
         junk[places[labels == label]] = True
         same = (self.labels[self.gallery] == label) & (label >= 0)
         return same & ~junk, junk
+
+    @cached_property
+    def copies(self) -> np.ndarray:
+        """``(N,)``: of each image the first that is the same, byte for byte; mostly itself.
+
+        Warns of those with a label, once. A benchmark is taken as it is.
+        """
+        known = self.content or self.protocol != "objects"
+        same, first = {} if known else same_bytes(self.root, self.files), {}
+        parts = zip((same.get(file, file) for file in self.files), self.crops or [None] * len(self))
+        found = np.array([first.setdefault(part, i) for i, part in enumerate(parts)])
+        again = np.flatnonzero((found < np.arange(len(self))) & (self.labels >= 0))
+        if len(again):
+            pair = self.names[again[0]], self.names[found[again[0]]]
+            note = f"{len(again)} of {len(self)} images are copies, as {pair[0]} of {pair[1]}"
+            warnings.warn(f"{self.name}: {note}: none is counted as found by another", stacklevel=2)
+        return found
 
     @cached_property
     def _shown_beside(self) -> np.ndarray:
@@ -311,6 +330,17 @@ def content_hash(root: Path, files: Sequence[str]) -> str:
         with suppress(OSError, ObjembError):  # as where nothing can be kept
             atomic_write_text(memory, json.dumps(_read_memory(memory) | fresh))
     return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def same_bytes(root: Path, files: Sequence[str]) -> dict[str, str]:
+    """Of each file that is a copy of an earlier one, that one. Reads only files of equal size."""
+    paths = {file: path for file in files if (path := Path(root) / file).is_file()}
+    sizes, first = {file: path.stat().st_size for file, path in paths.items()}, {}
+    often = Counter(sizes.values())
+    return {
+        file: first.setdefault(hashlib.sha256(path.read_bytes()).digest(), file)
+        for file, path in paths.items() if often[sizes[file]] > 1
+    }  # fmt: skip
 
 
 def _read_memory(memory: Path) -> dict[str, list]:

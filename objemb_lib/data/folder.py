@@ -42,6 +42,7 @@ SYSTEM = re.compile(  # what a NAS, Windows, Linux and macOS put among photograp
     r"|network trash folder",
     re.IGNORECASE,
 )
+SPLIT_NAMES = re.compile(r"(train|val|valid|test|dev|training|validation|testing)\d*", re.I)
 MIN_LABELS = 4  # two to choose by, two to measure on
 ARRANGE = (
     f"Give each object, model or species a sub-folder with two photographs at least, {MIN_LABELS} "
@@ -61,10 +62,11 @@ def folder(
 
     Labels are the names of the first level of sub-folders (torchvision's ``ImageFolder``), or
     those of a list. Without either they are the category of the main object, where
-    ``annotations`` give one; else -1, unknown, and no image is relevant to another. The main
-    object, first among the boxes, is the largest that is not a crowd. Left out are what is hidden,
-    folders of the system (thumbnails, bins), and, with one warning that counts them, photographs
-    that cannot be read. Names may write accents as one character or as two.
+    ``annotations`` give one; else -1, unknown, and no image is relevant to another. Folders of
+    splits are no labels (a warning says so), nor is one that holds all where ``annotations`` know
+    more. The main object, first among the boxes, is the largest that is not a crowd. Left out are
+    what is hidden, folders of the system (thumbnails, bins), and, with one warning that counts
+    them, photographs that cannot be read. Names may write accents as one character or as two.
 
     Args:
         root: the folder.
@@ -82,7 +84,8 @@ def folder(
         DataError: when the folder is missing or has no usable image, or ``annotations`` or
             ``labels`` are none, inconsistent, or name images that are not in the folder.
     """
-    place = Path(root) / split if split != "all" else Path(root)
+    root = Path(os.path.expanduser(root))
+    place = root / split if split != "all" else root
     images, categories = read_coco(Path(annotations)) if annotations else ({}, [])
     listed = read_labels(Path(labels)) if labels else {}
     files, others = _walk(place, images.keys() | listed.keys())
@@ -97,6 +100,13 @@ def folder(
     good = _usable(place, files, images, others, progress)
     if not labels:
         listed = {file: {"label": file.partition("/")[0]} for file in good if "/" in file}
+        named = {row["label"] for row in listed.values()}
+        splits = sorted(filter(SPLIT_NAMES.fullmatch, named))
+        if splits and len(splits) == len(named):
+            note = f"{place}: {', '.join(splits)} are splits, no labels: give the folder of one"
+            warnings.warn(note, stacklevel=2)
+        if len(named) == len(splits) or len(named) == 1 and categories:
+            listed = {}
     parts = _labelled([listed.get(file, {}) for file in good])
     if annotations:
         entries, sizes = [images.get(file, {"objects": []}) for file in good], list(good.values())
@@ -113,7 +123,7 @@ def folder(
             found |= {part: parts[part] for part in ("labels", "label_names")}
             found |= {"box_labels": own}
         parts |= found
-    return ImageDataset(Path(root).resolve().name, split, place, tuple(good), **parts)
+    return ImageDataset(root.resolve().name, split, place, tuple(good), **parts)
 
 
 def _usable(
@@ -183,7 +193,7 @@ def folder_splits(path: str | Path) -> tuple[ImageDataset, ImageDataset]:
     """
     if not str(path):
         raise DataError("folder: no folder is named", "Say which: folder:PATH.")
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     there = {f: path / f if (path / f).is_file() else None for f in (ANNOTATIONS, LABELS)}
     data = folder(path, annotations := there[ANNOTATIONS], labels=there[LABELS])
     boxed = np.array([len(boxes) > 0 for boxes in data.boxes])

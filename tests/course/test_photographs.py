@@ -42,8 +42,8 @@ def test_a_click_on_some_photographs_scores_and_says_what_was_met(data) -> None:
     some = objects_of(data, Region(Boxes("some", beside)))
     found = photographs.by_click(some, data, PAIR)
     assert found.values["recall"].tolist() == [0, 1, 1, 1] and found.n_queries == 4
-    part = photographs.by_click(some, data, PAIR, np.array([0, 1]))
-    assert part.values["recall"].tolist() == [0, 1] and part.n_queries == 2
+    part = photographs.by_click(some, data, PAIR, np.array([0, 1, 2]))
+    assert part.values["recall"].tolist() == [0, 1, 1] and part.n_queries == 3
 
 
 def test_others_choose() -> None:
@@ -65,8 +65,8 @@ def test_without_a_run_the_committed_numbers_are_shown(tmp_path, monkeypatch) ->
     board = Leaderboard()
     assert photographs.numbers(board) == [number] == photographs.committed_embeddings()
     assert photographs.differences(board) == [{"a": "fork"}]
-    data = dataset([0, 0])
-    board.add("mine", photographs.evaluate(np.eye(2), data), ["mAP"], data="d")
+    data = dataset([0, 0, 1])
+    board.add("mine", photographs.evaluate(np.eye(3), data), ["mAP"], data="d")
     assert [n["name"] for n in photographs.numbers(board)] == ["mine"]
     assert photographs.collections("") == {} == photographs.collections(tmp_path / "nowhere")
 

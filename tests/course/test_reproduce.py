@@ -13,7 +13,6 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
-from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 from nbformat.v4 import new_code_cell, new_notebook
 from tiny_queries import dataset
 
@@ -211,11 +210,13 @@ def test_what_hinders_a_notebook_from_starting_is_told(project, monkeypatch, cap
         assert reproduce.main(["--notebooks", "00"]) == 1
         assert "/nowhere/python" in capsys.readouterr().err
 
+    kernels = pytest.importorskip("jupyter_client.kernelspec")
+
     def absent(*_, **__):
-        raise NoSuchKernel("python3")
+        raise kernels.NoSuchKernel("python3")
 
     with monkeypatch.context() as patch:
-        patch.setattr(KernelSpecManager, "get_kernel_spec", absent)
+        patch.setattr(kernels.KernelSpecManager, "get_kernel_spec", absent)
         assert reproduce.main(["--notebooks", "00"]) == 1
         assert "ipykernel install" in capsys.readouterr().err
     (project / "runs" / "workshop" / "00_first.ipynb").unlink()

@@ -34,7 +34,7 @@ def read(root: Path, annotations: Path | None = None, **options) -> ImageDataset
 
 def test_labels_are_the_first_sub_folders(make_image: MakeImage, tmp_path: Path) -> None:
     for name in ("pets/dog/b.jpg", "pets/cat/z.PNG", "pets/cat/young/a.jpeg", "pets/loose.png"):
-        make_image(name)
+        make_image(name, seed=len(name))
     data = read(tmp_path / "pets")
     assert data.files == ("cat/young/a.jpeg", "cat/z.PNG", "dog/b.jpg", "loose.png")
     assert data.label_names == ["cat", "dog"]
@@ -43,6 +43,38 @@ def test_labels_are_the_first_sub_folders(make_image: MakeImage, tmp_path: Path)
     assert not data.relevant(3).any()
     assert (data.name, data.split, data.masks) == ("pets", "all", None)
     assert data.image(2).size == (40, 30)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("train", "valid", "test"), ("TRAIN", "Validation"), ("val2017",)],
+)
+def test_splits_are_no_labels(make_image: MakeImage, tmp_path: Path, names: tuple[str]) -> None:
+    for seed, name in enumerate(names):
+        make_image(f"export/{name}/{seed}.jpg", seed=seed)
+    with pytest.warns(UserWarning, match=f"{sorted(names)[0]}.* splits, no labels"):
+        data = folder(tmp_path / "export", progress=False)
+    assert set(data.labels.tolist()) == {-1} and not data.label_names
+    make_image("export/cup/9.jpg", seed=9)  # beside objects they are some
+    assert len(read(tmp_path / "export").label_names) == len(names) + 1
+
+
+def test_one_folder_that_holds_all_says_less_than_annotations(pair: Path, tmp_path: Path) -> None:
+    """easezyc/deep-transfer-learning#4: images/ beside a COCO file was the only label."""
+    (tmp_path / "export").mkdir()
+    pair.rename(tmp_path / "export" / "images")
+    images = [{"id": 7, "file_name": "images/a.png"}, {"id": 9, "file_name": "images/b.png"}]
+    annotations = [annotation(1, [0, 0, 9, 9]), annotation(2, [0, 0, 20, 20], 18, image_id=9)]
+    path = write_coco(tmp_path / "export" / "boxes.json", annotations, images=images)
+    data = read(tmp_path / "export", path)
+    assert data.labels.tolist() == data.categories.tolist() and len(set(data.labels)) == 2
+    assert read(tmp_path / "export").label_names == ["images"]  # without one it is a label
+
+
+def test_the_home_folder_may_be_named(pair: Path, tmp_path: Path, monkeypatch) -> None:
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(pair.parent))
+    assert len(read(Path("~") / pair.name)) == len(read(f"~/{pair.name}")) == 2
 
 
 def test_hidden_and_other_files_are_left_out(make_image: MakeImage, tmp_path: Path) -> None:
@@ -312,7 +344,7 @@ def test_boxes_by_hand(pair: Path, tmp_path: Path, make_image: MakeImage) -> Non
 
 def test_folders_name_the_main_object_and_no_other(make_image: MakeImage, tmp_path: Path) -> None:
     make_image("pair/rex/a.png")
-    make_image("pair/fido/b.png")
+    make_image("pair/fido/b.png", seed=1)
     images = [{"id": 7, "file_name": "rex\\a.png"}, {"id": 9, "file_name": "fido/b.png"}]
     annotations = [annotation(1, [0, 0, 9, 9]), annotation(2, [0, 0, 20, 20], 18)]
     path = write_coco(tmp_path / "boxes.json", annotations, images=images)
@@ -492,7 +524,7 @@ def write_labels(path: Path, rows: list[dict]) -> Path:
 
 def test_a_list_says_what_folders_do_not(make_image: MakeImage, tmp_path: Path) -> None:
     for file in ("a.png", "shelf/b.png", "shelf/c.png", "d.png"):
-        make_image(f"shop/{file}")
+        make_image(f"shop/{file}", seed=ord(file[-5]))
     rows = [{"file": "./a.png", "label": "pear", "category": "fruit", "role": "gallery"},
             {"file": "shelf/b.png", "label": "pear", "category": "fruit", "role": "query"},
             {"file": "shelf/c.png", "label": "milk"}]  # fmt: skip

@@ -10,6 +10,7 @@ from sklearn.metrics import average_precision_score
 from tiny_queries import dataset, random_case
 
 from objemb_lib.config import DataError
+from objemb_lib.embed.whitening import l2
 from objemb_lib.measure import metrics
 from objemb_lib.measure.metrics import (
     METRICS,
@@ -188,3 +189,48 @@ def test_each_protocol_is_used_by_default(name):
     assert found.protocol == name and "\n" not in protocol.convention
     assert list(found.values)[: len(protocol.metrics)] == list(protocol.metrics)
     assert set(METRICS) <= set(found.values)
+
+
+# --- scores without meaning ---------------------------------------------------------------
+
+KINDS = (np.int8, np.uint8, np.int16, np.uint16, np.int64, np.uint64, np.float16, bool)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_kinds_of_numbers_are_ranked_as_floats(kind):
+    """google-ai-edge/mediapipe#4027, vidore-benchmark#23: int8 products overflow; 0 of unsigned
+    scores stays best when they are negated."""
+    labels = np.repeat(np.arange(8), 3)
+    data, rng = dataset(labels), np.random.default_rng(0)
+    vectors = 120 * l2(rng.standard_normal((8, 16))[labels] + rng.standard_normal((24, 16)) / 3)
+    vectors = (vectors if kind in (np.int8, np.int16, np.int64) else vectors.clip(0)).astype(kind)
+    if kind is np.float16:
+        vectors *= kind(100)  # finite, but not their products
+    found, known = evaluate(vectors, data), evaluate(vectors.astype(np.float64), data)
+    assert found.mean("mAP") == known.mean("mAP") > 0.6
+    top, true = (ranking(v, data, 3, 9) for v in (vectors, vectors.astype(np.float64)))
+    np.testing.assert_allclose(top.scores, true.scores, rtol=1e-6)
+    counts = np.where(labels[:, None] == labels, 30, 0).astype(kind)  # such as matched words
+    assert evaluate_scores(counts, data).mean("mAP") == 1
+
+
+@pytest.mark.parametrize("wrong", [np.full((3, 2), "a"), np.ones((3, 2), complex)])
+def test_what_is_no_real_number_cannot_be_ranked(wrong):
+    with pytest.raises(DataError, match="cannot be ranked"):
+        evaluate(wrong, dataset([0, 0, 1]))
+
+
+def test_products_that_overflow_are_refused():
+    with pytest.raises(DataError, match="infinite"):
+        evaluate(np.full((3, 2), 1e30, np.float32), dataset([0, 0, 1]))
+
+
+def test_a_single_label_is_not_scored():
+    """easezyc/deep-transfer-learning#4: one folder too high, and noise reaches 1.0 everywhere."""
+    noise = np.random.default_rng(0).standard_normal((6, 8))
+    for labels in ([0] * 6, [3] * 6):
+        with pytest.raises(DataError, match="every image of toy/test is right"):
+            evaluate(noise, dataset(labels))
+    assert evaluate(noise, dataset([0, 0, 0, 0, 0, -1])).mean("mAP") <= 1  # others distract
+    scores = np.hstack([noise @ noise.T, noise[:, :1]])  # so does what is no image of it
+    assert evaluate_scores(scores, dataset([0] * 6)).mean("R@1") <= 1

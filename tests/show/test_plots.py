@@ -66,9 +66,9 @@ def test_boxes_are_drawn_with_names_those_of_a_detector_above_the_threshold(tmp_
 
 
 def test_an_unlabelled_photograph_gets_no_other_one_s_name(tmp_path: Path) -> None:
-    for file in ("bus/a.png", "owl/b.png", "c.png"):
+    for side, file in enumerate(("bus/a.png", "owl/b.png", "c.png"), 20):
         (tmp_path / file).parent.mkdir(exist_ok=True)
-        Image.new("RGB", (30, 20)).save(tmp_path / file)
+        Image.new("RGB", (30, side)).save(tmp_path / file)
     data = folder(tmp_path, progress=False)
     i = [Path(file).name for file in data.files].index("c.png")
     assert plots.scene(data, i).get_title() == "unlabelled"
