@@ -7,8 +7,8 @@ Conventions, the same everywhere:
 - ``labels`` say what retrieval must find again (an object, a model of car, a species);
 - *relevant* for a query: a gallery image of the same label;
 - *junk*: gallery images that are taken out of the ranking before it is scored, neither
-  right nor wrong: the query itself, copies of its file, and images that show the query's object
-  only in the background (as in revisited Oxford and Paris, Radenovic et al. 2018).
+  right nor wrong: the query itself, and images that show the query's object only in the
+  background (as in revisited Oxford and Paris, Radenovic et al. 2018).
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ class ImageDataset:
             junk |= self.gallery == query
             return relevant & ~junk, junk
         label = int(self.labels[query])
-        junk = self.copies[self.gallery] == self.copies[query]
+        junk = self.gallery == query
         places, labels = self._shown_beside
         junk[places[labels == label]] = True
         same = (self.labels[self.gallery] == label) & (label >= 0)

@@ -19,7 +19,7 @@ from objemb_lib.data.dataset import ImageDataset, backgrounds
 from objemb_lib.embed.extract import Vectors
 from objemb_lib.embed.trunks import Trunk
 from objemb_lib.embed.whitening import l2
-from objemb_lib.measure.metrics import checked_vectors, evaluate
+from objemb_lib.measure.metrics import checked_vectors, evaluate, truth
 
 Pair = tuple[str, str]  # stage, pooling
 
@@ -162,7 +162,7 @@ def nearest(vectors: np.ndarray, dataset: ImageDataset) -> np.ndarray:
     vectors = checked_vectors(vectors, dataset)
     scores = vectors[dataset.queries] @ vectors[dataset.gallery].T  # (Q, G)
     for row, query in zip(scores, dataset.queries):
-        row[dataset.junk(query)] = -np.inf
+        row[truth(dataset, query)[1]] = -np.inf
     answered = np.isfinite(scores.max(axis=1))
     return np.where(answered, dataset.gallery[scores.argmax(axis=1)], -1)
 

@@ -244,8 +244,8 @@ def _evaluate(
             problem = "scores that are NaN or infinite"
             raise DataError(problem, "L2-normalise the vectors, or leave such images out.")
         for order in np.argsort(-part, axis=1, kind="stable"):
-            truth = np.array(dataset.truth(queries[len(found)]))
-            relevant, junk = np.pad(truth, ((0, 0), (0, len(order) - truth.shape[1])))
+            known = np.array(truth(dataset, queries[len(found)]))
+            relevant, junk = np.pad(known, ((0, 0), (0, len(order) - known.shape[1])))
             ranked = relevant[order[~junk[order]]]
             wrong |= ranked.any() and not ranked.all()
             found.append([function(ranked) for function in functions.values()])
@@ -291,8 +291,16 @@ def ranking(vectors: np.ndarray, dataset: ImageDataset, query: int, k: int) -> N
     gallery = np.asarray(dataset.gallery)
     scores = vectors[gallery] @ vectors[query]
     order = np.argsort(-scores, kind="stable")
-    best = order[~dataset.junk(query)[order]][:k]
-    return Neighbours(query, gallery[best], scores[best], dataset.relevant(query)[best])
+    relevant, junk = truth(dataset, query)
+    best = order[~junk[order]][:k]
+    return Neighbours(query, gallery[best], scores[best], relevant[best])
+
+
+def truth(dataset: ImageDataset, query: int) -> tuple[np.ndarray, np.ndarray]:
+    """:meth:`ImageDataset.truth`, where copies of the query's photograph are junk as it is."""
+    relevant, junk = dataset.truth(query)
+    junk = junk | (dataset.copies[dataset.gallery] == dataset.copies[query])
+    return relevant & ~junk, junk
 
 
 def checked_vectors(vectors: np.ndarray, dataset: ImageDataset) -> np.ndarray:

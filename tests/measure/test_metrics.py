@@ -1,5 +1,6 @@
 """Metrics by hand and by slow loops, and each protocol with its junk."""
 
+from dataclasses import replace
 from unittest import mock
 
 import numpy as np
@@ -10,8 +11,10 @@ from sklearn.metrics import average_precision_score
 from tiny_queries import dataset, random_case
 
 from objemb_lib.config import DataError
+from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.embed.whitening import l2
 from objemb_lib.measure import metrics
+from objemb_lib.measure.analysis import nearest
 from objemb_lib.measure.metrics import (
     METRICS,
     PROTOCOLS,
@@ -234,3 +237,23 @@ def test_a_single_label_is_not_scored():
     assert evaluate(noise, dataset([0, 0, 0, 0, 0, -1])).mean("mAP") <= 1  # others distract
     scores = np.hstack([noise @ noise.T, noise[:, :1]])  # so does what is no image of it
     assert evaluate_scores(scores, dataset([0] * 6)).mean("R@1") <= 1
+
+
+def test_copies_of_a_photograph_are_no_answers(make_image, tmp_path):
+    """MVC-Datasets/MVC#4, tqwei05/PlantSeg#11: under several names, of one label or of two."""
+    files = [f"{label}/{k}{copy}.png" for label in ("cup", "dog") for k in range(3)
+             for copy in ("", " (1)")]  # fmt: skip
+    seeds = [3 * (file[:3] == "dog") + int(file[4]) for file in files]
+    for file, seed in zip(files, seeds):
+        make_image(file, seed=seed)
+    data = ImageDataset("own", "all", tmp_path, files, np.repeat([0, 1], 6))
+    noise = l2(np.random.default_rng(1).standard_normal((6, 32)))[seeds]
+    with pytest.warns(UserWarning, match="6 of 12 images are copies") as told:
+        found = evaluate(noise, data)
+    alone = evaluate(noise[::2], data.subset(range(0, 12, 2)))
+    assert found.mean("R@1") == alone.mean("R@1") < 1 and len(told) == 1  # 1.0 it was
+    assert 1 not in ranking(noise, data, 0, 12).images and nearest(noise, data)[0] != 1
+    make_image("dog/0.png", seed=0)  # a cup
+    both = replace(data, labels=data.labels)
+    with pytest.warns(UserWarning, match="copies"):
+        assert {0, 1, 6} & set(ranking(noise, both, 0, 12).images) == set()
