@@ -9,6 +9,7 @@ import os
 import stat
 import uuid
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,11 +17,12 @@ from pathlib import Path
 import numpy as np
 import safetensors
 from filelock import FileLock, Timeout
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 from tqdm.auto import tqdm
 
 from objemb_lib.config import CacheError, ObjembError
 
+SUM = "crc32"  # what a table's checksum is called among what is stated of it
 DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}  # Windows has no quota's
 
 
@@ -108,37 +110,52 @@ class Store:
         tail = "" if part is None else f".part-{part[0]:07d}"
         return self.folder / f"{'-'.join(pair)}{tail}.safetensors"
 
-    def has(self, pair: tuple[str, str], part: range | None = None) -> bool:
-        """Whether the file is there and whole; a damaged one is removed, with a warning."""
+    def get(self, pair: tuple[str, str], part: range | None = None) -> np.ndarray | None:
+        """The vectors, if the file is there and whole; a damaged one is removed, with a warning.
+
+        A table from before there were checksums is believed.
+        """
         path = self.path(pair, part)
         if not path.exists():
-            return False
+            return None
         try:
             with safetensors.safe_open(path, "numpy") as file:
-                stated, count = file.metadata(), file.get_slice("vectors").get_shape()[0]
+                stated, vectors = file.metadata() or {}, file.get_tensor("vectors")
+            known = stated.pop(SUM, None)
+            renamed = stated.keys() > self.key.keys()  # the name of the checksum is damaged
+            if renamed or known not in (None, checksum(vectors, stated)):
+                raise OSError("its checksum is another")
         except (safetensors.SafetensorError, OSError) as error:
             warnings.warn(f"{path} is damaged ({error}): computing it again", stacklevel=3)
             path.unlink()
-            return False
-        if stated != self.key or (part is not None and count != self.rows(part)):
+            return None
+        if stated != self.key or (part is not None and len(vectors) != self.rows(part)):
             problem = f"{path} holds vectors of other settings than its folder says"
             raise CacheError(problem, f"Delete {self.folder}: it will be computed again.")
-        return True
+        return vectors
 
     def write(self, vectors: np.ndarray, pair: tuple[str, str], part: range | None = None) -> None:
         path = self.path(pair, part)
         try:
             # What a power cut leaves half-written is noticed when it is read, and made again.
             with atomic_path(path, durable=False) as temporary:
-                save_file({"vectors": vectors}, temporary, metadata=self.key)
+                told = self.key | {SUM: checksum(vectors, self.key)}
+                save_file({"vectors": vectors}, temporary, metadata=told)
         except (OSError, ObjembError, safetensors.SafetensorError) as error:
             problem = f"{path} cannot be written: {getattr(error, 'problem', error)}"
             raise CacheError(problem, "Free some space, or set OBJEMB_CACHE.") from error
 
-    def read(self, pair: tuple[str, str], part: range | None = None) -> np.ndarray:
-        return load_file(self.path(pair, part))["vectors"]
-
-    def merge(self, pair: tuple[str, str], parts: list[range]) -> None:
-        self.write(np.concatenate([self.read(pair, part) for part in parts]), pair)
+    def merge(self, pair: tuple[str, str], parts: list[range]) -> np.ndarray:
+        """Make one table of its parts, which must be there; returns it."""
+        vectors = np.concatenate([self.get(pair, part) for part in parts])
+        self.write(vectors, pair)
         for part in parts:
             self.path(pair, part).unlink()
+        return vectors
+
+
+def checksum(vectors: np.ndarray, stated: dict[str, str]) -> str:
+    """CRC-32 of vectors and what is stated of them: finds every flipped byte, at gigabytes a
+    second."""
+    about = [sorted(stated.items()), str(vectors.dtype), vectors.shape]
+    return str(zlib.crc32(np.ascontiguousarray(vectors), zlib.crc32(json.dumps(about).encode())))

@@ -81,3 +81,32 @@ def test_atomic_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         cache.atomic_write_bytes(path, b"new")
     assert str(path) in str(caught.value) and "Free some space" in str(caught.value)
     assert tree(tmp_path) == {"table": b"old"}
+
+
+# --- tables of vectors --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", [None, range(3)])
+def test_a_flipped_byte_anywhere_is_found(tmp_path: Path, part: range | None) -> None:
+    """On a disk or a network drive that rots: once other vectors were read in silence."""
+    vectors, pair = np.arange(6, dtype=np.float32).reshape(3, 2), ("head", "spoc")
+    store = cache.Store(tmp_path, {"version": "4", "data": "x"})
+    with store.lock():
+        store.write(vectors, pair, part)
+    file = store.path(pair, part)
+    whole = file.read_bytes()
+    for place in range(len(whole)):
+        for bit in (1, 0x20, 0x80):
+            file.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+            with pytest.warns(UserWarning, match="damaged.*computing it again"):
+                assert store.get(pair, part) is None, (place, bit)
+            assert not file.exists()
+    file.write_bytes(whole)
+    np.testing.assert_array_equal(store.get(pair, part), vectors)
+
+
+def test_tables_of_earlier_versions_are_believed(tmp_path: Path) -> None:
+    store, vectors = cache.Store(tmp_path, {"version": "4"}), np.ones((2, 3), np.float32)
+    with store.lock():
+        save_file({"vectors": vectors}, store.path(("a", "b")), metadata=store.key)
+    np.testing.assert_array_equal(store.get(("a", "b")), vectors)

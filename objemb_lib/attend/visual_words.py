@@ -162,6 +162,6 @@ def bag_of_visual_words(
     store = Store(config.cache_root() / "embeddings", {k: str(v) for k, v in key.items()})
     pair = ("sift", "tf-idf")
     with store.lock():
-        if not store.has(pair):
-            store.write(compute(), pair)
-        return store.read(pair)
+        if (found := store.get(pair)) is None:
+            store.write(found := compute(), pair)
+        return found

@@ -185,15 +185,16 @@ class Extraction:
         with ExitStack() as locks:
             for store in sorted(stores, key=lambda s: s.folder):  # always in one order
                 locks.enter_context(store.lock())
-            absent = [(k, p) for k, s in enumerate(stores) for p in pairs if not s.has(p)]
-            todo = {part: [(k, p) for k, p in absent if not stores[k].has(p, part)]
+            every = [{pair: store.get(pair) for pair in pairs} for store in stores]
+            absent = [(k, p) for k, some in enumerate(every) for p in pairs if some[p] is None]
+            todo = {part: [(k, p) for k, p in absent if stores[k].get(p, part) is None]
                     for part in parts}  # fmt: skip
             for part, found in self.run({part: some for part, some in todo.items() if some}):
                 for (k, pair), vectors in found.items():
                     stores[k].write(vectors, pair, part)
             for k, pair in absent:
-                stores[k].merge(pair, parts)
-        return [{pair: store.read(pair) for pair in pairs} for store in stores]
+                every[k][pair] = stores[k].merge(pair, parts)
+        return every
 
     def parts(self) -> list[range]:
         """The views in the portions that are cached one by one."""

@@ -14,8 +14,11 @@ from __future__ import annotations
 
 import json
 import re
+import struct
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 from zipfile import BadZipFile
 
 import faiss
@@ -215,7 +218,8 @@ class Index:
         return rows
 
     def save(self, path: str | Path, **tables: np.ndarray) -> None:
-        """Write one file, atomically: faiss's own format, followed by ``meta`` and tables as npz.
+        """Write one file, atomically: faiss's own format, followed by ``meta``, a checksum of
+        what is before, and tables as npz (which has checksums of its own).
 
         ``faiss.read_index`` reads it too: it ignores what follows its part.
 
@@ -226,12 +230,12 @@ class Index:
                 file stays as it was.
         """
         self._check_writable()
-        meta = json.dumps({"meta": self.meta, "factory": self.factory})
+        known = {"meta": self.meta, "factory": self.factory}
         with atomic_path(path) as part:
             faiss.write_index(self._store, str(part))
             with open(part, "r+b") as file:
-                file.seek(0, 2)
-                np.savez_compressed(file, meta=np.array(meta), **tables)
+                known |= {"bytes": file.seek(0, 2), "crc32": _checksum(file, file.tell())}
+                np.savez_compressed(file, meta=np.array(json.dumps(known)), **tables)
 
     @classmethod
     def load(
@@ -242,12 +246,17 @@ class Index:
         Args:
             meta: what the vectors to come are made by, see :func:`provenance`.
             mmap: leave vectors and lists on the disk, where the system reads what a search needs
-                and shares it between processes. Such an index can only be searched.
+                and shares it between processes. Such an index can only be searched, and its
+                checksum is not looked at: that would read it whole.
         Raises:
             DataError: absent, damaged, or of another model; names the file.
         """
         try:
             known = json.loads(str(read_tables(path)["meta"]))
+            stated, size = known.pop("crc32", None), known.pop("bytes", 0)  # of older ones: none
+            with open(path, "rb") as file:
+                if stated is not None and not mmap and stated != _checksum(file, size):
+                    raise ValueError("its checksum is another")
             lists = "IVF" in known["factory"]
             store = faiss.read_index(str(path), (MMAP_LISTS if lists else MMAP) * mmap)
             if store.metric_type != faiss.METRIC_INNER_PRODUCT:
@@ -299,12 +308,20 @@ def require(index: object, own: Mapping[str, str], meta: Mapping[str, str]) -> N
             )
 
 
+def _checksum(file: BinaryIO, size: int) -> int:
+    """CRC-32 of the first ``size`` bytes; the file then stands after them."""
+    found, left = file.seek(0), size
+    while left and (some := file.read(min(left, 1 << 24))):
+        found, left = zlib.crc32(some, found), left - len(some)
+    return found
+
+
 def read_tables(path: str | Path) -> dict[str, np.ndarray]:
     """The arrays in a file of :meth:`Index.save`. Raises ValueError where their end is missing."""
     try:
         with NpzFile(path) as tables:  # a zip is found from its end, whatever comes before
             return dict(tables)
-    except BadZipFile as error:
+    except (BadZipFile, zlib.error, EOFError, struct.error) as error:
         raise ValueError(str(error)) from error
 
 

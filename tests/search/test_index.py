@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from pathlib import Path
 from types import SimpleNamespace
 
 import faiss
@@ -313,3 +314,38 @@ def test_adding_and_removing_in_any_order_leaves_what_a_dictionary_holds(steps):
             ids = (made.tune(hard) if hard else made).search(x, 31)[1]
             assert set(ids[ids >= 0].tolist()) <= held
             assert ids[sorted(held), 0].tolist() == sorted(held)
+
+
+@pytest.mark.parametrize("factory", ["Flat", "SQ8", "IVF2,Flat", "HNSW4"])
+def test_a_flipped_byte_in_a_file_is_found(tmp_path: Path, factory: str) -> None:
+    """All over the file; what is left are dates and the like of the npz, which decide nothing."""
+    path, x = tmp_path / "a.index", np.random.default_rng(0).standard_normal((80, 4))
+    index = Index(4, {"trunk": "toy"}, factory)
+    index.train(x)
+    index.add(x)
+    index.save(path, boxes=np.arange(9.0))
+    whole, refused = path.read_bytes(), 0
+    for place in range(0, len(whole), 3):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x80]) + whole[place + 1 :])
+        try:
+            read = Index.load(path)
+        except DataError as error:
+            refused += str(path) in str(error)
+            continue
+        assert read.meta == index.meta
+        np.testing.assert_array_equal(read.vectors(np.arange(80)), index.vectors(np.arange(80)))
+    assert refused > 0.8 * len(whole) / 3
+
+
+def test_a_mapped_index_is_not_read_to_be_checked_and_older_ones_are_believed(
+    tmp_path: Path, monkeypatch
+) -> None:
+    path, index = tmp_path / "a.index", Index(3)
+    index.add(np.eye(3))
+    with monkeypatch.context() as patch:  # as before there were checksums
+        patch.setattr(room, "_checksum", lambda *_: None)
+        index.save(path)
+    assert len(Index.load(path)) == 3
+    index.save(path)
+    monkeypatch.setattr(room, "_checksum", lambda *_: pytest.fail("read whole"))
+    assert len(Index.load(path, mmap=True)) == 3
