@@ -22,7 +22,7 @@ IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .pjpeg .pjp .mpo .png .apng .webp .avif .tif .tiff .bmp .gif .ppm .pgm "
     ".pbm .pnm".split()
 )
-HEIC_SUFFIXES = frozenset((".heic", ".heif", ".hif"))
+HEIC_SUFFIXES = frozenset((".heic", ".heics", ".heif", ".heifs", ".hif"))
 _RAW = "a camera's raw file"  # most are TIFFs within: Pillow would read the thumbnail
 _RAW_SUFFIXES = (
     ".dng .cr2 .cr3 .crw .nef .nrw .arw .srf .sr2 .orf .rw2 .raf .pef .srw .raw .rwl .x3f .iiq "
@@ -186,7 +186,7 @@ def _kind(start: bytes) -> str:
         brands = {start[8:12], *(start[i : i + 4] for i in range(16, end, 4))}
         if brands & {b"avif", b"avis"}:
             return "AVIF"
-        heic = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"}
+        heic = {*b"heic heix heim heis hevc hevx hevm hevs mif1 msf1".split()}
         return "HEIC" if brands & heic else _RAW if b"crx " in brands else "a film"
     if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
         return "WEBP"
