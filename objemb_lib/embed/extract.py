@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -68,10 +68,12 @@ class Objects:
 
     Args:
         vectors: ``{(stage, pooling): (M, C)}``, not normalised. where: the boxes they come from.
+        made_by: what an index that knows its maker compares: trunk, weights and size.
     """
 
     vectors: Vectors
     where: Boxes
+    made_by: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.image)
@@ -119,9 +121,11 @@ def extract_objects(
     options: ExtractOptions | None = None,
 ) -> dict[str, Objects]:
     """:func:`extract_regions` with the image and the box of each vector: ``{name: objects}``."""
+    options = options or ExtractOptions()
     found = extract_regions(dataset, trunk, wanted, regions, options)
+    made_by = {"trunk": trunk.name, "weights": trunk.fingerprint(), "size": str(options.size)}
     return {
-        name: Objects(found[name], region.boxes or whole_image(dataset))
+        name: Objects(found[name], region.boxes or whole_image(dataset), made_by)
         for name, region in regions.items()
     }
 

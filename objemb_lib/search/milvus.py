@@ -21,7 +21,7 @@ from objemb_lib.config import DataError, needs
 from objemb_lib.embed.extract import Objects
 from objemb_lib.embed.whitening import l2
 from objemb_lib.search.index import checked, require
-from objemb_lib.search.objects import Hits, Match, best_images, check_files
+from objemb_lib.search.objects import Hits, Match, best_images, check_added
 
 BATCH = 1000  # rows a request: a few MB, far below what a server takes
 MOST = 16_384  # rows that Milvus gives for one query
@@ -155,7 +155,7 @@ class MilvusIndex:
         Raises:
             DataError: also if Milvus failed, and then some batches may be there: add all again.
         """
-        check_files(objects, files)
+        check_added(objects, pair, files, self.meta)
         vectors = l2(checked(objects.vectors[pair], self.dim))
         numbers = self._next_numbers(files) if numbers is None else numbers
         rows: dict[str, dict] = {}  # a box that is there twice is one row

@@ -108,7 +108,7 @@ class ObjectIndex:
 
     def add(self, objects: Objects, pair: tuple[str, str], files: Sequence[str]) -> None:
         """As :meth:`ObjectStore.add`. Raises DataError for a file that is there already, too."""
-        check_files(objects, files)
+        check_added(objects, pair, files, self.index.meta)
         new = {file: len(self.files) + n for n, file in enumerate(files)}
         if again := new.keys() & self._numbers.keys():
             raise DataError(f"{min(again)} is in the index already", "Add an image once only.")
@@ -176,8 +176,18 @@ class ObjectIndex:
         return found
 
 
-def check_files(objects: Objects, files: Sequence[str]) -> None:
-    """Raise DataError unless there is a name for each image, each another."""
+def check_added(
+    objects: Objects, pair: tuple[str, str], files: Sequence[str], meta: Mapping[str, str]
+) -> None:
+    """Raise DataError unless there is a name for each image, each another, and what is known of
+    the objects' maker is what ``meta`` says of the index."""
+    made_by = {**objects.made_by, "stage": pair[0], "pooling": pair[1]} if objects.made_by else {}
+    for key, value in made_by.items():
+        if value != meta.get(key, value):
+            raise DataError(
+                f"objects of another model: their {key} is {value!r}, the index's {meta[key]!r}",
+                "Embed them with the index's own model, or make a new index.",
+            )
     if not len(files) == len(set(files)) == len(objects.where) or "" in files:
         raise DataError(
             f"{len(files)} files for {len(objects.where)} images", "Name each image once."

@@ -9,13 +9,14 @@ import argparse
 import functools
 import hashlib
 import os
+import socket
 import sys
 from pathlib import Path
 
 from objemb_lib import config
 from objemb_lib.attend.detections import PROPOSER, boxes_from, source_name
 from objemb_lib.attend.sources import detector_boxes
-from objemb_lib.config import ObjembError
+from objemb_lib.config import DataError, ObjembError
 from objemb_lib.data.catalogue import load_splits
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.folder import ANNOTATIONS, folder
@@ -42,8 +43,8 @@ TEACHER = [("stage4", "spoc")], -0.3
 
 def gallery() -> ImageDataset:
     """The photographs of the folder that ``OBJEMB_PHOTOS`` names, else scenes of mini-battles."""
-    if place := os.environ.get(PHOTOS):
-        truth = Path(place) / ANNOTATIONS
+    if place := config.place(PHOTOS):
+        truth = place / ANNOTATIONS
         return folder(place, truth if truth.is_file() else None, progress=False)
     return load_splits("mini-battles").tests["battle"].first_of_each(3)
 
@@ -55,7 +56,7 @@ def ways(dataset: ImageDataset, progress: bool = False) -> list[Retriever]:
     (for photographs of one's own: the proposer) and, if there are any, the true ones. Indexes are
     read from the cache, or made and written there.
     """
-    student, trunk = load_student(), load_trunk(os.environ.get(TRUNK) or "efficientnet_lite0")
+    student, trunk = load_student(), load_trunk(config.setting(TRUNK) or "efficientnet_lite0")
     detector = student.detector.for_inference(config.device())  # once, not for each photograph
     networks = {"student": (StudentTrunk(student), *STUDENT), trunk.name: (trunk, *TEACHER)}
 
@@ -63,7 +64,7 @@ def ways(dataset: ImageDataset, progress: bool = False) -> list[Retriever]:
     def find(data: ImageDataset) -> Boxes:
         return own_boxes(data, detector, progress)
 
-    given = os.environ.get(BOXES) or (PROPOSER if os.environ.get(PHOTOS) else "")
+    given = config.setting(BOXES) or (PROPOSER if config.setting(PHOTOS) else "")
     files = [p.read_bytes() for p in sorted(Path(given).parent.glob(Path(given).name))]
     places = {"detected": (find, find)}  # boxes of the gallery, of a photograph that comes
     if given:  # the whole image stays in: of a picture of one thing nothing beats it
@@ -97,6 +98,20 @@ def own_boxes(data: ImageDataset, detector: Detector, progress: bool = False) ->
     return detector_boxes(data, detector, seen).top(TOP)
 
 
+def free_port(port: int) -> int:
+    """A port that nobody listens at; 0 stands for any. Raises DataError: it is taken, or none."""
+    with socket.socket() as probe:
+        if os.name == "posix":  # as the server will: one that was just closed is free
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or error
+            remedy = "Choose another with --port, or 0 for any that is free."
+            raise DataError(f"port {port} cannot be used: {reason}", remedy) from error
+        return probe.getsockname()[1]
+
+
 def main() -> int:
     """Make the indexes, then serve the app on loopback."""
     config.tune_process()
@@ -108,26 +123,29 @@ def main() -> int:
                        "ssdlite320_mobilenet_v3_large, torchvision/MODEL, ...")  # fmt: skip
     parser.add_argument("--trunk", help="the network beside the student (efficientnet_lite0), "
                         "such as vit_small_patch14_dinov2.lvd142m")  # fmt: skip
-    parser.add_argument("--port", type=int, default=8866)
+    parser.add_argument("--port", type=int, default=8866, help="of this machine; 0: any free one")
     parser.add_argument("--no-browser", action="store_true", help="only print the address")
     asked = parser.parse_args()
     if asked.photos:
-        os.environ[PHOTOS] = str(Path(asked.photos).resolve())
+        os.environ[PHOTOS] = os.path.realpath(os.path.expanduser(asked.photos))
     if asked.boxes or asked.detector:
-        os.environ[BOXES] = str(Path(asked.boxes).resolve()) if asked.boxes else asked.detector
+        file = os.path.realpath(os.path.expanduser(asked.boxes or ""))
+        os.environ[BOXES] = file if asked.boxes else asked.detector
     if asked.trunk:
         os.environ[TRUNK] = asked.trunk
     paths = [str(HERE), os.environ.get("JUPYTER_PATH", "")]  # our page template is there
     os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, paths))
     try:
+        config.fix_places()
+        port = free_port(asked.port)
         ways(gallery(), progress=True)
     except ObjembError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"The search is at http://127.0.0.1:{asked.port}/ until you press Ctrl+C.", flush=True)
+    print(f"The search is at http://127.0.0.1:{port}/ until you press Ctrl+C.", flush=True)
     command = [sys.executable, "-m", "voila", str(HERE / "voila" / "search.ipynb"),
-               "--template=offline", f"--port={asked.port}", "--Voila.ip=127.0.0.1",
-               "--show_tracebacks=True"]  # fmt: skip
+               "--template=offline", f"--port={port}", "--Voila.port_retries=0",
+               "--Voila.ip=127.0.0.1", "--show_tracebacks=True"]  # fmt: skip
     command += ["--no-browser"] if asked.no_browser else []
     return os.execv(sys.executable, command)
 

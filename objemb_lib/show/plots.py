@@ -6,12 +6,15 @@ those that draw many return their figure.
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from matplotlib.patches import Rectangle
 from PIL import Image
@@ -29,6 +32,34 @@ from objemb_lib.search.objects import Answer, Match
 # Colour-blind safe (Okabe and Ito): right, wrong, and the query itself; grey where nobody knows.
 RIGHT, WRONG, QUERY, UNKNOWN = "#009E73", "#D55E00", "#0072B2", "#777777"
 SMALL = 8  # points: what is written beside a picture
+
+
+# --- labels as they are written ------------------------------------------------------------
+
+
+def written(text: str) -> str:
+    """A label for matplotlib as it is: a dollar sign opens no formula, and letters that its font
+    lacks come from any installed one; those that none has are written as their code points.
+    """
+    own = get_font(findfont(FontProperties())).get_charmap()
+    for letter in sorted({x for x in text if ord(x) not in own and not x.isspace()}):
+        if (family := _family_with(letter)) is None:
+            text = text.replace(letter, letter.encode("ascii", "backslashreplace").decode())
+        elif family not in plt.rcParams["font.family"]:
+            plt.rcParams["font.family"] += [family]
+    return text.replace("$", r"\$")
+
+
+@functools.cache
+def _family_with(letter: str) -> str | None:
+    """An installed family of fonts that has a letter; warns, once for each, where there is none."""
+    for font in fontManager.ttflist:
+        last_resort = "last resort" in font.name.lower()  # it has a box for every letter
+        if not last_resort and ord(letter) in get_font(font.fname).get_charmap():
+            return font.name
+    note = f"no font here has {ascii(letter)}: install one for its language, such as Noto Sans CJK"
+    warnings.warn(note, stacklevel=4)
+    return None
 
 
 # --- what is right, and what it is called -------------------------------------------------
@@ -63,7 +94,7 @@ def show(image: Image.Image, ax: Axes, title: str = "", ink: str = "") -> Axes:
     """An image without axes; ``ink`` frames it, and colours its title."""
     ax.imshow(image)
     ax.set(xticks=[], yticks=[])
-    ax.set_title(title, fontsize=SMALL - 1 if ink else SMALL, color=ink or "black")
+    ax.set_title(written(title), fontsize=SMALL - 1 if ink else SMALL, color=ink or "black")
     for side in ax.spines.values():
         side.set(visible=bool(ink), color=ink or "black", linewidth=3)
     return ax
@@ -74,7 +105,7 @@ def draw_box(ax: Axes, box: Sequence[float], ink: str, width: float = 1.5, word:
     x0, y0, x1, y1 = box
     ax.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec=ink, lw=width))
     if word:
-        ax.text(x0, y0, word, fontsize=SMALL - 1, color="white", va="top", clip_on=True,
+        ax.text(x0, y0, written(word), fontsize=SMALL - 1, color="white", va="top", clip_on=True,
                 bbox={"facecolor": ink, "lw": 0, "pad": 0.8})  # fmt: skip
 
 
@@ -228,7 +259,7 @@ def embedding_map(
     ax.axis("off")
     if 0 < len(names) <= palette.N:
         for k, name in enumerate(names):
-            ax.plot([], [], "s", color=palette(k), label=name)
+            ax.plot([], [], "s", color=palette(k), label=written(name))
         ax.legend(ncols=4, fontsize=SMALL, loc="upper center", bbox_to_anchor=(0.5, 0))
     return ax
 
@@ -244,13 +275,13 @@ def heat_map(
     values = np.array([[table[r, c] for c in columns] for r in rows])
     ax = ax or plt.gca()
     ax.imshow(values, cmap="viridis", aspect="auto")
-    ax.set_xticks(range(len(columns)), columns)
-    ax.set_yticks(range(len(rows)), rows)
+    ax.set_xticks(range(len(columns)), map(written, columns))
+    ax.set_yticks(range(len(rows)), map(written, rows))
     middle = (values.min() + values.max()) / 2
     for r, c in np.ndindex(values.shape):
         ink = "white" if values[r, c] < middle else "black"
         ax.text(c, r, f"{values[r, c]:.2f}", ha="center", va="center", color=ink, fontsize=9)
-    ax.set_title(title, fontsize=10)
+    ax.set_title(written(title), fontsize=10)
     return ax
 
 
@@ -272,7 +303,7 @@ def intervals(
                     ha="center", fontsize=SMALL)  # fmt: skip
     if zero:
         ax.axvline(0, color="grey", lw=0.8, ls="--")
-    ax.set_yticks(range(len(names)), names)
+    ax.set_yticks(range(len(names)), map(written, names))
     ax.set(ylim=(-0.6, len(names) - 0.3), xlabel=f"{label} (95 % interval)")
     ax.grid(axis="x", alpha=0.3)
     return ax
@@ -294,7 +325,7 @@ def pareto(
         ends = [[one.value - one.low], [one.high - one.value]]
         ax.errorbar(x, one.value, ends, fmt="o", color=QUERY if ahead else UNKNOWN, lw=1)
         ax.annotate(str(n), (x, one.value), (5, 4), textcoords="offset points", fontsize=SMALL)
-        ax.plot([], [], " ", label=f"{n}  {name}")
+        ax.plot([], [], " ", label=f"{n}  {written(name)}")
     ax.plot(*zip(*front), color=QUERY, lw=1, ls="--")
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1), handlelength=0, handletextpad=0,
               fontsize=SMALL)  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import faiss
@@ -230,3 +231,19 @@ def test_a_click_searches_for_the_box_that_was_chosen(store, tmp_path: Path) -> 
     assert len(one) == 1 and one.image(0).size == (30, 20) and one.labels.tolist() == [-1]
     answer = search_object(one, 0, made([[[0, 1, 0]]]), PAIR, 0, index, k=1)
     assert answer.matches[0].file == "b.png" and answer.label == -1
+
+
+def test_objects_of_another_model_are_not_added(store) -> None:
+    """volcengine/OpenViking#1066: of the same dimension, and nobody noticed."""
+    own = {"trunk": "toy", "weights": "a", "size": "256"}
+    index = store(3, meta={**own, "stage": PAIR[0], "pooling": PAIR[1], "region": ""})
+    index.add(replace(MANY, made_by=own), PAIR, FILES)
+    for key, value in {"trunk": "other", "weights": "b", "size": "384"}.items():
+        with pytest.raises(DataError, match=f"another model: their {key} is {value!r}"):
+            index.add(replace(MANY, made_by=own | {key: value}), PAIR, ["x", "y", "z"])
+    other = ("head", "mac") if PAIR != ("head", "mac") else ("head", "spoc")
+    with pytest.raises(DataError, match="another model"):
+        wrong = replace(MANY, made_by=own, vectors={other: MANY.vectors[PAIR]})
+        index.add(wrong, other, ["x", "y", "z"])
+    assert index.files == FILES
+    index.add(MANY, PAIR, ["x", "y", "z"])  # whose maker nobody knows

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import socket
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -83,3 +86,35 @@ def test_an_annotations_file_in_the_folder_gives_true_boxes(photos: Path) -> Non
     told = {"images": images, "annotations": notes, "categories": [{"id": 1, "name": "cup"}]}
     (photos / "annotations.json").write_text(json.dumps(told))
     assert {way.boxes for way in app.ways(app.gallery())} == {"proposer", "detected", "true boxes"}
+
+
+def test_a_taken_port_is_said_before_anything_is_computed(
+    photos: Path, monkeypatch, capsys
+) -> None:
+    """voila-dashboards/voila#424: it took another one, while the address named the first."""
+    monkeypatch.setattr(app, "ways", lambda *_, **__: pytest.fail("computed"))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        for port in (taken.getsockname()[1], 99999, -1):
+            monkeypatch.setattr(sys, "argv", ["app", f"--port={port}"])
+            assert app.main() == 1
+            said = capsys.readouterr()
+            assert f"port {port} cannot be used" in said.err and "http" not in said.out
+
+
+@pytest.mark.parametrize("asked", ["0", "~"])
+def test_the_address_is_the_one_that_is_served(asked, photos: Path, monkeypatch, capsys) -> None:
+    """Also where any free port will do; ``~`` is the home folder."""
+    monkeypatch.setattr(app, "ways", lambda *_, **__: [])
+    monkeypatch.setenv("HOME", str(photos.parent))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = "0" if asked == "0" else str(probe.getsockname()[1])
+    monkeypatch.setattr(sys, "argv", ["app", "--photos=~/photos", f"--port={port}"])
+    monkeypatch.setattr(os, "execv", lambda _, command: command)
+    command = app.main()
+    (used,) = [word.partition("=")[2] for word in command if word.startswith("--port=")]
+    assert f"http://127.0.0.1:{used}/" in capsys.readouterr().out and used != "0"
+    assert "--Voila.port_retries=0" in command  # or it would look for another one
+    assert os.environ[app.PHOTOS] == os.path.realpath(photos)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import matplotlib
@@ -12,6 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from matplotlib import cbook
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from PIL import Image
@@ -194,3 +196,43 @@ def test_live_curves_grow_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     assert losses.lines[0].get_xydata().tolist() == [[10, 2.0]]
     assert scores.lines[0].get_xydata().tolist() == [[0, 0.5], [10, 0.6]]
     assert not plt.fignum_exists(live.figure.number), "no second picture at the end of the cell"
+
+
+# --- labels as they are written -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("label", ["$$", "US$5 & AU$5", "$5_bill$", "a$b", r"\$5", "a_b^c", "{x}"])
+def test_a_dollar_sign_is_no_formula(label: str, tmp_path: Path) -> None:
+    """telperion/nine-or-null#14, matplotlib#20266: one label failed, others lost their signs."""
+    assert not cbook.is_math_text(plots.written(label))
+    assert plots.written(label).replace(r"\$", "$") == label
+    figure, axes = plt.subplots(1, 2)
+    plots.show(Image.new("RGB", (9, 9)), axes[0], label)
+    plots.draw_box(axes[0], (0, 0, 5, 5), "red", word=label)
+    plots.heat_map({(label, label): 1.0, (label, "x"): 0.5}, label, axes[1])
+    figure.savefig(tmp_path / "labels.pdf")
+
+
+def test_letters_without_a_font_are_written_as_code_points_and_told_once(monkeypatch) -> None:
+    """matplotlib#14269: they were boxes, all alike."""
+    monkeypatch.setattr(plots, "fontManager", SimpleNamespace(ttflist=[]))
+    plots._family_with.cache_clear()
+    with pytest.warns(UserWarning, match="install one") as told:
+        assert plots.written("\u732b é") == plots.written("\u732b é") == r"\u732b é"
+    assert len(told) == 1
+    plots._family_with.cache_clear()
+
+
+def test_letters_come_from_a_font_that_has_them(monkeypatch) -> None:
+    own = SimpleNamespace(get_charmap=lambda: dict.fromkeys(map(ord, "a b")))
+    many = SimpleNamespace(get_charmap=lambda: dict.fromkeys(map(ord, "\u732b")))
+    monkeypatch.setattr(plots, "get_font", lambda name: many if name in "cjk last" else own)
+    fonts = [
+        SimpleNamespace(name=n, fname=f) for n, f in (("Last Resort HE", "last"), ("X", "cjk"))
+    ]
+    monkeypatch.setattr(plots, "fontManager", SimpleNamespace(ttflist=fonts))
+    plots._family_with.cache_clear()
+    with plt.rc_context():
+        assert plots.written("a \u732b") == "a \u732b"
+        assert plt.rcParams["font.family"][-1] == "X"
+    plots._family_with.cache_clear()

@@ -61,7 +61,7 @@ def said(method: Callable) -> Callable:
             self.pictures.error = ""
             method(self, *given)
         except Exception as error:
-            self.pictures.error = f"{type(error).__name__}: {error}"
+            self.pictures.error = str(error) or "This did not work."
 
     return call
 
