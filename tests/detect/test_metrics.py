@@ -183,7 +183,7 @@ def test_images_however_thin_are_detected_in(size, tmp_path, on_cpu) -> None:
     Image.new("RGB", size, "red").save(tmp_path / "thin.png")
     Image.new("RGB", (90, 60)).save(tmp_path / "other.png")
     data = ImageDataset("some", "all", tmp_path, ["thin.png", "other.png"], [-1, -1])
-    for name in ("torchvision/maskrcnn_resnet50_fpn", "torchvision/ssdlite320_mobilenet_v3_large"):
+    for name in ("torchvision/maskrcnn_resnet50_fpn", "torchvision/retinanet_resnet50_fpn"):
         torch.manual_seed(0)
         detector = load_coco_detector(name, pretrained=False, size=64)
         first, _ = detect(detector, data, masks=True, progress=False)

@@ -72,7 +72,7 @@ def test_a_photograph_of_ones_own_asks(data) -> None:
     assert widget.pictures.says == "box 0 of your photograph: 3 images"
     assert {caption[0] for _, caption in found(widget)} <= set("01-"), "nobody knows its label"
     widget.act({"kind": "photograph"}, [memoryview(b"no image")])
-    assert "ImageError" in widget.pictures.error and len(found(widget)) == 3
+    assert "not an image" in widget.pictures.error and len(found(widget)) == 3 and "Error" not in widget.pictures.error and len(found(widget)) == 3
     widget.back.click()
     assert widget.pictures.error == "" and asked(widget) == (0, 0)
 
