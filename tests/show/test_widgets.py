@@ -72,7 +72,8 @@ def test_a_photograph_of_ones_own_asks(data) -> None:
     assert widget.pictures.says == "box 0 of your photograph: 3 images"
     assert {caption[0] for _, caption in found(widget)} <= set("01-"), "nobody knows its label"
     widget.act({"kind": "photograph"}, [memoryview(b"no image")])
-    assert "not an image" in widget.pictures.error and len(found(widget)) == 3 and "Error" not in widget.pictures.error and len(found(widget)) == 3
+    assert "not an image" in widget.pictures.error and len(found(widget)) == 3
+    assert "Error" not in widget.pictures.error  # no names of classes: people do not know them
     widget.back.click()
     assert widget.pictures.error == "" and asked(widget) == (0, 0)
 
@@ -109,7 +110,7 @@ def test_a_failed_callback_says_so_and_the_next_one_takes_it_back(data) -> None:
     widget.whole.click()
     assert "no network" in widget.pictures.error and "What to do" in widget.pictures.error
     widget.act({"kind": "box", "key": 0, "box": 7}, [])
-    assert "IndexError" in widget.pictures.error and asked(widget) == (0, 0)
+    assert "did not work" in widget.pictures.error and asked(widget) == (0, 0)
     widget.act({"kind": "box", "key": 0, "box": 1}, [])
     assert widget.pictures.error == "" and asked(widget) == (0, 1)
     (data.root / "b.png").write_bytes(b"")
@@ -121,7 +122,7 @@ def test_retrieval_finds_what_the_function_finds_and_says_what_fails(data) -> No
     near = np.array([[1, 0], [0.8, 0.6], [0, 1]], np.float32)
     vectors = {("s", "a"): near, ("t", "b"): near[::-1].copy()}
     widget = Retrieval(data, vectors, k=2)  # starts with the last stage and the first pooling
-    assert "KeyError" in widget.pictures.error
+    assert "did not work" in widget.pictures.error
     widget.stage.value = "s"
     assert widget.pictures.error == "" and widget.pictures.says == "image 0, red: 1 of 2 right"
     assert [card["caption"] for card in widget.pictures.rows[1]["cards"]] == [
@@ -135,7 +136,7 @@ def test_retrieval_finds_what_the_function_finds_and_says_what_fails(data) -> No
     assert widget.found.query == widget.query.value
     (data.root / "b.png").write_bytes(b"")
     widget.query.value = 1
-    assert "ImageError" in widget.pictures.error and "b.png" in widget.pictures.error
+    assert "b.png" in widget.pictures.error
 
 
 def test_what_has_no_label_is_not_judged(data) -> None:
@@ -177,7 +178,7 @@ def test_the_map_shows_what_is_chosen_and_asks_with_it(data) -> None:
     widget.act({"kind": "hover", "row": 4}, [])
     assert widget.plane.seen["caption"] == "yellow, image 2"
     widget.act({"kind": "chosen", "rows": [99]}, [])
-    assert "IndexError" in widget.pictures.error
+    assert "did not work" in widget.pictures.error
 
 
 def test_attention_follows_box_and_stage(data) -> None:

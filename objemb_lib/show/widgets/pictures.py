@@ -16,6 +16,7 @@ import traitlets
 from matplotlib import colormaps
 from PIL import Image
 
+from objemb_lib.config import ObjembError
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.show.plots import QUERY
 
@@ -61,7 +62,8 @@ def said(method: Callable) -> Callable:
             self.pictures.error = ""
             method(self, *given)
         except Exception as error:
-            self.pictures.error = str(error) or "This did not work."
+            known = isinstance(error, ObjembError)
+            self.pictures.error = str(error) if known else f"This did not work ({error})."
 
     return call
 
