@@ -182,8 +182,8 @@ def check_added(
     """Raise DataError unless there is a name for each image, each another, and what is known of
     the objects' maker is what ``meta`` says of the index."""
     made_by = {**objects.made_by, "stage": pair[0], "pooling": pair[1]} if objects.made_by else {}
-    for key, value in made_by.items():
-        if value != meta.get(key, value):
+    for key, value in made_by.items():  # a name alone may be anybody's
+        if "weights" in meta and value != meta.get(key, value):
             raise DataError(
                 f"objects of another model: their {key} is {value!r}, the index's {meta[key]!r}",
                 "Embed them with the index's own model, or make a new index.",
