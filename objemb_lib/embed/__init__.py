@@ -6,6 +6,8 @@ __getattr__, __all__ = lazy(
     __name__,
     {
         "true_boxes": "boxes",
+        "whole_image": "boxes",
+        "with_whole": "boxes",
         "WHOLE": "regions",
         "crop": "regions",
         "roi": "regions",

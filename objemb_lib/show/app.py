@@ -35,10 +35,10 @@ PHOTOS = "OBJEMB_PHOTOS"  # names the folder for the kernels
 BOXES = "OBJEMB_BOXES"  # and what says where to look: a COCO file, or a detector
 TRUNK = "OBJEMB_TRUNK"  # the classification network, for load_trunk
 TOP = 5  # boxes of an image; notebook 04 chose ten, but here somebody has to tell them apart
-SIZE = 256
-# Notebook 04 chose these on training objects: (stage, pooling), and context.
-STUDENT = [("student", "spoc")], -0.2
-TEACHER = [("stage4", "spoc")], -0.3
+# (stage, pooling), context, size of a student and of the trunk. Notebook 04 chose the first line on
+# pasted scenes; notebook 06 says that on photographs a context is a habit of such scenes.
+SCENES = {"student": ([("student", "spoc")], -0.2, 256), "": ([("stage4", "spoc")], -0.3, 256)}
+PHOTOGRAPHS = {"fork": ([("student", "spoc")], 0.0, 384), "": ([("head", "spoc")], 0.0, 384)}
 
 
 def gallery() -> ImageDataset:
@@ -56,9 +56,12 @@ def ways(dataset: ImageDataset, progress: bool = False) -> list[Retriever]:
     (for photographs of one's own: the proposer) and, if there are any, the true ones. Indexes are
     read from the cache, or made and written there.
     """
-    student, trunk = load_student(), load_trunk(config.setting(TRUNK) or "efficientnet_lite0")
+    taken = PHOTOGRAPHS if config.setting(PHOTOS) else SCENES
+    (name, how), (_, plain) = taken.items()
+    student, trunk = load_student(name), load_trunk(config.setting(TRUNK) or "efficientnet_lite0")
+    made_by = read_card(name)["sha256"]
     detector = student.detector.for_inference(config.device())  # once, not for each photograph
-    networks = {"student": (StudentTrunk(student), *STUDENT), trunk.name: (trunk, *TEACHER)}
+    networks = {name: (StudentTrunk(student), *how), trunk.name: (trunk, *plain)}
 
     @functools.cache  # both networks look at the same boxes
     def find(data: ImageDataset) -> Boxes:
@@ -76,16 +79,16 @@ def ways(dataset: ImageDataset, progress: bool = False) -> list[Retriever]:
     if any(map(len, dataset.boxes)):
         places["true boxes"] = true_boxes, find
     found = []
-    for name, (network, pairs, context) in networks.items():
-        embed = embedder(network, pairs, SIZE, context)
+    for name, (network, pairs, context, size) in networks.items():
+        embed = embedder(network, pairs, size, context)
         for boxes, (place, of_photograph) in places.items():
-            made_of = (dataset.fingerprint, network.fingerprint(), pairs, context, boxes, SIZE,
-                       files, read_card("student")["sha256"])  # fmt: skip
+            made_of = (dataset.fingerprint, network.fingerprint(), pairs, context, boxes, size,
+                       files, made_by)  # fmt: skip
             key = hashlib.sha256(repr(made_of).encode()).hexdigest()
             path = config.cache_root() / "app" / f"{key}.index"
             if not path.exists():
                 region = Region(place(dataset), context=context)
-                made = Retriever.build(dataset, network, pairs, region, SIZE, progress=progress)
+                made = Retriever.build(dataset, network, pairs, region, size, progress=progress)
                 made.index.save(path)
             index = ObjectIndex.load(path)
             found.append(Retriever(dataset, index, name, boxes, embed, of_photograph))

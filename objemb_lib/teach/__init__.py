@@ -5,6 +5,7 @@ from objemb_lib import lazy
 __getattr__, __all__ = lazy(
     __name__,
     {
+        "CutTrunk": "student",
         "StudentTrunk": "student",
         "DistillConfig": "distillation",
         "SCHEDULE": "distillation",
