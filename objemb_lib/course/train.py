@@ -1,6 +1,6 @@
 """Train the course's detectors and the student, and ship them: what `make train` runs.
 
-    python -m objemb_lib.course.train                    all of them, an hour on two cores
+    python -m objemb_lib.course.train                    all of them, eighty minutes on two cores
     python -m objemb_lib.course.train faster_rcnn        one
     python -m objemb_lib.course.train classifier         a control that learns no boxes
     python -m objemb_lib.course.train student            the student, begins as the Faster R-CNN
