@@ -3,8 +3,9 @@
 A folder holds any of these, as their publishers lay them out: ``coco/`` and ``coco_tiny/`` (COCO
 2017 or a part of it; detections of others in ``boxes/NAME_train2017.json`` and ``..._val2017.json``
 join), ``cub_2011_species/`` (a sub-folder each species), ``stanford_cars/`` (photographs cut to the
-car), ``grocery/dataset/`` (the Grocery Store data set). COCO as ``data/download.py`` leaves it is
-such a folder as well. Small samples: what they cannot tell, their intervals say.
+car), ``grocery/dataset/`` (the Grocery Store data set). The folder of ``data/download.py`` with
+``coco``, ``cub`` and ``cars`` in it is one as well. Small samples: what they cannot tell, their
+intervals say.
 """
 
 from __future__ import annotations
@@ -64,9 +65,12 @@ def collections(root: str | Path) -> dict[str, ImageDataset]:
             found["COCO"] = coco(root)[0]
         if (root / "cub_2011_species").is_dir():
             found["birds"] = _few(folder(root / "cub_2011_species", progress=False))
-        if (root / "stanford_cars").is_dir():
-            cars = catalogue.entry("cars").load("train", root / "stanford_cars")
-            found["cars"] = _few(replace(cars, boxes=(), box_labels=(), box_categories=()))
+        for name, entry, place in (("birds", "cub", "cub"), ("cars", "cars", "stanford_cars"),
+                                   ("cars", "cars", "cars")):  # fmt: skip
+            if name not in found and (root / place).is_dir():
+                data = catalogue.entry(entry).load("train", root / place)
+                bare = {"boxes": (), "box_labels": (), "box_categories": (), "masks": None}
+                found[name] = _few(replace(data, **bare))
     if (listed := root / "grocery" / "dataset" / "test.txt").is_file():
         rows = read_table(listed, names=["file", "label", "coarse"], skipinitialspace=True)
         rows = rows[[(listed.parent / file).is_file() for file in rows.file]]
