@@ -159,9 +159,10 @@ def test_numbers_of_another_setting_are_not_compared():
     assert compare([NUMBER], [NUMBER, NUMBER | {"queries": 9}])[0] == 1
 
 
-def test_the_committed_numbers_are_all_different_and_can_be_shown():
-    report = json.loads((config.PROJECT / "results" / "workshop.json").read_text())
+@pytest.mark.parametrize("name", ["workshop", "photographs"])
+def test_the_committed_numbers_are_all_different_and_can_be_shown(name: str) -> None:
+    report = json.loads((config.PROJECT / "results" / f"{name}.json").read_text())
     every = [many for part in ("measurements", "claims") for many in report[part].values()]
     assert [compare(many, many) for many in every] == [(len(many), []) for many in every]
-    assert sum(map(len, every)) == 726
-    assert len(table(report["measurements"]["01_embedding_extraction"])) == 11
+    assert sum(map(len, every)) > 300
+    assert len(table(max(report["measurements"].values(), key=len))) > 50
