@@ -107,6 +107,7 @@ def test_a_split_is_a_sub_folder(make_image: MakeImage, tmp_path: Path) -> None:
 # ---- folders and images that cannot be used ------------------------------------------------
 
 
+@pytest.mark.usefixtures("without_heif")
 def test_folders_that_hold_nothing_to_read(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder") as caught:
         read(tmp_path / "photoss")
@@ -150,6 +151,7 @@ def said(read_it: Callable, *words: str) -> ImageDataset:
     return data
 
 
+@pytest.mark.usefixtures("without_heif")
 def test_heic_is_counted_with_the_remedy(make_image: MakeImage, tmp_path: Path) -> None:
     """photoview#748, burrow#283: 40 of 42 photographs vanished."""
     for i in range(2):
@@ -184,6 +186,7 @@ JPEG_2000 = b"\0\0\0\x0cjP  \r\n"
         (os.fsdecode(b"tass\xe9/b.jpg"), "JPEG", "not UTF-8"),  # ownphotos#112, dupeguru#335
     ],
 )
+@pytest.mark.usefixtures("without_heif")
 def test_no_photograph_is_lost_in_silence(
     make_image: MakeImage, tmp_path: Path, name: str, content: bytes | str | None, words: str
 ) -> None:
@@ -221,6 +224,7 @@ def test_what_a_file_names_is_read_whatever_its_name(make_image, tmp_path: Path,
     assert set(read(tmp_path / "p", labels=labels).files) == {"a.jpg", named}
 
 
+@pytest.mark.usefixtures("without_heif")
 def test_a_heic_that_a_file_names_is_no_missing_one(make_image, tmp_path: Path) -> None:
     make_image("p/a.jpg")
     (tmp_path / "p/b.HEIC").write_bytes(HEIC)
