@@ -401,6 +401,6 @@ def test_notebooks_take_what_the_profiles_give_them(name):
     every = {path.stem: path for path in profiles.choose([])}
     assert stated.notebooks.keys() <= every.keys()
     adapted = [every[stem] for stem in stated.notebooks if "DATA" in profiles.defaults(every[stem])]
-    assert adapted
+    assert adapted or not stated.data
     for notebook in adapted:
         assert stated.given(notebook, stated.data[0])["DATA"] == stated.data[0]
