@@ -118,7 +118,7 @@ def coco_boxes(root: str | Path) -> dict[str, Boxes]:
         found[name] = boxes_from(name, data, progress=False).top(TOP)
     found |= {"random boxes of true sizes": random_like(found["true boxes"], data)}
     found |= {"centre box": centre(data), "R-MAC grid (14)": grid(data)}
-    others = [_joined([one for one in folds if one is not fold]) for fold in folds]
+    others = [data.subset(fold != one) for one in np.unique(fold)]
     fixed = [fixed_boxes(train, one, TOP) for train, one in zip(others, folds)]
     found["five fixed boxes"] = _together("five fixed boxes", fixed)
     proposed = cross_fitted([[one] for one in folds], [proposer_scenes()], options=QUIET)
@@ -132,12 +132,6 @@ def _elsewhere(name: str, data: ImageDataset, root: Path) -> Boxes:
     parts = list(dict.fromkeys(each))
     files = [root / Path(p).parent / "boxes" / f"{name}_{Path(p).name}.json" for p in parts]
     return _together(name, [boxes_from(f, data.subset(each == p)) for f, p in zip(files, parts)])
-
-
-def _joined(parts: Sequence[ImageDataset]) -> ImageDataset:
-    boxes = [b for one in parts for b in one.boxes]
-    return ImageDataset("COCO", "train", parts[0].root, [f for one in parts for f in one.files],
-                        np.concatenate([one.labels for one in parts]), boxes=boxes)  # fmt: skip
 
 
 def _together(name: str, parts: Sequence[Boxes]) -> Boxes:
@@ -191,8 +185,8 @@ def pasted(
 ) -> ImageDataset:
     """Each photograph as a small thing on another one, its place its box.
 
-    Its longer side is ``low`` to ``high`` of the background's shorter one; no two of a label have
-    the same background if there are enough.
+    Its longer side is ``low`` to ``high`` of the background's shorter one; every background is used
+    once before any is used again.
     """
     rng, files, boxes = np.random.default_rng(config.SEED), [], []
     key = f"{data.fingerprint} {behind.fingerprint} {low} {high} 1"

@@ -68,13 +68,14 @@ def ways(dataset: ImageDataset, progress: bool = False) -> list[Retriever]:
         return own_boxes(data, detector, progress)
 
     given = config.setting(BOXES) or (PROPOSER if config.setting(PHOTOS) else "")
-    files = [p.read_bytes() for p in sorted(Path(given).parent.glob(Path(given).name))]
+    file = Path(given).suffix == ".json"
+    files = sorted(Path(given).parent.glob(Path(given).name)) if file else []
+    contents = [path.read_bytes() for path in files]
     places = {"detected": (find, find)}  # boxes of the gallery, of a photograph that comes
     if given:  # the whole image stays in: of a picture of one thing nothing beats it
         brought = functools.cache(
             lambda data: with_whole(boxes_from(given, data, progress).top(TOP), data)
         )
-        file = Path(given).suffix == ".json"
         places = {source_name(given): (brought, find if file else brought)} | places
     if any(map(len, dataset.boxes)):
         places["true boxes"] = true_boxes, find
@@ -83,7 +84,7 @@ def ways(dataset: ImageDataset, progress: bool = False) -> list[Retriever]:
         embed = embedder(network, pairs, size, context)
         for boxes, (place, of_photograph) in places.items():
             made_of = (dataset.fingerprint, network.fingerprint(), pairs, context, boxes, size,
-                       files, made_by)  # fmt: skip
+                       contents, made_by)  # fmt: skip
             key = hashlib.sha256(repr(made_of).encode()).hexdigest()
             path = config.cache_root() / "app" / f"{key}.index"
             if not path.exists():

@@ -63,6 +63,15 @@ def test_a_transformer_can_stand_beside_the_student(photos: Path, monkeypatch) -
     assert way.search(own, 0, 1).matches[0].image == 1
 
 
+def test_without_photographs_of_ones_own_the_student_searches_the_courses(
+    photos, monkeypatch
+) -> None:
+    gallery = app.gallery()
+    monkeypatch.delenv(app.PHOTOS)
+    ways = [(way.network, way.boxes) for way in app.ways(gallery)]
+    assert ways == [("student", "detected"), ("efficientnet_lite0", "detected")]
+
+
 def test_boxes_beside_the_photographs_are_searched(photos: Path, monkeypatch) -> None:
     """A file of detections, named after it; another file is another index."""
     gallery = app.gallery()
