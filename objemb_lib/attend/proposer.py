@@ -9,6 +9,7 @@ fits the main object, the largest. It costs a part of the forward pass that embe
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -149,18 +150,28 @@ def propose(
         ImageError, DataError: an image cannot be used.
     """
     if proposer is None:
-        proposer, learned = load_proposer(), read_card("proposer")["photographs"].values()
+        proposer, learned = _shipped(), read_card("proposer")["photographs"].values()
         known = {f"{one:012d}" for ids in learned for one in ids}
         if count := sum(Path(file).stem in known for file in dataset.files):
             note = f"the proposer learned from {count} of these {len(dataset)} photographs"
             warnings.warn(f"{note}: on others its boxes are worse", stacklevel=2)
-    trunk, proposer = trunk or load_trunk(), proposer.to(config.device())
+    trunk, proposer = trunk or _usual_trunk(config.device()), proposer.to(config.device())
     boxes, scores, sizes = [], [], dataset.sizes()
     for maps in _maps(dataset, trunk, options or ExtractOptions()):
         for some, sure in proposer.best(maps, top):
             boxes.append(some.cpu().numpy() * np.tile(sizes[len(boxes)], 2))
             scores.append(sure.cpu().numpy())
     return or_whole("proposer", dataset, boxes, scores, source="proposer")
+
+
+@functools.cache  # an app proposes for one photograph after another
+def _shipped() -> Proposer:
+    return load_proposer()
+
+
+@functools.cache
+def _usual_trunk(device: torch.device) -> Trunk:
+    return load_trunk().for_inference(device)
 
 
 @torch.inference_mode()
