@@ -63,6 +63,7 @@ __getattr__, __all__ = lazy(
         "Retriever": "search.retriever",
         "rerank": "search.rerank",
         "plots": "show",
+        "touch": "show",
         "widgets": "show",
     },
 )

@@ -44,6 +44,17 @@ class Splits(NamedTuple):
             splits[split] = splits[split].first_of_each(scenes[split])
         return Splits(splits.pop("train"), splits)
 
+    def lesson(self, each: int = 4, images: int = 0) -> tuple[ImageDataset, ...]:
+        """What every notebook works on: train images, the hardest test, and the easiest.
+
+        Args:
+            each: images of each label of a test, so that a lesson takes minutes; 0 for all.
+            images: a split at most, see :meth:`ImageDataset.limit`; 0 for no limit.
+        """
+        train, tests = self.limit(images=images)
+        few = [data.first_of_each(each) if each else data for data in tests.values()]
+        return train, few[0], few[-1]
+
 
 @dataclass(frozen=True)
 class Entry:

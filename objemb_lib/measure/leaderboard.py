@@ -14,7 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import yaml
+from pandas.io.formats.style import Styler
 
+from objemb_lib import config
 from objemb_lib.config import DataError, ReproduceError
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.embed.regions import Region
@@ -26,11 +29,10 @@ MEASURED = ("value", "low", "high", "tolerance", "shown")  # all else says what 
 VERDICTS = {"higher": "holds", "lower": "reversed", "inconclusive": "inconclusive"}
 
 
-CLAIMS = {
-    1: "Detection embeddings are worse than classification embeddings",
-    2: "A detector helps as hard attention",
-    3: "A guided student learns discriminative embeddings inside the detector",
-}
+_stated = yaml.safe_load(Path(__file__).with_name("claims.yaml").read_text(encoding="utf-8"))
+CLAIMS: dict[int, str] = {number: one["says"] for number, one in _stated["claims"].items()}
+PAIRS: dict[int, list[list[str]]] = {n: one["pairs"] for n, one in _stated["claims"].items()}
+IN_README: list[str] = _stated["readme"]
 
 
 @dataclass(frozen=True)
@@ -125,9 +127,12 @@ class Leaderboard:
         notebook: its file name without ending.
         run_dir: folder of the run, which gets ``leaderboard/<notebook>.jsonl`` in place of an
             earlier run's. Empty: nothing is written.
+        setting: of its rows, unless :meth:`add` says otherwise: trunk, size in pixels, stage,
+            pooling, and who drew the boxes.
     """
 
-    def __init__(self, notebook: str = "", run_dir: str | Path = "") -> None:
+    def __init__(self, notebook: str = "", run_dir: str | Path = "", **setting: str | int) -> None:
+        self.notebook, self.setting = notebook, setting
         self.path = Path(run_dir) / "leaderboard" / f"{notebook}.jsonl" if str(run_dir) else None
         self.rows: list[Row] = []
         self.differences: list[Difference] = []
@@ -139,7 +144,7 @@ class Leaderboard:
         self,
         name: str,
         evaluation: Evaluation,
-        metrics: Sequence[str] = ("R@1", "mAP"),
+        metrics: Sequence[str] = ("mAP", "R@1"),
         shown: bool = True,
         tolerance: float = TOLERANCE,
         **setting: str | int,
@@ -149,8 +154,9 @@ class Leaderboard:
         Args:
             shown: whether the README's table has a line for it.
             tolerance: how far a rerun may stray: more where rounding grows, as in a training.
-            setting: see :func:`where`.
+            setting: what is other than the board's, see :class:`Leaderboard`.
         """
+        setting = {"data": evaluation.dataset.rsplit(" ", 1)[0]} | self.setting | setting
         known = replace(evaluation, values={metric: evaluation[metric] for metric in metrics})
         stated = {"name": name, "data": setting["data"]}
         stated |= {"queries": known.n_queries - known.n_skipped, **setting}
@@ -184,6 +190,45 @@ class Leaderboard:
     def table(self) -> pd.DataFrame:
         """What was measured so far, a line a row."""
         return table(number for row in self.rows for number in row.numbers)
+
+    def earlier(self) -> list[dict]:
+        """Numbers of the notebooks before this one, on its first row's data: of this run, where it
+        has them, else of the committed one."""
+        if not self.rows:
+            return []
+        written = sorted(self.path.parent.glob("*.jsonl")) if self.path else []
+        run = {file.stem: [n for row in read(file).rows for n in row.numbers] for file in written}
+        committed = config.PROJECT / "results" / "workshop.json"
+        known = (
+            json.loads(committed.read_text("utf-8"))["measurements"] if committed.is_file() else {}
+        )
+        every = [(stem, n) for stem, numbers in (known | run).items() for n in numbers]
+        data, mine = self.rows[0].setting["data"], {row.name for row in self.rows}
+        return [
+            number | {"notebook": stem[:2]}
+            for stem, number in every
+            if stem < self.notebook and number["data"] == data and number["name"] not in mine
+        ]
+
+    def show(self) -> Styler:
+        """The board so far, a line a row, mAP first; grey: what earlier notebooks measured."""
+        own = [n | {"notebook": self.notebook[:2]} for row in self.rows for n in row.numbers]
+        every = table([*self.earlier(), *own])
+        grey = every["notebook"] != self.notebook[:2]
+        shown = every.style.hide().set_caption("mean and 95 % interval, resampling query objects")
+        return shown.apply(lambda row: ["color: #767676" if grey[row.name] else ""] * len(row), 1)
+
+    def verdicts(self, claim: int) -> None:
+        """Print the claim's verdict on each pair of rows that this board has, and record it."""
+        print(f"Claim {claim}. {CLAIMS[claim]}:")
+        names = {row.name for row in self.rows}
+        for a, b in (pair for pair in PAIRS[claim] if names.issuperset(pair)):
+            data = self.rows[0].setting["data"]
+            sides = [self.row(name, data=data).evaluation for name in (a, b)]
+            one = difference(claim, "", a, sides[0], b, sides[1])
+            self.record([one])
+            print(f"  {a} {sides[0].mean('mAP'):.2f}, {b} {sides[1].mean('mAP'):.2f}: "
+                  f"{one.value:+.2f} [{one.low:+.2f}, {one.high:+.2f}]: {one.verdict}")  # fmt: skip
 
     def _keep(self, one: Row | Difference) -> None:
         kept = self.rows if isinstance(one, Row) else self.differences
@@ -232,12 +277,14 @@ def where(
 
 
 def table(numbers: Iterable[dict]) -> pd.DataFrame:
-    """A line for each setting, its metrics side by side, as mean [95 % interval]."""
+    """A line for each setting: its name, its metrics as mean [95 % interval], then all else."""
     frame = pd.DataFrame(list(numbers))
     frame["said"] = [str(Interval(*ends)) for ends in frame[["value", "low", "high"]].to_numpy()]
     setting = [part for part in frame if part not in ("metric", "said", *MEASURED)]
+    frame[setting] = frame[setting].fillna("")  # a pivot drops what is not a number
     wide = frame.pivot_table("said", setting, "metric", aggfunc="first", sort=False)
-    return wide.fillna("").reset_index().rename_axis(columns=None)
+    wide = wide.fillna("").reset_index().rename_axis(columns=None)
+    return wide[["name", *frame["metric"].unique(), *setting[1:]]]
 
 
 def verdicts(differences: Sequence[Difference]) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -26,6 +26,7 @@ from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.embed.boxes import widen
 from objemb_lib.embed.regions import Region
 from objemb_lib.measure.intervals import Interval
+from objemb_lib.measure.leaderboard import Leaderboard
 from objemb_lib.measure.metrics import Neighbours
 from objemb_lib.search.objects import Answer, Match
 
@@ -286,9 +287,13 @@ def heat_map(
 
 
 def intervals(
-    found: Mapping[str, Interval], label: str, ax: Axes | None = None, zero: bool = False
+    found: Mapping[str, Interval],
+    label: str,
+    ax: Axes | None = None,
+    zero: bool = False,
+    grey: Collection[str] = (),
 ) -> Axes:
-    """Values with their confidence intervals, one a line.
+    """Values with their confidence intervals, one a line; those named ``grey`` step back.
 
     ``zero``, for differences, draws the line of no effect, and what is surely above or below it in
     colours of their own.
@@ -297,6 +302,7 @@ def intervals(
     for y, name in enumerate(names):
         one = found[name]
         ink = {"higher": RIGHT, "lower": WRONG}.get(one.verdict, UNKNOWN) if zero else QUERY
+        ink = UNKNOWN if name in grey else ink
         ax.plot([one.low, one.high], [y, y], color=ink, lw=2, solid_capstyle="butt")
         ax.plot(one.value, y, "o", color=ink)
         ax.annotate(f"{one.value:.2f}", (one.value, y), (0, 6), textcoords="offset points",
@@ -307,6 +313,16 @@ def intervals(
     ax.set(ylim=(-0.6, len(names) - 0.3), xlabel=f"{label} (95 % interval)")
     ax.grid(axis="x", alpha=0.3)
     return ax
+
+
+def board(shown: Leaderboard, metric: str = "mAP", ax: Axes | None = None) -> Axes:
+    """The rows of a leaderboard as :func:`intervals`; in grey those of earlier notebooks."""
+    own = [number for row in shown.rows for number in row.numbers]
+    before, data = shown.earlier(), own[0]["data"]
+    numbers = [n for n in before + own if n["metric"] == metric and n["data"] == data]
+    ax = ax or plt.subplots(figsize=(7, 0.7 + 0.32 * len(numbers)))[1]
+    lines = {n["name"]: Interval(n["value"], n["low"], n["high"]) for n in numbers}
+    return intervals(lines, f"{metric}, {data}", ax, grey=[n["name"] for n in before])
 
 
 def pareto(

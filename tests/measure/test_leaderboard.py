@@ -93,6 +93,26 @@ def test_rows_of_two_notebooks_compare_query_by_query(tmp_path):
     assert board.table()["mAP"].tolist() == [str(one.interval("mAP")) for one in (a, b)]
 
 
+def test_a_cell_says_only_a_name_and_the_scores_and_earlier_rows_are_grey(tmp_path, capsys):
+    """The board knows its setting; claims are pairs of its rows, their verdicts are kept."""
+    shared = {"trunk": "t", "size": 256, "stage": "head", "pooling": "spoc", "boxes": "none"}
+    first = Leaderboard("01_a", tmp_path, **shared)
+    first.add("whole image", scored([0.1, 0.2] * 6), ["mAP"])
+    board = Leaderboard("03_b", tmp_path, **shared)
+    board.add("whole image", scored([0.1, 0.2] * 6), ["mAP"])
+    board.add("detector's boxes", scored([0.5, 0.6] * 6), ["mAP"], boxes="mask_rcnn")
+    first.add("crop", scored([0.8] * 12), ["mAP"], boxes="ground truth")
+    assert [(n["name"], n["notebook"]) for n in board.earlier()] == [("crop", "01")]
+    table = board.show()
+    assert table.data["name"].tolist() == ["crop", "whole image", "detector's boxes"]
+    assert table.data["boxes"].tolist() == ["ground truth", "none", "mask_rcnn"]
+    assert table.to_html().count("<td") and "#767676" in table.to_html()
+    board.verdicts(2)  # of its three pairs two lack a row
+    said = capsys.readouterr().out
+    assert "detector's boxes 0.55, whole image 0.15: +0.40 [+0.40, +0.40]: holds" in said
+    assert "random" not in said and [d.value for d in read(board.path).differences] == [0.4]
+
+
 def test_a_row_is_told_by_its_setting_where_its_name_is_not_enough():
     board = Leaderboard()
     for value, region in ((0.1, "crop"), (0.2, "whole image")):
@@ -133,7 +153,7 @@ def test_table_has_a_line_a_setting_and_a_column_a_metric():
     board.add("b", found, **WHERE)
     board.add("a", found, ["mAP"], **WHERE)
     found = board.table()
-    assert found["name"].tolist() == ["b", "a"] and found.columns[-2:].tolist() == ["R@1", "mAP"]
+    assert found["name"].tolist() == ["b", "a"] and found.columns[1:3].tolist() == ["mAP", "R@1"]
     assert found["R@1"].tolist() == ["1.00 [nan, nan]", ""]  # one object
 
 

@@ -23,7 +23,8 @@ from objemb_lib.data.folder import folder
 from objemb_lib.embed.boxes import Boxes
 from objemb_lib.embed.extract import Objects
 from objemb_lib.embed.regions import Region
-from objemb_lib.measure.intervals import Interval
+from objemb_lib.measure.intervals import Evaluation, Interval
+from objemb_lib.measure.leaderboard import Leaderboard
 from objemb_lib.measure.metrics import ranking
 from objemb_lib.search.objects import ObjectIndex, search_object
 from objemb_lib.show import plots
@@ -236,3 +237,13 @@ def test_letters_come_from_a_font_that_has_them(monkeypatch) -> None:
         assert plots.written("a \u732b") == "a \u732b"
         assert plt.rcParams["font.family"][-1] == "X"
     plots._family_with.cache_clear()
+
+
+def test_a_board_is_drawn_with_earlier_rows_in_grey(tmp_path: Path) -> None:
+    scores = Evaluation({"mAP": np.array([0.2, 0.4])}, np.arange(2), np.arange(2), "toy/test 0a")
+    for notebook, name in (("01", "crop"), ("02", "box head")):
+        board = Leaderboard(notebook, tmp_path)
+        board.add(name, scores, ["mAP"])
+    ax = plots.board(board)
+    assert words(ax.get_yticklabels()) == ["box head", "crop"]  # from below
+    assert [line.get_color() for line in ax.lines[::2]] == [plots.QUERY, plots.UNKNOWN]

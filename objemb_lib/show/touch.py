@@ -1,0 +1,104 @@
+"""Things to touch on a page that has no kernel: a guess before a number, a search by eye, steps.
+
+Each is a piece of HTML that computes in the browser alone, and asks no host for anything.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from html import escape
+from string import Template
+
+import matplotlib.pyplot as plt
+from IPython.display import HTML
+from matplotlib.figure import Figure
+
+from objemb_lib.config import DataError
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.measure.intervals import Interval
+from objemb_lib.show.plots import QUERY, RIGHT, WRONG
+
+GUESS = Template("""<div class="objemb-touch"><p><label>$question <input type="range" min="$low"
+max="$high" step="0.01" value="$middle" style="width:16em; min-height:24px" oninput="
+ this.closest('div').querySelector('output').value = this.value"></label> <output>$middle</output>
+<button type="button" style="min-height:24px" onclick="
+ const all = this.closest('div'), guess = all.querySelector('input').value;
+ const x = 10 + 380 * (guess - $low) / ($high - $low);
+ all.querySelector('.guess').setAttribute('d', 'M' + x + ' 2v28');
+ all.querySelector('.answer').hidden = false;
+ all.querySelector('b').textContent = guess;
+">Compare</button></p><div class="answer" role="status" hidden><p>You said <b></b>; measured:
+$said.</p><svg viewBox="0 0 400 32" style="max-width:400px" aria-hidden="true">
+<path d="M10 16H390" stroke="#999"/><path d="M$a 16H$b" stroke="$ink" stroke-width="6"/>
+<circle cx="$at" cy="16" r="6" fill="$ink"/><path class="guess" stroke="#d55e00" stroke-width="4"/>
+</svg></div></div>""")
+FIND = Template("""<div class="objemb-touch"><p>$question</p><p>$query</p><p>$choices</p>
+<p role="status"></p></div>""")
+CHOICE = Template("""<button type="button" aria-label="image $n" style="padding:3px" onclick="
+ this.closest('div').querySelector('[role=status]').textContent = '$said';
+ this.style.outline = '4px $line $ink';
+"><img alt="" src="$source" width="$side"></button>""")
+STEPS = Template("""<div class="objemb-touch"><p><label>$label <input type="range" min="0"
+max="$last" value="0" style="width:16em; min-height:24px" oninput="
+ this.closest('div').querySelectorAll('figure').forEach((one, n) => one.hidden = n != this.value);
+"></label></p>$figures</div>""")
+STEP = Template("""<figure style="margin:0" $hidden><figcaption>$name</figcaption>
+<img alt="$name" src="data:image/png;base64,$png" style="max-width:100%"></figure>""")
+
+
+def guess(question: str, answer: Interval, low: float = 0.0, high: float = 1.0) -> HTML:
+    """A slider to guess a number with, before it is seen beside its interval."""
+    ends = (answer.low, answer.value, answer.high)
+    a, at, b = (round(10 + 380 * (end - low) / (high - low), 1) for end in ends)
+    asked = {"question": escape(question), "low": low, "high": high, "middle": (low + high) / 2}
+    return HTML(GUESS.substitute(asked, said=str(answer), a=a, at=at, b=b, ink=QUERY))
+
+
+def find_it(
+    dataset: ImageDataset, query: int, choices: Sequence[int], network: int, side: int = 84
+) -> HTML:
+    """Which of some images shows the object of the query? A press says whether one does, and what
+    a network thought.
+
+    Args:
+        choices: images, among them what the network chose. side: of one, in pixels.
+    Raises:
+        DataError: none of them shows it.
+    """
+    choices = [int(i) for i in choices]
+    right = set(choices) & set(dataset.gallery[dataset.relevant(query)].tolist())
+    if not right:
+        raise DataError("none of these images shows the object", "Put one that does among them.")
+    theirs = f"The network took image {choices.index(network) + 1}"
+    theirs += ", too." if network in right else ", which shows another object."
+    buttons = [
+        CHOICE.substitute(
+            n=n, source=_source(dataset, i, side), side=side,
+            said=("Right. " if i in right else "No, that is another object. ") + theirs,
+            ink=RIGHT if i in right else WRONG, line="solid" if i in right else "dashed",
+        )
+        for n, i in enumerate(choices, 1)
+    ]  # fmt: skip
+    shown = f'<img alt="the query" src="{_source(dataset, query, 2 * side)}" width="{2 * side}">'
+    question = "Which of the small images show the same object as the large one? Press one."
+    return HTML(FIND.substitute(question=question, query=shown, choices=" ".join(buttons)))
+
+
+def steps(label: str, figures: Mapping[str, Figure]) -> HTML:
+    """A slider through figures, by name; they are closed."""
+    shown = ""
+    for n, (name, figure) in enumerate(figures.items()):
+        figure.savefig(file := io.BytesIO(), format="png", dpi=70, bbox_inches="tight")
+        plt.close(figure)
+        png = base64.b64encode(file.getvalue()).decode()
+        shown += STEP.substitute(name=escape(name), png=png, hidden="hidden" if n else "")
+    return HTML(STEPS.substitute(label=escape(label), last=len(figures) - 1, figures=shown))
+
+
+def _source(dataset: ImageDataset, i: int, side: int) -> str:
+    image = dataset.image(i)
+    image.thumbnail((side, side))
+    image.save(file := io.BytesIO(), "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
