@@ -1,0 +1,66 @@
+"""Each mechanism is built once by hand in its notebook, and is equal to what the library gives.
+
+A cell tagged `by-hand` builds it with torch or numpy alone; the next, tagged `same-as-library`,
+asserts that the library does the same. Here both run on tensors of our own, once as they are and
+once with the library made wrong: then the assertion must fail.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
+
+
+def wrong(part: object) -> object:
+    """A library's function, or table of functions, that gives something else."""
+    if isinstance(part, dict):
+        return {name: wrong(one) for name, one in part.items()}
+    return lambda *given, **how: part(*given, **how) * 1.1 + 0.1
+
+
+# notebook -> what its cells find there (made anew for each run), and what of it is the library's
+Given = Callable[[], tuple[dict, list[str]]]
+GIVEN: dict[str, Given] = {}
+
+
+def cells(notebook: str, tag: str) -> list[str]:
+    nb = nbformat.read(NOTEBOOKS / f"{notebook}.ipynb", as_version=4)
+    return [c.source for c in nb.cells if tag in c.metadata.get("tags", [])]
+
+
+def run(notebook: str, given: dict) -> None:
+    both = nbformat.read(NOTEBOOKS / f"{notebook}.ipynb", as_version=4).cells
+    space = {"torch": torch, "F": F, "np": np} | given
+    for cell in both:
+        if {"by-hand", "same-as-library"} & set(cell.metadata.get("tags", [])):
+            exec(cell.source, space)
+
+
+@pytest.mark.parametrize("notebook", GIVEN)
+def test_what_is_built_by_hand_is_what_the_library_gives(notebook: str) -> None:
+    given, library = GIVEN[notebook]()
+    run(notebook, given)
+    for name in library:
+        given, _ = GIVEN[notebook]()
+        with pytest.raises(AssertionError):
+            run(notebook, given | {name: wrong(given[name])})
+
+
+@pytest.mark.parametrize("notebook", GIVEN)
+def test_what_is_built_by_hand_is_short_and_takes_nothing_of_ours(notebook: str) -> None:
+    built = cells(notebook, "by-hand")
+    assert built and len(built) == len(cells(notebook, "same-as-library"))
+    _, library = GIVEN[notebook]()
+    for source in built:
+        names = {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
+        assert not names & set(library) and "objemb" not in source
+        assert len([line for line in source.splitlines() if line.strip()]) <= 12
