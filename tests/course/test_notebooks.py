@@ -15,7 +15,7 @@ MAX_LINES = 15  # of code in a cell; anything longer is a library function with 
 # Not yet a lesson: these are still longer than one.
 TO_DO = {path.stem for path in NOTEBOOKS}
 LIMITS = {"words": 1500, "lines": 130, "cell": 12, "megabytes": 1}
-SECTIONS = ("What you will be able to do", "Time", "Exercises", "Take-away")
+SECTIONS = ("What you will be able to do", "Exercises", r"(Take-away|You can now say)")
 HOME_PATHS = re.compile(r"(?<![\w.:/])/(?:home|root|tmp|work|Users|mnt|var)/|\b[A-Za-z]:\\+Users")
 EMBEDDED = re.compile(r"base64,[A-Za-z0-9+/=\\n]+")  # pictures: by chance they hold anything
 
