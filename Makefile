@@ -51,7 +51,7 @@ help:
 	@echo
 	@echo '  make reproduce   run every notebook, print the results, compare them with the committed'
 	@echo '                   ones (PROFILE=workshop; NOTEBOOKS="00 01" runs only those)'
-	@echo '  make lab         open the course in JupyterLab (LAB_ARGS=--no-browser)'
+	@echo '  make lab         open copies of your own, in my_course, in JupyterLab (LAB_ARGS=--no-browser)'
 	@echo
 	@echo 'Both set up what is missing: the first time some minutes and 6 GB, see README.md.'
 	@echo
@@ -139,8 +139,9 @@ site: install extras
 
 # JupyterLab refuses to serve root unless told that it is meant, as it is in a container.
 lab: install data
+	@$(PY) -m objemb_lib.course.lab
 	@$(PY) -m jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_ARGS) \
-	  notebooks/00_welcome_and_data.ipynb
+	  my_course/00_welcome_and_data.ipynb
 
 # No code to see: Voilà shows the search alone. Its indexes are made first, and cached.
 app: install data

@@ -236,18 +236,18 @@ def merged(path: Path, fresh: dict) -> dict:
 
 
 def tables(report: dict) -> tuple[str, str, str]:
-    """In Markdown: the measurements to show, the verdicts of each claim, and everything."""
+    """In Markdown: the README's leaderboard, each claim's verdicts, and everything."""
     numbers = [n for many in report["measurements"].values() for n in many]
-    shown = [n for n in numbers if n["shown"]]
     found = [leaderboard.Difference(**d) for many in report["claims"].values() for d in many]
+    chosen = pd.DataFrame(leaderboard.readme_rows(numbers)).to_markdown(index=False)
     claims = ""
-    for number, ways in leaderboard.verdicts(found).groupby("claim"):
-        claims += f"Claim {number}. {leaderboard.CLAIMS[number]}:\n\n"
-        claims += ways.drop(columns="claim").to_markdown(index=False) + "\n\n"
+    for number, says in leaderboard.CLAIMS.items():
+        mine = [one for one in found if one.claim == number and not one.setting]
+        claims += f"{number}. **{says}.**" * bool(mine)
+        claims += "".join(f" {one.said.capitalize()}." for one in mine) + "\n" * bool(mine)
     every = [leaderboard.table(numbers)] if numbers else []
     every += [pd.DataFrame([asdict(d) | {"verdict": d.verdict} for d in found])] if found else []
-    first = leaderboard.table(shown).to_markdown(index=False) if shown else ""
-    return first, claims, "\n\n".join(one.to_markdown(index=False) for one in every)
+    return chosen, claims, "\n\n".join(one.to_markdown(index=False) for one in every)
 
 
 def against_committed(name: str, fresh: dict) -> list[str]:
@@ -295,20 +295,13 @@ def commit_results(name: str, fresh: dict, notebooks: Sequence[Path]) -> None:
 
 def with_table(readme: str, report: dict) -> str:
     """README text with its generated part made anew from a report."""
-    where, (start, end), (numbers, claims, _) = report["environment"], MARKS, tables(report)
-    body = f"""{start}
-{claims}95 % confidence intervals, bootstrap over query objects.
-Run with torch {where["torch"]} on {where["cores"]} cores ({where["device"]}, \
-{where["precision"]}), seed {where["seed"]}.
-
-<details><summary>All {numbers.count(chr(10)) - 1} measurements</summary>
-
-{numbers}
-
-</details>
-{end}"""
+    where, (start, end), (board, claims, _) = report["environment"], MARKS, tables(report)
+    how = (
+        f"torch {where['torch']}, {where['cores']} cores ({where['device']}), seed {where['seed']}"
+    )
     if start not in readme or end not in readme:
         raise ReproduceError("README.md has no place for the results", f"Add {start} and {end}.")
+    body = f"{start}\n{board}\n\n{claims}\nRun with {how}.\n{end}"
     return readme.partition(start)[0] + body + readme.partition(end)[2]
 
 

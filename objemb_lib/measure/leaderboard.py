@@ -94,6 +94,12 @@ class Difference:
         """Holds if the whole interval lies above 0, reversed if below, else inconclusive."""
         return VERDICTS[self.interval.verdict]
 
+    @property
+    def said(self) -> str:
+        """Both sides, the difference and the verdict in one line."""
+        ends = f"{self.value:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
+        return f"{self.a} against {self.b} {ends}: {self.verdict}"
+
 
 def difference(
     claim: int,
@@ -192,23 +198,21 @@ class Leaderboard:
         return table(number for row in self.rows for number in row.numbers)
 
     def earlier(self) -> list[dict]:
-        """Numbers of the notebooks before this one, on its first row's data: of this run, where it
-        has them, else of the committed one."""
+        """Numbers of the notebooks before this one on the same queries as its first row: of this
+        run, where it has them, else of the committed one; each name once."""
         if not self.rows:
             return []
-        written = sorted(self.path.parent.glob("*.jsonl")) if self.path else []
-        run = {file.stem: [n for row in read(file).rows for n in row.numbers] for file in written}
-        committed = config.PROJECT / "results" / "workshop.json"
-        known = (
-            json.loads(committed.read_text("utf-8"))["measurements"] if committed.is_file() else {}
-        )
-        every = [(stem, n) for stem, numbers in (known | run).items() for n in numbers]
-        data, mine = self.rows[0].setting["data"], {row.name for row in self.rows}
-        return [
-            number | {"notebook": stem[:2]}
-            for stem, number in every
-            if stem < self.notebook and number["data"] == data and number["name"] not in mine
-        ]
+        committed, like = config.PROJECT / "results" / "workshop.json", self.rows[0].numbers[0]
+        known = json.loads(committed.read_text())["measurements"] if committed.is_file() else {}
+        for file in sorted(self.path.parent.glob("*.jsonl")) if self.path else ():
+            known[file.stem] = [n for row in read(file).rows for n in row.numbers]
+        found: dict[tuple, dict] = {}
+        for stem in sorted(stem for stem in known if stem < self.notebook):
+            for n in known[stem]:
+                if all(n[key] == like[key] for key in ("data", "queries")):
+                    found.setdefault((n["name"], n["metric"]), n | {"notebook": stem[:2]})
+        mine = {row.name for row in self.rows}
+        return [n for n in found.values() if n["name"] not in mine]
 
     def show(self) -> Styler:
         """The board so far, a line a row, mAP first; grey: what earlier notebooks measured."""
@@ -227,8 +231,7 @@ class Leaderboard:
             sides = [self.row(name, data=data).evaluation for name in (a, b)]
             one = difference(claim, "", a, sides[0], b, sides[1])
             self.record([one])
-            print(f"  {a} {sides[0].mean('mAP'):.2f}, {b} {sides[1].mean('mAP'):.2f}: "
-                  f"{one.value:+.2f} [{one.low:+.2f}, {one.high:+.2f}]: {one.verdict}")  # fmt: skip
+            print(f"  {one.said} (mAP {sides[0].mean('mAP'):.2f}, {sides[1].mean('mAP'):.2f})")
 
     def _keep(self, one: Row | Difference) -> None:
         kept = self.rows if isinstance(one, Row) else self.differences
@@ -274,6 +277,19 @@ def where(
         "region": region.name,
         "boxes": region.source,
     }
+
+
+def readme_rows(numbers: Sequence[dict]) -> list[dict]:
+    """The rows of the README: those that ``claims.yaml`` names, on the first one's data."""
+    found: dict[str, dict] = {}
+    of = {name: [n for n in numbers if n["name"] == name] for name in IN_README}
+    data = next((many[0]["data"] for many in of.values() if many), "")
+    for name, many in of.items():
+        for n in (n for n in many if n["data"] == data):
+            row = found.setdefault(name, {"what is compared": name})
+            row[n["metric"]] = str(Interval(n["value"], n["low"], n["high"]))
+            row |= {"stage, pooling": f"{n['stage']}, {n['pooling']}", "boxes": n["boxes"]}
+    return list(found.values())
 
 
 def table(numbers: Iterable[dict]) -> pd.DataFrame:

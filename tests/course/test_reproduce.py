@@ -24,11 +24,11 @@ from objemb_lib.data.catalogue import Splits
 
 SETTING = {"data": "d/s", "trunk": "t", "size": 256, "stage": "head", "pooling": "gem",
            "region": "whole image", "boxes": "none"}  # fmt: skip
-NUMBER = {"name": "a", "queries": 2, **SETTING, "metric": "mAP", "value": 0.5, "low": 0.4,
+NUMBER = {"name": "crop", "queries": 2, **SETTING, "metric": "mAP", "value": 0.5, "low": 0.4,
           "high": 0.6, "tolerance": 0.01, "shown": True}  # fmt: skip
-ROW = {"name": "a", "setting": SETTING, "numbers": [NUMBER],
+ROW = {"name": "crop", "setting": SETTING, "numbers": [NUMBER],
        "evaluation": {"values": {"mAP": [0, 1]}, "groups": [0, 1], "queries": [0, 1]}}  # fmt: skip
-CLAIM = {"claim": 1, "setting": "crop, box head", "metric": "mAP", "a": "c", "b": "d",
+CLAIM = {"claim": 1, "setting": "", "metric": "mAP", "a": "c", "b": "d",
          "data": "d/s", "queries": 9, "value": 0.2, "low": 0.1, "high": 0.3}  # fmt: skip
 
 
@@ -105,7 +105,7 @@ def test_update_then_rerun_then_stray(project, capsys):
     assert "0 numbers compared" in capsys.readouterr().out
     assert reproduce.main(["--notebooks", "01"]) == 1
     shown = capsys.readouterr()
-    assert "name a" in shown.err and "0.5000, committed 0.6000" in shown.err
+    assert "name crop" in shown.err and "0.5000, committed 0.6000" in shown.err
     assert "1 numbers compared" in shown.out and "none strayed" not in shown.out
 
 
@@ -277,22 +277,21 @@ def test_an_update_writes_all_or_nothing(project, capsys):
     assert (project / "notebooks" / "00_first.ipynb").read_text() == before
 
 
-def test_claims_are_counted_compared_and_kept_and_what_is_not_shown_is_left_to_the_page(
-    project, capsys
-):
-    hidden = ROW | {"name": "hid", "numbers": [NUMBER | {"name": "hid", "shown": False}]}
-    _write(project, "00_first", _lines("00_first", CLAIM, hidden))
+def test_claims_are_said_and_compared_and_the_readme_has_a_few_rows(project, capsys):
+    other = ROW | {"name": "z", "numbers": [NUMBER | {"name": "z"}]}
+    appendix = CLAIM | {"setting": "stage4, FPN", "a": "e"}  # one of very many
+    _write(project, "00_first", _lines("00_first", CLAIM, appendix, other))
     assert reproduce.main(["--update"]) == 0
     readme = (project / "README.md").read_text()
-    assert re.search(r"\| box head +\| mAP +\| +1 \| +0 \| +0 \|", readme)
+    assert "C against d +0.20 [+0.10, +0.30]: holds." in readme and "E against" not in readme
     full = (project / "runs" / "workshop" / "results.md").read_text()
-    assert "hid " in full and "hid " not in readme and "All 1 measurements" in readme
-    assert re.search(r"\| crop, box head .*\| +0.2 \| +0.1 \| +0.3 \| holds ", full)
+    assert "| crop " in readme and "| z " not in readme and "| z " in full
+    assert "E against" not in full and re.search(r"\| e .*\| +0.2 \| +0.1 \| +0.3 \| holds ", full)
     assert reproduce.main([]) == 0
-    assert "3 numbers compared" in capsys.readouterr().out
-    _write(project, "00_first", _lines("00_first", CLAIM | {"value": 0.26}, hidden))
+    assert "4 numbers compared" in capsys.readouterr().out
+    _write(project, "00_first", _lines("00_first", CLAIM | {"value": 0.26}, appendix, other))
     assert reproduce.main(["--notebooks", "00"]) == 1
-    assert "crop, box head" in capsys.readouterr().err
+    assert "a c, b d" in capsys.readouterr().err
 
 
 def test_ctrl_c_stops_the_notebook_too_and_the_same_command_goes_on(project):
