@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from objemb_lib.data.catalogue import DATASETS
 from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.embed.boxes import Boxes, true_boxes
+from objemb_lib.embed.boxes import Boxes, true_boxes, with_whole
 from objemb_lib.embed.extract import Objects
 from objemb_lib.embed.whitening import l2
 from objemb_lib.search.objects import ObjectIndex, ObjectStore
@@ -77,10 +77,11 @@ def retriever(
     main_only: bool = False,
     store: Callable[[int], ObjectStore] = ObjectIndex,
 ) -> Retriever:
-    """A gallery of true boxes by their colours; ``cells`` makes it another network."""
-    where = true_boxes(dataset, main_only)
+    """A gallery of true boxes and whole pictures by colour; ``cells`` makes it another network."""
+    where = with_whole(true_boxes(dataset, main_only), dataset)
     vectors = colours(dataset, where, cells)
     index = store(vectors.shape[1])
     index.add(Objects({PAIR: vectors}, where), PAIR, dataset.files)
+    name = "true main box" if main_only else "true boxes"
     embed = lambda data, boxes: colours(data, boxes, cells)  # noqa: E731
-    return Retriever(dataset, index, f"colours, {cells} cells", where.name, embed)
+    return Retriever(dataset, index, f"colours, {cells} cells", name, embed)

@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+import torch
 from pycocotools import mask as coco_mask
+from torchvision.ops import nms
 
 from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
@@ -132,13 +134,22 @@ def or_whole(
     return Boxes(name, found, sure, None if masks is None else shapes, np.array(back), source)
 
 
-def with_whole(boxes: Boxes, dataset: ImageDataset) -> Boxes:
+def with_whole(boxes: Boxes, dataset: ImageDataset, overlap: float = 1.0) -> Boxes:
     """The whole image as a further object, the least sure: of a picture of one thing it is the
-    best box. Masks are dropped."""
-    whole = whole_image(dataset).boxes
-    more = [np.concatenate(pair) for pair in zip(boxes.boxes, whole)]
-    scores = [np.append(sure, 0) for sure in boxes.scores]
-    return replace(boxes, name=f"{boxes.name} and whole image", boxes=more, scores=scores,
+    best box. Masks are dropped.
+
+    Args:
+        overlap: (IoU) boxes that overlap by more are one: the surest stays, and the whole image
+            before all.
+    """
+    found, sure = [], []
+    for many, scores, (whole,) in zip(boxes.boxes, boxes.scores, whole_image(dataset).boxes):
+        every = np.concatenate([many, whole[None]])
+        order = torch.from_numpy(np.append(scores, np.inf).astype(np.float32))
+        kept = np.sort(nms(torch.from_numpy(every), order, overlap).numpy())
+        found.append(every[kept])
+        sure.append(np.append(scores, 0)[kept])
+    return replace(boxes, name=f"{boxes.name} and whole image", boxes=found, scores=sure,
                    masks=None)  # fmt: skip
 
 

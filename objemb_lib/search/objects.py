@@ -29,7 +29,8 @@ SAME = 1e-5  # how far two tables of one photograph's vectors may round
 class Match:
     """An image that was found: its number in the index and its file, score, and the box meant.
 
-    ``data_set`` names what the image is part of, where an index holds several.
+    ``data_set`` names what the image is part of, where an index holds several. ``chance``: how
+    often such answers are right, 0 to 1; nan where that was not checked.
     """
 
     image: int
@@ -37,6 +38,7 @@ class Match:
     score: float
     box: tuple[float, ...]
     data_set: str = ""
+    chance: float = np.nan
 
 
 class ObjectStore(Protocol):
@@ -240,6 +242,7 @@ class Answer:
     Args:
         dataset: holds the query. query: image index in it. boxes: ``(K, 4)`` of it.
         chosen: which box was asked for. matches: best first.
+        kind: what of the query was compared: the ``box``, the ``whole`` photograph, or ``both``.
     """
 
     dataset: ImageDataset
@@ -247,11 +250,65 @@ class Answer:
     boxes: np.ndarray
     chosen: int
     matches: list[Match]
+    kind: str = "box"
 
     @property
     def label(self) -> int:
-        """Label of the object that was chosen; -1 where nobody knows."""
-        return object_label(self.dataset, self.query, self.boxes[self.chosen])
+        """Label of what was asked for; -1 where nobody knows.
+
+        That of the object in the box; of the image, where the whole of it asked, too, or its
+        boxes are not known.
+        """
+        known = object_label(self.dataset, self.query, self.boxes[self.chosen])
+        whole = self.kind != "box" or not len(self.dataset.boxes[self.query])
+        return int(self.dataset.labels[self.query]) if known < 0 and whole else known
+
+    def shows(self, gallery: ImageDataset) -> np.ndarray:
+        """``(N,)``: 1 where an image of the gallery shows what was asked for, 0 where not.
+
+        -1 where nobody knows: there, or of the query; and for the query itself.
+        """
+        if self.label < 0:
+            return np.full(len(gallery), -1)
+        own, beside = gallery.labels, gallery.box_labels
+        found = np.where(own < 0, -1, own == self.label)
+        known = [i for i, labels in enumerate(beside) if np.max(labels, initial=-1) >= 0]
+        found[known] = [found[i] == 1 or self.label in beside[i] for i in known]
+        if gallery is self.dataset:
+            found[self.query] = -1
+        return found
+
+    def states(self, gallery: ImageDataset) -> list[str]:
+        """Of each match: ``right``; ``loose``, the right photograph but a box beside the object;
+        ``wrong``; or "" where nobody knows."""
+        shows, found = self.shows(gallery), []
+        for match in self.matches:
+            boxed = self.kind != "whole" and len(gallery.boxes[match.image])
+            there = object_label(gallery, match.image, np.array(match.box)) if boxed else self.label
+            right = "right" if there == self.label else "loose"
+            found.append({-1: "", 0: "wrong", 1: right}[int(shows[match.image])])
+        return found
+
+    def relevant(self, gallery: ImageDataset) -> int:
+        """How many other photographs of the gallery show it; 0 also where nobody knows."""
+        return int((self.shows(gallery) == 1).sum())
+
+    def found(self, gallery: ImageDataset) -> str:
+        """How many of them were found, and where; "" where nobody knows.
+
+        As "3 of 3 found, at ranks 1, 2 and 7".
+        """
+        relevant, states = self.relevant(gallery), self.states(gallery)
+        if self.label < 0:
+            return ""
+        if not relevant:
+            return "no other photograph shows it"
+        ranks = [str(n) for n, state in enumerate(states, 1) if state in ("right", "loose")]
+        told = f"{len(ranks)} of {relevant} found"
+        if not ranks:
+            return told
+        listed = " and ".join(filter(None, [", ".join(ranks[:-1]), ranks[-1]]))
+        return f"{told}, at rank{'s' if len(ranks) > 1 else ''} {listed}"
 
 
 def search_object(

@@ -13,14 +13,18 @@ import numpy as np
 
 from objemb_lib.config import DataError, device
 from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.embed.boxes import Boxes, whole_image
+from objemb_lib.embed.boxes import Boxes, whole_image, with_whole
 from objemb_lib.embed.extract import ExtractOptions, extract, extract_objects
 from objemb_lib.embed.regions import Region
 from objemb_lib.embed.trunks import Trunk
 from objemb_lib.embed.whitening import concat_descriptors, l2
 from objemb_lib.measure.intervals import Evaluation
 from objemb_lib.measure.metrics import Neighbours, evaluate, ranking
-from objemb_lib.search.objects import Answer, ObjectIndex, ObjectStore
+from objemb_lib.search.calibration import UNCHECKED, Calibration
+from objemb_lib.search.objects import Answer, Match, ObjectIndex, ObjectStore
+
+SAME_BOX = 0.8  # overlap (IoU) from which two boxes show the same, and one is left out
+WIDE = 4  # times as many images are compared in all pairs as are asked for
 
 Pairs = Sequence[tuple[str, str]]
 Embed = Callable[[ImageDataset, Boxes], np.ndarray]
@@ -34,12 +38,14 @@ class Query:
     Args:
         dataset: holds the image. image: its number there.
         boxes: ``(K, 4)`` in pixels of it. vectors: ``(K, D)``, one a box.
+        whole: the number of the box that is the whole photograph.
     """
 
     dataset: ImageDataset
     image: int
     boxes: np.ndarray
     vectors: np.ndarray
+    whole: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +58,7 @@ class Retriever:
         network, boxes: what gave vectors and boxes, for menus.
         embed: ``(M, D)`` vectors of boxes of any images.
         find: boxes of a photograph that is not in the gallery; default its whole.
+        calibration: what cosines of each kind are worth; without it all count alike.
     Raises:
         DataError: an index of other images.
     """
@@ -62,6 +69,7 @@ class Retriever:
     boxes: str
     embed: Embed
     find: Find = whole_image
+    calibration: Calibration = UNCHECKED
 
     def __post_init__(self) -> None:
         if self.index.files != list(self.dataset.names):
@@ -80,29 +88,38 @@ class Retriever:
         find: Find = whole_image,
         progress: bool = True,
     ) -> Retriever:
-        """Embed every object of a gallery, and make it searchable in memory.
+        """Embed all objects of a gallery and the whole photographs, and make them searchable.
 
         Args:
             pairs: (stage, pooling); vectors of several are joined (:func:`concat_descriptors`).
-            region: boxes of ``dataset``; a query's box gets the same context, but no mask.
+            region: boxes of ``dataset``; a query's box gets the same context.
             find: boxes of a photograph that is not in the gallery.
         """
         options = ExtractOptions(size, progress=progress)
-        (some,) = extract_objects(dataset, trunk, pairs, {region.name: region}, options).values()
+        region = replace(region, boxes=with_whole(region.boxes, dataset, SAME_BOX))
+        cut = {"": _region(region.boxes, dataset, region.context)}
+        (some,) = extract_objects(dataset, trunk, pairs, cut, options).values()
         joined = concat_descriptors([some.vectors[pair] for pair in pairs])
         index = ObjectIndex(joined.shape[1], meta={"trunk": trunk.name, "boxes": region.name})
-        index.add(replace(some, vectors={pairs[0]: joined}), pairs[0], dataset.names)
+        objects = replace(some, vectors={pairs[0]: joined}, where=region.boxes)
+        index.add(objects, pairs[0], dataset.names)
         embed = embedder(trunk, pairs, size, region.context)
         return cls(dataset, index, trunk.name, region.name, embed, find)
 
     def query(self, image: int) -> Query:
         """An image of the gallery, with the boxes that the index has of it."""
-        return Query(self.dataset, image, *self.index.of_image(image))
+        return self._query(self.dataset, image, *self.index.of_image(image))
 
     def query_photograph(self, photograph: ImageDataset) -> Query:
         """A photograph that is not in the gallery (:func:`objects.photograph`): boxes, vectors."""
-        found = self.find(photograph)
-        return Query(photograph, 0, found.boxes[0], l2(self.embed(photograph, found)))
+        found = with_whole(self.find(photograph), photograph, SAME_BOX)
+        return self._query(photograph, 0, found.boxes[0], l2(self.embed(photograph, found)))
+
+    def _query(self, dataset: ImageDataset, image: int, *objects: np.ndarray) -> Query:
+        """With the whole photograph among its boxes."""
+        query = Query(dataset, image, *objects, 0)
+        query, whole = self.add_box(query, (0, 0, *dataset.sizes()[image]))
+        return replace(query, whole=whole)
 
     def add_box(self, query: Query, box: Sequence[float]) -> tuple[Query, int]:
         """The query with a box, and the box's number; one drawn by hand is embedded and added.
@@ -112,7 +129,7 @@ class Retriever:
         Raises:
             DataError: less than two pixels of the box lie in the image.
         """
-        size = np.array(query.dataset.image(query.image).size)
+        size = query.dataset.sizes()[query.image]
         drawn = np.clip(np.asarray(box, np.float32), 0, np.tile(size, 2))
         if (drawn[2:] - drawn[:2] < 2).any():
             raise DataError(f"a box of {drawn.tolist()} holds nothing", "Draw a larger one.")
@@ -125,24 +142,59 @@ class Retriever:
         more = replace(query, boxes=boxes, vectors=np.concatenate([query.vectors, vector]))
         return more, len(boxes) - 1
 
-    def search(self, query: Query, chosen: int, k: int = 8, threshold: float = -np.inf) -> Answer:
-        """The ``k`` best images for a box of a query, each with the box that was meant.
+    def search(self, query: Query, chosen: int, k: int = 8, kind: str = "both") -> Answer:
+        """The ``k`` best images for a query, each with the box that was meant.
+
+        An image counts by the object in it that is most like the box, and by the one that is most
+        like the whole, see :attr:`calibration`. The best are looked for among those of the highest
+        cosines.
 
         Args:
-            chosen: number of the box. threshold: matches of a lower score are left out.
+            chosen: number of the box. kind: what asks: the ``box``, the ``whole`` or ``both``.
         """
+        asking = {"box": [chosen], "whole": [query.whole], "both": [chosen, query.whole]}[kind]
         own = {query.dataset.names[query.image]} if query.dataset is self.dataset else set()
-        found = self.index.search(query.vectors[chosen], k, without=own)
-        matches = [match for match in found if match.score >= threshold]
-        return Answer(query.dataset, query.image, query.boxes, chosen, matches)
+        found: dict[int, Match] = {}
+        for number in asking:
+            found |= {m.image: m for m in self.index.search(query.vectors[number], WIDE * k, own)}
+        kind = "whole" if chosen == query.whole else kind
+        matches = [self._judged(query, asking, kind, match) for match in found.values()]
+        best = sorted(matches, key=lambda match: (-match.score, match.image))[:k]
+        return Answer(query.dataset, query.image, query.boxes, chosen, best, kind)
+
+    def _judged(self, query: Query, asking: Sequence[int], kind: str, match: Match) -> Match:
+        """A match by its best pairs, calibrated; the box is that of the best of all."""
+        boxes, vectors = self.index.of_image(match.image)
+        whole = is_whole(boxes, self.dataset.sizes()[match.image])
+        worth = np.stack([
+            self.calibration.worth(vectors @ query.vectors[one], one == query.whole, whole)
+            for one in asking
+        ])  # fmt: skip
+        best, score = worth.max(axis=0).argmax(), float(worth.max(axis=1).mean())
+        chance = self.calibration.chance(score, kind)
+        return replace(match, score=score, box=tuple(boxes[best].tolist()), chance=chance)
+
+    @property
+    def nothing(self) -> float:
+        """The chance of a first answer below which probably nothing here shows what was asked for;
+        nan where that was not checked."""
+        return self.calibration.nothing
 
     def sample(self, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """At most ``most`` objects, evenly spread: image ``(M,)``, boxes and vectors."""
-        images = _spread(len(self.dataset), most)
-        boxes, vectors = zip(*map(self.index.of_image, images.tolist()))
-        owners = np.repeat(images, [len(some) for some in boxes])
+        """At most ``most`` objects, evenly spread: image ``(M,)``, boxes and vectors.
+
+        A whole photograph is one of them only where nothing else was found in it.
+        """
+        images, owners, found = _spread(len(self.dataset), most), [], []
+        for image in images.tolist():
+            boxes, vectors = self.index.of_image(image)
+            part = ~is_whole(boxes, self.dataset.sizes()[image])
+            part |= not part.any()
+            owners += [image] * int(part.sum())
+            found.append((boxes[part], vectors[part]))
+        boxes, vectors = map(np.concatenate, zip(*found))
         rows = _spread(len(owners), most)
-        return owners[rows], np.concatenate(boxes)[rows], np.concatenate(vectors)[rows]
+        return np.array(owners)[rows], boxes[rows], vectors[rows]
 
 
 def embedder(trunk: Trunk, pairs: Pairs, size: int = 256, context: float = 0.0) -> Embed:
@@ -151,10 +203,27 @@ def embedder(trunk: Trunk, pairs: Pairs, size: int = 256, context: float = 0.0) 
 
     def embed(dataset: ImageDataset, where: Boxes) -> np.ndarray:
         options = ExtractOptions(size, cache=False, progress=False)
-        vectors = extract(dataset, trunk, pairs, Region(where, context=context), options)
+        vectors = extract(dataset, trunk, pairs, _region(where, dataset, context), options)
         return concat_descriptors([vectors[pair] for pair in pairs])
 
     return embed
+
+
+def _region(where: Boxes, dataset: ImageDataset, context: float) -> Region:
+    """Boxes with their context; the whole image stays whole, where a context shrinks boxes, too."""
+    if context >= 0:
+        return Region(where, context=context)
+    boxes = []
+    for many, size in zip(where.boxes, dataset.sizes()):
+        whole = is_whole(many, size)[:, None]
+        beyond = context / (1 + 2 * context) * np.array([1, 1, -1, -1]) * np.tile(size, 2)
+        boxes.append(np.where(whole, many + beyond, many))
+    return Region(replace(where, boxes=boxes, masks=None), context=context)
+
+
+def is_whole(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """``(K,)`` boolean: which of ``(K, 4)`` boxes are all of an image of this width and height."""
+    return np.abs(boxes - np.array([0, 0, *size])).max(axis=1) < 0.5
 
 
 def _spread(n: int, most: int) -> np.ndarray:

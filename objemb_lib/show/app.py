@@ -23,11 +23,11 @@ from objemb_lib.data.folder import ANNOTATIONS, folder
 from objemb_lib.detect.detectors import Detector
 from objemb_lib.detect.metrics import detect
 from objemb_lib.detect.weights import read_card
-from objemb_lib.embed.boxes import Boxes, true_boxes, with_whole
+from objemb_lib.embed.boxes import Boxes, true_boxes
 from objemb_lib.embed.regions import Region
 from objemb_lib.embed.trunks import load_trunk
 from objemb_lib.search.objects import ObjectIndex
-from objemb_lib.search.retriever import Retriever, embedder
+from objemb_lib.search.retriever import SAME_BOX, Retriever, embedder
 from objemb_lib.teach.student import StudentTrunk, load_student
 
 HERE = Path(__file__).parent
@@ -72,10 +72,8 @@ def ways(dataset: ImageDataset, progress: bool = False) -> list[Retriever]:
     files = sorted(Path(given).parent.glob(Path(given).name)) if file else []
     contents = [path.read_bytes() for path in files]
     places = {"detected": (find, find)}  # boxes of the gallery, of a photograph that comes
-    if given:  # the whole image stays in: of a picture of one thing nothing beats it
-        brought = functools.cache(
-            lambda data: with_whole(boxes_from(given, data, progress).top(TOP), data)
-        )
+    if given:
+        brought = functools.cache(lambda data: boxes_from(given, data, progress).top(TOP))
         places = {source_name(given): (brought, find if file else brought)} | places
     if any(map(len, dataset.boxes)):
         places["true boxes"] = true_boxes, find
@@ -84,7 +82,7 @@ def ways(dataset: ImageDataset, progress: bool = False) -> list[Retriever]:
         embed = embedder(network, pairs, size, context)
         for boxes, (place, of_photograph) in places.items():
             made_of = (dataset.fingerprint, network.fingerprint(), pairs, context, boxes, size,
-                       contents, made_by)  # fmt: skip
+                       contents, made_by, SAME_BOX)  # fmt: skip
             key = hashlib.sha256(repr(made_of).encode()).hexdigest()
             path = config.cache_root() / "app" / f"{key}.index"
             if not path.exists():

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tiny_gallery import PAIR, made
+from tiny_gallery import BOXES, PAIR, coloured, made
 
 from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.embed.whitening import l2
 from objemb_lib.search.index import Index
-from objemb_lib.search.objects import ObjectIndex, photograph, search_object
+from objemb_lib.search.objects import Answer, Match, ObjectIndex, photograph, search_object
 
 MANY = made([[[1, 0, 0], [0.9, 0.1, 0], [0.8, 0.3, 0]], [[0, 1, 0], [0.7, 0.7, 0]], [[0, 0, 1]]])
 FILES = ["a.png", "b.png", "c.png"]
@@ -231,6 +231,42 @@ def test_a_click_searches_for_the_box_that_was_chosen(store, tmp_path: Path) -> 
     assert len(one) == 1 and one.image(0).size == (30, 20) and one.labels.tolist() == [-1]
     answer = search_object(one, 0, made([[[0, 1, 0]]]), PAIR, 0, index, k=1)
     assert answer.matches[0].file == "b.png" and answer.label == -1
+
+
+@pytest.mark.parametrize(
+    "box, kind, boxes, states, found",
+    [
+        (0, "box", {1: BOXES["b.png"][0], 2: (5, 5, 15, 15)}, ["right", "wrong"],
+         "1 of 1 found, at rank 1"),
+        (0, "box", {2: (5, 5, 15, 15), 1: (0, 0, 12, 12)}, ["wrong", "loose"],
+         "1 of 1 found, at rank 2"),
+        (0, "whole", {1: (0, 0, 40, 30)}, ["right"], "1 of 1 found, at rank 1"),
+        (1, "box", {1: BOXES["b.png"][0]}, ["wrong"], "0 of 1 found"),
+        (2, "box", {1: BOXES["b.png"][0]}, [""], ""),
+        (2, "both", {1: BOXES["b.png"][0]}, ["right"], "1 of 1 found, at rank 1"),
+    ],
+)  # fmt: skip
+def test_an_answer_tells_a_loose_box_from_a_wrong_photograph(
+    tmp_path: Path, box, kind, boxes, states, found
+) -> None:
+    data = coloured(tmp_path)
+    asked = np.array([*BOXES["a.png"], (0, 0, 40, 30)], np.float32)  # red, blue, all of it
+    matches = [Match(image, data.files[image], 0.5, where) for image, where in boxes.items()]
+    answer = Answer(data, 0, asked, box, matches, kind)
+    assert answer.states(data) == states and answer.found(data) == found
+    assert answer.relevant(data) == (found != "")
+
+
+def test_an_answer_lists_ranks_and_says_what_cannot_be_found(tmp_path: Path) -> None:
+    labels = [0, 0, 1, 0, 0, -1, 2]
+    data = ImageDataset("labels", "test", tmp_path, list("abcdefg"), labels, list("xyz"))
+    order = [1, 3, 2, 5, 6, 4]
+    matches = [Match(image, data.files[image], 0.5, (0, 0, 9, 9)) for image in order]
+    answer = Answer(data, 0, np.array([[0, 0, 9, 9]]), 0, matches, "box")
+    assert answer.found(data) == "3 of 3 found, at ranks 1, 2 and 6"
+    assert answer.states(data) == ["right", "right", "wrong", "", "wrong", "right"]
+    assert replace(answer, query=6).found(data) == "no other photograph shows it"
+    assert replace(answer, query=5).found(data) == ""
 
 
 def test_objects_of_another_model_are_not_added(store) -> None:

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tiny_gallery import BOXES, coloured, retriever
+from tiny_gallery import BOXES, PAIR, coloured, made, retriever
 from tiny_scenes import lively
 
 from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.embed.boxes import true_boxes
+from objemb_lib.embed.boxes import Boxes, true_boxes, whole_image, with_whole
 from objemb_lib.embed.extract import ExtractOptions, extract
 from objemb_lib.embed.regions import Region
 from objemb_lib.embed.whitening import concat_descriptors, l2
@@ -38,16 +38,15 @@ def files(answer) -> list[str]:
 
 
 def test_a_known_box_finds_the_image_that_shows_it_and_where(way) -> None:
-    red, blue = (way.search(way.query(0), k, 2) for k in (0, 1))
+    red, blue = (way.search(way.query(0), k, 2, "box") for k in (0, 1))
     assert files(red)[0] == "b.png" and red.matches[0].box == BOXES["b.png"][0]
     assert files(blue)[0] == "c.png" and blue.matches[0].box == BOXES["c.png"][0]
     assert red.matches[0].score == pytest.approx(1, abs=1e-5)
-    assert files(way.search(way.query(0), 0, 2, threshold=0.99)) == ["b.png"]
 
 
 def test_a_box_drawn_by_hand_asks_as_a_known_one_does(way) -> None:
     query, number = way.add_box(way.query(2), (2, 20, 12, 28))  # green, which no true box holds
-    assert number == len(BOXES["c.png"]) and query.boxes[number].tolist() == [2, 20, 12, 28]
+    assert number == len(BOXES["c.png"]) + 1 and query.boxes[number].tolist() == [2, 20, 12, 28]
     assert np.allclose(query.vectors[number], l2(np.array([-1.0, 1, -1])[None])[0], atol=0.05)
     assert len(way.query(2).boxes) == number, "the gallery keeps what it had"
     again, same = way.add_box(query, query.boxes[0] + 0.3)
@@ -72,6 +71,41 @@ def test_what_cannot_be_asked_is_refused(data, way) -> None:
             way.query(image)
     with pytest.raises(DataError, match="is not of"):
         replace(way, dataset=data.subset([1, 0, 2]))
+
+
+class Fixed:
+    """Vectors that a test writes down, two boxes an image and its whole."""
+
+    def __init__(self, data, store, vectors) -> None:
+        self.where = with_whole(Boxes("halves", [[[0, 0, 20, 30], [20, 0, 40, 30]]] * 3), data)
+        self.index = store(len(vectors[0][0]))
+        self.index.add(made(vectors, self.where.boxes), PAIR, data.names)
+        self.way = Retriever(data, self.index, "fixed", "halves", lambda *_: np.ones((1, 4)))
+
+
+@pytest.mark.parametrize("whole, winner", [((0.95, 0.1), 1), ((0.1, 0.95), 2)])
+def test_the_whole_photograph_may_win_over_parts_and_lose(data, store, whole, winner) -> None:
+    """b.png shares the query's whole in the first case, c.png in the second."""
+    part, away, least = [0, 0.6, 0.8, 0], [0, 0, 0, 1.0], [0, 0.55, 0.83, 0]
+    asks, sees = [1.0, 0, 0, 0], [[c, 0, 0, (1 - c * c) ** 0.5] for c in whole]
+    vectors = [[[0, 1.0, 0, 0], away, asks], [part, away, sees[0]], [least, away, sees[1]]]
+    way = Fixed(data, store, vectors).way
+    best = way.search(way.query(0), 0, kind="both").matches[0]
+    assert best.image == winner and best.box == (0, 0, 40, 30)
+    by_part = way.search(way.query(0), 0, kind="box").matches[0]
+    assert by_part.image == 1 and by_part.box == (0, 0, 20, 30)
+    by_whole = way.search(way.query(0), 0, kind="whole")
+    assert by_whole.matches[0].image == winner and by_whole.kind == "whole"
+    assert way.search(way.query(0), 2, kind="both").kind == "whole", "the whole was chosen"
+
+
+def test_boxes_that_show_the_same_are_one_and_nearly_all_of_it_is_the_whole(data) -> None:
+    many = [[0, 0, 20, 20], [0, 0, 20, 21], [1, 1, 40, 30], [10, 5, 30, 25]]
+    way = Retriever.build(data, lively("efficientnet_lite0"), [("stage4", "spoc")],
+                          Region(Boxes("many", [many] * 3, [[0.5, 0.9, 0.8, 0.1]] * 3)), 64,
+                          progress=False)  # fmt: skip
+    assert way.query(0).boxes.tolist() == [many[1], many[3], [0, 0, 40, 30]]
+    assert way.query(0).whole == 2
 
 
 def test_a_gallery_outlives_its_program(data, way, tmp_path) -> None:
@@ -103,14 +137,21 @@ def test_the_widgets_work_on_either(data, way) -> None:
 
 
 def test_a_built_gallery_embeds_queries_as_it_embeds_itself(data) -> None:
-    trunk = lively("efficientnet_lite0")
-    pairs, region = [("stage4", "spoc"), ("head", "gem")], Region(true_boxes(data), context=0.1)
-    way = Retriever.build(data, trunk, pairs, region, 64, progress=False)
-    vectors = extract(data, trunk, pairs, region, ExtractOptions(64, cache=False))
-    wanted = concat_descriptors([vectors[pair] for pair in pairs])
-    assert np.allclose(way.index.vectors, wanted, atol=1e-5)
-    again = way.embed(data.subset([1]), true_boxes(data.subset([1])))
-    assert np.allclose(again, wanted[region.boxes.owners == 1], atol=1e-4)
+    trunk, pairs = lively("efficientnet_lite0"), [("stage4", "spoc"), ("head", "gem")]
+    for context in (0.1, -0.2):
+        region = Region(true_boxes(data), context=context)
+        way = Retriever.build(data, trunk, pairs, region, 64, progress=False)
+        parts, wholes = (
+            concat_descriptors([vectors[pair] for pair in pairs])
+            for vectors in (extract(data, trunk, pairs, where, ExtractOptions(64, cache=False))
+                            for where in (region, Region(whole_image(data))))
+        )  # fmt: skip
+        whole = np.isin(np.arange(8), [2, 4, 7])  # the last of each image, whatever the context
+        assert np.allclose(way.index.vectors[~whole], parts, atol=1e-5)
+        assert np.allclose(way.index.vectors[whole], wholes, atol=1e-5)
+        one = data.subset([1])
+        again = way.embed(one, with_whole(true_boxes(one), one))
+        assert np.allclose(l2(again), way.index.of_image(1)[1], atol=1e-4)
 
 
 def test_sides_say_where_an_image_was_and_what_the_metric_is(data) -> None:

@@ -43,7 +43,7 @@ def test_a_photograph_finds_itself_and_the_next_visitor_waits_for_nothing(
     ]  # fmt: skip
     for way in first:
         own = way.query_photograph(photograph(photos / gallery.files[1]))
-        best = way.search(own, 0, 1).matches[0]
+        best = way.search(own, 0, 1, "box").matches[0]
         assert best.image == 1 and best.score > 0.99  # it was detected in a batch
         assert np.allclose(best.box, own.boxes[0], atol=4) and len(own.boxes) <= app.TOP + 1
 

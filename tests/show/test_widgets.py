@@ -39,9 +39,9 @@ def asked(widget: ObjectSearch) -> tuple[int, int]:
 
 def test_a_press_on_a_box_searches_for_it(data) -> None:
     widget = ObjectSearch(retriever(data), k=2)
-    assert asked(widget) == (0, 0) and found(widget)[0] == (1, "✓ right 1.00")
+    assert asked(widget) == (0, 0) and found(widget)[0] == (1, "✓ right 0.95")
     widget.act({"kind": "box", "key": 0, "box": 1}, [])
-    assert asked(widget) == (0, 1) and found(widget)[0] == (2, "✓ right 1.00")
+    assert asked(widget) == (0, 1) and found(widget)[0] == (2, "✓ right 0.94")
     (best, other) = widget.pictures.rows[1]["cards"]
     assert best["boxes"][0]["box"] == [*BOXES["c.png"][0]] and best["ink"] == plots.RIGHT
     assert other["caption"][0].startswith("✗ wrong") and other["ink"] == plots.WRONG
@@ -55,9 +55,9 @@ def test_a_result_asks_next_and_back_returns(data) -> None:
     widget.act({"kind": "card", "key": 2}, [])
     assert asked(widget) == (2, 0) and widget.image.value == 2
     widget.act({"kind": "drawn", "key": 2, "box": [2, 20, 12, 28]}, [])
-    assert asked(widget) == (2, 2)
+    assert asked(widget) == (2, 3)
     widget.act({"kind": "box", "key": 2, "box": 0}, [])
-    for before in ((2, 2), (2, 0), (0, 1), (0, 0)):
+    for before in ((2, 3), (2, 0), (0, 1), (0, 0)):
         widget.back.click()
         assert asked(widget) == before
     assert widget.back.disabled and widget.image.value == 0
@@ -83,7 +83,7 @@ def test_menus_ask_the_same_box_of_another_gallery(data) -> None:
     widget = ObjectSearch(ways)
     widget.act({"kind": "box", "key": 0, "box": 1}, [])
     widget.boxes.value = "true main box"  # that box is none of its own: it is embedded
-    assert asked(widget) == (0, 1) and widget.answer.matches[0].file == "c.png"
+    assert asked(widget) == (0, 2) and widget.answer.matches[0].file == "c.png"
     widget.network.value = "colours, 2 cells"
     assert "no index of colours, 2 cells with true main box" in widget.pictures.error
     widget.boxes.value = "true boxes"
@@ -95,9 +95,6 @@ def test_menus_ask_the_same_box_of_another_gallery(data) -> None:
 def test_sliders_change_how_much_is_found(data) -> None:
     widget = ObjectSearch(retriever(data))
     assert len(found(widget)) == 2
-    widget.threshold.value = 0.95
-    assert found(widget) == [(1, "✓ right 1.00")]
-    widget.threshold.value = -1
     widget.k.value = 1
     assert len(found(widget)) == 1
 
@@ -107,7 +104,7 @@ def test_a_failed_callback_says_so_and_the_next_one_takes_it_back(data) -> None:
         raise DataError("no network", "Take a box that is known.")
 
     widget = ObjectSearch(replace(retriever(data), embed=mute))
-    widget.whole.click()
+    widget.draw((0, 0, 9, 9))
     assert "no network" in widget.pictures.error and "What to do" in widget.pictures.error
     widget.act({"kind": "box", "key": 0, "box": 7}, [])
     assert "did not work" in widget.pictures.error and asked(widget) == (0, 0)
@@ -167,7 +164,7 @@ def test_the_map_shows_what_is_chosen_and_asks_with_it(data) -> None:
     way = retriever(data)
     search = ObjectSearch(way)
     widget = Map(way, search)
-    assert np.allclose(widget.plane.points, project(way.index.vectors), atol=1e-4)
+    assert np.allclose(widget.plane.points, project(way.sample(9)[2]), atol=1e-4)
     assert widget.plane.groups == [0, 1, 0, 1, 2] and widget.plane.names[:2] == ["warm", "cold"]
     widget.colour.value = "first answer"
     assert widget.plane.groups == [0, 0, 0, 0, 2], "yellow is there once only"

@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import ipywidgets
 import numpy as np
 import traitlets
 
@@ -51,13 +50,11 @@ class ObjectSearch(Panel):
         self.network = menu("network", self.change_way, [way.network for way in self.ways])
         self.boxes = menu("boxes", self.change_way, [way.boxes for way in self.ways])
         self.k = pictures.slider("images, k", self.refresh, value=k, min=1, max=24)
-        self.threshold = pictures.control(ipywidgets.FloatSlider, "score ≥", self.refresh,
-                                          value=-1, min=-1, max=1, step=0.05)  # fmt: skip
         self.image = pictures.number("image", self._change_image, query, last)
         self.random = button("another image", lambda: self.show(self._random.integers(last + 1)))
         self.whole = button("whole image", lambda: self.draw((0, 0, np.inf, np.inf)))
         self.back = button("back", self.go_back, "to the query before")
-        lines = [[self.network, self.boxes, self.k, self.threshold],
+        lines = [[self.network, self.boxes, self.k],
                  [self.image, self.random, self.whole, self.back]]  # fmt: skip
         super().__init__(lines, "query and results", accepts=True)
         self.show(query)
@@ -140,8 +137,8 @@ class ObjectSearch(Panel):
     @said
     def refresh(self) -> None:
         """Search with the present settings, and show what is found."""
-        gallery, k, threshold = self.retriever.dataset, self.k.value, self.threshold.value
-        self.answer = answer = self.retriever.search(self.query, self.chosen, k, threshold)
+        gallery, k = self.retriever.dataset, self.k.value
+        self.answer = answer = self.retriever.search(self.query, self.chosen, k)
         name = plots.object_name(gallery, answer.label, "")
         image = f"image {answer.query}" if answer.dataset is gallery else "your photograph"
         asked = f"box {answer.chosen} of {image}" + (f" ({name})" if name else "")
