@@ -19,6 +19,7 @@ import objemb_lib
 PROJECT = Path(__file__).resolve().parents[2]
 SITE = PROJECT / "runs" / "site"
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
+LESSONS = [path for path in NOTEBOOKS if path.stem[0].isdigit()]  # the others are appendices
 ASKED = re.compile(
     r"<(?:script|link|img|iframe|source|video)\b[^>]*?(?:src|href)=[\"']?((?:https?:)?//[^\"'> ]+)"
     r"|(?:url\(|@import|import\(|fetch\()\s*[\"']?((?:https?:)?//[^\"') ]+)"
@@ -92,7 +93,7 @@ def test_what_the_page_on_architecture_names_is_there() -> None:
         assert pkgutil.resolve_name(f"objemb_lib.{name}"), name
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 def test_every_answer_of_a_quiz_explains(path: Path) -> None:
     cells = nbformat.read(path, as_version=4).cells
     (quiz,) = (c.source for c in cells if re.search("^## Quiz", c.source, re.M))
@@ -106,7 +107,7 @@ def test_every_answer_of_a_quiz_explains(path: Path) -> None:
     assert quiz.count("Right.") == len(questions)
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 def test_exercises_are_of_three_kinds(path: Path) -> None:
     cells = nbformat.read(path, as_version=4).cells
     (exercises,) = (c.source for c in cells if re.search("^## Exercises", c.source, re.M))
@@ -115,7 +116,7 @@ def test_exercises_are_of_three_kinds(path: Path) -> None:
     assert f"solutions/{path.stem[:2]}.md" in exercises
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 def test_its_time_is_said_for_both_kinds_of_machine(path: Path) -> None:
     prose = "\n".join(c.source for c in nbformat.read(path, as_version=4).cells[:3])
     assert "CPU" in prose and "GPU" in prose
