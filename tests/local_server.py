@@ -23,6 +23,8 @@ class Handler(BaseHTTPRequestHandler):
         acts = self.server.script[self.path]
         (acts.pop(0) if len(acts) > 1 else acts[0])(self)
 
+    do_HEAD = do_GET
+
     def log_message(self, *args: object) -> None:
         pass
 

@@ -147,7 +147,7 @@ def propose(
     Warns:
         where the shipped one learned from these very photographs: elsewhere it is worse.
     Raises:
-        ImageError, DataError: an image cannot be used.
+        ImageError, DataError: an image cannot be used, or the trunk lacks a stage.
     """
     if proposer is None:
         proposer, learned = _shipped(), read_card("proposer")["photographs"].values()
@@ -156,6 +156,7 @@ def propose(
             note = f"the proposer learned from {count} of these {len(dataset)} photographs"
             warnings.warn(f"{note}: on others its boxes are worse", stacklevel=2)
     trunk, proposer = trunk or _usual_trunk(config.device()), proposer.to(config.device())
+    _check_stages(trunk)
     boxes, scores, sizes = [], [], dataset.sizes()
     for maps in _maps(dataset, trunk, options or ExtractOptions()):
         for some, sure in proposer.best(maps, top):
@@ -172,6 +173,12 @@ def _shipped() -> Proposer:
 @functools.cache
 def _usual_trunk(device: torch.device) -> Trunk:
     return load_trunk().for_inference(device)
+
+
+def _check_stages(trunk: Trunk) -> None:
+    if absent := KEPT.keys() - trunk.stages.keys():
+        problem = f"{trunk.name} has no {', '.join(sorted(absent))}, which a proposer looks at"
+        raise DataError(problem, "Use a convolutional network, such as efficientnet_lite0.")
 
 
 @torch.inference_mode()
@@ -207,9 +214,10 @@ def train_proposer(
         datasets: their first boxes are the main objects; photographs without a box are left out.
         trunk: is not changed; default EfficientNet-Lite0.
     Raises:
-        DataError: no photograph has a box.
+        DataError: no photograph has a box, or the trunk lacks a stage.
     """
     trunk, options = trunk or load_trunk(), options or ExtractOptions()
+    _check_stages(trunk)
     boxed = [data.subset(np.array([len(boxes) > 0 for boxes in data.boxes]))
              for data in datasets if any(map(len, data.boxes))]  # fmt: skip
     if not boxed:

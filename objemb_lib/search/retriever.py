@@ -21,6 +21,7 @@ from objemb_lib.embed.whitening import concat_descriptors, l2
 from objemb_lib.measure.intervals import Evaluation
 from objemb_lib.measure.metrics import Neighbours, evaluate, ranking
 from objemb_lib.search.calibration import UNCHECKED, Calibration
+from objemb_lib.search.index import provenance
 from objemb_lib.search.objects import Answer, Match, ObjectIndex, ObjectStore
 
 SAME_BOX = 0.8  # overlap (IoU) from which two boxes show the same, and one is left out
@@ -100,9 +101,10 @@ class Retriever:
         cut = {"": _region(region.boxes, dataset, region.context)}
         (some,) = extract_objects(dataset, trunk, pairs, cut, options).values()
         joined = concat_descriptors([some.vectors[pair] for pair in pairs])
-        index = ObjectIndex(joined.shape[1], meta={"trunk": trunk.name, "boxes": region.name})
-        objects = replace(some, vectors={pairs[0]: joined}, where=region.boxes)
-        index.add(objects, pairs[0], dataset.names)
+        pair = tuple("+".join(parts) for parts in zip(*pairs))
+        index = ObjectIndex(joined.shape[1], provenance(trunk, size, pair, region.name))
+        objects = replace(some, vectors={pair: joined}, where=region.boxes)
+        index.add(objects, pair, dataset.names)
         embed = embedder(trunk, pairs, size, region.context)
         return cls(dataset, index, trunk.name, region.name, embed, find)
 

@@ -30,6 +30,7 @@ from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.detect.metrics import main_recall
 from objemb_lib.detect.weights import read_card, save_weights, weights_root
 from objemb_lib.embed.extract import ExtractOptions
+from objemb_lib.embed.trunks import load_trunk
 
 CHANNELS = {"head": 1280, "stage5": 320, "stage4": 112}
 QUIET = ExtractOptions(64, cache=False, progress=False)
@@ -133,6 +134,13 @@ def test_nothing_is_learned_without_boxes(tmp_path: Path) -> None:
     bare = ImageDataset("bare", "all", tmp_path, data.files, data.labels)
     with pytest.raises(DataError, match="no photograph has a box"):
         train_proposer([bare], lively(), options=QUIET)
+
+
+def test_a_trunk_without_its_stages_is_refused(tmp_path: Path) -> None:
+    trunk, data = load_trunk("test_vit", pretrained=False), squares(tmp_path, 2)
+    for use in (lambda: train_proposer([data], trunk), lambda: propose(data, trunk=trunk)):
+        with pytest.raises(DataError, match="test_vit has no stage5"):
+            use()
 
 
 def test_weights_come_back_as_they_were(tmp_path: Path) -> None:

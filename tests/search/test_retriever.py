@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from tiny_gallery import BOXES, PAIR, coloured, made, retriever
-from tiny_scenes import lively
+from tiny_scenes import lively, objects_of
 
 from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
@@ -152,6 +152,18 @@ def test_a_built_gallery_embeds_queries_as_it_embeds_itself(data) -> None:
         one = data.subset([1])
         again = way.embed(one, with_whole(true_boxes(one), one))
         assert np.allclose(l2(again), way.index.of_image(1)[1], atol=1e-4)
+
+
+def test_objects_of_another_network_are_not_added_to_a_built_gallery(data) -> None:
+    """volcengine/OpenViking#1066, in what the app makes."""
+    trunk, pair, region = lively(), ("head", "spoc"), Region(true_boxes(data))
+    index = Retriever.build(data, trunk, [pair], region, 64, progress=False).index
+    more = [f"more/{name}" for name in data.names]
+    index.add(objects_of(data, region, trunk), pair, more)
+    trunk.mean += 0.1  # of the same name
+    with pytest.raises(DataError, match="another model: their weights"):
+        index.add(objects_of(data, region, trunk), pair, [f"even/{name}" for name in more])
+    assert len(index.files) == 2 * len(data)
 
 
 def test_sides_say_where_an_image_was_and_what_the_metric_is(data) -> None:
