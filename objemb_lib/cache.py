@@ -54,13 +54,23 @@ def atomic_path(path: str | os.PathLike[str], durable: bool = True) -> Iterator[
             with open(temp, "rb+") as file:
                 os.fsync(file.fileno())
         os.replace(temp, path)
-    except OSError as error:
-        if error.errno not in DISK_FULL:
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        if getattr(error, "errno", None) not in DISK_FULL and not _is_full(temp):
             raise
-        problem = f"{path}: not written, the disk is full ({error.strerror})"
+        problem = f"{path}: not written, the disk is full ({os.strerror(errno.ENOSPC)})"
         raise ObjembError(problem, "Free some space, then run again.") from error
     finally:
         temp.unlink(missing_ok=True)
+
+
+def _is_full(part: Path) -> bool:
+    """Whether no more can be written to a file: torch, faiss and safetensors may not say why."""
+    try:
+        with part.open("ab") as file:
+            file.write(bytes(1 << 16))
+        return False
+    except OSError as error:
+        return error.errno in DISK_FULL
 
 
 def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:

@@ -154,7 +154,8 @@ def run_on(data: str, run: str, stated: profiles.Profile, notebooks: Sequence[Pa
 def execute(notebook: Path, output: Path, parameters: dict) -> None:
     """Execute a notebook into ``output``. Raises ReproduceError with the cell that failed."""
     config.fix_places()
-    logging.getLogger("traitlets").setLevel(logging.CRITICAL)  # what it would say is raised, too
+    for name in ("traitlets", "asyncio"):  # what they would say is raised, too
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     places = profiles.literal(notebook), profiles.literal(output)
     try:
         papermill.execute_notebook(

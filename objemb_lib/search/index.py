@@ -226,7 +226,7 @@ class Index:
         Args:
             tables: further arrays for the same file, see :func:`read_tables`.
         Raises:
-            DataError: read only. ObjembError, RuntimeError (of faiss): the disk is full; an older
+            DataError: read only. ObjembError: the disk is full; an older
                 file stays as it was.
         """
         self._check_writable()
