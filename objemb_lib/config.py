@@ -104,10 +104,12 @@ def place(name: str) -> Path | None:
     """The absolute path that an environment variable names, if it is set.
 
     Raises:
-        DataError: it starts at the home folder of nobody.
+        DataError: it is an address, or starts at the home folder of nobody.
     """
+    if "://" in (chosen := setting(name)):
+        raise DataError(f"{name} is {chosen!r}: an address", f"Set {name} to a folder.")
     try:
-        return Path(chosen).expanduser().absolute() if (chosen := setting(name)) else None
+        return Path(chosen).expanduser().absolute() if chosen else None
     except RuntimeError as error:
         raise DataError(f"{name} is {chosen!r}: {error}", f"Set {name} to a folder.") from error
 

@@ -41,6 +41,12 @@ def test_an_empty_variable_is_as_one_that_is_not_set(value, monkeypatch) -> None
     assert [read() for read in readers] == usual
 
 
+def test_an_address_is_no_folder(monkeypatch) -> None:
+    monkeypatch.setenv("OBJEMB_CACHE", "https://example.org/x")
+    with pytest.raises(DataError, match="OBJEMB_CACHE is 'https.*: an address"):
+        config.cache_root()
+
+
 def test_a_mirror_may_be_an_address(monkeypatch) -> None:
     monkeypatch.setenv("OBJEMB_MIRROR", "https://example.org/~me/x")
     assert config.mirror() == "https://example.org/~me/x"

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from unicodedata import normalize
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ from objemb_lib.attend.sources import (
 from objemb_lib.config import DataError
 from objemb_lib.data.coco import VISIBLE
 from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.data.folder import check_boxes, covers, encode_mask
+from objemb_lib.data.folder import check_boxes, covers, encode_mask, images_by_id
 from objemb_lib.detect.detectors import Detector
 from objemb_lib.detect.metrics import detect
 from objemb_lib.detect.weights import load_detector
@@ -212,7 +213,7 @@ def _from_files(pattern: Path, dataset: ImageDataset, name: str) -> Boxes:
         images, entries = _content(path)
         owners, count = _image_numbers(dataset, images), count + len(entries)
         for entry in entries:
-            for i in owners.get(str(entry["image_id"]), ()):
+            for i in owners.get(normalize("NFC", str(entry["image_id"])), ()):
                 mine[i].append(entry)
     if count and not any(mine):
         raise DataError(
@@ -233,34 +234,39 @@ def _from_files(pattern: Path, dataset: ImageDataset, name: str) -> Boxes:
     return _gathered(name, dataset, found)
 
 
-def _content(path: Path) -> tuple[Sequence[Mapping], Sequence[Mapping]]:
-    """The ``images``, if there are any, and the boxes of a COCO file."""
+def _content(path: Path) -> tuple[dict, Sequence[Mapping]]:
+    """The ``images`` by their ids, if there are any, and the boxes of a COCO file."""
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}", "Give a COCO file in JSON.") from error
-    images = told.get("images", []) if isinstance(told, dict) else []
-    entries = told.get("annotations") if isinstance(told, dict) else told
-    if not isinstance(entries, list) or not all("image_id" in e and "bbox" in e for e in entries):
+        told = json.loads(path.read_bytes())
+        whole = isinstance(told, dict)
+        images = images_by_id(told.get("images") or ()) if whole else {}
+    except DataError as error:
+        raise DataError(f"{path}: {error.problem}", error.remedy) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} cannot be read: {error!r}", "Give a COCO file in JSON.") from error
+    entries = told.get("annotations") if whole else told
+    if not isinstance(entries, list) or not all(
+        isinstance(one, dict) and {"image_id", "bbox"} <= one.keys() for one in entries
+    ):
         remedy = "Give COCO results, a list of image_id, bbox and score, or COCO annotations."
         raise DataError(f"{path} holds no boxes", remedy)
     return images, entries
 
 
-def _image_numbers(dataset: ImageDataset, images: Sequence[Mapping]) -> dict[str, list[int]]:
+def _image_numbers(dataset: ImageDataset, images: Mapping) -> dict[str, list[int]]:
     """``image_id`` as text -> indices: by the file's ``images``, else by a photograph's name."""
     by_name: dict[str, list[int]] = {}
     for i, file in enumerate(dataset.files):
-        path = PurePosixPath(file)
-        called = {file, path.name, path.stem}
+        path = PurePosixPath(normalize("NFC", file))
+        called = {str(path), path.name, path.stem}
         if path.stem.isdecimal():  # 000000000139.jpg is image 139 of COCO
             called.add(str(int(path.stem)))
         for one in called:
             by_name.setdefault(one, []).append(i)
     if not images:
         return by_name
-    named = {str(image["id"]): str(image["file_name"]) for image in images}
-    return {k: by_name.get(file) or by_name.get(Path(file).name, []) for k, file in named.items()}
+    named = {str(one): PurePosixPath(image["file_name"]) for one, image in images.items()}
+    return {k: by_name.get(str(file)) or by_name.get(file.name, []) for k, file in named.items()}
 
 
 def _inside(window: Sequence[int], boxes: np.ndarray, scores: np.ndarray) -> Found:

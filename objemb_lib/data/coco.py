@@ -205,7 +205,8 @@ def open_images(split: str, root: Path | None = None) -> ImageDataset:
 
 def read_boxes(file: Path) -> pd.DataFrame:
     """The boxes of our classes that show one real object, each with an ``id``. Raises DataError."""
-    rows = read_table(file, usecols=FIELDS, dtype={"ImageID": str})
+    ends = dict.fromkeys(("XMin", "XMax", "YMin", "YMax"), float)
+    rows = read_table(file, usecols=FIELDS, dtype={"ImageID": str, **ends})
     rows = rows[rows.LabelName.isin(CLASSES)]
     rows = rows.assign(id=rows.ImageID + " " + rows.groupby("ImageID").cumcount().astype(str))
     return rows[(rows.IsGroupOf == 0) & (rows.IsDepiction == 0)]

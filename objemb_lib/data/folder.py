@@ -37,9 +37,9 @@ ANNOTATIONS = "annotations.json"
 LABELS = "labels.csv"
 SPLITS = ("train", "test")
 SYSTEM = re.compile(  # what a NAS, Windows, Linux and macOS put among photographs, as thumbnails
-    r"[@#](eadir|recycle|recently-snapshot|snapshot|sharebin|tmp|synoresource)|lost\+found|__macosx"
+    r"[@#](eadir|__thumb|recycle|recently-snapshot|snapshot|sharebin|tmp|synoresource)|lost\+found|__macosx"
     r"|\$recycle\.bin|recycler|found\.\d+|system volume information|temporary items"
-    r"|network trash folder",
+    r"|network trash folder|ipod photo cache|resource\.frk|.*\.lrdata",
     re.IGNORECASE,
 )
 SPLIT_NAMES = re.compile(r"(train|val|valid|test|dev|training|validation|testing)\d*", re.I)
@@ -114,7 +114,8 @@ def folder(
         found, objects = annotated(entries, sizes, categories)
         kept = {id(one["bbox"]) for many in objects for one in many}
         if dropped := [o for e in entries for o in e["objects"] if id(o["bbox"]) not in kept]:
-            note = f"{len(dropped)} annotated boxes without area dropped: {_called(dropped)}"
+            note = f"{len(dropped)} annotated boxes without area in their images dropped"
+            note += f": {_called(dropped)}"
             warnings.warn(note, stacklevel=2)
         found["masks"] = encode_masks(objects, sizes)
         if (parts["labels"] >= 0).any():  # they are no categories: other boxes are of none
@@ -271,12 +272,24 @@ def _as_stored(named: dict[str, dict], files: Sequence[str]) -> dict[str, dict]:
 
 def read_labels(path: Path) -> dict[str, dict[str, str]]:
     """File -> its row of a list of labels, see :func:`folder`. Raises DataError: it is none."""
-    rows = read_table(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    rows = read_table(path, dtype=str, keep_default_na=False, encoding="utf-8-sig",
+                      skipinitialspace=True)  # fmt: skip
     if not {"file", "label"} <= set(rows) or not (rows.label != "").any():
         problem = f"{path}: not a list of labels"
         raise DataError(problem, "Give CSV with the columns file and label.")
-    rows = rows[rows.label != ""].to_dict("records")
-    return {normalize("NFC", PurePosixPath(row["file"]).as_posix()): row for row in rows}
+    found: dict[str, dict[str, str]] = {}
+    for row in rows[rows.label != ""].to_dict("records"):
+        role, file = row.get("role", ""), _path(row["file"])
+        if role not in ("", "query", "gallery"):
+            raise DataError(f"{path}: {file} has the role {role!r}", "Use query, gallery or none.")
+        if found.setdefault(file, row | {"file": file}) != row | {"file": file}:
+            raise DataError(f"{path}: {file} is listed twice, each time another", "List it once.")
+    return found
+
+
+def _path(text: str) -> str:
+    """A path in a file as names are compared: with forward slashes, in NFC."""
+    return normalize("NFC", PurePosixPath(text.replace("\\", "/")).as_posix())
 
 
 def read_table(file: Path, **options: object) -> pd.DataFrame:
@@ -301,7 +314,7 @@ def read_coco(path: Path) -> tuple[dict[str, dict], list[str]]:
     try:
         content = json.loads(path.read_bytes())
         names, number = _categories(content["categories"])
-        by_id = _images(content["images"])
+        by_id = images_by_id(content["images"])
         for entry in content["annotations"]:
             image, category = entry["image_id"], entry["category_id"]
             if image not in by_id or category not in number:
@@ -342,12 +355,12 @@ def _categories(entries: Sequence[dict]) -> tuple[list[str], dict]:
     return [*names.values()], {one: number[name.casefold()] for one, name in by_id.items()}
 
 
-def _images(entries: Sequence[dict]) -> dict:
+def images_by_id(entries: Sequence[dict]) -> dict:
     """id -> image, with no ``objects`` yet. Raises DataError: two of one id or one name."""
     by_id, ids = {}, {}
     for entry in entries:
-        one, file = entry["id"], PurePosixPath(entry["file_name"].replace("\\", "/")).as_posix()
-        entry = entry | {"file_name": normalize("NFC", file), "objects": []}
+        one, file = entry["id"], _path(entry["file_name"])
+        entry = entry | {"file_name": file, "objects": []}
         for side in ("width", "height"):
             if type(entry.get(side)) not in (int, float, type(None)):
                 problem = f"{file}: its {side} {entry[side]!r} is no number"

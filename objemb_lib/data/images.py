@@ -229,6 +229,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     """
     kind = name = "image"
     try:
+        if path.is_fifo():  # would keep us waiting
+            raise ImageError(f"{path}: a pipe, not an image", "Remove it.")
         with path.open("rb") as file:
             start = file.read(_START)
             if not start:

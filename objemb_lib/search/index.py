@@ -30,6 +30,7 @@ from numpy.lib.npyio import NpzFile
 from objemb_lib.cache import atomic_path
 from objemb_lib.config import DataError
 from objemb_lib.embed.trunks import Trunk
+from objemb_lib.measure.metrics import as_floats
 
 MMAP, MMAP_LISTS = faiss.IO_FLAG_MMAP_IFC, faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY
 MANY = 1024  # queries, from which on faiss is 1.2 to 2 times as fast as torch, below it up to 4
@@ -282,8 +283,10 @@ class Index:
 
 
 def checked(vectors: np.ndarray, dim: int) -> np.ndarray:
-    """``(n, dim)`` float32. Raises DataError for another shape, a NaN or infinity, or zeros."""
-    vectors = np.require(vectors, np.float32, ["C", "W"])  # torch wants both
+    """``(n, dim)`` float32. Raises DataError for another shape, a NaN or infinity, zeros, or no
+    numbers."""
+    with np.errstate(over="ignore"):  # is said below
+        vectors = np.require(as_floats(vectors), np.float32, ["C", "W"])  # torch wants both
     if vectors.ndim != 2 or vectors.shape[1] != dim:
         raise DataError(
             f"vectors of shape {vectors.shape} for an index of {dim} dimensions",

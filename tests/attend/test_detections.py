@@ -113,7 +113,30 @@ def test_a_mask_too_few_is_refused(data) -> None:
         boxes_from(lambda image: (boxes, np.ones(2), np.ones((1, 48, 100))), data, progress=False)
 
 
-@pytest.mark.parametrize("told", [{"images": []}, [{"bbox": [1, 2, 3, 4]}], "text", 7])
+def test_names_in_a_file_are_compared_in_one_form(data, tmp_path) -> None:
+    """paperless-ngx#4485; and a mark before the JSON, backslashes."""
+    renamed = replace(data, files=["caf\u00e9.png", *data.files[1:]])
+    one = [result(77, [1, 2, 3, 4])]
+    told = {"images": [{"id": 77, "file_name": "p\\cafe\u0301.png"}], "annotations": one}
+    path = written(tmp_path, told)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    (tmp_path / "scenes" / data.files[0]).rename(tmp_path / "scenes" / renamed.files[0])
+    assert boxes_from(path, renamed).boxes[0].tolist() == [[1, 2, 4, 6]]
+
+
+@pytest.mark.parametrize(
+    "images",
+    [[{"id": 1, "file_name": "0.png"}, {"id": 1, "file_name": "1.png"}], ["0.png"],
+     [{"file_name": "0.png"}], [{"id": 1, "file_name": None}]],
+)  # fmt: skip
+def test_images_of_a_file_that_cannot_be_told_apart_are_refused(images, data, tmp_path) -> None:
+    """obss/sahi#98: all boxes went to the last of one id."""
+    told = {"images": images, "annotations": [result(1, [1, 2, 3, 4])]}
+    with pytest.raises(DataError, match="boxes.json"):
+        boxes_from(written(tmp_path, told), data)
+
+
+@pytest.mark.parametrize("told", [{"images": []}, [{"bbox": [1, 2, 3, 4]}], "text", 7, [7]])
 def test_a_file_without_boxes_is_refused(told, data, tmp_path) -> None:
     with pytest.raises(DataError, match="holds no boxes"):
         boxes_from(written(tmp_path, told), data)

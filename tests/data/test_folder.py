@@ -235,8 +235,9 @@ def test_a_heic_that_a_file_names_is_no_missing_one(make_image, tmp_path: Path) 
 
 @pytest.mark.parametrize(
     "place",
-    ["@eaDir/a.jpg", "cup/@eaDir/a.jpg", "#recycle", "#snapshot/daily", "@Recycle", "$RECYCLE.BIN",
-     "lost+found", "__MACOSX", "System Volume Information", "found.000"],
+    ["@eaDir/a.jpg", "cup/@eaDir/a.jpg", "@__thumb", "Previews.lrdata", "#recycle",
+     "#snapshot/daily", "@Recycle", "$RECYCLE.BIN", "lost+found", "__MACOSX",
+     "System Volume Information", "found.000"],
 )  # fmt: skip
 def test_folders_of_the_system_are_left_out(make_image, tmp_path: Path, place: str) -> None:
     """MMM-BackgroundSlideshow#26, photoprism#1543: thumbnails became photographs, and a label."""
@@ -545,6 +546,26 @@ def test_other_lists_are_named(pair: Path, tmp_path: Path, text: str) -> None:
     path = tmp_path / "labels.csv"
     path.write_text(text)
     with pytest.raises(DataError, match=r"labels\.csv: (not a list of labels|cannot be read)"):
+        read(pair, labels=path)
+
+
+def test_a_list_in_another_spelling_is_read(make_image, tmp_path: Path) -> None:
+    make_image("cup/caf\u00e9.png")
+    path = tmp_path / "labels.csv"
+    path.write_text("file, label, role\ncup\\cafe\u0301.png, milk, query\n", encoding="utf-8-sig")
+    data = read(tmp_path, labels=path)
+    assert data.label_names == ["milk"] and data.labels.tolist() == [0] and not len(data.gallery)
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [("a.png,cup,\n./a.png,dog,", "a.png is listed twice"),
+     ("a.png,cup,\na.png,cup,query", "a.png is listed twice"), ("a.png,cup,Query", "role 'Query'")],
+)  # fmt: skip
+def test_a_list_that_contradicts_itself_is_refused(pair: Path, tmp_path, rows, says) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text(f"file,label,role\n{rows}\n")
+    with pytest.raises(DataError, match=f"labels.csv: .*{says}"):
         read(pair, labels=path)
 
 

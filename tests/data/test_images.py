@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import subprocess
 import sys
@@ -331,6 +332,13 @@ def test_what_the_system_says_is_no_damage(tmp_path: Path, monkeypatch, error, w
     with pytest.raises(ImageError, match=words) as caught:
         load_image(tmp_path / "a.png")
     assert "damaged" not in str(caught.value)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such pipes")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.jpg")
+    with pytest.raises(ImageError, match=r"a\.jpg: a pipe"):
+        load_image(tmp_path / "a.jpg")
 
 
 def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

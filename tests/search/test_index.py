@@ -85,12 +85,22 @@ def test_ways_agree_also_in_chunks(monkeypatch):
 
 @pytest.mark.parametrize(
     "bad",
-    [np.ones((2, 7)), np.ones(8), np.full((1, 8), np.nan), np.full((1, 8), np.inf), np.eye(9, 8)],
+    [
+        np.ones((2, 7)),
+        np.ones(8),
+        np.full((1, 8), np.nan),
+        np.full((1, 8), np.inf),
+        np.eye(9, 8),
+        np.full((1, 8), 1e300),
+        np.ones((1, 8), complex),
+        np.full((1, 8), "a"),
+        [[1], [1, 2]],
+    ],
 )
 def test_bad_vectors_are_refused_and_nothing_is_added(bad):
     made = filled()
     for call in (lambda: made.add(bad), lambda: made.search(bad, 1)):
-        with pytest.raises(DataError, match="vectors"):
+        with pytest.raises(DataError, match="vectors|ranked"):
             call()
     assert len(made) == 50
 
