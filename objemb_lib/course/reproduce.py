@@ -130,10 +130,14 @@ def manifest(data: str) -> dict:
 def run_on(data: str, run: str, stated: profiles.Profile, notebooks: Sequence[Path]) -> dict:
     """Run notebooks on one data set, into ``runs/<run>/``; returns a report of what they measured.
 
-    Raises ReproduceError with the cell that failed.
+    Raises ReproduceError with the cell that failed, or without a place to write.
     """
     run_dir = config.PROJECT / "runs" / run
-    run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        problem = f"{run_dir} cannot be made: {error.strerror}"
+        raise ReproduceError(problem, "Change the permissions above it, or free space.") from error
     fresh = {"environment": environment(stated.seed), **{part: {} for part in PARTS}}
     for notebook in notebooks:
         rows = run_dir / "leaderboard" / f"{notebook.stem}.jsonl"

@@ -228,6 +228,12 @@ def test_what_hinders_a_notebook_from_starting_is_told(project, monkeypatch, cap
     assert "00_first.ipynb: its parameters" in capsys.readouterr().err
 
 
+def test_a_run_without_a_place_to_write_is_told(project, capsys):
+    (project / "runs").write_text("a file where a folder should be")
+    assert reproduce.main(["--notebooks", "00"]) == 1
+    assert "workshop cannot be made: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["{course}", "a{}b", "50%{x", "}{"])
 def test_braces_in_a_path_are_no_parameters(project, monkeypatch, name):
     """nteract/papermill#392."""
