@@ -269,25 +269,6 @@ class ImageDataset:
         scarce = len(np.unique(self.labels[even])) < 2 or (self.labels < 0).any()
         return self if scarce else self.subset(even, keep_roles=True)
 
-    def fit_val_split(self) -> tuple[np.ndarray, np.ndarray]:
-        """Images to fit something on, and others to judge it by: ``(F,)`` and ``(J,)`` indices.
-
-        Every other object fits, the others judge. Where backgrounds are known, every other
-        background too, else what is fitted would know those of its judges; unless too few images,
-        or a single object, are left to judge. If labels are unknown, all images do both.
-        """
-        some = np.isin(self.labels, np.unique(self.labels)[::2])
-        ways, grounds = [(some, ~some)], backgrounds(self)
-        if grounds is not None:
-            there = np.isin(grounds, np.unique(grounds)[::2])
-            ways.insert(0, (some & there, ~some & ~there))
-        for fit, judge in ways:
-            if fit.sum() > 1 and len(np.unique(self.labels[judge])) > 1:
-                judges = self.subset(judge, keep_roles=True)
-                if any(judges.relevant(query).any() for query in judges.queries):
-                    return np.flatnonzero(fit), np.flatnonzero(judge)
-        return np.arange(len(self)), np.arange(len(self))
-
 
 def backgrounds(dataset: ImageDataset) -> np.ndarray | None:
     """``(N,)``: a number for each image's background, where a data set recorded all; else None."""

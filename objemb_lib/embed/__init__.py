@@ -13,8 +13,12 @@ __getattr__, __all__ = lazy(
         "roi": "regions",
         "every_image_has_a_box": "regions",
         "model_input": "regions",
+        "ExtractOptions": "extract",
         "benchmark_latency": "extract",
         "extract_regions": "extract",
+        "POOLINGS": "pooling",
+        "rmac_grid": "pooling",
+        "PCAWhitening": "whitening",
         "concat_descriptors": "whitening",
     },
 )

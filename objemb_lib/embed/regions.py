@@ -6,6 +6,7 @@ pass for each box) or of the feature *map* of the whole image (RoIAlign: one pas
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil, floor
@@ -133,8 +134,15 @@ WHOLE = Region()
 
 
 def crop(dataset: ImageDataset) -> Region:
-    """Each image's main object, cut out of its pixels by the true box."""
-    return Region(true_boxes(dataset, main_only=True), "pixels", called="crop")
+    """Each image's main object, cut out of its pixels by the true box.
+
+    Warns of images without a box: they are taken whole.
+    """
+    boxes = true_boxes(dataset, main_only=True)
+    if whole := int(boxes.fell_back.sum()):
+        said = f"{dataset.name}: no box is known in {whole} of {len(boxes)} images: they stay whole"
+        warnings.warn(said, stacklevel=2)
+    return Region(boxes, "pixels", called="crop")
 
 
 def roi(dataset: ImageDataset) -> Region:

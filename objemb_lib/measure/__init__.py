@@ -6,6 +6,7 @@ __getattr__, __all__ = lazy(
     __name__,
     {
         "analysis": "",
+        "evaluate_scores": "metrics",
         "ranking": "metrics",
         "cluster_interval": "intervals",
         "Difference": "leaderboard",

@@ -6,7 +6,7 @@ hold NaN or infinite values, raise DataError.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -133,20 +133,6 @@ def area_ratio(dataset: ImageDataset, i: int) -> float:
     return (x1 - x0) * (y1 - y0) / (width * height)
 
 
-def hard_negative(dataset: ImageDataset, i: int) -> tuple[int, bool]:
-    """An image of another label than ``i``'s, and whether it has the same background.
-
-    It has, where one is known that does; else it is the first of another label.
-    Raises DataError if all images show one label.
-    """
-    strange = dataset.labels != dataset.labels[i]
-    if not strange.any():
-        raise DataError(f"{dataset}: all images have one label", "Use data of two labels or more.")
-    ground = backgrounds(dataset)
-    beside = strange & (ground == ground[i]) if ground is not None else np.zeros_like(strange)
-    return int(np.argmax(beside if beside.any() else strange)), bool(beside.any())
-
-
 def has_kinds(dataset: ImageDataset) -> bool:
     """Whether categories gather labels: some category is known to have two of them."""
     known = (dataset.labels >= 0) & (dataset.categories >= 0)
@@ -165,6 +151,25 @@ def nearest(vectors: np.ndarray, dataset: ImageDataset) -> np.ndarray:
         row[truth(dataset, query)[1]] = -np.inf
     answered = np.isfinite(scores.max(axis=1))
     return np.where(answered, dataset.gallery[scores.argmax(axis=1)], -1)
+
+
+def first_shares(found: Mapping[str, np.ndarray], dataset: ImageDataset) -> pd.DataFrame:
+    """Shares of the queries whose first answer has their background, where a data set recorded it,
+    and their object; the first line says what a random other image would have.
+
+    Args:
+        found: name -> vectors, as for :func:`nearest`; a line each.
+    """
+    asked = dataset.queries[:, None]
+    answers = {"by chance": dataset.gallery[None]}
+    answers |= {name: nearest(vectors, dataset)[:, None] for name, vectors in found.items()}
+    known = {"same background": backgrounds(dataset), "same object": dataset.labels}
+    shares: dict[str, dict[str, float]] = {}
+    for name, images in answers.items():
+        others = (images != asked) & (images >= 0)
+        shares[name] = {what: ((of[images] == of[asked]) & (of[asked] >= 0) & others).sum()
+                        / others.sum() for what, of in known.items() if of is not None}  # fmt: skip
+    return pd.DataFrame(shares).T
 
 
 @dataclass(frozen=True)

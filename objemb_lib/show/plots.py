@@ -15,7 +15,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
-from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor
@@ -235,34 +234,6 @@ def object_search(answer: Answer, gallery: ImageDataset) -> Figure:
         draw_box(ax, match.box, ink, 2)
     figure.tight_layout(pad=0.4, w_pad=0.8)
     return figure
-
-
-def embedding_map(
-    points: np.ndarray,
-    images: Sequence[Image.Image],
-    colours: np.ndarray | None = None,
-    zoom: float = 0.12,
-    ax: Axes | None = None,
-    names: Sequence[str] = (),
-) -> Axes:
-    """Thumbnails at ``(N, 2)`` points, framed by their colour's number if ``colours`` is given.
-
-    At most twenty ``names`` of these numbers, which have a colour each, stand in a legend below.
-    """
-    ax, palette = ax or plt.gca(), plt.get_cmap("tab20")
-    for k, (point, image) in enumerate(zip(points, images)):
-        frame = {} if colours is None else {"ec": palette(int(colours[k]) % palette.N), "lw": 1.5}
-        thumbnail = OffsetImage(np.asarray(image), zoom=zoom)
-        ax.add_artist(AnnotationBbox(thumbnail, point, pad=0.08, bboxprops=frame))
-    low, high = points.min(axis=0), points.max(axis=0)
-    room = 0.06 * (high - low)  # thumbnails reach beyond their points
-    ax.set(xlim=(low[0] - room[0], high[0] + room[0]), ylim=(low[1] - room[1], high[1] + room[1]))
-    ax.axis("off")
-    if 0 < len(names) <= palette.N:
-        for k, name in enumerate(names):
-            ax.plot([], [], "s", color=palette(k), label=written(name))
-        ax.legend(ncols=4, fontsize=SMALL, loc="upper center", bbox_to_anchor=(0.5, 0))
-    return ax
 
 
 # --- numbers ------------------------------------------------------------------------------

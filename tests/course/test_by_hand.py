@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -17,19 +18,53 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.embed.pooling import POOLINGS
+from objemb_lib.embed.whitening import l2
+from objemb_lib.measure.intervals import Evaluation
+from objemb_lib.measure.metrics import evaluate_scores
+
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 
 
 def wrong(part: object) -> object:
-    """A library's function, or table of functions, that gives something else."""
+    """A library's function, or table of functions or results, that gives something else."""
     if isinstance(part, dict):
         return {name: wrong(one) for name, one in part.items()}
-    return lambda *given, **how: part(*given, **how) * 1.1 + 0.1
+    if isinstance(part, Evaluation):
+        return replace(part, values=wrong(part.values))
+    if callable(part):
+        return lambda *given, **how: wrong(part(*given, **how))
+    return part * 1.1 + 0.1
 
 
 # notebook -> what its cells find there (made anew for each run), and what of it is the library's
 Given = Callable[[], tuple[dict, list[str]]]
 GIVEN: dict[str, Given] = {}
+
+
+def embedding() -> tuple[dict, list[str]]:
+    """Notebook 01: a small network of five blocks, and vectors of twelve images of four objects."""
+    torch.manual_seed(0)
+    blocks = [torch.nn.Conv2d(4, 4, 1) for _ in range(5)]
+    network = torch.nn.Module()
+    network.blocks = torch.nn.Sequential(*blocks)
+    for name in ("global_pool", "classifier"):
+        setattr(network, name, torch.nn.Identity())
+
+    def lite0(pixels):
+        stage4 = network.blocks(pixels)
+        return {"stage4": stage4, "head": stage4}
+
+    vectors = l2(np.random.default_rng(0).normal(size=(12, 8)))
+    battle = ImageDataset("toy", "battle", Path(), [f"{n}.jpg" for n in range(12)],
+                          np.arange(12) % 4, content="toy")  # fmt: skip
+    given = {"network": network, "lite0": lite0, "pixels": torch.rand(1, 4, 6, 5), "battle": battle}
+    given |= {"whole": vectors, "query": 5, "POOLINGS": POOLINGS}
+    return given | {"evaluate_scores": evaluate_scores}, ["lite0", "POOLINGS", "evaluate_scores"]
+
+
+GIVEN["01_embedding_extraction"] = embedding
 
 
 def cells(notebook: str, tag: str) -> list[str]:

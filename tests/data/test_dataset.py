@@ -213,24 +213,6 @@ def test_half_of_the_labels_unless_one_would_be_left() -> None:
         assert dataset(whole).subsample_labels().labels.tolist() == whole
 
 
-def test_halves_share_no_object_and_where_known_no_background() -> None:
-    labels, grounds = np.repeat(np.arange(4), 6), np.tile(["a", "b"], 12)
-    data = dataset(labels)
-    fit, judge = data.fit_val_split()
-    assert set(labels[fit]) == {0, 2} and set(labels[judge]) == {1, 3}
-    known = replace(data, extra=[{"background": ground} for ground in grounds])
-    fit, judge = known.fit_val_split()
-    assert set(labels[fit]) == {0, 2} and set(labels[judge]) == {1, 3}
-    assert set(grounds[fit]) == {"a"} and set(grounds[judge]) == {"b"}
-    scarce = known.subset([0, 2, 7, 9, 8, 12, 19, 21])  # no judge has two scenes on background b
-    fit, judge = replace(scarce, extra=[{"background": g} for g in "aabccaab"]).fit_val_split()
-    assert fit.tolist() == [0, 1, 5] and judge.tolist() == [2, 3, 4, 6, 7]
-    fit, judge = known.subset([0, 2, 7, 9, 8]).fit_val_split()  # a single object would judge
-    assert fit.tolist() == judge.tolist() == [0, 1, 2, 3, 4]
-    fit, judge = dataset([-1, -1, 0, 1]).fit_val_split()  # nothing to judge by
-    assert fit.tolist() == judge.tolist() == [0, 1, 2, 3]
-
-
 # ---- fingerprints --------------------------------------------------------------------------
 
 

@@ -20,7 +20,7 @@ from objemb_lib.detect.features import DetectorTrunk
 from objemb_lib.embed import extract as room
 from objemb_lib.embed.boxes import Boxes, or_whole, true_boxes, whole_image
 from objemb_lib.embed.extract import ExtractOptions, extract, extract_regions
-from objemb_lib.embed.regions import WHOLE, Region, every_image_has_a_box, roi, roi_align
+from objemb_lib.embed.regions import WHOLE, Region, crop, every_image_has_a_box, roi, roi_align
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 
@@ -204,6 +204,8 @@ def test_true_boxes_are_a_place_to_look_only_where_every_image_has_one(data: Ima
     some = replace(data, boxes=[np.zeros((0, 4)), *data.boxes[1:]], box_labels=(),
                    box_categories=(), masks=None)  # fmt: skip
     assert not every_image_has_a_box(data, some)
+    with pytest.warns(UserWarning, match="no box is known in 1 of 4 images"):
+        crop(some)
 
 
 def test_other_boxes_of_the_same_images_are_another_place_in_the_cache(data: ImageDataset) -> None:

@@ -128,14 +128,14 @@ def test_unknown_labels_and_categories():
         analysis.confusion_kinds(dataset([0, 1], categories=[0, 0]), [1, 0])
 
 
-def test_a_stranger_stands_before_the_same_background_if_any_does():
-    data = dataset([0, 1, 2])
-    assert analysis.hard_negative(data, 0) == (1, False)
-    known = [{"background": name} for name in ("wall", "lawn", "wall")]
-    assert analysis.hard_negative(replace(data, extra=known), 0) == (2, True)
-    assert analysis.hard_negative(replace(data, extra=known), 1) == (0, False)
-    with pytest.raises(DataError, match="one label"):
-        analysis.hard_negative(data.subset([1]), 0)
+def test_first_answers_share_an_object_and_where_known_a_background():
+    data, x = dataset([0, 0, 1, -1]), l2(np.array([[1, 0], [0.9, 0.1], [0, 1], [0.8, 0.1]]))
+    shares = analysis.first_shares({"mine": x}, data)  # the answers are 1, 3, 3, 1
+    assert shares["same object"].tolist() == pytest.approx([2 / 12, 1 / 4])
+    assert shares.shape == (2, 1)
+    known = replace(data, extra=[{"background": name} for name in ("wall", "lawn", "wall", "lawn")])
+    shares = analysis.first_shares({"mine": x}, known)
+    assert shares["same background"].tolist() == pytest.approx([4 / 12, 2 / 4])
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
 
-import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -79,7 +78,7 @@ def test_an_unlabelled_photograph_gets_no_other_one_s_name(tmp_path: Path) -> No
     assert figure.axes[0].get_title() == "query: unlabelled"
 
 
-def test_pictures_stand_in_their_order_and_maps_and_frames_on_them(tmp_path: Path) -> None:
+def test_pictures_stand_in_their_order_and_maps_on_them(tmp_path: Path) -> None:
     several = [Image.new("RGB", (10, 10), colour) for colour in ("red", "lime", "blue")]
     sheet = plots.contact_sheet(several, columns=2, cell=20)
     corners = [sheet.getpixel(at) for at in ((5, 5), (25, 5), (5, 25), (25, 25))]
@@ -90,14 +89,6 @@ def test_pictures_stand_in_their_order_and_maps_and_frames_on_them(tmp_path: Pat
     ]  # fmt: skip
     below, above = plots.heat(Image.new("RGB", (40, 30)), np.ones((2, 3))).images
     assert above.get_extent() == list(below.get_extent()) == [-0.5, 39.5, 29.5, -0.5]
-    points, names = np.random.default_rng(0).random((3, 2)), ["bus", "cat"]
-    ax = plots.embedding_map(points, several, np.array([1, 0, 1]), names=names)
-    handles, listed = ax.get_legend_handles_labels()
-    frames = [box.patch.get_edgecolor() for box in ax.artists]
-    colours = [matplotlib.colors.to_rgba(handle.get_color()) for handle in handles]
-    assert listed == names and frames == [colours[k] for k in (1, 0, 1)]
-    many = [str(k) for k in range(21)]  # more than there are colours
-    assert plots.embedding_map(points, several, names=many, ax=plt.figure().gca()).legend_ is None
 
 
 def test_neighbours_are_framed_by_truth_where_it_is_known(tmp_path: Path) -> None:
