@@ -8,6 +8,7 @@ __getattr__, __all__ = lazy(
         "analysis": "",
         "evaluate_scores": "metrics",
         "ranking": "metrics",
+        "truth": "metrics",
         "cluster_interval": "intervals",
         "Difference": "leaderboard",
         "difference": "leaderboard",

@@ -288,7 +288,10 @@ def readme_rows(numbers: Sequence[dict]) -> list[dict]:
         for n in (n for n in many if n["data"] == data):
             row = found.setdefault(name, {"what is compared": name})
             row[n["metric"]] = str(Interval(n["value"], n["low"], n["high"]))
-            row |= {"stage, pooling": f"{n['stage']}, {n['pooling']}", "boxes": n["boxes"]}
+            row |= {
+                "stage, pooling": f"{n['stage']}, {n['pooling']}",
+                "boxes": n.get("boxes", "none"),
+            }
     return list(found.values())
 
 
