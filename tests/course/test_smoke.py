@@ -27,7 +27,7 @@ def run(tmp_path, monkeypatch):
         assert reproduce.reproduce("smoke", [number], data=data) == []
         (executed,) = (tmp_path / "runs" / "smoke").rglob(f"{number}_*.ipynb")
         outputs = [o for c in nbformat.read(executed, 4).cells for o in c.get("outputs", [])]
-        return "".join(o["text"] for o in outputs if o.get("name") == "stdout")
+        return "".join(o["text"] for o in outputs if "text" in o)
 
     return execute
 
@@ -48,7 +48,7 @@ def test_a_notebook_runs_on_the_courses_data(run, number, tmp_path):
         assert seen == ({"mini-battles/battle"} if number == "05" else both)
         assert all(row.evaluation.n_queries <= limit for row in rows)
     if number in ("01", "02"):
-        assert "the same background 0." in said or "same background:" in said
+        assert "same background" in said
 
 
 @pytest.mark.parametrize("number", ["01", "02", "03"])  # 04 needs boxes to learn from
@@ -60,12 +60,12 @@ def test_a_notebook_runs_on_photographs_without_boxes(run, number, real_photogra
         for photograph in sorted(place.iterdir())[:3]:
             os.symlink(photograph, own / photograph.name)
     said = run(number, f"folder:{tmp_path / 'my birds'}")
-    told = {"03": "No true boxes are known"}.get(number, "Nobody recorded the backgrounds")
-    assert told in said
+    told = {"01": "no box is known in 9 of 9 images", "03": "No true boxes are known"}
+    assert told.get(number, "Nobody recorded the backgrounds") in said
     (written,) = Path(tmp_path / "runs" / "smoke").glob("folder-my_birds-*/leaderboard/*")
     rows = read(written).rows
     if number == "03":
         assert not any("true" in row.setting["region"] or "a click" in row.name for row in rows)
-    else:
+    elif number == "02":
         assert {row.setting["region"] for row in rows} == {"whole image"}
     assert {row.evaluation.n_queries for row in rows} == {9}

@@ -1,0 +1,67 @@
+"""The numbers in a lesson's prose are those of the committed run: of a row, or of what is printed.
+
+A snippet has ``#`` where its number stands.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[2]
+Said = tuple[str, str, str]  # snippet, row (":clean" after it for that data; "" if printed), metric
+SAID: dict[str, list[Said]] = {
+    "01_embedding_extraction": [
+        ("mAP # on clean, **0.06** on battle", "whole image:clean", "mAP"),
+        ("on clean, **#** on battle", "whole image", "mAP"),
+        ("**# of the nearest images have the same background", "", ""),
+        ("same background, # the same object.**", "", ""),
+        ("By chance: # and", "", ""),
+        ("By chance: 0.06 and #.)", "", ""),
+        ("from 0.06 to **#**", "whole image, best pooling", "mAP"),
+        ("whitened #. That helps", "whole image, whitened", "mAP"),
+        ("**# have the same object", "", ""),
+        ("object, # the same background.**", "", ""),
+        ("the crop gains nothing (#)", "crop:clean", "mAP"),
+        ("It is about the scene: # of the nearest", "", ""),
+        ("on train reaches #,", "whole image, best pooling", "mAP"),
+        ("reaches 0.14, the crop without it #", "crop", "mAP"),
+        ("(clean: mAP #)", "whole image:clean", "mAP"),
+        ("others (battle: #)", "whole image", "mAP"),
+        ("(battle: 0.06): # of its nearest", "", ""),
+        ("chosen on train give #,", "whole image, best pooling", "mAP"),
+        ("give 0.14, whitened #:", "whole image, whitened", "mAP"),
+        ("true box gives #,", "crop", "mAP"),
+        ("with R-MAC #.", "crop, R-MAC", "mAP"),
+    ],
+}
+COMMITTED = json.loads((PROJECT / "results" / "workshop.json").read_text(encoding="utf-8"))
+
+
+def measured(notebook: str, row: str, metric: str) -> float:
+    name, _, split = row.partition(":")
+    (value,) = (
+        n["value"] for n in COMMITTED["measurements"][notebook]
+        if (n["name"], n["metric"]) == (name, metric) and n["data"].endswith(split or "battle")
+    )  # fmt: skip
+    return value
+
+
+@pytest.mark.parametrize("notebook", SAID)
+def test_numbers_in_prose_are_those_of_the_committed_run(notebook: str) -> None:
+    cells = nbformat.read(PROJECT / "notebooks" / f"{notebook}.ipynb", as_version=4).cells
+    prose = " ".join(" ".join(c.source for c in cells if c.cell_type == "markdown").split())
+    printed = " ".join(o.get("text", "") for c in cells for o in c.get("outputs", []))
+    for snippet, row, metric in SAID[notebook]:
+        found = re.search(re.escape(snippet).replace(r"\#", r"([-−+]?\d+(?:\.\d+)?)"), prose)
+        assert found, f"the prose does not say {snippet!r}"
+        number = found[1].replace("−", "-")
+        if row:
+            digits = len(number.partition(".")[2])
+            assert f"{measured(notebook, row, metric):.{digits}f}" == number.lstrip("+"), snippet
+        else:
+            assert re.search(rf"(?<![\d.]){re.escape(number)}(?!\d)", printed), snippet
