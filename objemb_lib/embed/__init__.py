@@ -9,6 +9,7 @@ __getattr__, __all__ = lazy(
         "whole_image": "boxes",
         "with_whole": "boxes",
         "WHOLE": "regions",
+        "Region": "regions",
         "crop": "regions",
         "roi": "regions",
         "every_image_has_a_box": "regions",
