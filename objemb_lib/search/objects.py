@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -38,7 +38,7 @@ class Match:
     score: float
     box: tuple[float, ...]
     data_set: str = ""
-    chance: float = np.nan
+    chance: float = field(default=np.nan, compare=False)
 
 
 class ObjectStore(Protocol):

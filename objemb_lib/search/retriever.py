@@ -10,17 +10,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from objemb_lib.config import DataError, device
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.embed.boxes import Boxes, whole_image, with_whole
 from objemb_lib.embed.extract import ExtractOptions, extract, extract_objects
-from objemb_lib.embed.regions import Region
+from objemb_lib.embed.regions import CELLS, Region, model_input, roi_align
 from objemb_lib.embed.trunks import Trunk
 from objemb_lib.embed.whitening import concat_descriptors, l2
 from objemb_lib.measure.intervals import Evaluation
 from objemb_lib.measure.metrics import Neighbours, evaluate, ranking
-from objemb_lib.search.calibration import UNCHECKED, Calibration
+from objemb_lib.search.calibration import LATER, UNCHECKED, Calibration
 from objemb_lib.search.index import provenance
 from objemb_lib.search.objects import Answer, Match, ObjectIndex, ObjectStore
 
@@ -148,33 +150,56 @@ class Retriever:
         """The ``k`` best images for a query, each with the box that was meant.
 
         An image counts by the object in it that is most like the box, and by the one that is most
-        like the whole, see :attr:`calibration`. The best are looked for among those of the highest
-        cosines.
+        like the whole, see :class:`calibration.Calibration`. The best are looked for among the
+        images of the highest cosines.
 
         Args:
             chosen: number of the box. kind: what asks: the ``box``, the ``whole`` or ``both``.
         """
-        asking = {"box": [chosen], "whole": [query.whole], "both": [chosen, query.whole]}[kind]
+        asking = self.asking(query, chosen, kind)
         own = {query.dataset.names[query.image]} if query.dataset is self.dataset else set()
         found: dict[int, Match] = {}
         for number in asking:
-            found |= {m.image: m for m in self.index.search(query.vectors[number], WIDE * k, own)}
+            some = self.index.search(query.vectors[number], max(WIDE * k, LATER.stop), own)
+            found |= {match.image: match for match in some}
         kind = "whole" if chosen == query.whole else kind
-        matches = [self._judged(query, asking, kind, match) for match in found.values()]
-        best = sorted(matches, key=lambda match: (-match.score, match.image))[:k]
+        best = [self._compared(query, asking, match) for match in found.values()]
+        best.sort(key=lambda match: (-match.score, match.image))
+        chances = self.calibration.chance(np.array([match.score for match in best]), kind)
+        best = [replace(match, chance=float(c)) for match, c in zip(best[:k], chances)]
         return Answer(query.dataset, query.image, query.boxes, chosen, best, kind)
 
-    def _judged(self, query: Query, asking: Sequence[int], kind: str, match: Match) -> Match:
-        """A match by its best pairs, calibrated; the box is that of the best of all."""
+    def asking(self, query: Query, chosen: int, kind: str) -> list[int]:
+        """The numbers of the boxes that ask, see :meth:`search`."""
+        return {"box": [chosen], "whole": [query.whole], "both": [chosen, query.whole]}[kind]
+
+    def _compared(self, query: Query, asking: Sequence[int], match: Match) -> Match:
+        """A match with its score, and the box of its best pair."""
         boxes, vectors = self.index.of_image(match.image)
-        whole = is_whole(boxes, self.dataset.sizes()[match.image])
-        worth = np.stack([
-            self.calibration.worth(vectors @ query.vectors[one], one == query.whole, whole)
+        size = self.dataset.sizes()[match.image]
+        score, best = self.score(query, asking, boxes, vectors, size)
+        return replace(match, score=score, box=tuple(boxes[best].tolist()))
+
+    def score(
+        self,
+        query: Query,
+        asking: Sequence[int],
+        boxes: np.ndarray,
+        vectors: np.ndarray,
+        size: Sequence[int],
+    ) -> tuple[float, int]:
+        """The score of an image, and which of its boxes is that of the best pair.
+
+        Args:
+            asking: numbers of boxes of the query. boxes, vectors: ``(K, 4)`` and ``(K, D)`` of the
+                image. size: its width and height.
+        """
+        whole = is_whole(boxes, size)
+        pairs = np.stack([
+            self.calibration.scaled(vectors @ query.vectors[one], one == query.whole, whole)
             for one in asking
         ])  # fmt: skip
-        best, score = worth.max(axis=0).argmax(), float(worth.max(axis=1).mean())
-        chance = self.calibration.chance(score, kind)
-        return replace(match, score=score, box=tuple(boxes[best].tolist()), chance=chance)
+        return float(self.calibration.fused(pairs.max(axis=1))), int(pairs.max(axis=0).argmax())
 
     @property
     def nothing(self) -> float:
@@ -199,16 +224,47 @@ class Retriever:
         return np.array(owners)[rows], boxes[rows], vectors[rows]
 
 
-def embedder(trunk: Trunk, pairs: Pairs, size: int = 256, context: float = 0.0) -> Embed:
+@dataclass(frozen=True, eq=False)
+class Embedder:
     """What embeds boxes as :meth:`Retriever.build` embeds the gallery's; see there."""
-    trunk = trunk.for_inference(device())
 
-    def embed(dataset: ImageDataset, where: Boxes) -> np.ndarray:
-        options = ExtractOptions(size, cache=False, progress=False)
-        vectors = extract(dataset, trunk, pairs, _region(where, dataset, context), options)
-        return concat_descriptors([vectors[pair] for pair in pairs])
+    trunk: Trunk
+    pairs: Pairs
+    size: int = 256
+    context: float = 0.0
 
-    return embed
+    def __call__(self, dataset: ImageDataset, where: Boxes) -> np.ndarray:
+        """``(M, D)`` vectors of boxes of any images."""
+        options = ExtractOptions(self.size, cache=False, progress=False)
+        region = _region(where, dataset, self.context)
+        vectors = extract(dataset, self.trunk, self.pairs, region, options)
+        return concat_descriptors([vectors[pair] for pair in self.pairs])
+
+    @property
+    def stage(self) -> str:
+        """Whose map can be looked into: the vectors' own, or the one a student's are cut from."""
+        own = self.pairs[0][0]
+        if not self.trunk.stages[own].per_box:
+            return own
+        return self.trunk.embedding.stage.name if own == "student" else "head"
+
+    @torch.inference_mode()
+    def maps(self, dataset: ImageDataset, i: int) -> Tensor:
+        """``(1, C, H, W)``: the map of a whole image."""
+        seen = torch.from_numpy(model_input(dataset.image(i), self.size).copy())
+        pixels = seen.permute(2, 0, 1)[None].to(self.trunk.mean.device)
+        return self.trunk(self.trunk.normalise(pixels))[self.stage].float().cpu()
+
+    def cells(self, maps: Tensor, box: Sequence[float], size: Sequence[int]) -> Tensor:
+        """``(C, 7, 7)``: a box of an image of this width and height, cut out of its map."""
+        inside = torch.tensor(np.array(box) / np.tile(size, 2), dtype=torch.float32)
+        scale = self.size / self.trunk.stages[self.stage].stride
+        return roi_align(maps, [inside[None]], CELLS, scale)[0]
+
+
+def embedder(trunk: Trunk, pairs: Pairs, size: int = 256, context: float = 0.0) -> Embedder:
+    """An :class:`Embedder` that is ready to run."""
+    return Embedder(trunk.for_inference(device()), pairs, size, context)
 
 
 def _region(where: Boxes, dataset: ImageDataset, context: float) -> Region:

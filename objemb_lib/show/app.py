@@ -26,6 +26,7 @@ from objemb_lib.detect.weights import read_card
 from objemb_lib.embed.boxes import Boxes, true_boxes
 from objemb_lib.embed.regions import Region
 from objemb_lib.embed.trunks import load_trunk
+from objemb_lib.search.calibration import made_of, shipped
 from objemb_lib.search.objects import ObjectIndex
 from objemb_lib.search.retriever import SAME_BOX, Retriever, embedder
 from objemb_lib.teach.student import StudentTrunk, load_student
@@ -81,16 +82,18 @@ def ways(dataset: ImageDataset, progress: bool = False) -> list[Retriever]:
     for name, (network, pairs, context, size) in networks.items():
         embed = embedder(network, pairs, size, context)
         for boxes, (place, of_photograph) in places.items():
-            made_of = (dataset.fingerprint, network.fingerprint(), pairs, context, boxes, size,
-                       contents, made_by, SAME_BOX)  # fmt: skip
-            key = hashlib.sha256(repr(made_of).encode()).hexdigest()
+            made = made_of(network, pairs, context, size, boxes)
+            told = (dataset.fingerprint, made, contents, made_by, SAME_BOX)
+            key = hashlib.sha256(repr(told).encode()).hexdigest()
             path = config.cache_root() / "app" / f"{key}.index"
             if not path.exists():
                 region = Region(place(dataset), context=context)
-                made = Retriever.build(dataset, network, pairs, region, size, progress=progress)
-                made.index.save(path)
+                way = Retriever.build(dataset, network, pairs, region, size, progress=progress)
+                way.index.save(path)
             index = ObjectIndex.load(path)
-            found.append(Retriever(dataset, index, name, boxes, embed, of_photograph))
+            found.append(
+                Retriever(dataset, index, name, boxes, embed, of_photograph, shipped(made))
+            )
     return found
 
 

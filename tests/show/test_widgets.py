@@ -39,9 +39,9 @@ def asked(widget: ObjectSearch) -> tuple[int, int]:
 
 def test_a_press_on_a_box_searches_for_it(data) -> None:
     widget = ObjectSearch(retriever(data), k=2)
-    assert asked(widget) == (0, 0) and found(widget)[0] == (1, "✓ right 0.95")
+    assert asked(widget) == (0, 0) and found(widget)[0] == (1, "✓ right 0.96")
     widget.act({"kind": "box", "key": 0, "box": 1}, [])
-    assert asked(widget) == (0, 1) and found(widget)[0] == (2, "✓ right 0.94")
+    assert asked(widget) == (0, 1) and found(widget)[0] == (2, "✓ right 0.96")
     (best, other) = widget.pictures.rows[1]["cards"]
     assert best["boxes"][0]["box"] == [*BOXES["c.png"][0]] and best["ink"] == plots.RIGHT
     assert other["caption"][0].startswith("✗ wrong") and other["ink"] == plots.WRONG
