@@ -6,7 +6,7 @@ learner's own machine from freely licensed photographs: 234 cut-outs (Tux Paint'
 
 ``train``   118 objects x 13 scenes = 1,534: for fitting (whitening, detectors, students)
 ``battle``  116 other objects x 7 scenes = 812: the object lies small in another photograph
-``clean``   the same 116 objects x 6 = 696: the object fills the frame on a calm background
+``clean``   the same 116 objects x 6 = 696: the object lies large on a calm background
 
 Objects and backgrounds of ``train`` never appear in ``battle`` or ``clean``. A battle scene
 has one main object and up to two distractors of the same pool. No two scenes of a main object
@@ -268,7 +268,7 @@ def compose(raw: Path, split: str, number: int) -> tuple[bytes, dict, list[dict]
     if split == "clean":
         canvas = canvas.filter(ImageFilter.GaussianBlur(24))
         canvas = Image.blend(canvas, Image.new("RGB", canvas.size, "white"), rng.uniform(0.2, 0.8))
-        # The object fills the frame or a little more, edited harder than in a battle.
+        # The object is about as long as the frame, edited harder than in a battle.
         image, edits = _edit(raw, main, rng, rng.uniform(0.85, 1.25) * SIZE, CLEAN_EDITS)
         corner = tuple((SIZE - s) // 2 + rng.randint(-20, 20) for s in image.size)
         layers = [Layer(main, image, corner, edits)]

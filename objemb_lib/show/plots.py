@@ -109,22 +109,6 @@ def draw_box(ax: Axes, box: Sequence[float], ink: str, width: float = 1.5, word:
                 bbox={"facecolor": ink, "lw": 0, "pad": 0.8})  # fmt: skip
 
 
-def grid(
-    images: Sequence[Image.Image], titles: Sequence[str] = (), columns: int = 8, size: float = 1.4
-) -> Figure:
-    """Pictures side by side; ``size`` is a picture's side in inches."""
-    rows = -(-len(images) // columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(columns * size, rows * (size + 0.2)), squeeze=False
-    )
-    for ax in axes.flat[len(images) :]:
-        ax.axis("off")
-    for k, (image, ax) in enumerate(zip(images, axes.flat)):
-        show(image, ax, titles[k] if len(titles) else "")
-    figure.tight_layout(pad=0.3)
-    return figure
-
-
 def contact_sheet(images: Sequence[Image.Image], columns: int = 26, cell: int = 44) -> Image.Image:
     """Many small pictures on white, as one image of ``columns * cell`` pixels across."""
     rows = -(-len(images) // columns)

@@ -22,7 +22,7 @@ from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.embed.pooling import POOLINGS
 from objemb_lib.embed.whitening import l2
 from objemb_lib.measure.intervals import Evaluation
-from objemb_lib.measure.metrics import evaluate_scores
+from objemb_lib.measure.metrics import evaluate_scores, truth
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 
@@ -33,6 +33,8 @@ def wrong(part: object) -> object:
         return {name: wrong(one) for name, one in part.items()}
     if isinstance(part, Evaluation):
         return replace(part, values=wrong(part.values))
+    if isinstance(part, tuple):
+        return tuple(map(wrong, part))
     if callable(part):
         return lambda *given, **how: wrong(part(*given, **how))
     return part * 1.1 + 0.1
@@ -43,8 +45,21 @@ Given = Callable[[], tuple[dict, list[str]]]
 GIVEN: dict[str, Given] = {}
 
 
+def toy(**known: object) -> ImageDataset:
+    """Twelve images of four objects."""
+    files = [f"{n}.jpg" for n in range(12)]
+    return ImageDataset("toy", "battle", Path(), files, np.arange(12) % 4, content="toy", **known)
+
+
+def welcome() -> tuple[dict, list[str]]:
+    """Notebook 00: two scenes show the query's object beside another one, a third twice."""
+    labels = [np.array([n % 4, *[1] * (n in (2, 3, 9))]) for n in range(12)]
+    battle = toy(boxes=[np.zeros((len(many), 4)) for many in labels], box_labels=labels)
+    return {"battle": battle, "query": 5, "truth": truth}, ["truth"]
+
+
 def embedding() -> tuple[dict, list[str]]:
-    """Notebook 01: a small network of five blocks, and vectors of twelve images of four objects."""
+    """Notebook 01: a small network of five blocks, and a vector of each image."""
     torch.manual_seed(0)
     blocks = [torch.nn.Conv2d(4, 4, 1) for _ in range(5)]
     network = torch.nn.Module()
@@ -57,14 +72,12 @@ def embedding() -> tuple[dict, list[str]]:
         return {"stage4": stage4, "head": stage4}
 
     vectors = l2(np.random.default_rng(0).normal(size=(12, 8)))
-    battle = ImageDataset("toy", "battle", Path(), [f"{n}.jpg" for n in range(12)],
-                          np.arange(12) % 4, content="toy")  # fmt: skip
-    given = {"network": network, "lite0": lite0, "pixels": torch.rand(1, 4, 6, 5), "battle": battle}
+    given = {"network": network, "lite0": lite0, "pixels": torch.rand(1, 4, 6, 5), "battle": toy()}
     given |= {"whole": vectors, "query": 5, "POOLINGS": POOLINGS}
     return given | {"evaluate_scores": evaluate_scores}, ["lite0", "POOLINGS", "evaluate_scores"]
 
 
-GIVEN["01_embedding_extraction"] = embedding
+GIVEN |= {"00_welcome_and_data": welcome, "01_embedding_extraction": embedding}
 
 
 def cells(notebook: str, tag: str) -> list[str]:

@@ -15,6 +15,13 @@ import pytest
 PROJECT = Path(__file__).resolve().parents[2]
 Said = tuple[str, str, str]  # snippet, row (":clean" after it for that data; "" if printed), metric
 SAID: dict[str, list[Said]] = {
+    "00_welcome_and_data": [
+        ("covers **#** of a battle scene", "", ""),
+        ("of a battle scene, and # of a clean one", "", ""),
+        ("We test it on # cut-outs", "", ""),
+        ("cut-outs pasted on # photographs, with", "", ""),
+        ("The main object covers # of a battle scene: you", "", ""),
+    ],
     "01_embedding_extraction": [
         ("mAP # on clean, **0.06** on battle", "whole image:clean", "mAP"),
         ("on clean, **#** on battle", "whole image", "mAP"),
