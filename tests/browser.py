@@ -109,7 +109,7 @@ class Watched:
         page.on("console", lambda m: m.type == "error" and self.errors.append(m.text))
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("request", self._note)
-        page.set_default_timeout(PATIENCE * 1000)
+        page.set_default_timeout(int(os.environ.get('FT', PATIENCE)) * 1000)
 
     def _note(self, request) -> None:
         address = urlparse(request.url)
@@ -132,19 +132,28 @@ class Watched:
         seen = self.page.locator(of).first if of else self.page
         seen.screenshot(path=SCREENSHOTS / f"{name}.png")
 
+    def is_accessible(self, of: str = "html") -> None:
+        """axe finds nothing serious in a part of the page."""
+        from axe_playwright_python.sync_playwright import Axe
+
+        found = Axe().run(self.page, context=of).response["violations"]
+        grave = [one for one in found if one["impact"] in ("serious", "critical")]
+        assert not grave, [(one["id"], [node["html"][:200] for node in one["nodes"]][:5])
+                           for one in grave]  # fmt: skip
+
     def check(self) -> None:
         """Nothing went wrong, nobody outside was asked."""
         assert self.errors == [] and self.outside == []
 
 
 @contextmanager
-def chromium(width: int = 1280, height: int = 1000) -> Iterator[Watched]:
-    """A page of a fresh browser."""
+def chromium(width: int = 1280, height: int = 1000, **how: object) -> Iterator[Watched]:
+    """A page of a fresh browser; ``has_touch`` makes it one for fingers."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
         try:
-            yield Watched(browser.new_page(viewport={"width": width, "height": height}))
+            yield Watched(browser.new_page(viewport={"width": width, "height": height}, **how))
         finally:
             browser.close()

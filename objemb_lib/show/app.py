@@ -150,7 +150,10 @@ def main() -> int:
     print(f"The search is at http://127.0.0.1:{port}/ until you press Ctrl+C.", flush=True)
     command = [sys.executable, "-m", "voila", str(HERE / "voila" / "search.ipynb"),
                "--template=offline", f"--port={port}", "--Voila.port_retries=0",
-               "--Voila.ip=127.0.0.1", "--show_tracebacks=True"]  # fmt: skip
+               "--Voila.ip=127.0.0.1", "--show_tracebacks=True",
+               # A page that is closed leaves its kernel, of 1 GB: ended once nobody is connected.
+               "--MappingKernelManager.cull_idle_timeout=60",
+               "--MappingKernelManager.cull_interval=20"]  # fmt: skip
     command += ["--no-browser"] if asked.no_browser else []
     return os.execv(sys.executable, command)
 

@@ -1,266 +1,101 @@
-"""Widgets in JupyterLab, and the app, with a mouse, a keyboard and photographs: they are right."""
+"""The app, and the widgets in JupyterLab, by mouse, finger, keyboard and photographs: they are
+right, and everybody can use them."""
 
 from __future__ import annotations
 
 import base64
-import re
+import csv
+import inspect
+import io
 import shutil
 import sys
+import time
 from pathlib import Path
+from urllib.parse import parse_qsl, urlparse
 
 import numpy as np
 import pytest
-from browser import chromium, lab, needs_chromium, notebook, server
+from browser import Watched, chromium, lab, needs_chromium, notebook, server
 from tiny_gallery import retriever, scenes
 
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.folder import folder
 from objemb_lib.search.objects import photograph
-from objemb_lib.search.retriever import side_by_side
+from objemb_lib.search.retriever import Retriever, side_by_side
 from objemb_lib.show import app
 
 pytestmark = needs_chromium
-MAKE = """
-from tiny_gallery import retriever, scenes
-from objemb_lib.embed.boxes import true_boxes
-from objemb_lib.embed.regions import Region
-from objemb_lib.embed.trunks import load_trunk
-from objemb_lib.show.widgets import Attention, Compare, Map, ObjectSearch
-data = scenes()
-way = retriever(data, 4)
-"""
-SEARCH = "ObjectSearch(way, k=5)"
-COMPARE = """
-sides = {f"{n} cells": retriever(data, n, main_only=True).index.vectors for n in (4, 2)}
-compare = Compare(data, sides, k=6)
-compare.add_class("t-compare")
-compare
-"""
-MAP = """
-search = ObjectSearch(way, k=3)
-map = Map(way, search)
-map.add_class("t-map"), search.add_class("t-search")
-display(map, search)
-"""
-ATTENTION = """
-region = Region(true_boxes(data), masked=True)
-shown = Attention(data, load_trunk("efficientnet_lite0"), region)
-shown.add_class("t-attention")
-shown
-"""
-PASTE = """
-encoded => {
+GIVE = """
+([how, name, encoded]) => {
   const bytes = Uint8Array.from(atob(encoded), letter => letter.charCodeAt(0));
   const files = new DataTransfer();
-  files.items.add(new File([bytes], "pasted.jpg", { type: "image/jpeg" }));
-  document.querySelector(".objemb-own").dispatchEvent(
-    new ClipboardEvent("paste", { clipboardData: files, bubbles: true }));
+  files.items.add(new File([bytes], name, { type: name.endsWith("jpg") ? "image/jpeg" : "text/plain" }));
+  const event = how === "paste" ? new ClipboardEvent(how, { clipboardData: files, bubbles: true })
+    : new DragEvent(how, { dataTransfer: files, bubbles: true });
+  document.querySelector(".objemb .own").dispatchEvent(event);
 }
 """
-QUERY = "section:nth-of-type(1)"
-FOUND = "section:nth-of-type(2)"
 
 
-@pytest.fixture
-def data() -> ImageDataset:
-    return scenes()  # skips where they are not built
+class Search:
+    """What a search shows, and what somebody does to it."""
 
+    def __init__(self, page, of: str = ".objemb") -> None:
+        self.page, self.it = page, page.locator(of)
+        self.frame, self.status = self.it.locator(".frame"), self.it.locator(".says")
 
-class Shown:
-    """What an ObjectSearch shows, and what a user does to it."""
+    def finds(self, files: list[str]) -> None:
+        """The answers are, or will soon be, those photographs in that order."""
+        answers, end = self.it.locator(".answer"), time.monotonic() + 30
+        shown = "all => all.map(one => one.dataset.id)"
+        while answers.evaluate_all(shown) != files and time.monotonic() < end:
+            self.page.wait_for_timeout(50)
+        assert answers.evaluate_all(shown) == files
 
-    def __init__(self, page, width: int = 0) -> None:
-        self.page, self.width = page, width
+    def dot(self, number: int):
+        return self.it.locator(".dot").nth(number)
 
-    def found(self) -> list[tuple[int, float]]:
-        """Images and scores of the results."""
-        texts = self.page.locator(f"{FOUND} figcaption").all_inner_texts()
-        numbers = [re.search(r"(-?[\d.]+)\s+image (\d+)", text) for text in texts]
-        return [(int(n[2]), float(n[1])) for n in numbers]
-
-    def box(self, number: int):
-        return self.page.get_by_role("button", name=f"box {number}: search for it")
-
-    def until(self, says: str) -> None:
-        self.page.get_by_role("status").filter(has_text=says).wait_for()
-
-    def until_first(self, image: int) -> None:
-        self.page.locator(f"{FOUND} figcaption").first.filter(has_text=f"image {image}").wait_for()
+    def button(self, name: str):
+        return self.it.get_by_role("button", name=name)
 
     def drag(self, *places: tuple[float, float]) -> None:
-        """Press at the first of some places of the picture, in its pixels, and go to the last."""
-        picture, mouse = self.page.locator(f"{QUERY} svg").bounding_box(), self.page.mouse
-        scale = picture["width"] / self.width
-        ends = [(picture["x"] + x * scale, picture["y"] + y * scale) for x, y in places]
+        """Press at the first of some places of the query, in shares of it, and go to the last."""
+        seen, mouse = self.frame.bounding_box(), self.page.mouse
+        ends = [(seen["x"] + x * seen["width"], seen["y"] + y * seen["height"]) for x, y in places]
         mouse.move(*ends[0])
         mouse.down()
         for end in ends[1:]:
-            mouse.move(*end)
+            mouse.move(*end, steps=3)
         mouse.up()
 
+    def give(self, how: str, name: str, content: bytes) -> None:
+        """Paste or drop a file."""
+        self.page.evaluate(GIVE, [how, name, base64.b64encode(content).decode()])
 
-def answer(way, query, chosen, k=5) -> list[tuple[int, float]]:
-    """What the plain function finds, as the widget writes it."""
-    return [(match.image, round(match.score, 2)) for match in way.search(query, chosen, k).matches]
-
-
-def test_clicks_drags_keys_and_photographs_find_what_the_function_finds(data, tmp_path) -> None:
-    notebook(tmp_path / "search.ipynb", MAKE + SEARCH)
-    with lab(tmp_path) as base, chromium() as page:
-        page.run_all(base, "search.ipynb")
-        page.page.locator(f"{FOUND} button").first.wait_for()
-        use_the_search(page, data)
-        page.check()
+    def asked(self, **wanted: str) -> dict[str, str]:
+        """What the address says, once it says what is wanted."""
+        parts = [f"{key}={value}" for key, value in wanted.items()]
+        ready = "parts => parts.every(part => decodeURIComponent(location.hash).includes(part))"
+        self.page.wait_for_function(ready, arg=parts)
+        return dict(parse_qsl(urlparse(self.page.url).fragment))
 
 
-def use_the_search(page, data: ImageDataset) -> None:
-    see, shown = page.page, Shown(page.page, data.image(0).width)
-    way = retriever(data, 4)
-    query = way.query(0)
-    assert shown.found() == answer(way, query, 0)
-    page.screenshot("search", ".jp-OutputArea")
-
-    shown.box(1).click()
-    shown.until("box 1 of image 0")
-    assert shown.found() == answer(way, query, 1) != answer(way, query, 0)
-
-    shown.drag((20, 30), (70, 110), (120, 110))
-    drawn, number = way.add_box(query, (20, 30, 120, 110))
-    shown.until(f"box {number} of image 0")
-    assert shown.found() == answer(way, drawn, number)
-    page.screenshot("search-drawn", ".jp-OutputArea")
-
-    shown.box(0).focus()  # by keys alone: choose, then move a box and search for what is in it now
-    see.keyboard.press("Enter")
-    shown.until("box 0 of image 0")
-    assert shown.found() == answer(way, query, 0)
-    see.keyboard.press("ArrowRight")  # the focus has stayed where it was
-    see.keyboard.press("Shift+ArrowDown")
-    see.keyboard.press("Enter")
-    step = 0.04 * data.image(0).width
-    moved, number = way.add_box(drawn, query.boxes[0] + np.array([step, 0, step, step]))
-    shown.until(f"box {number} of image 0")
-    assert shown.found() == answer(way, moved, number)
-
-    see.get_by_role("button", name="whole image").click()
-    whole, last = way.add_box(moved, (0, 0, *data.image(0).size))
-    shown.until(f"box {last} of image 0")
-    assert shown.found() == answer(way, whole, last)
-    for beneath in (1, last, 1, last):  # box 1 lies upon the whole image: press again and again
-        x0, _, _, y1 = query.boxes[1].tolist()
-        shown.drag((x0 + 4, y1 - 4))
-        shown.until(f"box {beneath} of image 0")
-
-    match = way.search(whole, last, 5).matches[2]
-    see.locator(f"{FOUND} button").nth(2).click()
-    shown.until(f"of image {match.image}")
-    assert shown.found() == answer(way, *way.add_box(way.query(match.image), match.box))
-
-    def best(file: Path) -> int:
-        return way.search(way.query_photograph(photograph(file)), 0, 1).matches[0].image
-
-    files = [data.root / file for file in data.files]
-    own, pasted = files[7], next(file for file in files if best(file) != best(files[7]))
-    see.get_by_label("Your own photograph:").set_input_files(own)
-    shown.until_first(best(own))
-    see.get_by_label("Your own photograph:").set_input_files(__file__)
-    see.get_by_role("alert").filter(has_text="no image").wait_for()
-    see.evaluate(PASTE, base64.b64encode(pasted.read_bytes()).decode())
-    shown.until_first(best(pasted))
-    page.screenshot("search-own-photograph", ".jp-OutputArea")
+def found(way: Retriever, query, box, kind: str = "both", k: int = 8) -> list[str]:
+    """What the plain function finds."""
+    query, chosen = way.add_box(query, box)
+    return [match.file for match in way.search(query, chosen, k, kind).matches]
 
 
-def test_compare_map_and_attention_answer_and_are_right(data, tmp_path) -> None:
-    notebook(tmp_path / "widgets.ipynb", MAKE, COMPARE, MAP, ATTENTION)
-    with lab(tmp_path) as base, chromium(height=1400) as page:
-        page.run_all(base, "widgets.ipynb")
-        compare_shows_where_images_went(page, data)
-        map_chooses_by_mouse_and_keys(page, data)
-        attention_follows_the_box(page)
-        page.check()
+def box_of(asked: dict[str, str]) -> list[float]:
+    return [float(end) for end in asked["box"].split(",")]
 
 
-def compare_shows_where_images_went(page, data: ImageDataset) -> None:
-    widget = page.page.locator(".t-compare")
-    indexes = {f"{n} cells": retriever(data, n, main_only=True).index for n in (4, 2)}
-    vectors = {name: index.vectors for name, index in indexes.items()}
-
-    def right(query: int) -> None:
-        """The images and the lines are those of the plain function."""
-        sides = side_by_side(vectors, data, query, 6)
-        widget.get_by_role("status").filter(has_text=f"image {query},").wait_for()
-        for row, side in enumerate(sides.values(), 2):
-            captions = widget.locator(f"section:nth-of-type({row}) figcaption").all_inner_texts()
-            assert [int(c.split("image ")[1].split()[0]) for c in captions] == [*side.found.images]
-            moves = [b - place for place, b in enumerate(side.before, 1)]
-            assert ["▲" in c for c in captions] == [move > 0 for move in moves]
-        first, second = (set(side.found.images.tolist()) for side in sides.values())
-        assert widget.locator(".objemb-links line").count() == len(first & second)
-
-    right(0)
-    page.screenshot("compare", ".t-compare")
-    clicked = widget.locator("section:nth-of-type(3) button").nth(1)
-    image = int(clicked.inner_text().split("image ")[1].split()[0])
-    clicked.click()
-    right(image)
+# --- the app --------------------------------------------------------------------------------
 
 
-def map_chooses_by_mouse_and_keys(page, data: ImageDataset) -> None:
-    see, widget = page.page, page.page.locator(".t-map")
-    canvas, objects = widget.locator("canvas").first, len(retriever(data).index)
-    canvas.scroll_into_view_if_needed()
-    place = canvas.bounding_box()
-    corners = [(place["x"] + x * place["width"], place["y"] + y * place["height"]) for x, y in
-               ((0.01, 0.01), (0.99, 0.01), (0.99, 0.99), (0.01, 0.99))]  # fmt: skip
-    see.mouse.move(*corners[0])
-    see.mouse.down()
-    for corner in corners[1:]:
-        see.mouse.move(*corner)
-    see.mouse.up()
-    cards = widget.locator(".objemb-card")
-    cards.nth(min(objects, 24) - 1).wait_for()
-    assert cards.count() == min(objects, 24)
-
-    see.mouse.move(0, 0)  # or the pointer would go on pointing
-    canvas.focus()
-    see.keyboard.press("ArrowRight")  # the first object right of the middle
-    widget.locator(".objemb-plane figure img").wait_for()
-    caption = widget.locator(".objemb-plane figcaption").inner_text()
-    see.keyboard.press("Enter")
-    widget.get_by_text("1 objects", exact=True).wait_for()
-    page.screenshot("map", ".t-map")
-    image = int(caption.split("image ")[1])
-    see.locator(".t-search").get_by_role("status").filter(has_text=f"of image {image}").wait_for()
-
-    widget.get_by_label("colour by").select_option("first answer")
-    widget.locator("li").filter(has_text="right").wait_for()
-    before = canvas.evaluate("canvas => canvas.toDataURL()")
-    widget.get_by_label("map", exact=True).select_option("t-SNE")
-    see.wait_for_function(
-        "old => document.querySelector('.t-map canvas').toDataURL() !== old", arg=before
-    )
-    page.screenshot("map-tsne", ".t-map")
-
-
-def attention_follows_the_box(page) -> None:
-    widget = page.page.locator(".t-attention")
-    heat = widget.locator("section:nth-of-type(2) figure").nth(3).locator("image").nth(1)
-    heat.wait_for()
-    names = widget.locator("section:nth-of-type(2) figcaption").all_inner_texts()
-    assert [name.strip() for name in names] == ["boxes", "masks", "CroW", "similarity"]
-    before = heat.get_attribute("href")
-    widget.get_by_role("button", name="box 1: look for it").click()
-    page.page.wait_for_function(
-        "old => document.querySelectorAll('.t-attention section:nth-of-type(2) figure')[3]"
-        ".querySelectorAll('image')[1].getAttribute('href') !== old",
-        arg=before,
-    )
-    page.screenshot("attention", ".t-attention")
-
-
-def test_the_app_finds_what_the_function_finds(data, tmp_path, monkeypatch) -> None:
+def test_the_app_by_mouse_finger_and_keys(tmp_path, monkeypatch) -> None:
     """As `make app` starts it, on two photographs each of three objects."""
-    photos = tmp_path / "photos"
+    data, photos = scenes(), tmp_path / "photos"
     for i in range(0, len(data), 5):
         place = photos / data.label_names[data.labels[i]]
         place.mkdir(parents=True)
@@ -270,32 +105,295 @@ def test_the_app_finds_what_the_function_finds(data, tmp_path, monkeypatch) -> N
     monkeypatch.setenv(app.PHOTOS, str(photos))
     start = [sys.executable, "-m", "objemb_lib.show.app", "--photos", str(photos),
              "--port", "{port}", "--no-browser"]  # fmt: skip
-    with server(tmp_path, start, "/voila/static/") as base, chromium() as watched:
-        page, shown = watched.page, Shown(watched.page)
-        page.goto(base)
-        page.locator(f"{FOUND} button").first.wait_for()
-        gallery = folder(photos, progress=False)
-        student = app.ways(gallery)[0]  # by the proposer's boxes; from the cache of the app
+    with chromium() as watched:
+        with server(tmp_path, start, "/voila/static/") as base:
+            watched.page.goto(base, wait_until="commit")
+            watched.page.get_by_text("Starting the search").wait_for()  # the frame, at once
+            gallery = folder(photos, progress=False)
+            way = app.ways(gallery)[0]  # from the cache of the app
+            search = Search(watched.page)
+            objects_are_found(search, way)
+            photographs_of_ones_own_ask(search, way)
+            answers_are_enlarged_explained_and_saved(watched, search, gallery)
+            watched.check()
+            a_finger_scrolls_and_taps(base, watched.page.url)
+        banner = search.it.locator(".banner")
+        assert banner.inner_text() == ""
+        search.dot(0).click()
+        banner.get_by_text("has not answered").wait_for()  # never silence
 
-        def found() -> list[int]:
-            return [image for image, _ in shown.found()]
 
-        def right(query, number) -> list[int]:
-            return [match.image for match in student.search(query, number, 8).matches]
+def objects_are_found(search: Search, way: Retriever) -> None:
+    page, query = search.page, way.query(0)
+    boxes = np.delete(query.boxes, query.whole, axis=0)
+    search.finds(found(way, query, boxes[0]))
+    assert search.dot(0).get_attribute("aria-pressed") == "true"
+    if len(boxes) > 1:
+        search.dot(len(boxes) - 1).click()
+        last = search.asked(box=",".join(map(str, np.round(boxes[-1]).astype(int))))
+        search.finds(found(way, query, box_of(last)))
 
-        query = student.query(0)
-        assert found() == right(query, 0) and len(found()) == 5
-        watched.screenshot("app")
-        last = len(query.boxes) - 1
-        shown.box(last).focus()
-        page.keyboard.press("Enter")  # another box may lie upon it
-        shown.until(f"box {last} of image 0")
-        assert found() == right(query, last)
+    search.drag((0.05, 0.05), (0.3, 0.5), (0.45, 0.6))  # outside of all boxes: it draws
+    drawn = search.asked(box="")
+    search.finds(found(way, query, box_of(drawn)))
+    width = query.dataset.sizes()[0][0]
+    assert np.allclose(box_of(drawn)[::2], [0.05 * width, 0.45 * width], atol=3)
 
-        own = gallery.root / gallery.files[3]
-        page.get_by_label("Your own photograph:").set_input_files(own)
-        shown.until("box 0 of your photograph")
-        assert found()[0] == 3, "the photograph itself is in the gallery"
-        assert set(found()) == set(right(student.query_photograph(photograph(own)), 0))
-        watched.screenshot("app-own-photograph")
+    search.button("the box; with Shift its size").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Shift+ArrowDown")
+    page.keyboard.press("Enter")
+    step = 0.03 * max(query.dataset.sizes()[0])
+    wanted = np.array(box_of(drawn)) + [step, 0, step, step]
+    page.wait_for_function("old => location.hash !== old", arg=f"#{urlparse(page.url).fragment}")
+    moved = search.asked(by="both")
+    assert np.allclose(box_of(moved), wanted, atol=2)
+    search.finds(found(way, query, box_of(moved)))
+
+    search.it.get_by_text("whole photograph", exact=True).click()
+    search.asked(by="whole")
+    search.finds(found(way, query, box_of(moved), "whole"))
+    page.go_back()
+    search.asked(by="both")
+    search.finds(found(way, query, box_of(moved)))
+    search.drag((0.9, 0.95), (0.9, 0.952))  # next to nothing is a click: a box around it
+    at = box_of(search.asked(box=""))
+    assert min(at[2] - at[0], at[3] - at[1]) > 10 and search.it.locator(".error").inner_text() == ""
+
+
+def photographs_of_ones_own_ask(search: Search, way: Retriever) -> None:
+    gallery = way.dataset
+    for number, how in enumerate(("drop", "paste", "choose")):
+        file = gallery.root / gallery.files[number + 2]
+        if how == "choose":
+            search.it.locator("input[type=file]").set_input_files(file)
+        else:
+            search.give(how, file.name, file.read_bytes())
+        search.asked(photograph=f"own/{number}/{file.name}")
+        own = way.query_photograph(photograph(file))
+        files = search.it.locator(".answer").first
+        files.and_(search.page.locator(f"[data-id='{gallery.names[number + 2]}']")).wait_for()
+        assert len(own.boxes) - 1 == search.it.locator(".dot").count()
+    search.give("drop", "words.txt", b"words")
+    search.it.get_by_text("That is no photograph").wait_for()
+    search.give("drop", "words.jpg", b"words")
+    search.it.get_by_text("not an image").wait_for()
+
+
+def answers_are_enlarged_explained_and_saved(watched: Watched, search: Search, gallery) -> None:
+    page, dialog = watched.page, watched.page.get_by_role("dialog")
+    search.button("all photographs").click()
+    dialog.get_by_role("button", name=gallery.names[1]).click()
+    search.asked(photograph=gallery.names[1])
+    watched.screenshot("app")
+    watched.is_accessible()
+    first = search.it.locator(".answer").first
+    seen = first.get_attribute("data-id")
+
+    first.get_by_role("button", name="enlarge").focus()
+    page.keyboard.press("Enter")
+    dialog.get_by_role("button", name="Why?").click()
+    dialog.get_by_text("without the object").last.wait_for()
+    assert dialog.locator(".both line").count() > 0
+    watched.screenshot("app-why")
+    watched.is_accessible()
+    page.keyboard.press("Escape")
+    assert dialog.count() == 0
+
+    with page.expect_download() as kept:
+        first.get_by_role("button", name="save").click()
+    assert kept.value.path().read_bytes() == (gallery.root / seen).read_bytes()
+    with page.expect_popup() as opened:
+        first.get_by_role("button", name="open").click()
+    opened.value.wait_for_url("blob:**")
+    opened.value.close()
+    with page.expect_download() as kept:
+        search.button("as a table").click()
+    rows = list(csv.DictReader(io.StringIO(kept.value.path().read_text())))
+    assert [row["rank"] for row in rows] == ["1", "2", "3", "4", "5"] and rows[0]["file"] == seen
+    with page.expect_download() as kept:
+        search.button("as a page").click()
+    assert seen in kept.value.path().read_text() and "http" not in kept.value.path().read_text()
+
+    first.get_by_role("button", name="search with this").click()
+    search.asked(photograph=seen)
+    page.go_back()
+    search.asked(photograph=gallery.names[1])
+
+
+def a_finger_scrolls_and_taps(base: str, address: str) -> None:
+    with chromium(390, 844, has_touch=True, is_mobile=True) as watched:
+        page, search = watched.page, Search(watched.page)
+        page.goto(f"{base}/#{urlparse(address).fragment}")
+        search.it.locator(".answer").first.wait_for()
+        assert page.url.split("#")[1] == urlparse(address).fragment  # shared, it is the same
+        seen = search.frame.bounding_box()
+        assert seen["y"] + seen["height"] < 844, "the query is seen without scrolling"
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        middle = {"x": seen["x"] + seen["width"] / 2, "y": seen["y"] + seen["height"] / 2}
+        wheel = page.context.new_cdp_session(page)
+        wheel.send("Input.synthesizeScrollGesture",
+                   {**middle, "yDistance": -300, "gestureSourceType": "touch"})  # fmt: skip
+        page.wait_for_function("scrollY > 100")
+        assert page.url.split("#")[1] == urlparse(address).fragment, "a swipe asks nothing"
+        page.evaluate("scrollTo(0, 0)")
+        last = search.dot(search.it.locator(".dot").count() - 1)
+        last.tap()
+        search.it.locator(".dot[aria-pressed=true]").wait_for()
+        assert last.get_attribute("aria-pressed") == "true"
+        watched.screenshot("app-phone")
+        watched.is_accessible()
         watched.check()
+
+
+# --- widgets in JupyterLab ------------------------------------------------------------------
+
+MAKE = """
+from tiny_gallery import retriever, scenes
+from objemb_lib.embed.boxes import true_boxes
+from objemb_lib.embed.regions import Region
+from objemb_lib.embed.trunks import load_trunk
+from objemb_lib.show.widgets import Attention, Compare, Map, ObjectSearch, Retrieval
+from objemb_lib.data.dataset import ImageDataset
+import numpy as np
+data = scenes()
+way = retriever(data, 4)
+
+def shown(widget, name):
+    widget.add_class(name)
+    return widget
+"""
+WIDGETS = [
+    "shown(search := ObjectSearch(way, k=5), 't-search')",
+    "shown(Map(way, search), 't-map')",
+    "shown(Compare(data, vectors(data), k=6), 't-compare')",
+    "shown(Retrieval(data, {('head', name): x for name, x in vectors(data).items()}), 't-retrieval')",
+    "shown(Attention(data, load_trunk('efficientnet_lite0'), Region(true_boxes(data), masked=True)),"
+    " 't-attention')",
+]
+
+
+def vectors(data: ImageDataset) -> dict[str, np.ndarray]:
+    """Of the main objects, by two networks."""
+    ways = {f"{n} cells": retriever(data, n, main_only=True) for n in (4, 2)}
+    return {name: np.array([way.query(i).vectors[0] for i in range(len(data))])
+            for name, way in ways.items()}  # fmt: skip
+
+
+def test_widgets_in_jupyterlab(tmp_path) -> None:
+    data = scenes()
+    notebook(tmp_path / "widgets.ipynb", MAKE, inspect.getsource(vectors), *WIDGETS)
+    with lab(tmp_path) as base, chromium(height=1400) as watched:
+        page = watched.page
+        watched.run_all(base, "widgets.ipynb")
+        search = Search(page, ".t-search")
+        search_goes_back_by_its_own_button(search, data)
+        map_chooses_by_mouse_and_keys(watched, search)
+        compare_shows_where_images_went(watched, data)
+        retrieval_asks_another_embedding(watched, data)
+        attention_follows_the_box(watched)
+        for name in ("search", "map", "compare", "retrieval", "attention"):
+            watched.screenshot(name, f".t-{name}")
+        watched.is_accessible(".objemb")
+        theme = "theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})"
+        page.evaluate(theme, "JupyterLab Dark")
+        page.locator("body[data-jp-theme-light=false]").wait_for()
+        watched.screenshot("search-dark", ".t-search")
+        watched.is_accessible(".objemb")
+        watched.check()
+        page.evaluate(
+            "() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.shutdown()"
+        )
+        search.it.get_by_text("its kernel is gone").wait_for()
+
+
+def search_goes_back_by_its_own_button(search: Search, data: ImageDataset) -> None:
+    way = retriever(data, 4)
+    query = way.query(0)
+    search.finds(found(way, query, query.boxes[0], k=5))
+    for _ in range(5):  # quick clicks end right
+        search.dot(1).click()
+        search.dot(0).click()
+    search.dot(1).click()
+    search.finds(found(way, query, query.boxes[1].round(), k=5))
+    search.dot(1).press("d")
+    search.dot(1).press("d")  # would delete a cell of the notebook
+    search.button("back").click()
+    search.finds(found(way, query, query.boxes[0].round(), k=5))
+
+
+def map_chooses_by_mouse_and_keys(watched: Watched, search: Search) -> None:
+    page, widget = watched.page, watched.page.locator(".t-map")
+    canvas, cards = widget.locator("canvas").first, widget.locator(".answer")
+    canvas.scroll_into_view_if_needed()
+    place = canvas.bounding_box()
+    corners = [(place["x"] + x * place["width"], place["y"] + y * place["height"]) for x, y in
+               ((0.01, 0.01), (0.99, 0.01), (0.99, 0.99), (0.01, 0.99))]  # fmt: skip
+    page.mouse.move(*corners[0])
+    page.mouse.down()
+    for corner in corners[1:]:
+        page.mouse.move(*corner)
+    page.mouse.up()
+    widget.get_by_text("the first 24 of them here").wait_for()
+    assert cards.count() == 24
+
+    page.mouse.move(0, 0)  # or the pointer would go on pointing
+    canvas.focus()
+    page.keyboard.press("ArrowRight")  # the first object right of the middle
+    caption = widget.locator(".plane figcaption").inner_text()
+    page.keyboard.press("Enter")
+    widget.get_by_text("1 objects", exact=True).wait_for()
+    search.status.get_by_text(caption.split(", ")[1]).wait_for()
+
+    before = canvas.evaluate("canvas => canvas.toDataURL()")
+    widget.get_by_role("combobox", name="map").select_option("t-SNE")
+    widget.get_by_label("colour by").select_option("first answer")
+    widget.locator("li").filter(has_text="wrong").wait_for()
+    assert canvas.evaluate("canvas => canvas.toDataURL()") != before
+
+
+def compare_shows_where_images_went(watched: Watched, data: ImageDataset) -> None:
+    widget, sides = watched.page.locator(".t-compare"), vectors(data)
+
+    def right(query: int) -> list[str]:
+        """The images and the lines are those of the plain function."""
+        rows = list(side_by_side(sides, data, query, 6).values())
+        widget.get_by_role("status").filter(has_text=data.names[query]).wait_for()
+        files = [data.names[i] for side in rows for i in side.found.images]
+        answers = widget.locator(".answer")
+        assert answers.evaluate_all("all => all.map(one => one.dataset.id)") == files
+        moves = [b - n for side in rows for n, b in enumerate(side.before, 1)]
+        assert ["▲" in text for text in answers.all_inner_texts()] == [m > 0 for m in moves]
+        shared = set(files[:6]) & set(files[6:])
+        assert widget.locator(".links line").count() == len(shared)
+        return files
+
+    files = right(0)
+    widget.locator(".answer").nth(7).get_by_role("button", name="search with this").click()
+    right(data.names.index(files[7]))
+
+
+def retrieval_asks_another_embedding(watched: Watched, data: ImageDataset) -> None:
+    widget = watched.page.locator(".t-retrieval")
+    first = widget.locator(".answer").first.inner_text()
+    widget.get_by_label("pooling").select_option("2 cells")
+    widget.get_by_label("answers").select_option("4")
+    watched.page.wait_for_function(
+        "document.querySelectorAll('.t-retrieval .answer').length === 4"
+    )
+    assert widget.locator(".answer").first.inner_text() != first
+
+
+def attention_follows_the_box(watched: Watched) -> None:
+    widget = watched.page.locator(".t-attention")
+    names = widget.locator(".answer .name")
+    names.nth(3).wait_for()
+    assert names.all_inner_texts() == ["1. boxes", "2. masks", "3. CroW", "4. similarity"]
+    heat = widget.locator(".answer").nth(3).locator("image").nth(1)
+    before = heat.get_attribute("href")
+    widget.locator(".dot").nth(1).click()
+    watched.page.wait_for_function(
+        "old => document.querySelectorAll('.t-attention .answer')[3]?.querySelectorAll('image')[1]"
+        ".getAttribute('href') !== old",
+        arg=before,
+    )

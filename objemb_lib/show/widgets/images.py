@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 
-import ipywidgets
 import numpy as np
 
 from objemb_lib.attend.soft import overlays
@@ -15,52 +14,38 @@ from objemb_lib.embed.boxes import Boxes
 from objemb_lib.embed.regions import Region
 from objemb_lib.embed.trunks import Trunk
 from objemb_lib.measure.metrics import Neighbours, evaluate, ranking
-from objemb_lib.search.retriever import Side, embedder, side_by_side
+from objemb_lib.search.retriever import embedder, side_by_side
 from objemb_lib.show import plots
-from objemb_lib.show.widgets import pictures
-from objemb_lib.show.widgets.pictures import Panel, said
+from objemb_lib.show.widgets.front import Front, choice, match, picture
 
 
-class Ranking(Panel):
-    """What Retrieval and Compare share: a query, and how many images it finds, ``most`` at most."""
+class Ranking(Front):
+    """What Retrieval and Compare share: an image asks, and images are found."""
 
     def __init__(
-        self, dataset: ImageDataset, query: int, k: int, most: int, *controls: ipywidgets.Widget
+        self, dataset: ImageDataset, query: int, k: int, most: int, choices: Sequence[dict] = ()
     ) -> None:
-        self.dataset, self._random = dataset, np.random.default_rng(0)
-        self.query = pictures.number("query", self.refresh, query, len(dataset) - 1)
-        self.k = pictures.slider("images, k", self.refresh, value=k, min=1, max=most)
-        self.random = pictures.button("another query", self.another)
-        super().__init__([[self.query, self.random, self.k, *controls]], "query and what it finds")
-        self.refresh()
+        about = {"kinds": ["whole"], "k": k, "most": most, "choices": list(choices)}
+        super().__init__(dataset, about=about, start={"id": dataset.names[query]})
 
-    def another(self) -> None:
-        """Ask with any query."""
-        self.query.value = int(self._random.choice(self.dataset.queries))
+    def objects(self, id: str, **_: object) -> dict:
+        """A query, with its main box."""
+        i = self.numbers[id]
+        return picture(self.dataset, i, 2 * 480) | {"boxes": self.dataset.boxes[i][:1].tolist()}
 
-    @said
-    def act(self, what: dict, _: list) -> None:
-        """A click on an image asks with it."""
-        self.query.value = what["key"]
+    def asked(self, id: str) -> str:
+        """What asks, in words."""
+        return f"{id}, {plots.object_name(self.dataset, self.dataset.labels[self.numbers[id]])}"
 
-    def show(self, says: str, rows: Mapping[str, list[dict]]) -> None:
-        """The query with its main box, and what it found below, by title."""
-        query = self.query.value
-        name = plots.object_name(self.dataset, self.dataset.labels[query])
-        main = [pictures.box(ends, plots.QUERY) for ends in self.dataset.boxes[query][:1]]
-        asking = pictures.card(self.dataset, query, plots.QUERY, [f"query: {name}"], main)
-        below = [pictures.row(cards, title, linked=True) for title, cards in rows.items()]
-        self.pictures.show(f"image {query}, {name}{says}", pictures.row([asking]), *below)
-
-    def cards(self, found: Neighbours, before: np.ndarray | None = None) -> list[dict]:
+    def matches(self, found: Neighbours, before: np.ndarray | None = None) -> list[dict]:
         """A card for each neighbour. before: its place in another ranking, from 1."""
         cards, here = [], np.arange(1, len(found.images) + 1)
         moves = (here if before is None else before) - here
         for i, score, right, move in zip(found.images, found.scores, found.relevant, moves):
-            word, ink = plots.judge_image(self.dataset, found.query, int(i), right)
-            moved = f" {'▲' if move > 0 else '▼'} {abs(move)}" if move else ""
-            caption = [f"{pictures.MARKS[word]}{score:.2f}", f"image {i}{moved}"]
-            cards.append(pictures.card(self.dataset, int(i), ink, caption, side=100, press="card"))
+            state, _ = plots.judge_image(self.dataset, found.query, int(i), right)
+            moved = f", {'▲' if move > 0 else '▼'} {abs(move)}" if move else ""
+            cards.append(match(self.dataset, int(i), score, state=state,
+                               note=f"cosine {score:.2f}{moved}"))  # fmt: skip
         return cards
 
 
@@ -78,20 +63,20 @@ class Retrieval(Ranking):
         query: int = 0,
         k: int = 8,
     ) -> None:
-        self.vectors, self.found = vectors, None
+        self.vectors = vectors
         stages, poolings = zip(*vectors)
-        self.stage = pictures.menu("stage", self.refresh, stages, value=stages[-1])
-        self.pooling = pictures.menu("pooling", self.refresh, poolings)
-        super().__init__(dataset, query, k, 24, self.stage, self.pooling)
+        choices = [choice("stage", stages, stages[-1]), choice("pooling", poolings)]
+        super().__init__(dataset, query, k, 24, choices)
 
-    @said
-    def refresh(self) -> None:
-        """Search with the present settings."""
-        vectors = self.vectors[self.stage.value, self.pooling.value]
-        self.found = ranking(vectors, self.dataset, self.query.value, self.k.value)
-        known = self.dataset.labels[self.query.value] >= 0
-        right = f": {self.found.relevant.sum()} of {len(self.found.images)} right" if known else ""
-        self.show(right, {"": self.cards(self.found)})
+    def ask(self, id: str, k: int, settings: dict, **_: object) -> dict:
+        """Search with one of the vectors."""
+        query = self.numbers[id]
+        vectors = self.vectors[settings["stage"], settings["pooling"]]
+        found = ranking(vectors, self.dataset, query, k)
+        known = self.dataset.labels[query] >= 0
+        right = f": {found.relevant.sum()} of {len(found.images)} right" if known else ""
+        rows = [{"title": "", "matches": self.matches(found)}]
+        return {"says": self.asked(id) + right, "nothing": None, "rows": rows}
 
 
 class Compare(Ranking):
@@ -110,22 +95,21 @@ class Compare(Ranking):
     ) -> None:
         self.vectors = dict(vectors)
         self.scores = {n: evaluate(x, dataset, metrics=["mAP"]) for n, x in vectors.items()}
-        self.sides: dict[str, Side] = {}
         super().__init__(dataset, int(dataset.queries[0]) if query is None else query, k, 12)
 
-    @said
-    def refresh(self) -> None:
-        """Ask every embedding with the present settings."""
-        asked = (self.vectors, self.dataset, self.query.value, self.k.value)
-        self.sides, rows = side_by_side(*asked, scores=self.scores), {}
-        for name, side in self.sides.items():
-            values = f"mAP {side.of_query:.2f}, of all queries {side.overall:.2f}"
-            rows[f"{name}: {values}"] = self.cards(side.found, side.before)
-        self.show("", rows)
+    def ask(self, id: str, k: int, **_: object) -> dict:
+        """Ask every embedding."""
+        sides = side_by_side(self.vectors, self.dataset, self.numbers[id], k, scores=self.scores)
+        rows = [
+            {"title": f"{name}: mAP {side.of_query:.2f}, of all queries {side.overall:.2f}",
+             "matches": self.matches(side.found, side.before)}
+            for name, side in sides.items()
+        ]  # fmt: skip
+        return {"says": self.asked(id), "nothing": None, "rows": rows}
 
 
-class Attention(Panel):
-    """Click or draw a box in the query; another image shows where it looks like that.
+class Attention(Front):
+    """Choose or draw a box in the query; another image shows where it looks like that.
 
     Beside it: what boxes and masks of ``region``, and CroW's weights, let through. The plain
     function is :func:`soft.overlays`; :func:`plots.heat` draws each of its maps.
@@ -134,48 +118,30 @@ class Attention(Panel):
     def __init__(
         self, dataset: ImageDataset, trunk: Trunk, region: Region, query: int = 0, size: int = 256
     ) -> None:
-        self.dataset, self.region, self.size = dataset, region, size
-        self.trunk, self.found = trunk.for_inference(device()), {}
+        self.region, self.size, self.trunk = region, size, trunk.for_inference(device())
         self._embed = functools.cache(
             lambda stage: embedder(trunk, [(stage, "spoc")], size, region.context)
         )
         maps = [name for name, stage in trunk.stages.items() if not stage.per_box]
-        last = len(dataset) - 1
-        self.stage = pictures.menu("stage", self.refresh, maps, value=maps[-1])
-        self.query = pictures.number("query", lambda: self.ask(0), query, last)
-        self.image = pictures.number("looked at", self.refresh, 1, last)
-        super().__init__([[self.stage, self.query, self.image]], "query, and what is looked at")
-        self.ask(0)
+        about = {"kinds": ["box"], "k": 0, "most": 0, "looks": True,
+                 "choices": [choice("stage", maps, maps[-1])]}  # fmt: skip
+        looks = dataset.names[min(1, len(dataset) - 1)]
+        super().__init__(dataset, about=about, start={"id": dataset.names[query], "looks": looks})
 
-    @said
-    def act(self, what: dict, _: list) -> None:
-        """A box that was pressed or drawn asks."""
-        self.ask(what["box"])
+    def objects(self, id: str, **_: object) -> dict:
+        """A query, with the region's boxes."""
+        i = self.numbers[id]
+        return picture(self.dataset, i, 2 * 480) | {"boxes": self.region.boxes.boxes[i].tolist()}
 
-    @said
-    def ask(self, wanted: int | Sequence[float]) -> None:
-        """Ask with a box of the query, by its number or by its ends."""
-        mine = self.region.boxes.boxes[self.query.value]
-        self.box = mine[wanted] if isinstance(wanted, int) else np.array(wanted, np.float32)
-        self.refresh()
-
-    @said
-    def refresh(self) -> None:
-        """Compare the two images with the present settings."""
-        stage, query, i = self.stage.value, self.query.value, self.image.value
-        asking = Boxes("query", [self.box[None]])
-        (vector,) = self._embed(stage)(self.dataset.subset([query]), asking)
-        self.found = overlays(self.dataset, i, self.trunk, stage, self.region, vector, self.size)
-        mine = self.region.boxes.boxes[query]
-        if not (mine == self.box).all(axis=1).any():  # it was drawn
-            mine = np.vstack([mine, self.box])
-        chosen = int((mine == self.box).all(axis=1).argmax())
-        boxes = pictures.numbered(mine, chosen, "look for it")
-        asks = pictures.card(self.dataset, query, plots.QUERY, ["query"], boxes, 256, "boxes", True)
-        maps = [
-            pictures.card(self.dataset, i, plots.UNKNOWN, [name], side=200, heat=weights)
-            for name, weights in self.found.items()
-        ]
-        self.pictures.show(f"image {i} at {stage}: bright is what counts",
-                           pictures.row([asks], "Click a box, or draw one"),
-                           pictures.row(maps, f"Image {i}"))  # fmt: skip
+    def ask(
+        self, id: str, box: Sequence[float], settings: dict, looks: str, **_: object
+    ) -> dict:
+        """The maps of the image that is looked at."""
+        i, stage = self.numbers[looks], settings["stage"]
+        asking = Boxes("query", [np.array([box], np.float32)])
+        (vector,) = self._embed(stage)(self.dataset.subset([self.numbers[id]]), asking)
+        found = overlays(self.dataset, i, self.trunk, stage, self.region, vector, self.size)
+        maps = [match(self.dataset, i, np.nan, heat=weights) | {"file": name, "score": None}
+                for name, weights in found.items()]  # fmt: skip
+        says = f"{looks} at {stage}: bright is what counts"
+        return {"says": says, "nothing": None, "rows": [{"title": "", "matches": maps}]}

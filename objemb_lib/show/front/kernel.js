@@ -1,0 +1,39 @@
+// The protocol with a kernel behind it, by anywidget: a numbered message for each question.
+const QUESTIONS = ["photographs", "objects", "embed", "ask", "explain", "picture", "original", "ping",
+  "map", "choose"]; // prettier-ignore
+
+// `alive()` says whether the kernel is there; `stopped` is called once it is not.
+function kernel(model, alive, stopped) {
+  const waiting = new Map();
+  const view = Math.random().toString(36).slice(2); // one model may be shown twice
+  let count = 0;
+
+  const hear = ({ number, answer, error }, buffers) => {
+    const asked = waiting.get(number);
+    waiting.delete(number);
+    if (error) asked?.fail(new Error(error));
+    else asked?.done(answer.type ? new Blob(buffers, { type: answer.type }) : answer);
+  };
+  const check = () => {
+    if (alive()) return;
+    for (const { fail } of waiting.values()) fail(new Error("The kernel has stopped."));
+    waiting.clear();
+    stopped();
+  };
+  const heard = { "msg:custom": hear, "comm:close": stopped, comm_live_update: () => setTimeout(check) };
+  for (const [event, does] of Object.entries(heard)) model.on(event, does);
+
+  const ask = (question) => ({ bytes, ...given } = {}) =>
+    new Promise((done, fail) => {
+      const number = `${view}-${(count += 1)}`;
+      waiting.set(number, { done, fail });
+      model.send({ number, question, given }, undefined, bytes ? [bytes] : []);
+    });
+  const backend = Object.fromEntries(QUESTIONS.map((question) => [question, ask(question)]));
+  const close = () => {
+    for (const [event, does] of Object.entries(heard)) model.off(event, does);
+  };
+  return [backend, close];
+}
+
+export { kernel };

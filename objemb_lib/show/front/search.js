@@ -1,0 +1,181 @@
+// The search: a photograph that asks, and what it finds. `about` says which of its parts are there:
+// kinds (of the protocol), accepts (photographs of one's own), explains, most (answers), choices
+// ({name, options, value}), looks (a second photograph is chosen), start (what is asked first).
+import { answers } from "./answers.js";
+import { queryBox } from "./box.js";
+import { enlarged } from "./dialog.js";
+import { button, make, menu } from "./dom.js";
+import { gallery } from "./gallery.js";
+import { latest } from "./protocol.js";
+import { page, save, table } from "./save.js";
+import { inAddress, inMemory } from "./place.js";
+
+const KINDS = { both: "both", box: "object in the box", whole: "whole photograph" };
+const LARGEST = 1600; // pixels: a longer photograph is reduced before it is sent
+
+// A photograph as JPEG, upright: a server refuses messages of more than some megabytes.
+async function reduced(file) {
+  const bitmap = await createImageBitmap(file);
+  const shrink = Math.min(1, LARGEST / Math.max(bitmap.width, bitmap.height));
+  const canvas = make("canvas", { width: Math.round(bitmap.width * shrink), height: Math.round(bitmap.height * shrink) }); // prettier-ignore
+  canvas.getContext("2d").drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+  const blob = await new Promise((done) => canvas.toBlob(done, "image/jpeg", 0.95));
+  return blob.arrayBuffer();
+}
+
+// Files that are chosen, dropped on `place` or pasted into it.
+function own(place, take, say) {
+  const first = (files) => {
+    const file = [...files].find((one) => one.type.startsWith("image/"));
+    if (file) take(file);
+    else say("That is no photograph.");
+  };
+  const input = make("input", { type: "file", accept: "image/*", class: "file" });
+  input.onchange = () => {
+    if (input.files.length) first(input.files);
+    input.value = "";
+  };
+  place.addEventListener("paste", (event) => {
+    event.stopPropagation();
+    first(event.clipboardData.files);
+  });
+  place.addEventListener("dragover", (event) => event.preventDefault());
+  place.addEventListener("drop", (event) => {
+    event.preventDefault();
+    first(event.dataTransfer.files);
+  });
+  return make("div", { class: "own" }, make("label", { class: "button" }, "choose a photograph", input),
+    " or drop or paste one here"); // prettier-ignore
+}
+
+function search(backend, about, el, say) {
+  const place = about.app ? inAddress(come) : inMemory(come);
+  let state = { kind: about.kinds[0], k: about.k, ...about.start,
+    settings: Object.fromEntries(about.choices.map(({ name, value }) => [name, value])) }; // prettier-ignore
+  let [query, answer, loaded] = [null, null, ""];
+
+  // --- what is asked -----------------------------------------------------------------------
+
+  // Load the photograph if it is another one, or another network's; then ask.
+  async function ask() {
+    const asked = state;
+    el.setAttribute("aria-busy", true);
+    try {
+      const key = JSON.stringify([asked.id, asked.settings]);
+      if (key !== loaded) query = await backend.objects(asked);
+      loaded = JSON.stringify([query.id, asked.settings]);
+      if (state !== asked) return; // somebody has gone on
+      state = { ...asked, id: query.id, box: asked.box ?? query.boxes[0] ?? null };
+      show();
+      answer = await backend.ask(state);
+      if (state.id !== query.id) return;
+      place.go(state, state.first);
+      state.first = false;
+      shown.show(answer, { enlarge: about.explains ? enlarge : null, actions: actions(true) });
+      downloads.hidden = !about.explains;
+      say("");
+    } catch (error) {
+      say(error.message);
+    } finally {
+      el.removeAttribute("aria-busy");
+    }
+  }
+  const refresh = latest(ask);
+  function go(change) {
+    dialog.close();
+    state = { ...state, ...change };
+    refresh();
+  }
+  function come(before) {
+    state = { ...state, ...before, settings: { ...state.settings, ...before.settings } };
+    refresh();
+  }
+  async function embed(file) {
+    say("");
+    shown.show({ says: `Looking at ${file.name} ...`, rows: [] }, {});
+    try {
+      const bytes = await reduced(file).catch(() => file.arrayBuffer()); // others may read it
+      const mine = await backend.embed({ file: file.name, bytes, settings: state.settings });
+      [query, loaded] = [mine, JSON.stringify([mine.id, state.settings])];
+      go({ id: mine.id, box: null });
+    } catch (error) {
+      say(`${file.name} cannot be read: ${error.message}`);
+      refresh();
+    }
+  }
+
+  // --- what is shown -----------------------------------------------------------------------
+
+  const boxed = about.kinds.includes("box");
+  const box = queryBox((ends) => go({ box: ends, kind: state.kind === "whole" ? about.kinds[0] : state.kind }));
+  const shown = answers();
+  const dialog = enlarged(about.explains ? (rank) => backend.explain({ rank }) : null, (id) => backend.picture({ id }));
+  const browse = gallery((given) => backend.photographs(given));
+  const take = (id) => go({ id, box: null });
+  const name = make("p", { class: "name" });
+  const kinds = make("fieldset", {}, make("legend", {}, "look for"));
+  for (const kind of about.kinds) {
+    const radio = make("input", { type: "radio", name: `kind-${Math.random()}`, value: kind, onchange: () => go({ kind }) });
+    kinds.append(make("label", { class: "button" }, radio, KINDS[kind]));
+  }
+  const radios = kinds.querySelectorAll("input");
+  radios.forEach((radio) => (radio.name = radios[0].name));
+
+  const ready = (blob, file) => blob.then((one) => save(one, file)).catch((error) => say(error.message));
+  function actions(reasons) {
+    const next = (match) => {
+      go({ id: match.id, box: match.box, kind: match.box ? state.kind : "whole" });
+      shown.focus();
+    };
+    if (!about.explains) return about.looks ? {} : { "search with this": next };
+    const all = { "search with this": next,
+      open: (match) => {
+        const tab = window.open(""); // at once, or it would be a pop-up that is refused
+        backend.original(match).then((blob) => (tab.location = URL.createObjectURL(blob)));
+      },
+      save: (match) => ready(backend.original(match), match.file.split("/").at(-1)) }; // prettier-ignore
+    return reasons ? { "Why?": (match, rank) => enlarge(match, rank, true), ...all } : all;
+  }
+  function enlarge(match, rank, because = false) {
+    const ends = state.kind === "whole" ? null : state.box;
+    dialog.open({ ...query, box: ends }, match, rank, actions(false), because);
+  }
+  const downloads = make("div", { class: "actions", hidden: true },
+    button("save the answer as a page", () => save(page(query, answer), "answer.html")),
+    button("as a table (CSV)", () => save(table(answer), "answer.csv"))); // prettier-ignore
+
+  const choose = (label, options, value, change) => menu(label, options, value, change);
+  const change = (label) => (value) => go({ settings: { ...state.settings, [label]: value } });
+  const counts = [...new Set([about.k, 4, 8, 12, 24])].filter((k) => k <= about.most).sort((a, b) => a - b);
+  const menus = [...about.choices.map(({ name: label, options, value }) => choose(label, options, value, change(label))),
+    about.most ? choose("answers", counts, about.k, (k) => go({ k: Number(k) })) : ""];
+  const advanced = make("details", { open: !about.explains }, make("summary", {}, "advanced"), ...menus);
+
+  const bar = make("div", { class: "actions" },
+    button("all photographs", () => browse.open(take, "all photographs")),
+    about.looks ? button("look at another", () => browse.open((id) => go({ looks: id }), "look at")) : "",
+    button("back", () => place.back())); // prettier-ignore
+  const top = about.accepts ? own(el, embed, say) : "";
+  const asking = make("section", { class: "asking", "aria-label": "query" }, top, bar, box.el, name,
+    about.kinds.length > 1 ? kinds : "", advanced);
+  const found = make("section", { class: "found", "aria-label": "what was found" }, shown.el, downloads);
+  el.append(make("div", { class: "search" }, asking, found), dialog.el, browse.el);
+
+  function show() {
+    box.show(query, state.box, boxed ? state.kind : "fixed");
+    name.textContent = query.file;
+    for (const radio of radios) radio.checked = radio.value === state.kind;
+    menus.forEach((label, n) => {
+      const value = n < about.choices.length ? state.settings[about.choices[n].name] : state.k;
+      if (label) label.querySelector("select").value = value;
+    });
+  }
+
+  const before = place.now();
+  state.first = true;
+  if (before) come(before);
+  else refresh();
+  return { go, close: place.close };
+}
+
+export { search };
