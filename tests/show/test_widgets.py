@@ -1,4 +1,4 @@
-"""Widgets without a browser: what a click sends is answered as the plain function answers."""
+"""Widgets without a browser: what the front end asks is answered as the plain function answers."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from objemb_lib.embed.boxes import true_boxes
 from objemb_lib.embed.regions import Region
 from objemb_lib.measure.analysis import project
 from objemb_lib.measure.metrics import ranking
-from objemb_lib.show import plots
+from objemb_lib.show import front
 from objemb_lib.show.widgets import Attention, Compare, Map, ObjectSearch, Retrieval
+from objemb_lib.show.widgets.front import LARGE, Front
 
 
 @pytest.fixture
@@ -26,179 +27,211 @@ def data(tmp_path) -> ImageDataset:
     return coloured(tmp_path)
 
 
-def found(widget: ObjectSearch) -> list[tuple[int, str]]:
-    """Images and captions of the results."""
-    return [(one["key"], one["caption"][0]) for one in widget.pictures.rows[1]["cards"]]
+class Asked:
+    """A widget, and what a browser would be told."""
+
+    def __init__(self, widget: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.widget, self.told = widget, []
+        monkeypatch.setattr(type(widget), "send", lambda _, *sent: self.told.append(sent))
+        self.settings = {one["name"]: one["value"] for one in widget.about["choices"]}
+
+    def answer(self, question: str, *files: bytes, **given: object) -> dict:
+        """What is answered, or ``{"error": ...}``."""
+        message = {"number": "1", "question": question, "given": given}
+        self.widget._handle_custom_msg(message, [memoryview(file) for file in files])
+        reply, self.files = self.told.pop()
+        assert reply.pop("number") == "1"
+        return reply.get("answer", reply)
+
+    def ask(self, id: str, box=None, kind: str = "box", k: int = 8, **more: object) -> dict:
+        given = {"id": id, "box": box, "kind": kind, "k": k, "settings": self.settings} | more
+        return self.answer("ask", **given)
 
 
-def asked(widget: ObjectSearch) -> tuple[int, int]:
-    """Image and box that ask, as they are drawn."""
-    (card,) = widget.pictures.rows[0]["cards"]
-    return card["key"], [one["chosen"] for one in card["boxes"]].index(True)
+@pytest.fixture
+def asked(monkeypatch):
+    return lambda widget: Asked(widget, monkeypatch)
 
 
-def test_a_press_on_a_box_searches_for_it(data) -> None:
-    widget = ObjectSearch(retriever(data), k=2)
-    assert asked(widget) == (0, 0) and found(widget)[0] == (1, "✓ right 0.96")
-    widget.act({"kind": "box", "key": 0, "box": 1}, [])
-    assert asked(widget) == (0, 1) and found(widget)[0] == (2, "✓ right 0.96")
-    (best, other) = widget.pictures.rows[1]["cards"]
-    assert best["boxes"][0]["box"] == [*BOXES["c.png"][0]] and best["ink"] == plots.RIGHT
-    assert other["caption"][0].startswith("✗ wrong") and other["ink"] == plots.WRONG
-    assert widget.pictures.says == "box 1 of image 0 (blue): 1 of 2 right"
+def found(answer: dict, row: int = 0) -> list[tuple[str, str]]:
+    return [(one["file"], one["state"]) for one in answer["rows"][row]["matches"]]
 
 
-def test_a_result_asks_next_and_back_returns(data) -> None:
-    widget = ObjectSearch(retriever(data))
-    assert widget.back.disabled
-    widget.act({"kind": "box", "key": 0, "box": 1}, [])
-    widget.act({"kind": "card", "key": 2}, [])
-    assert asked(widget) == (2, 0) and widget.image.value == 2
-    widget.act({"kind": "drawn", "key": 2, "box": [2, 20, 12, 28]}, [])
-    assert asked(widget) == (2, 3)
-    widget.act({"kind": "box", "key": 2, "box": 0}, [])
-    for before in ((2, 3), (2, 0), (0, 1), (0, 0)):
-        widget.back.click()
-        assert asked(widget) == before
-    assert widget.back.disabled and widget.image.value == 0
+# --- the front end ------------------------------------------------------------------------
 
 
-def test_a_photograph_of_ones_own_asks(data) -> None:
-    widget = ObjectSearch(retriever(data), k=3)
-    file = io.BytesIO()
+def test_the_modules_are_one_whose_names_do_not_meet() -> None:
+    made = front.module("widget")
+    assert "import " not in made and made.count("export default") == 1
+    assert made.index("const $dom =") < made.index("const { ARROWS") < made.index("function render")
+    assert "http://" not in made.replace("http://www.w3.org/2000/svg", "")
+    assert "https://" not in made + front.style()
+
+
+def test_photographs_come_in_pages_small_large_and_as_they_are(data, asked) -> None:
+    Image.new("RGB", (4000, 2000), "red").save(data.root / "b.png")
+    widget = asked(ObjectSearch(retriever(data)))
+    page = widget.answer("photographs", **{"from": 1, "many": 5})
+    assert page["total"] == 3 and [one["file"] for one in page["items"]] == ["b.png", "c.png"]
+    big = widget.answer("picture", id="b.png")
+    assert (big["width"], big["height"]) == (4000, 2000) and len(page["items"][0]["src"]) < 9000
+    with Image.open(io.BytesIO(_bytes(big["src"]))) as image:
+        assert image.size == (LARGE, LARGE // 2)
+    assert widget.answer("original", id="b.png") == {"type": "image/png"}
+    assert widget.files == [(data.root / "b.png").read_bytes()]
+    assert "x.png is not here" in widget.answer("picture", id="x.png")["error"]
+
+
+def _bytes(address: str) -> bytes:
+    import base64
+
+    return base64.b64decode(address.split(",")[1])
+
+
+def test_what_fails_is_said_without_names_of_classes(data, asked) -> None:
+    def mute(*_: object) -> None:
+        raise DataError("no network", "Take a box that is known.")
+
+    widget = asked(ObjectSearch(replace(retriever(data), embed=mute)))
+    assert "no network" in widget.ask("a.png", [1, 1, 9, 9])["error"]
+    assert "did not work" in widget.ask("a.png", ["x"])["error"]
+    assert "no question" in widget.answer("close")["error"]
+    (data.root / "b.png").write_bytes(b"")
+    told = widget.answer("picture", id="b.png")["error"]
+    assert "b.png" in told and "Error" not in told
+
+
+# --- objects ------------------------------------------------------------------------------
+
+
+def test_a_box_or_the_whole_photograph_asks(data, asked) -> None:
+    widget = asked(ObjectSearch(retriever(data)))
+    query = widget.answer("objects", id="a.png", settings=widget.settings)
+    assert query["boxes"] == [[*map(float, box)] for box in BOXES["a.png"]], "without the whole"
+    red, blue = (widget.ask("a.png", box, k=2) for box in query["boxes"])
+    assert found(red)[0] == ("b.png", "right") and found(blue)[0] == ("c.png", "right")
+    assert blue["rows"][0]["matches"][0]["box"] == [*BOXES["c.png"][0]]
+    assert blue["says"] == "blue of a.png: 1 of 1 found, at rank 1"
+    way, mine = widget.widget.ways[0], widget.widget.query("a.png", widget.settings)
+    for kind in ("whole", "both"):
+        plain = way.search(mine, mine.whole if kind == "whole" else 0, 8, kind)
+        answer = widget.ask("a.png", query["boxes"][0], kind)
+        assert [one[0] for one in found(answer)] == [match.file for match in plain.matches], kind
+    assert widget.ask("a.png", None, "both")["says"] == widget.ask("a.png", None, "whole")["says"]
+
+
+def test_chances_and_their_limit_reach_the_browser(data, asked) -> None:
+    from objemb_lib.search.calibration import Calibration
+
+    known = Calibration(chances={"box": ([0, 1], [0.1, 0.9])}, nothing=0.4)
+    for calibration, limit in ((known, 0.4), (Calibration(), None)):
+        widget = asked(ObjectSearch(replace(retriever(data), calibration=calibration)))
+        answer = widget.ask("a.png", BOXES["a.png"][0])
+        assert answer["nothing"] == limit
+        chances = [one["chance"] for one in answer["rows"][0]["matches"]]
+        assert all(isinstance(one, float) if limit else one is None for one in chances)
+
+
+def test_a_photograph_of_ones_own_asks(data, asked) -> None:
+    widget, file = asked(ObjectSearch(retriever(data))), io.BytesIO()
     data.image(1).crop(BOXES["b.png"][0]).save(file, "JPEG")  # red alone
-    widget.act({"kind": "photograph"}, [memoryview(file.getvalue())])
-    assert {i for i, _ in found(widget)[:2]} == {0, 1}
-    assert widget.pictures.says == "box 0 of your photograph: 3 images"
-    assert {caption[0] for _, caption in found(widget)} <= set("01-"), "nobody knows its label"
-    widget.act({"kind": "photograph"}, [memoryview(b"no image")])
-    assert "not an image" in widget.pictures.error and len(found(widget)) == 3
-    assert "Error" not in widget.pictures.error  # no names of classes: people do not know them
-    widget.back.click()
-    assert widget.pictures.error == "" and asked(widget) == (0, 0)
+    query = widget.answer("embed", file.getvalue(), file="../mine.jpg", settings=widget.settings)
+    assert query["id"] == "own/0/mine.jpg" and query["file"] == "mine.jpg"
+    answer = widget.ask(query["id"], None, "whole", 3)
+    assert {file for file, _ in found(answer)[:2]} == {"a.png", "b.png"}
+    assert answer["says"] == "the whole photograph of mine.jpg: 3 photographs"
+    assert {state for _, state in found(answer)} == {""}, "nobody knows its label"
+    assert widget.answer("original", id=query["id"]) == {"type": "image/jpeg"}
+    told = widget.answer("embed", b"no image", file="words.jpg", settings=widget.settings)
+    assert "not an image" in told["error"]
 
 
-def test_menus_ask_the_same_box_of_another_gallery(data) -> None:
+def test_an_answer_is_explained(data, asked) -> None:
+    widget = asked(ObjectSearch(retriever(data)))
+    widget.ask("a.png", BOXES["a.png"][1])
+    why = widget.answer("explain", rank=0)
+    assert set(why) == {"cells", "heat", "score", "without_background", "without_object"}
+
+
+def test_menus_ask_the_same_box_of_another_gallery(data, asked) -> None:
     ways = [retriever(data), retriever(data, main_only=True), retriever(data, 2)]
-    widget = ObjectSearch(ways)
-    widget.act({"kind": "box", "key": 0, "box": 1}, [])
-    widget.boxes.value = "true main box"  # that box is none of its own: it is embedded
-    assert asked(widget) == (0, 2) and widget.answer.matches[0].file == "c.png"
-    widget.network.value = "colours, 2 cells"
-    assert "no index of colours, 2 cells with true main box" in widget.pictures.error
-    widget.boxes.value = "true boxes"
-    assert widget.pictures.error == "" and widget.retriever is ways[2]
+    widget, box = asked(ObjectSearch(ways)), BOXES["a.png"][1]
+    widget.settings["boxes"] = "true main box"  # that box is none of its own: it is embedded
+    assert found(widget.ask("a.png", box))[0][0] == "c.png"
+    widget.settings["network"] = "colours, 2 cells"
+    told = widget.ask("a.png", box)["error"]
+    assert "no index of colours, 2 cells with true main box" in told
     with pytest.raises(DataError, match="different images"):
         ObjectSearch([ways[0], retriever(data.subset([0, 1, 2]))])
 
 
-def test_sliders_change_how_much_is_found(data) -> None:
-    widget = ObjectSearch(retriever(data))
-    assert len(found(widget)) == 2
-    widget.k.value = 1
-    assert len(found(widget)) == 1
-
-
-def test_a_failed_callback_says_so_and_the_next_one_takes_it_back(data) -> None:
-    def mute(*_: object) -> None:
-        raise DataError("no network", "Take a box that is known.")
-
-    widget = ObjectSearch(replace(retriever(data), embed=mute))
-    widget.draw((0, 0, 9, 9))
-    assert "no network" in widget.pictures.error and "What to do" in widget.pictures.error
-    widget.act({"kind": "box", "key": 0, "box": 7}, [])
-    assert "did not work" in widget.pictures.error and asked(widget) == (0, 0)
-    widget.act({"kind": "box", "key": 0, "box": 1}, [])
-    assert widget.pictures.error == "" and asked(widget) == (0, 1)
-    (data.root / "b.png").write_bytes(b"")
-    widget.image.value = 1
-    assert "b.png" in widget.pictures.error
-
-
-def test_retrieval_finds_what_the_function_finds_and_says_what_fails(data) -> None:
-    near = np.array([[1, 0], [0.8, 0.6], [0, 1]], np.float32)
-    vectors = {("s", "a"): near, ("t", "b"): near[::-1].copy()}
-    widget = Retrieval(data, vectors, k=2)  # starts with the last stage and the first pooling
-    assert "did not work" in widget.pictures.error
-    widget.stage.value = "s"
-    assert widget.pictures.error == "" and widget.pictures.says == "image 0, red: 1 of 2 right"
-    assert [card["caption"] for card in widget.pictures.rows[1]["cards"]] == [
-        ["✓ right 0.80", "image 1"], ["✗ wrong 0.00", "image 2"],
-    ]  # fmt: skip
-    widget.stage.value, widget.pooling.value, widget.k.value = "t", "b", 1
-    assert np.array_equal(widget.found.images, ranking(near[::-1], data, 0, 1).images)
-    widget.act({"kind": "card", "key": 2}, [])
-    assert widget.query.value == widget.found.query == 2
-    widget.random.click()
-    assert widget.found.query == widget.query.value
-    (data.root / "b.png").write_bytes(b"")
-    widget.query.value = 1
-    assert "b.png" in widget.pictures.error
-
-
-def test_what_has_no_label_is_not_judged(data) -> None:
-    unknown = replace(data, labels=np.array([-1, 0, 1]))
-    widget = Retrieval(unknown, {("s", "p"): np.eye(3, dtype=np.float32)})
-    asking, found = (row["cards"] for row in widget.pictures.rows)
-    assert widget.pictures.says == "image 0, unlabelled"
-    assert asking[0]["caption"] == ["query: unlabelled"]
-    assert {card["caption"][0] for card in found} == {"0.00"}
-    assert {card["ink"] for card in found} == {plots.UNKNOWN}
-
-
-def test_compare_counts_places_from_the_first_embedding(data) -> None:
-    first = np.array([[1, 0], [0.8, 0.6], [0, 1]], np.float32)
-    second = np.array([[1, 0], [0, 1], [0.8, 0.6]], np.float32)
-    widget = Compare(data, {"first": first, "second": second})
-    _, one, two = widget.pictures.rows
-    assert [card["caption"][1] for card in one["cards"]] == ["image 1", "image 2"]
-    assert [card["caption"][1] for card in two["cards"]] == ["image 2 ▲ 1", "image 1 ▼ 1"]
-    assert one["title"].startswith("first: mAP 1.00") and two["title"].startswith(
-        "second: mAP 0.50"
-    )
-    widget.act({"kind": "card", "key": 1}, [])
-    assert widget.query.value == 1 and widget.sides["first"].found.query == 1
-
-
-def test_the_map_shows_what_is_chosen_and_asks_with_it(data) -> None:
+def test_the_map_shows_what_is_chosen_and_asks_with_it(data, asked) -> None:
     way = retriever(data)
     search = ObjectSearch(way)
-    widget = Map(way, search)
-    assert np.allclose(widget.plane.points, project(way.sample(9)[2]), atol=1e-4)
-    assert widget.plane.groups == [0, 1, 0, 1, 2] and widget.plane.names[:2] == ["warm", "cold"]
-    widget.colour.value = "first answer"
-    assert widget.plane.groups == [0, 0, 0, 0, 2], "yellow is there once only"
-    widget.act({"kind": "chosen", "rows": [0, 3]}, [])
-    assert [card["key"] for card in widget.pictures.rows[0]["cards"]] == [0, 3]
-    widget.act({"kind": "card", "key": 3}, [])
-    assert asked(search) == (2, 0)
-    widget.act({"kind": "hover", "row": 4}, [])
-    assert widget.plane.seen["caption"] == "yellow, image 2"
-    widget.act({"kind": "chosen", "rows": [99]}, [])
-    assert "did not work" in widget.pictures.error
+    widget = asked(Map(way, search))
+    shown = widget.answer("map", **widget.settings)
+    assert np.allclose(shown["points"], project(way.sample(9)[2]), atol=1e-4)
+    assert shown["groups"] == [0, 1, 0, 1, 2] and shown["names"][:2] == ["warm", "cold"]
+    shown = widget.answer("map", **widget.settings | {"colour by": "first answer"})
+    assert shown["groups"] == [0, 0, 0, 0, 2], "yellow is there once only"
+    seen = widget.answer("choose", rows=[4], only="look")["cards"]
+    assert seen[0]["note"] == "yellow, c.png" and search.start == {"id": "a.png"}
+    both = widget.answer("choose", rows=[0, 3])
+    assert [card["row"] for card in both["cards"]] == [0, 3] and both["says"] == "2 objects"
+    widget.answer("choose", rows=[3])
+    assert search.start == {"id": "c.png", "box": [*map(float, BOXES["c.png"][0])]}
+    assert "did not work" in widget.answer("choose", rows=[99])["error"]
 
 
-def test_attention_follows_box_and_stage(data) -> None:
+# --- whole images -------------------------------------------------------------------------
+
+
+def test_retrieval_finds_what_the_function_finds_and_says_what_fails(data, asked) -> None:
+    near = np.array([[1, 0], [0.8, 0.6], [0, 1]], np.float32)
+    vectors = {("s", "a"): near, ("t", "b"): near[::-1].copy()}
+    widget = asked(Retrieval(data, vectors, k=2))
+    assert widget.settings == {"stage": "t", "pooling": "a"}, "the last stage"
+    assert "did not work" in widget.ask("a.png")["error"]
+    widget.settings["stage"] = "s"
+    answer = widget.ask("a.png", k=2)
+    assert answer["says"] == "a.png, red: 1 of 2 right"
+    assert found(answer) == [("b.png", "right"), ("c.png", "wrong")]
+    assert [one["note"] for one in answer["rows"][0]["matches"]] == ["cosine 0.80", "cosine 0.00"]
+    widget.settings.update(stage="t", pooling="b")
+    first = data.names[ranking(near[::-1], data, 0, 1).images[0]]
+    assert [file for file, _ in found(widget.ask("a.png", k=1))] == [first]
+
+
+def test_what_has_no_label_is_not_judged(data, asked) -> None:
+    unknown = replace(data, labels=np.array([-1, 0, 1]))
+    answer = asked(Retrieval(unknown, {("s", "p"): np.eye(3, dtype=np.float32)})).ask("a.png")
+    assert answer["says"] == "a.png, unlabelled"
+    assert {state for _, state in found(answer)} == {""}
+
+
+def test_compare_counts_places_from_the_first_embedding(data, asked) -> None:
+    first = np.array([[1, 0], [0.8, 0.6], [0, 1]], np.float32)
+    second = np.array([[1, 0], [0, 1], [0.8, 0.6]], np.float32)
+    answer = asked(Compare(data, {"first": first, "second": second})).ask("a.png")
+    one, two = answer["rows"]
+    assert [(m["file"], m["note"]) for m in one["matches"]] == [
+        ("b.png", "cosine 0.80"), ("c.png", "cosine 0.00")]  # fmt: skip
+    assert [(m["file"], m["note"][-3:]) for m in two["matches"]] == [
+        ("c.png", "▲ 1"), ("b.png", "▼ 1")]  # fmt: skip
+    assert "first: mAP 1.00" in one["title"] and "second: mAP 0.50" in two["title"]
+
+
+def test_attention_follows_box_and_stage(data, asked) -> None:
     trunk = lively("efficientnet_lite0")
-    widget = Attention(data, trunk, Region(true_boxes(data)), size=64)
-    before = widget.found["similarity"]
-    widget.act({"kind": "box", "key": 0, "box": 1}, [])
-    assert widget.pictures.error == "" and not np.array_equal(before, widget.found["similarity"])
-    widget.stage.value = "stage4"
-    assert widget.found["similarity"].shape == (4, 4)  # stride 16
-    names = [card["caption"][0] for card in widget.pictures.rows[1]["cards"]]
-    assert names == ["boxes", "CroW", "similarity"]
-    widget.act({"kind": "drawn", "key": 0, "box": [1, 1, 9, 9]}, [])
-    assert len(widget.pictures.rows[0]["cards"][0]["boxes"]) == 3
-    (data.root / "b.png").write_bytes(b"")
-    widget.refresh()
-    assert "b.png" in widget.pictures.error
+    widget = asked(Attention(data, trunk, Region(true_boxes(data)), size=64))
+    looks = widget.widget.start["looks"]
 
+    def heat(box) -> np.ndarray:
+        (row,) = widget.ask("a.png", box, looks=looks)["rows"]
+        assert [one["file"] for one in row["matches"]] == ["boxes", "CroW", "similarity"]
+        return np.array(row["matches"][2]["heat"])
 
-def test_a_thumbnail_is_small_and_boxes_stay_in_pixels_of_the_image(tmp_path) -> None:
-    from objemb_lib.show.widgets.pictures import card
-
-    Image.new("RGB", (2000, 1000), "red").save(tmp_path / "big.png")
-    data = ImageDataset("big", "all", tmp_path, ["big.png"], [-1])
-    made = card(data, 0, plots.QUERY, ["query"], side=100)
-    assert (made["width"], made["height"]) == (2000, 1000) and len(made["src"]) < 9000
+    red, blue = map(heat, BOXES["a.png"])
+    assert looks == "b.png" and not np.array_equal(red, blue)
+    widget.settings["stage"] = "stage4"
+    assert heat([1, 1, 9, 9]).shape == (4, 4)  # stride 16

@@ -53,6 +53,7 @@ function answers() {
   return {
     el: make("div", {}, says, rows),
     focus: () => says.focus(),
+    says: (words) => (says.textContent = words),
     show(answer, doing) {
       says.textContent = answer.says;
       rows.classList.toggle("linked", answer.rows.length > 1);

@@ -1,5 +1,5 @@
 // The query: a photograph with a dot for each object, and one box that says what is looked for.
-// A mouse draws, moves and sizes the box, a finger and the keyboard by its handles.
+// Its handles move and size it, by mouse, finger and keys; a mouse can draw another one, too.
 import { ARROWS, button, clamp, make } from "./dom.js";
 
 const CORNERS = { "upper left": [0, 1], "upper right": [2, 1], "lower left": [0, 3], "lower right": [2, 3] };
@@ -71,7 +71,7 @@ function queryBox(choose) {
   }
 
   // Follow a pointer from where it was pressed; `change(from, to)` is the box on the way.
-  function follow(pressed, change, still) {
+  function follow(pressed, change) {
     const [start, seen] = [inside(pressed), pressed.currentTarget];
     let dragged = false;
     const go = (event) => {
@@ -81,10 +81,9 @@ function queryBox(choose) {
       dragged = true;
       place(change(start, inside(event)));
     };
-    const end = (event) => {
+    const end = () => {
       seen.onpointermove = seen.onpointerup = seen.onpointercancel = null;
       if (dragged) done(box);
-      else if (event.type === "pointerup") still?.();
     };
     Object.assign(seen, { onpointermove: go, onpointerup: end, onpointercancel: end });
   }
@@ -111,22 +110,20 @@ function queryBox(choose) {
     return one;
   }
 
-  // By mouse: a drag in the box moves it, elsewhere draws one. A finger scrolls the page.
+  // A mouse draws by a drag; a finger scrolls the page. A click or a tap chooses a dot, or puts the
+  // box there.
   let drawn = false;
+  const fixed = () => !query || frame.classList.contains("fixed");
   frame.onpointerdown = (event) => {
     drawn = false;
-    if (event.button || event.pointerType === "touch" || !query || frame.classList.contains("fixed")) return;
-    const [[x, y], from] = [inside(event), box];
-    const within = from && !frame.classList.contains("whole") && x > from[0] && x < from[2] && y > from[1] && y < from[3]
-      && (from[2] - from[0] < query.width - 1 || from[3] - from[1] < query.height - 1); // prettier-ignore
-    const change = (start, end) => {
+    if (event.button || event.pointerType === "touch" || fixed()) return;
+    follow(event, (start, end) => {
       drawn = true;
-      return within ? moved(from, end[0] - start[0], end[1] - start[1]) : between(start, end);
-    };
-    follow(event, change);
+      return between(start, end);
+    });
   };
   frame.onclick = (event) => {
-    if (drawn || !query || frame.classList.contains("fixed")) return;
+    if (drawn || fixed()) return;
     const dot = event.target.closest(".dot");
     done(dot ? query.boxes[dot.dataset.box] : here(inside(event)));
   };

@@ -52,7 +52,7 @@ function search(backend, about, el, say) {
   const place = about.app ? inAddress(come) : inMemory(come);
   let state = { kind: about.kinds[0], k: about.k, ...about.start,
     settings: Object.fromEntries(about.choices.map(({ name, value }) => [name, value])) }; // prettier-ignore
-  let [query, answer, loaded] = [null, null, ""];
+  let [query, answer, loaded, first] = [null, null, "", true];
 
   // --- what is asked -----------------------------------------------------------------------
 
@@ -65,14 +65,16 @@ function search(backend, about, el, say) {
       if (key !== loaded) query = await backend.objects(asked);
       loaded = JSON.stringify([query.id, asked.settings]);
       if (state !== asked) return; // somebody has gone on
-      state = { ...asked, id: query.id, box: asked.box ?? query.boxes[0] ?? null };
+      const full = { ...asked, id: query.id, box: asked.box ?? query.boxes[0] ?? null };
+      state = full;
       show();
-      answer = await backend.ask(state);
-      if (state.id !== query.id) return;
-      place.go(state, state.first);
-      state.first = false;
-      shown.show(answer, { enlarge: about.explains ? enlarge : null, actions: actions(true) });
-      downloads.hidden = !about.explains;
+      const given = await backend.ask(full);
+      if (state !== full) return;
+      answer = given;
+      place.go(full, first);
+      first = false;
+      shown.show(answer, about.looks ? { actions: {} } : { enlarge, actions: onCards });
+      downloads.hidden = about.looks;
       say("");
     } catch (error) {
       say(error.message);
@@ -92,15 +94,15 @@ function search(backend, about, el, say) {
   }
   async function embed(file) {
     say("");
-    shown.show({ says: `Looking at ${file.name} ...`, rows: [] }, {});
+    shown.says(`Looking at ${file.name} ...`);
     try {
       const bytes = await reduced(file).catch(() => file.arrayBuffer()); // others may read it
       const mine = await backend.embed({ file: file.name, bytes, settings: state.settings });
       [query, loaded] = [mine, JSON.stringify([mine.id, state.settings])];
       go({ id: mine.id, box: null });
     } catch (error) {
+      shown.says(answer?.says ?? "");
       say(`${file.name} cannot be read: ${error.message}`);
-      refresh();
     }
   }
 
@@ -122,23 +124,21 @@ function search(backend, about, el, say) {
   radios.forEach((radio) => (radio.name = radios[0].name));
 
   const ready = (blob, file) => blob.then((one) => save(one, file)).catch((error) => say(error.message));
-  function actions(reasons) {
-    const next = (match) => {
-      go({ id: match.id, box: match.box, kind: match.box ? state.kind : "whole" });
-      shown.focus();
-    };
-    if (!about.explains) return about.looks ? {} : { "search with this": next };
-    const all = { "search with this": next,
-      open: (match) => {
-        const tab = window.open(""); // at once, or it would be a pop-up that is refused
-        backend.original(match).then((blob) => (tab.location = URL.createObjectURL(blob)));
-      },
-      save: (match) => ready(backend.original(match), match.file.split("/").at(-1)) }; // prettier-ignore
-    return reasons ? { "Why?": (match, rank) => enlarge(match, rank, true), ...all } : all;
-  }
+  const next = (match) => {
+    go({ id: match.id, box: match.box, kind: match.box ? state.kind : "whole" });
+    shown.focus();
+  };
+  const open = (match) => {
+    const tab = window.open(""); // at once, or it would be a pop-up that is refused
+    backend.original(match).then((blob) => (tab.location = URL.createObjectURL(blob)));
+  };
+  const keep = (match) => ready(backend.original(match), match.file.split("/").at(-1));
+  const actions = { "search with this": next, open, save: keep };
+  const onCards = about.explains ? { "Why?": (match, rank) => enlarge(match, rank, true), ...actions }
+    : { "search with this": next }; // prettier-ignore
   function enlarge(match, rank, because = false) {
     const ends = state.kind === "whole" ? null : state.box;
-    dialog.open({ ...query, box: ends }, match, rank, actions(false), because);
+    dialog.open({ ...query, box: ends }, match, rank, actions, because);
   }
   const downloads = make("div", { class: "actions", hidden: true },
     button("save the answer as a page", () => save(page(query, answer), "answer.html")),
@@ -172,7 +172,6 @@ function search(backend, about, el, say) {
   }
 
   const before = place.now();
-  state.first = true;
   if (before) come(before);
   else refresh();
   return { go, close: place.close };

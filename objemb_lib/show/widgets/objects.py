@@ -91,12 +91,12 @@ class ObjectSearch(Front):
         seen = picture(query.dataset, query.image, 960)
         return seen | {"id": id, "boxes": boxes.tolist()}
 
-    def embed(self, file: memoryview, settings: dict, **given: str) -> dict:
-        """Take a photograph that is not in the gallery."""
-        name = Path(given["file"]).name
+    def embed(self, content: memoryview, file: str, settings: dict) -> dict:
+        """Take a photograph that is not in the gallery, by its name and what is in its file."""
+        name = Path(file).name
         path = Path(self._folder.name) / f"{len(self._own)}" / name
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(file)
+        path.write_bytes(content)
         own = photograph(path)
         own.image(0)  # or say that it is none
         id = f"own/{len(self._own)}/{name}"
