@@ -141,19 +141,34 @@ class Watched:
         assert not grave, [(one["id"], [node["html"][:200] for node in one["nodes"]][:5])
                            for one in grave]  # fmt: skip
 
+    @contextmanager
+    def phone(self) -> Iterator[Watched]:
+        """A page of the same browser on a screen for fingers."""
+        seen = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+        context = self.page.context.browser.new_context(**seen)
+        yield Watched(context.new_page())
+        context.close()
+
+    def swipe(self, x: float, y: float, by: float) -> None:
+        """A finger goes up or down."""
+        finger = self.page.context.new_cdp_session(self.page)
+        for kind, far in (("touchStart", 0), ("touchMove", 0.5), ("touchMove", 1), ("touchEnd", 1)):
+            points = [] if kind == "touchEnd" else [{"x": x, "y": y + far * by}]
+            finger.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
     def check(self) -> None:
         """Nothing went wrong, nobody outside was asked."""
         assert self.errors == [] and self.outside == []
 
 
 @contextmanager
-def chromium(width: int = 1280, height: int = 1000, **how: object) -> Iterator[Watched]:
-    """A page of a fresh browser; ``has_touch`` makes it one for fingers."""
+def chromium(width: int = 1280, height: int = 1000) -> Iterator[Watched]:
+    """A page of a fresh browser."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
         try:
-            yield Watched(browser.new_page(viewport={"width": width, "height": height}, **how))
+            yield Watched(browser.new_page(viewport={"width": width, "height": height}))
         finally:
             browser.close()

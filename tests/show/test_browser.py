@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl, urlparse
 
 import numpy as np
 import pytest
-from browser import Watched, chromium, lab, needs_chromium, notebook, server
+from browser import PATIENCE, Watched, chromium, lab, needs_chromium, notebook, server
 from tiny_gallery import retriever, scenes
 
 from objemb_lib.data.dataset import ImageDataset
@@ -47,7 +47,7 @@ class Search:
 
     def finds(self, files: list[str]) -> None:
         """The answers are, or will soon be, those photographs in that order."""
-        answers, end = self.it.locator(".answer"), time.monotonic() + 30
+        answers, end = self.it.locator(".answer"), time.monotonic() + PATIENCE
         shown = "all => all.map(one => one.dataset.id)"
         while answers.evaluate_all(shown) != files and time.monotonic() < end:
             self.page.wait_for_timeout(50)
@@ -117,7 +117,7 @@ def test_the_app_by_mouse_finger_and_keys(tmp_path, monkeypatch) -> None:
             photographs_of_ones_own_ask(search, way)
             answers_are_enlarged_explained_and_saved(watched, search, gallery)
             watched.check()
-            a_finger_scrolls_and_taps(base, watched.page.url)
+            a_finger_scrolls_and_taps(watched, base)
         banner = search.it.locator(".banner")
         assert banner.inner_text() == ""
         search.dot(0).click()
@@ -223,8 +223,9 @@ def answers_are_enlarged_explained_and_saved(watched: Watched, search: Search, g
     assert search.after(page.go_back) == taken
 
 
-def a_finger_scrolls_and_taps(base: str, address: str) -> None:
-    with chromium(390, 844, has_touch=True, is_mobile=True) as watched:
+def a_finger_scrolls_and_taps(desktop: Watched, base: str) -> None:
+    address = desktop.page.url
+    with desktop.phone() as watched:
         page, search = watched.page, Search(watched.page)
         page.goto(f"{base}/#{urlparse(address).fragment}")
         search.it.locator(".answer").first.wait_for()
@@ -232,13 +233,11 @@ def a_finger_scrolls_and_taps(base: str, address: str) -> None:
         seen = search.frame.bounding_box()
         assert seen["y"] + seen["height"] < 844, "the query is seen without scrolling"
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
-        middle = {"x": seen["x"] + seen["width"] / 2, "y": seen["y"] + seen["height"] / 2}
-        wheel = page.context.new_cdp_session(page)
-        wheel.send("Input.synthesizeScrollGesture",
-                   {**middle, "yDistance": -300, "gestureSourceType": "touch"})  # fmt: skip
-        page.wait_for_function("scrollY > 100")
+        watched.swipe(195, seen["y"] + seen["height"] / 2, -200)
+        page.wait_for_function(
+            "y => document.querySelector('.frame').getBoundingClientRect().y < y - 100", arg=seen["y"]
+        )
         assert page.url.split("#")[1] == urlparse(address).fragment, "a swipe asks nothing"
-        page.evaluate("scrollTo(0, 0)")
         last = search.dot(search.it.locator(".dot").count() - 1)
         last.tap()
         search.it.locator(".dot[aria-pressed=true]").wait_for()

@@ -38,7 +38,7 @@ function card(match, rank, answer, { enlarge, actions }) {
 function links(above, below) {
   const middle = (list, k) => list.children[k].offsetLeft + list.children[k].offsetWidth / 2;
   const [from, to] = [above, below].map((list) => [...list.children].map((one) => one.dataset.id));
-  const svg = make("svg", { class: "links", width: above.scrollWidth, height: 32, "aria-hidden": true });
+  const svg = make("svg", { class: "links", width: above.scrollWidth, height: 32, "aria-hidden": "true" });
   to.forEach((id, k) => {
     const before = from.indexOf(id);
     const ends = { x1: middle(above, before < 0 ? 0 : before), x2: middle(below, k), y1: 0, y2: 32 };

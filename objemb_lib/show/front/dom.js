@@ -2,7 +2,7 @@
 const DRAWN = new Set(["svg", "g", "rect", "image", "line", "path"]);
 
 // make("button", { class: "big", onclick: press, "aria-label": "..." }, "words", element): null
-// and false leave an attribute away.
+// and false leave an attribute away, true gives one without a value.
 function make(kind, attributes = {}, ...children) {
   const made = DRAWN.has(kind)
     ? document.createElementNS("http://www.w3.org/2000/svg", kind)
@@ -30,8 +30,8 @@ const at = ([x0, y0, x1, y1]) => ({ x: x0, y: y0, width: x1 - x0, height: y1 - y
 // A photograph (src, width, height) of which `part` is seen; its heat and box are drawn on it.
 function photograph({ src, width, height, box, heat }, part = [0, 0, width, height], words = "") {
   const { x, y, width: w, height: h } = at(part);
-  const seen = make("svg", { viewBox: `${x} ${y} ${w} ${h}`, role: "img", "aria-label": words,
-    "aria-hidden": words ? null : true }); // prettier-ignore
+  const named = words ? { role: "img", "aria-label": words } : { "aria-hidden": "true" };
+  const seen = make("svg", { viewBox: `${x} ${y} ${w} ${h}`, ...named });
   const whole = { width, height, preserveAspectRatio: "none" };
   seen.append(make("image", { href: src, ...whole, class: heat ? "grey" : null }));
   if (heat) seen.append(make("image", { href: painted(heat), ...whole, opacity: 0.6 }));
