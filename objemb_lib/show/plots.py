@@ -19,7 +19,6 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor
 
-from objemb_lib.attend.objects import object_label
 from objemb_lib.attend.soft import inside
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.embed.boxes import widen
@@ -27,10 +26,11 @@ from objemb_lib.embed.regions import Region
 from objemb_lib.measure.intervals import Interval
 from objemb_lib.measure.leaderboard import Leaderboard
 from objemb_lib.measure.metrics import Neighbours
-from objemb_lib.search.objects import Answer, Match
+from objemb_lib.search.objects import Answer
 
 # Colour-blind safe (Okabe and Ito): right, wrong, and the query itself; grey where nobody knows.
 RIGHT, WRONG, QUERY, UNKNOWN = "#009E73", "#D55E00", "#0072B2", "#777777"
+STATES = {"right": RIGHT, "loose": "#E69F00", "wrong": WRONG, "": UNKNOWN}  # of an answer's match
 SMALL = 8  # points: what is written beside a picture
 
 
@@ -78,13 +78,6 @@ def judge(right: bool, known: bool) -> tuple[str, str]:
 def judge_image(dataset: ImageDataset, query: int, found: int, right: bool) -> tuple[str, str]:
     """:func:`judge` of an image that was found: not right is wrong only if both have labels."""
     return judge(right, right or (dataset.labels[query] >= 0 and dataset.labels[found] >= 0))
-
-
-def judge_match(answer: Answer, gallery: ImageDataset, match: Match) -> tuple[str, str]:
-    """:func:`judge` of a match: does its box lie on the object that was asked for?"""
-    if answer.label < 0 or not len(gallery.boxes[match.image]):
-        return judge(False, known=False)
-    return judge(object_label(gallery, match.image, np.array(match.box)) == answer.label, True)
 
 
 # --- photographs --------------------------------------------------------------------------
@@ -203,7 +196,8 @@ def object_search(answer: Answer, gallery: ImageDataset) -> Figure:
     """The static twin of a click: the query with its boxes, then the images with the box meant.
 
     The chosen box is drawn thick. A match is right (green) where its box is on the same object,
-    wrong (orange) where not, grey where nobody knows.
+    loose (yellow) where that is elsewhere on the right photograph, else wrong (orange); grey where
+    nobody knows.
     """
     columns = 1 + len(answer.matches)
     figure, axes = plt.subplots(1, columns, figsize=(columns * 1.5, 1.8), squeeze=False)
@@ -212,10 +206,9 @@ def object_search(answer: Answer, gallery: ImageDataset) -> Figure:
     show(answer.dataset.image(answer.query), first, f"query: {name}", QUERY)
     for k, box in enumerate(answer.boxes):
         draw_box(first, box, QUERY, 2.5 if k == answer.chosen else 0.8, str(k))
-    for ax, match in zip(others, answer.matches):
-        word, ink = judge_match(answer, gallery, match)
-        show(gallery.image(match.image), ax, f"{word} {match.score:.2f}".strip(), ink)
-        draw_box(ax, match.box, ink, 2)
+    for ax, match, state in zip(others, answer.matches, answer.states(gallery)):
+        show(gallery.image(match.image), ax, f"{state} {match.score:.2f}".strip(), STATES[state])
+        draw_box(ax, match.box, STATES[state], 2)
     figure.tight_layout(pad=0.4, w_pad=0.8)
     return figure
 

@@ -123,17 +123,19 @@ def test_a_sample_is_evenly_spread_over_all_objects(way) -> None:
 
 
 def test_the_widgets_work_on_either(data, way) -> None:
-    widget = ObjectSearch(way, k=2)
-    assert [m.file for m in widget.answer.matches][0] == "b.png"
-    widget.draw((20, 5, 35, 25))
-    assert [m.file for m in widget.answer.matches][0] == "c.png"
+    widget, settings = ObjectSearch(way), {"network": way.network, "boxes": way.boxes}
+    asked = {"kind": "box", "k": 2, "settings": settings}
+    for box, first in zip(BOXES["a.png"], ("b.png", "c.png")):
+        widget.ask("a.png", box, **asked)
+        assert files(widget.answer)[0] == first
     file = io.BytesIO()
     data.image(1).crop(BOXES["b.png"][0]).save(file, "PNG")
-    widget.photograph(file.getvalue())
-    assert {m.file for m in widget.answer.matches} == {"a.png", "b.png"}
+    own = widget.embed(file.getvalue(), "own.png", settings)
+    widget.ask(own["id"], None, **asked)
+    assert {*files(widget.answer)} == {"a.png", "b.png"}
     seen = Map(way, widget)
     seen.choose([2])  # the only object of b.png
-    assert widget.query.image == 1 and len(seen.image) == 5
+    assert widget.start["id"] == "b.png" and len(seen.image) == 5
 
 
 def test_a_built_gallery_embeds_queries_as_it_embeds_itself(data) -> None:

@@ -5,17 +5,16 @@ from __future__ import annotations
 
 import base64
 import csv
+import functools
 import inspect
 import io
 import shutil
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from urllib.parse import parse_qsl, urlparse
 
 import numpy as np
-import pytest
 from browser import PATIENCE, Watched, chromium, lab, needs_chromium, notebook, server
 from tiny_gallery import retriever, scenes
 
@@ -30,7 +29,8 @@ GIVE = """
 ([how, name, encoded]) => {
   const bytes = Uint8Array.from(atob(encoded), letter => letter.charCodeAt(0));
   const files = new DataTransfer();
-  files.items.add(new File([bytes], name, { type: name.endsWith("jpg") ? "image/jpeg" : "text/plain" }));
+  const type = name.endsWith("jpg") ? "image/jpeg" : "text/plain";
+  files.items.add(new File([bytes], name, { type }));
   const event = how === "paste" ? new ClipboardEvent(how, { clipboardData: files, bubbles: true })
     : new DragEvent(how, { dataTransfer: files, bubbles: true });
   document.querySelector(".objemb .own").dispatchEvent(event);
@@ -70,7 +70,10 @@ class Search:
         mouse.up()
 
     def give(self, how: str, name: str, content: bytes) -> None:
-        """Paste or drop a file."""
+        """Choose, paste or drop a file."""
+        if how == "choose":
+            file = {"name": name, "mimeType": "image/jpeg", "buffer": content}
+            return self.it.locator("input[type=file]").set_input_files(file)
         self.page.evaluate(GIVE, [how, name, base64.b64encode(content).decode()])
 
     def after(self, does: Callable[[], object]) -> dict[str, str]:
@@ -167,11 +170,7 @@ def photographs_of_ones_own_ask(search: Search, way: Retriever) -> None:
     gallery = way.dataset
     for number, how in enumerate(("drop", "paste", "choose")):
         file = gallery.root / gallery.files[number + 2]
-        choose = search.it.locator("input[type=file]")
-        asked = search.after(
-            lambda: choose.set_input_files(file) if how == "choose"
-            else search.give(how, file.name, file.read_bytes())
-        )  # fmt: skip
+        asked = search.after(functools.partial(search.give, how, file.name, file.read_bytes()))
         assert asked["photograph"] == f"own/{number}/{file.name}"
         first = search.it.locator(".answer").first.get_attribute("data-id")
         assert first == gallery.names[number + 2], "the photograph itself is in the gallery"
@@ -235,7 +234,8 @@ def a_finger_scrolls_and_taps(desktop: Watched, base: str) -> None:
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         watched.swipe(195, seen["y"] + seen["height"] / 2, -200)
         page.wait_for_function(
-            "y => document.querySelector('.frame').getBoundingClientRect().y < y - 100", arg=seen["y"]
+            "y => document.querySelector('.frame').getBoundingClientRect().y < y - 100",
+            arg=seen["y"],
         )
         assert page.url.split("#")[1] == urlparse(address).fragment, "a swipe asks nothing"
         last = search.dot(search.it.locator(".dot").count() - 1)
@@ -268,9 +268,10 @@ WIDGETS = [
     "shown(search := ObjectSearch(way, k=5), 't-search')",
     "shown(Map(way, search), 't-map')",
     "shown(Compare(data, vectors(data), k=6), 't-compare')",
-    "shown(Retrieval(data, {('head', name): x for name, x in vectors(data).items()}), 't-retrieval')",
-    "shown(Attention(data, load_trunk('efficientnet_lite0'), Region(true_boxes(data), masked=True)),"
-    " 't-attention')",
+    "sides = {('head', name): x for name, x in vectors(data).items()}\n"
+    "shown(Retrieval(data, sides), 't-retrieval')",
+    "region = Region(true_boxes(data), masked=True)\n"
+    "shown(Attention(data, load_trunk('efficientnet_lite0'), region), 't-attention')",
 ]
 
 
@@ -380,9 +381,7 @@ def retrieval_asks_another_embedding(watched: Watched, data: ImageDataset) -> No
     first = widget.locator(".answer").first.inner_text()
     widget.get_by_label("pooling").select_option("2 cells")
     widget.get_by_label("answers").select_option("4")
-    watched.page.wait_for_function(
-        "document.querySelectorAll('.t-retrieval .answer').length === 4"
-    )
+    watched.page.wait_for_function("document.querySelectorAll('.t-retrieval .answer').length === 4")
     assert widget.locator(".answer").first.inner_text() != first
 
 

@@ -134,9 +134,7 @@ def test_a_click_is_drawn_with_the_box_that_was_meant(pair_of_scenes: tuple) -> 
         colour = plots.RIGHT if word == "right" else plots.WRONG
         assert frame(match) == colour and match.get_title().startswith(word)
     unknown = replace(answer, boxes=answer.boxes + 7)  # on no object
-    assert plots.judge_match(unknown, data, answer.matches[0]) == ("", plots.UNKNOWN)
-    bare = replace(data, boxes=(), box_labels=(), box_categories=())
-    assert plots.judge_match(answer, bare, answer.matches[0]) == ("", plots.UNKNOWN)
+    assert frame(plots.object_search(unknown, data).axes[1]) == plots.UNKNOWN
 
 
 def test_what_is_pooled_is_bright_and_the_rest_dark(pair_of_scenes: tuple) -> None:

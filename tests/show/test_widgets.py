@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from dataclasses import replace
 
@@ -17,6 +18,7 @@ from objemb_lib.embed.boxes import true_boxes
 from objemb_lib.embed.regions import Region
 from objemb_lib.measure.analysis import project
 from objemb_lib.measure.metrics import ranking
+from objemb_lib.search.calibration import UNCHECKED, Calibration
 from objemb_lib.show import front
 from objemb_lib.show.widgets import Attention, Compare, Map, ObjectSearch, Retrieval
 from objemb_lib.show.widgets.front import LARGE, Front
@@ -83,8 +85,6 @@ def test_photographs_come_in_pages_small_large_and_as_they_are(data, asked) -> N
 
 
 def _bytes(address: str) -> bytes:
-    import base64
-
     return base64.b64decode(address.split(",")[1])
 
 
@@ -121,15 +121,15 @@ def test_a_box_or_the_whole_photograph_asks(data, asked) -> None:
 
 
 def test_chances_and_their_limit_reach_the_browser(data, asked) -> None:
-    from objemb_lib.search.calibration import Calibration
+    class Known(Calibration):
+        def chance(self, scores: np.ndarray, kind: str) -> np.ndarray:
+            return np.full_like(scores, 0.25)
 
-    known = Calibration(chances={"box": ([0, 1], [0.1, 0.9])}, nothing=0.4)
-    for calibration, limit in ((known, 0.4), (Calibration(), None)):
+    for calibration, limit, chance in ((Known(nothing=0.5), 0.5, 0.25), (UNCHECKED, None, None)):
         widget = asked(ObjectSearch(replace(retriever(data), calibration=calibration)))
         answer = widget.ask("a.png", BOXES["a.png"][0])
         assert answer["nothing"] == limit
-        chances = [one["chance"] for one in answer["rows"][0]["matches"]]
-        assert all(isinstance(one, float) if limit else one is None for one in chances)
+        assert {one["chance"] for one in answer["rows"][0]["matches"]} == {chance}
 
 
 def test_a_photograph_of_ones_own_asks(data, asked) -> None:

@@ -133,9 +133,7 @@ class Attention(Front):
         i = self.numbers[id]
         return picture(self.dataset, i, 2 * 480) | {"boxes": self.region.boxes.boxes[i].tolist()}
 
-    def ask(
-        self, id: str, box: Sequence[float], settings: dict, looks: str, **_: object
-    ) -> dict:
+    def ask(self, id: str, box: Sequence[float], settings: dict, looks: str, **_: object) -> dict:
         """The maps of the image that is looked at."""
         i, stage = self.numbers[looks], settings["stage"]
         asking = Boxes("query", [np.array([box], np.float32)])

@@ -123,7 +123,8 @@ class ObjectSearch(Front):
     def explain(self, rank: int) -> dict:
         """Why an answer was given."""
         way, query = self.asked
-        why = explain(way, query, self.answer.chosen, self.answer.matches[rank])
+        asked = self.answer
+        why = explain(way, query, asked.chosen, asked.matches[rank], asked.kind)
         return {
             "cells": np.round(why.cells, 3).tolist(), "heat": np.round(why.heat, 3).tolist(),
             "score": float(why.score), "without_background": float(why.without_background),
@@ -181,5 +182,6 @@ class Map(Front):
 
     def _card(self, place: int) -> dict:
         i = int(self.image[place])
-        note = f"{plots.object_name(self.dataset, self.labels[place], 'unknown')}, {self.dataset.names[i]}"
+        name = plots.object_name(self.dataset, self.labels[place], "unknown")
+        note = f"{name}, {self.dataset.names[i]}"
         return match(self.dataset, i, 0.0, self.ends[place], note=note) | {"row": place}
