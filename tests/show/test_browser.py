@@ -300,7 +300,7 @@ def test_widgets_in_jupyterlab(tmp_path) -> None:
         watched.is_accessible(".objemb")
         theme = "theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})"
         page.evaluate(theme, "JupyterLab Dark")
-        page.locator("body[data-jp-theme-light=false]").wait_for()
+        page.locator("body[data-jp-theme-light=false]").wait_for(state="attached")
         watched.screenshot("search-dark", ".t-search")
         watched.is_accessible(".objemb")
         watched.check()
