@@ -30,6 +30,7 @@ class Profile:
         parameters: for every notebook that takes them.
         notebooks: those that run, and the parameters that are theirs alone; {} runs all.
         boxed: those that run only where every image has a box.
+        committed: whether ``--update`` writes the outputs of its notebooks, which are then read.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Profile:
     parameters: dict = field(default_factory=dict)
     notebooks: dict[str, dict] = field(default_factory=dict)
     boxed: list[str] = field(default_factory=list)
+    committed: bool = False
 
     def given(self, notebook: Path, data: str) -> dict:
         """The parameters that a notebook gets.
@@ -66,13 +68,13 @@ def profile(name: str) -> Profile:
     try:
         return Profile(name, **yaml.safe_load(path.read_text(encoding="utf-8")))
     except (yaml.YAMLError, TypeError) as error:
-        known = "data, seed, parameters, notebooks and boxed"
+        known = "data, seed, parameters, notebooks, boxed and committed"
         raise ReproduceError(f"{path}: {error}", f"A profile has {known}.") from error
 
 
 def choose(numbers: Sequence[str]) -> list[Path]:
     """Notebooks whose names start with the given numbers, in order; all if none is given."""
-    every = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+    every = sorted(NOTEBOOKS.glob("[0-9A][0-9]_*.ipynb"))
     if unknown := [n for n in numbers if not any(nb.name.startswith(n) for nb in every)]:
         names = ", ".join(nb.name for nb in every)
         raise ReproduceError(f"no notebook {' '.join(unknown)}", f"There are: {names}.")

@@ -80,7 +80,8 @@ def reproduce(
             for notebook in [nb for nb in notebooks if nb not in those]:
                 print(f"{notebook.name}: left out, not every photograph of {one} has a box")
             fresh = run_on(one, run, stated, those) | {"data": about[run]}
-            problems += finish(run, fresh, notebooks if update else ())
+            read = stated.committed and run == name  # on other data they are not the course's
+            problems += finish(run, fresh, update, notebooks if read else ())
         except ObjembError as error:
             if len(planned) == 1:
                 raise
@@ -219,8 +220,10 @@ def cached_files() -> set[tuple[Path, int]]:
     return {(table, table.stat().st_mtime_ns) for table in tables}
 
 
-def finish(run: str, fresh: dict, commit: Sequence[Path]) -> list[str]:
-    """Write and print a report; returns what strayed. ``commit``: notebooks to commit instead."""
+def finish(run: str, fresh: dict, commit: bool, outputs: Sequence[Path]) -> list[str]:
+    """Write and print a report; returns what strayed. ``commit``: make it the committed one
+    instead, and so the ``outputs`` of these notebooks.
+    """
     run_dir = config.PROJECT / "runs" / run
     report = merged(run_dir / "results.json", fresh)
     atomic_write_text(run_dir / "results.json", json.dumps(report, indent=1))
@@ -228,7 +231,7 @@ def finish(run: str, fresh: dict, commit: Sequence[Path]) -> list[str]:
     atomic_write_text(run_dir / "results.md", f"{claims}{every}\n")
     print(*filter(None, tables(fresh)[:2]), sep="\n\n")
     if commit:
-        commit_results(run, fresh, commit)
+        commit_results(run, fresh, outputs)
         return []
     return against_committed(run, fresh)
 
@@ -249,7 +252,9 @@ def tables(report: dict) -> tuple[str, str, str]:
     for number, says in leaderboard.CLAIMS.items():
         mine = [one for one in found if one.claim == number and not one.setting]
         claims += f"{number}. **{says}.**" * bool(mine)
-        claims += "".join(f" {one.said.capitalize()}." for one in mine) + "\n" * bool(mine)
+        claims += "".join(f" {one.said[0].upper()}{one.said[1:]}." for one in mine) + "\n" * bool(
+            mine
+        )
     every = [leaderboard.table(numbers)] if numbers else []
     every += [pd.DataFrame([asdict(d) | {"verdict": d.verdict} for d in found])] if found else []
     return chosen, claims, "\n\n".join(one.to_markdown(index=False) for one in every)
@@ -284,16 +289,17 @@ def against_committed(name: str, fresh: dict) -> list[str]:
 
 
 def commit_results(name: str, fresh: dict, notebooks: Sequence[Path]) -> None:
-    """Write results/<run>.json; of the workshop also the README's table, outputs and pictures."""
+    """Write results/<run>.json and the outputs of notebooks; of the workshop also the README's
+    table and pictures."""
     path, readme = config.PROJECT / "results" / f"{name}.json", config.PROJECT / "README.md"
     run_dir, report = config.PROJECT / "runs" / name, merged(path, fresh)
     if name == USUAL:
         text = with_table(readme.read_text(encoding="utf-8"), report)  # may fail: before any write
         atomic_write_text(readme, text)
-        for notebook in notebooks:
-            atomic_write_text(notebook, clean_copy(run_dir / notebook.name))
         for picture in run_dir.glob("*.png"):  # the README shows them
             atomic_write_bytes(profiles.NOTEBOOKS / "images" / picture.name, picture.read_bytes())
+    for notebook in notebooks:
+        atomic_write_text(notebook, clean_copy(run_dir / notebook.name))
     atomic_write_text(path, json.dumps(report, indent=1) + "\n")
     print(f"committed: {path.name}")
 

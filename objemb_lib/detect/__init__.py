@@ -7,7 +7,6 @@ __getattr__, __all__ = lazy(
     {
         "practised": "classifier",
         "DetectorTrunk": "features",
-        "check_same_trunk": "features",
         "detect": "metrics",
         "main_recall": "metrics",
         "cards_table": "weights",

@@ -12,13 +12,12 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
 
-from objemb_lib.config import DataError
 from objemb_lib.detect.detectors import Detector
 from objemb_lib.embed.regions import CELLS
 from objemb_lib.embed.trunks import Stage, Trunk, per_image
@@ -93,11 +92,3 @@ class DetectorTrunk(Trunk):
         """As of any trunk, and of the scale that says which level a box is cut out of."""
         scale = str(self.pool.canonical_scale)
         return hashlib.sha256((super().fingerprint() + scale).encode()).hexdigest()
-
-
-def check_same_trunk(trunk: str, detectors: Mapping[str, Detector]) -> None:
-    """Raise DataError unless every detector stands on the trunk that it is compared with."""
-    for name, detector in detectors.items():
-        if detector.trunk.name != trunk:
-            remedy = f"Set TRUNK to {detector.trunk.name!r}: only then do only the weights differ."
-            raise DataError(f"{name} was trained on {detector.trunk.name}, not on {trunk}", remedy)

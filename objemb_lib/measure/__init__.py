@@ -6,6 +6,7 @@ __getattr__, __all__ = lazy(
     __name__,
     {
         "analysis": "",
+        "linear_cka": "analysis",
         "evaluate_scores": "metrics",
         "ranking": "metrics",
         "truth": "metrics",

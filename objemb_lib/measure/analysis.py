@@ -7,8 +7,6 @@ hold NaN or infinite values, raise DataError.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -55,73 +53,9 @@ def spectrum(x: np.ndarray) -> np.ndarray:
     >>> spectrum(np.array([[2.0, 0.0], [-2.0, 0.0], [0.0, 1.0], [0.0, -1.0]])).round(3)
     array([0.8, 0.2])
     """
-    shares = np.square(_singular_values(x))
+    # Not by the covariance's eigenvalues: squaring first loses half of the digits.
+    shares = np.linalg.svd(_centred(x), compute_uv=False)[: len(x) - 1] ** 2
     return shares / shares.sum()
-
-
-def effective_rank(x: np.ndarray) -> float:
-    """How many directions the features use, 1 to min(N - 1, D); need not be whole.
-
-    ``exp(-sum_i p_i log p_i)``, ``p_i = s_i / sum_j s_j``, s the *singular values* of the
-    centred features, as published; not the variances s^2 of :func:`spectrum`, which give less.
-    Source: Roy and Vetterli, The Effective Rank: a Measure of Effective Dimensionality, 2007.
-
-    >>> two = np.array([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, -1.0, 0.0]])
-    >>> round(effective_rank(two), 3)
-    2.0
-    """
-    values = _singular_values(x)
-    shares = values[values > 0] / values.sum()
-    return float(np.exp(-(shares * np.log(shares)).sum()))
-
-
-class Spread(NamedTuple):
-    """Mean cosine distances: of two images of one object, and of two different objects."""
-
-    within: float
-    between: float
-
-    @property
-    def ratio(self) -> float:
-        """``within / between``: 0 if every object is a point, 1 if objects make no difference."""
-        return self.within / self.between if self.between else np.nan
-
-
-def spread(x: np.ndarray, labels: np.ndarray) -> Spread:
-    """How close images of one object lie, and how far those of different objects.
-
-    Mean of ``1 - <x_i, x_j>`` over all pairs i < j of one label, and over all of two labels, by
-    ``sum_{i != j} <x_i, x_j> = |sum x_i|^2 - sum |x_i|^2``: no pair is ever formed.
-
-    Args:
-        x: ``(N, D)``, L2-normalised. labels: ``(N,)``; images of label -1 are left out.
-    Raises:
-        DataError: rows not of length 1, no two images of one object, or a single object.
-
-    >>> x = np.array([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [0.0, 1.0]])
-    >>> found = spread(x, [7, 7, 9, -1])  # within: 1 - 0.6; between: 1 - 0 and 1 - 0.8
-    >>> round(found.within, 3), round(found.between, 3), round(found.ratio, 3)
-    (0.4, 0.6, 0.667)
-    """
-    known = np.asarray(labels) >= 0
-    x, labels = np.asarray(x, np.float64)[known], np.asarray(labels)[known]
-    squares = np.square(x).sum(axis=1)
-    if not np.allclose(squares, 1, atol=1e-3):
-        raise DataError("vectors are not of length 1", "Pass them through l2.")
-    objects, counts = np.unique(labels, return_inverse=True, return_counts=True)[1:]
-    same_pairs = (counts * (counts - 1)).sum()  # ordered, as are the sums below
-    other_pairs = len(x) ** 2 - (counts**2).sum()
-    if not same_pairs or not other_pairs:
-        raise DataError(
-            f"no distances within and between: {len(x)} labelled images of {len(counts)} objects",
-            "Pass at least two objects, one of them with two images.",
-        )
-    sums = np.zeros((len(counts), x.shape[1]))
-    np.add.at(sums, objects, x)
-    of_objects, of_all = np.square(sums).sum(), np.square(sums.sum(axis=0)).sum()
-    within = 1 - (of_objects - squares.sum()) / same_pairs
-    between = 1 - (of_all - of_objects) / other_pairs
-    return Spread(max(float(within), 0.0), max(float(between), 0.0))  # rounding may leave -1e-17
 
 
 def area_ratio(dataset: ImageDataset, i: int) -> float:
@@ -131,13 +65,6 @@ def area_ratio(dataset: ImageDataset, i: int) -> float:
     x0, y0, x1, y1 = map(float, dataset.boxes[i][0])
     width, height = dataset.image(i).size
     return (x1 - x0) * (y1 - y0) / (width * height)
-
-
-def has_kinds(dataset: ImageDataset) -> bool:
-    """Whether categories gather labels: some category is known to have two of them."""
-    known = (dataset.labels >= 0) & (dataset.categories >= 0)
-    labels = pd.Series(dataset.labels[known]).groupby(dataset.categories[known])
-    return bool((labels.nunique() > 1).any())
 
 
 def nearest(vectors: np.ndarray, dataset: ImageDataset) -> np.ndarray:
@@ -153,77 +80,33 @@ def nearest(vectors: np.ndarray, dataset: ImageDataset) -> np.ndarray:
     return np.where(answered, dataset.gallery[scores.argmax(axis=1)], -1)
 
 
-def first_shares(found: Mapping[str, np.ndarray], dataset: ImageDataset) -> pd.DataFrame:
-    """Shares of the queries whose first answer has their background, where a data set recorded it,
-    and their object; the first line says what a random other image would have.
+def first_shares(
+    found: Mapping[str, np.ndarray],
+    dataset: ImageDataset,
+    kinds: Sequence[str] = ("background", "object"),
+) -> pd.DataFrame:
+    """Shares of the queries whose first answer is of the same kind, where a data set recorded it;
+    the first line says what a random other image would have.
 
     Args:
         found: name -> vectors, as for :func:`nearest`; a line each.
+        kinds: of ``background``, ``category`` and ``object``; a column each.
     """
     asked = dataset.queries[:, None]
     answers = {"by chance": dataset.gallery[None]}
     answers |= {name: nearest(vectors, dataset)[:, None] for name, vectors in found.items()}
-    known = {"same background": backgrounds(dataset), "same object": dataset.labels}
+    known = {"background": backgrounds(dataset), "category": dataset.categories}
+    known |= {"object": dataset.labels}
     shares: dict[str, dict[str, float]] = {}
     for name, images in answers.items():
         others = (images != asked) & (images >= 0)
-        shares[name] = {what: ((of[images] == of[asked]) & (of[asked] >= 0) & others).sum()
-                        / others.sum() for what, of in known.items() if of is not None}  # fmt: skip
+        shares[name] = {
+            f"same {kind}": ((of[images] == of[asked]) & (of[asked] >= 0) & others).sum()
+            / others.sum()
+            for kind in kinds
+            if (of := known[kind]) is not None
+        }
     return pd.DataFrame(shares).T
-
-
-@dataclass(frozen=True)
-class Confusions:
-    """What first answers show, as shares of the queries that count; they add up to 1.
-
-    Args:
-        right: the query's object. inside: another object of its category. across: of another one.
-        chance: what ``inside_of_wrong`` would be if wrong answers were drawn at random, junk too;
-            nan if none is wrong.
-    """
-
-    right: float
-    inside: float
-    across: float
-    chance: float
-
-    @property
-    def inside_of_wrong(self) -> float:
-        """Share of the wrong answers that stay in the category; nan if none is wrong."""
-        wrong = self.inside + self.across
-        return self.inside / wrong if wrong else np.nan
-
-
-def confusion_kinds(dataset: ImageDataset, answers: np.ndarray) -> Confusions:
-    """Sort first answers into right object, right category only, and wrong category.
-
-    Convention: as with R@1, which ``right`` equals, queries without a relevant image are left
-    out; so are those of label or category -1, or without answer. An answer of label -1 is
-    another object, one of category -1 is of another category.
-
-    Args:
-        answers: ``(Q,)`` image index of each query's first answer, as of :func:`nearest`.
-    Raises:
-        DataError: no query counts.
-    """
-    labels, categories, gallery = dataset.labels, dataset.categories, dataset.gallery
-    asked, answers = np.asarray(dataset.queries), np.asarray(answers)
-    counts = (labels[asked] >= 0) & (categories[asked] >= 0) & (answers >= 0)
-    counts &= [dataset.relevant(query).any() for query in asked]
-    if not counts.any():
-        raise DataError(
-            f"none of {len(asked)} queries has a label, a category, an answer and a relevant image",
-            "Use a data set with objects and categories.",
-        )
-    asked, answers = asked[counts], answers[counts]
-    right = labels[asked] == labels[answers]
-    inside = ~right & (categories[asked] == categories[answers])
-    others = labels[asked][:, None] != labels[gallery]  # (Q, G)
-    alike = others & (categories[asked][:, None] == categories[gallery])
-    shares = alike.sum(axis=1) / np.maximum(others.sum(axis=1), 1)
-    chance = float(shares[~right].mean()) if not right.all() else np.nan
-    kinds = (float(kind.mean()) for kind in (right, inside, ~right & ~inside))
-    return Confusions(*kinds, chance)
 
 
 PROJECTIONS = ("PCA", "t-SNE")
@@ -294,9 +177,3 @@ def _centred(x: np.ndarray) -> np.ndarray:
             "Pass finite features (N, D) of different images.",
         )
     return x - x.mean(axis=0)
-
-
-def _singular_values(x: np.ndarray) -> np.ndarray:
-    """``(min(N - 1, D),)`` of the centred features, largest first."""
-    # Not by the covariance's eigenvalues: squaring first loses half of the digits.
-    return np.linalg.svd(_centred(x), compute_uv=False)[: len(x) - 1]

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from objemb_lib.attend.soft import inside
+from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.embed.boxes import widen
 from objemb_lib.embed.regions import Region
@@ -216,24 +217,6 @@ def object_search(answer: Answer, gallery: ImageDataset) -> Figure:
 # --- numbers ------------------------------------------------------------------------------
 
 
-def heat_map(
-    table: Mapping[tuple[str, str], float], title: str = "", ax: Axes | None = None
-) -> Axes:
-    """``{(row, column): value}`` as a grid of colours with the numbers written in."""
-    rows, columns = (list(dict.fromkeys(names)) for names in zip(*table))
-    values = np.array([[table[r, c] for c in columns] for r in rows])
-    ax = ax or plt.gca()
-    ax.imshow(values, cmap="viridis", aspect="auto")
-    ax.set_xticks(range(len(columns)), map(written, columns))
-    ax.set_yticks(range(len(rows)), map(written, rows))
-    middle = (values.min() + values.max()) / 2
-    for r, c in np.ndindex(values.shape):
-        ink = "white" if values[r, c] < middle else "black"
-        ax.text(c, r, f"{values[r, c]:.2f}", ha="center", va="center", color=ink, fontsize=9)
-    ax.set_title(written(title), fontsize=10)
-    return ax
-
-
 def intervals(
     found: Mapping[str, Interval],
     label: str,
@@ -245,8 +228,15 @@ def intervals(
 
     ``zero``, for differences, draws the line of no effect, and what is surely above or below it in
     colours of their own.
+
+    Raises:
+        DataError: a panel that shares the axis has other lines, and would get their names.
     """
     ax, names = ax or plt.gca(), list(found)[::-1]
+    labels, sharing = [written(name) for name in names], ax.get_shared_y_axes().get_siblings(ax)
+    if any(other.lines for other in sharing if other is not ax):
+        if ax.yaxis.get_major_formatter().format_ticks(ax.get_yticks()) != labels:
+            raise DataError("panels that share an axis have other lines", "Leave sharey out.")
     for y, name in enumerate(names):
         one = found[name]
         ink = {"higher": RIGHT, "lower": WRONG}.get(one.verdict, UNKNOWN) if zero else QUERY
@@ -257,7 +247,7 @@ def intervals(
                     ha="center", fontsize=SMALL)  # fmt: skip
     if zero:
         ax.axvline(0, color="grey", lw=0.8, ls="--")
-    ax.set_yticks(range(len(names)), map(written, names))
+    ax.set_yticks(range(len(names)), labels)
     ax.set(ylim=(-0.6, len(names) - 0.3), xlabel=f"{label} (95 % interval)")
     ax.grid(axis="x", alpha=0.3)
     return ax

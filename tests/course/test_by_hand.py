@@ -8,6 +8,7 @@ once with the library made wrong: then the assertion must fail.
 from __future__ import annotations
 
 import ast
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +18,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_scenes import QUIET, scenes, small
+from torchvision.ops import roi_align
 
 from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.detect.features import DetectorTrunk
+from objemb_lib.embed.extract import extract
 from objemb_lib.embed.pooling import POOLINGS
+from objemb_lib.embed.regions import model_input, roi
 from objemb_lib.embed.whitening import l2
+from objemb_lib.measure.analysis import linear_cka
 from objemb_lib.measure.intervals import Evaluation
 from objemb_lib.measure.metrics import evaluate_scores, truth
 
@@ -78,6 +85,24 @@ def embedding() -> tuple[dict, list[str]]:
 
 
 GIVEN |= {"00_welcome_and_data": welcome, "01_embedding_extraction": embedding}
+
+
+def detection() -> tuple[dict, list[str]]:
+    """Notebook 02: a random detector, a small scene, and twelve vectors of two networks."""
+    detector, one = small("faster_rcnn"), scenes(Path(tempfile.mkdtemp())).subset([1])
+    inside, random = DetectorTrunk(detector), np.random.default_rng(0)
+    pixels = torch.from_numpy(model_input(one.image(0), 64).copy()).permute(2, 0, 1)[None]
+    box = torch.from_numpy(roi(one).input_boxes(0, one.image(0).size, 64))
+    bodies, head = dict.fromkeys(("crop", "body")), ("head", "spoc")
+    maps_of = {name: {head: random.normal(size=(12, 8))} for name in bodies}
+    given = {"detector": detector, "one": one, "pixels": inside.normalise(pixels), "box": box}
+    given |= {"inside": inside, "options": QUIET, "roi": roi, "roi_align": roi_align}
+    given |= {"bodies": bodies, "maps_of": maps_of, "head": head}
+    given |= {"extract": extract, "linear_cka": linear_cka}
+    return given, ["inside", "extract", "linear_cka"]
+
+
+GIVEN["02_detection_vs_classification"] = detection
 
 
 def cells(notebook: str, tag: str) -> list[str]:

@@ -48,7 +48,7 @@ def project(tmp_path, monkeypatch):
     """A project of two notebooks and no data; returns its folder."""
     for folder in ("notebooks", "profiles", "results"):
         (tmp_path / folder).mkdir()
-    _profile(tmp_path, "workshop", "data: []\nseed: 3\nnotebooks: {}\n")
+    _profile(tmp_path, "workshop", "data: []\nseed: 3\ncommitted: true\nnotebooks: {}\n")
     (tmp_path / "README.md").write_text("top\n<!-- results:start -->\n<!-- results:end -->\nend\n")
     _write(tmp_path, "00_first", "print(SEED)")
     _write(tmp_path, "01_second", _lines("01_second", ROW))
@@ -381,7 +381,7 @@ def test_shared_parameters_go_where_they_are_taken_and_data_must_be(project):
         replace(stated, notebooks={"00_first": {"SIZZE": 3}}).given(first, "")
 
 
-def test_other_runs_are_compared_only_where_somebody_kept_them(project, capsys):
+def test_other_runs_are_compared_and_committed_only_where_somebody_kept_them(project, capsys):
     _profile(project, "other", "data: []\nseed: 3\n")
     other = ["--notebooks", "01", "--profile", "other"]
     assert reproduce.main(other) == 0
@@ -389,6 +389,13 @@ def test_other_runs_are_compared_only_where_somebody_kept_them(project, capsys):
     before = (project / "README.md").read_text()
     assert reproduce.main([*other, "--update"]) == 0
     assert (project / "README.md").read_text() == before  # it shows the workshop's
+    notebook = project / "notebooks" / "01_second.ipynb"
+    assert '"outputs": []' in notebook.read_text()
+    _profile(project, "appendix", "data: []\nseed: 3\ncommitted: true\nnotebooks: {A1_third: {}}\n")
+    _write(project, "A1_third", "print(SEED)")
+    assert reproduce.main(["--profile", "appendix", "--update"]) == 0
+    assert nbformat.read(project / "notebooks" / "A1_third.ipynb", 4).cells[1].outputs
+    assert '"outputs": []' in notebook.read_text()
     _change(project, 0.6, "results/other.json")
     assert reproduce.main(other) == 1
     assert "committed 0.6000" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.detect.features import DetectorTrunk
 from objemb_lib.embed.whitening import l2
 from objemb_lib.measure import analysis
-from objemb_lib.measure.metrics import evaluate, ranking
+from objemb_lib.measure.metrics import ranking
 
 CROSS = np.array([[2.0, 0.0], [-2.0, 0.0], [0.0, 1.0], [0.0, -1.0]])  # variances 8 and 2 (of 10)
 SEEDS = st.integers(0, 2**16)
@@ -44,7 +44,7 @@ def test_cka_matches_slow(seed, n, wide, narrow):
 
 @pytest.mark.parametrize(
     "function",
-    [analysis.spectrum, analysis.effective_rank, lambda x: analysis.linear_cka(x, x)],
+    [analysis.spectrum, lambda x: analysis.linear_cka(x, x)],
 )
 @pytest.mark.parametrize("wrong", [np.full((5, 3), 0.1), np.eye(3)[:1], np.arange(4.0),
                                    np.array([[0.0, np.nan], [1, 2]])])  # fmt: skip
@@ -53,13 +53,8 @@ def test_features_that_say_nothing_are_refused(function, wrong):
         function(wrong)
 
 
-def test_spectrum_and_effective_rank_by_hand():
-    """Variances 0.8 and 0.2; singular values 2 to 1, so p = 2/3, 1/3."""
+def test_spectrum_by_hand():
     assert_allclose(analysis.spectrum(CROSS + 7), [0.8, 0.2])
-    entropy = -(2 / 3 * np.log(2 / 3) + 1 / 3 * np.log(1 / 3))
-    assert analysis.effective_rank(CROSS + 7) == pytest.approx(np.exp(entropy))
-    of_variances = np.exp(-(0.8 * np.log(0.8) + 0.2 * np.log(0.2)))
-    assert analysis.effective_rank(CROSS) > of_variances + 0.2  # the other definition would show
 
 
 @pytest.mark.parametrize("shape", [(40, 7), (7, 40), (2, 5), (9, 1)])
@@ -70,62 +65,12 @@ def test_spectrum_matches_the_covariance(shape):
     assert_allclose(analysis.spectrum(x), values[:size] / values.sum(), atol=1e-12)
 
 
-def slow_spread(x, labels) -> tuple[float, float]:
-    same, other = [], []
-    for i in range(len(x)):
-        for j in range(i):
-            if labels[i] >= 0 and labels[j] >= 0:
-                distance = 1 - sum(float(a) * float(b) for a, b in zip(x[i], x[j]))
-                (same if labels[i] == labels[j] else other).append(distance)
-    return np.mean(same), np.mean(other)
-
-
-@settings(max_examples=40)
-@given(SEEDS, st.integers(6, 30), st.sampled_from([np.float32, np.float64]))
-def test_spread_matches_slow(seed, n, dtype):
-    labels = np.random.default_rng(seed).integers(-1, 4, n)
-    labels[:3] = 0, 0, 1
-    x = l2(normal(seed, n, 5) + 0.5).astype(dtype)
-    found = analysis.spread(x, labels)
-    assert (found.within, found.between) == pytest.approx(slow_spread(x, labels), abs=1e-6)
-    assert found.ratio == found.within / found.between
-
-
-@pytest.mark.parametrize(("length", "labels"), [(1, [0, 1, 2]), (1, [0, 0, -1]), (2, [0, 0, 1])])
-def test_spread_refuses_what_has_no_pairs_or_another_length(length, labels):
-    with pytest.raises(DataError, match="within and between|not of length 1"):
-        analysis.spread(length * np.eye(3), labels)
-
-
 def test_nearest_is_rank_one_also_of_equals_and_says_where_all_is_junk():
     vectors, data = random_case(3)
     for some in (vectors, np.ones_like(vectors)):
         expected = [ranking(some, data, q, 1).images[0] for q in data.queries]
         assert analysis.nearest(some, data).tolist() == expected
-    right = analysis.confusion_kinds(data, analysis.nearest(vectors, data)).right
-    assert right == pytest.approx(evaluate(vectors, data, metrics=["R@1"]).mean("R@1"))
     assert analysis.nearest(np.eye(2), dataset([0, 1], gallery=[0])).tolist() == [-1, 0]
-
-
-def test_confusions_by_hand():
-    """Objects 0, 1 are cups, 2, 3 shoes of 2, 2, 2, 1 images; the last shoe cannot be found."""
-    data = dataset([0, 0, 1, 1, 2, 2, 3], categories=[0, 0, 0, 0, 1, 1, 1])
-    found = analysis.confusion_kinds(data, [1, 2, 5, 2, 6, 0, 4])
-    # right, inside, across, right, inside, across; image 6 is left out
-    assert (found.right, found.inside, found.across) == pytest.approx((1 / 3, 1 / 3, 1 / 3))
-    assert found.inside_of_wrong == pytest.approx(0.5)
-    assert found.chance == pytest.approx((2 / 5 + 2 / 5 + 1 / 5 + 1 / 5) / 4)
-    assert np.isnan(analysis.confusion_kinds(data, [1, 0, 3, 2, 5, 4, 0]).chance)  # all are right
-
-
-def test_unknown_labels_and_categories():
-    """Images 4, 8 (no label), 5, 7 (no category) and 6 (no answer) do not count as queries."""
-    data = dataset([0, 0, 0, 1, -1, 2, 1, 2, -1], categories=[0, 0, 0, 0, 0, -1, 0, -1, 0])
-    found = analysis.confusion_kinds(data, [4, 5, 3, 6, 8, 7, -1, 5, 4])
-    # image 0 -> 4: unlabelled, same category; 1 -> 5: unknown category; 2 -> 3: inside; 3 -> 6
-    assert (found.right, found.inside, found.across) == (0.25, 0.5, 0.25)  # of four
-    with pytest.raises(DataError, match="none of 2 queries"):
-        analysis.confusion_kinds(dataset([0, 1], categories=[0, 0]), [1, 0])
 
 
 def test_first_answers_share_an_object_and_where_known_a_background():
@@ -136,15 +81,9 @@ def test_first_answers_share_an_object_and_where_known_a_background():
     known = replace(data, extra=[{"background": name} for name in ("wall", "lawn", "wall", "lawn")])
     shares = analysis.first_shares({"mine": x}, known)
     assert shares["same background"].tolist() == pytest.approx([4 / 12, 2 / 4])
-
-
-@pytest.mark.parametrize(
-    ("labels", "categories", "kinds"),
-    [([0, 1, 1], [-1, -1, -1], False), ([0, 1, 1], [0, 1, 1], False),
-     ([0, 1, 1], [1, 1, 1], True), ([-1, 0, 0], [1, 1, 1], False)],
-)  # fmt: skip
-def test_categories_are_kinds_where_one_has_two_labels(labels, categories, kinds):
-    assert analysis.has_kinds(dataset(labels, categories=categories)) is kinds
+    kinds = dataset([0, 0, 1, -1], categories=[0, 0, 0, -1])  # the last is of no known category
+    shares = analysis.first_shares({"mine": x}, kinds, ["category"])
+    assert shares["same category"].tolist() == pytest.approx([6 / 12, 1 / 4])
 
 
 def test_what_an_object_covers_is_its_mask_or_else_its_box(make_image, tmp_path):

@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from PIL import Image
 
+from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.folder import folder
 from objemb_lib.embed.boxes import Boxes
@@ -147,19 +148,23 @@ def test_what_is_pooled_is_bright_and_the_rest_dark(pair_of_scenes: tuple) -> No
     assert "found nothing" in plots.pooled(data, 1, region).get_title()
 
 
-def test_heat_map_writes_each_number_in_its_cell() -> None:
-    ax = plots.heat_map({("r1", "a"): 0.1, ("r1", "b"): 0.25, ("r0", "a"): 0.5, ("r0", "b"): 1.0})
-    written = {text.get_position(): text.get_text() for text in ax.texts}
-    assert written == {(0, 0): "0.10", (1, 0): "0.25", (0, 1): "0.50", (1, 1): "1.00"}
-    assert words(ax.get_yticklabels()) == ["r1", "r0"]
-
-
 def test_intervals_are_drawn_from_end_to_end_in_the_colour_of_their_verdict() -> None:
     found = {"a": Interval(0.2, 0.1, 0.3), "b": Interval(-0.2, -0.3, -0.1), "c": Interval(0, -1, 1)}
     ax = plots.intervals(found, "difference", zero=True)
     assert list(ax.lines[-3].get_xdata()) == [0.1, 0.3] and "difference" in ax.get_xlabel()
     dots = [line for line in ax.lines if line.get_marker() == "o"]
     assert [dot.get_color() for dot in dots] == [plots.UNKNOWN, plots.WRONG, plots.RIGHT]
+
+
+def test_panels_that_share_an_axis_must_have_the_same_lines() -> None:
+    """Once, the left panel had the names of the right one, which has fewer lines."""
+    axes = plt.subplots(1, 2, sharey=True)[1]
+    one, many = {"b": Interval(0, -1, 1)}, {"a": Interval(0, -1, 1), "b": Interval(0, -1, 1)}
+    for ax in axes:
+        plots.intervals(many, "mAP", ax)
+    assert words(axes[0].get_yticklabels()) == ["b", "a"]
+    with pytest.raises(DataError, match="share an axis"):
+        plots.intervals(one, "mAP", axes[1])
 
 
 def test_what_nothing_beats_is_on_the_front() -> None:
@@ -195,7 +200,7 @@ def test_a_dollar_sign_is_no_formula(label: str, tmp_path: Path) -> None:
     figure, axes = plt.subplots(1, 2)
     plots.show(Image.new("RGB", (9, 9)), axes[0], label)
     plots.draw_box(axes[0], (0, 0, 5, 5), "red", word=label)
-    plots.heat_map({(label, label): 1.0, (label, "x"): 0.5}, label, axes[1])
+    plots.intervals({label: Interval(0.2, 0.1, 0.3)}, "mAP", axes[1])
     figure.savefig(tmp_path / "labels.pdf")
 
 
