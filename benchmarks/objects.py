@@ -37,7 +37,7 @@ COUNTS = (1, 3, 10)
 LARGE = 384  # pixels where others see 256
 ONE, HEAD, THREE = ("stage4",), ("head",), ("stage4", "stage5", "head")
 MOST, LEAST, PART, MS = 1.3, 5.0, 0.3, 25  # what is asked of 10 objects, and of the proposer
-CUT = {"cells": "adaptive", "leave_out": (), "mix": 0.15}  # the fork's
+CUT = {"cells": "adaptive", "leave_out": (), "pooling": "rmac"}  # the fork's
 
 
 def boxes_of(n: int, k: int, size: int, seed: int = 0) -> list[torch.Tensor]:

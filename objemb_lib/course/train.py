@@ -87,7 +87,7 @@ NAMES = (*KINDS, CLASSIFIER, STUDENT, FORK, PROPOSER)  # the student begins as a
 ANOTHER = ("detector", "teacher", "data", "batch", "size")  # options of another student
 # The fork sees more pixels, as its regions cost little; nothing up to its last part learns.
 FORK_SIZE, SHARED = 384, "stage4"
-CUT = {"stage": SHARED, "cells": ADAPTIVE, "leave_out": (), "mix": 0.15}
+CUT = {"stage": SHARED, "cells": ADAPTIVE, "leave_out": (), "pooling": "rmac"}
 MOST, SCENES = 1000, 300  # photographs of each part of COCO, scenes: what the proposer learns from
 COCO_TERMS = {
     "attribution": "Lin et al., Microsoft COCO: Common Objects in Context, 2014; cocodataset.org",
@@ -350,7 +350,7 @@ def coco_folds(data: str = "coco") -> list[list[ImageDataset]]:
     for place in places or [None]:
         folds.append([])
         for split in ("train", "test"):
-            one = coco_photographs(split, place)
+            one = coco_photographs(split, place, masks=False)
             fresh = [i for i, file in enumerate(one.files) if Path(file).name not in known]
             known |= {Path(one.files[i]).name for i in fresh}
             folds[-1].append(one.subset(fresh[:: max(1, -(-len(fresh) // MOST))]))

@@ -62,10 +62,12 @@ def coco(split: str, root: Path | None = None) -> ImageDataset:
     return objects(*_photographs(split, root))
 
 
-def coco_photographs(split: str, root: Path | None = None) -> ImageDataset:
-    """The photographs of train2017 ("train") or val2017 ("test") with every box and mask, crowds
-    left out, the largest first: to train detectors on. Args and errors as of :func:`coco`."""
+def coco_photographs(split: str, root: Path | None = None, masks: bool = True) -> ImageDataset:
+    """The photographs of train2017 ("train") or val2017 ("test") with every box and (if asked for)
+    mask, crowds left out, the largest first: to train detectors on. Else as :func:`coco`."""
     data, annotations = _photographs(split, root)
+    if not masks:
+        return data
     return replace(data, masks=encode_masks(annotations, data.sizes().tolist()))
 
 

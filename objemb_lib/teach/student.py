@@ -95,8 +95,7 @@ class EmbeddingHead(nn.Module):
         dim: of the vectors, which are then projected: the teacher's space is another than the
             body's. None: as many as ``head`` has channels.
         tail: name of a trunk whose layers, as ImageNet left them, follow; "" for the body's own.
-        mix: share of the mean of the ``head`` map in the box, of the same layers on the whole
-            image: what a box of one piece looks like in its surroundings.
+        pooling: of the cells that come out.
     Source: the head on a cut map is that of Ren et al., Faster R-CNN, 2015, on ResNets ("C4" in
     He et al., Mask R-CNN, 2017, section 3).
     """
@@ -109,11 +108,11 @@ class EmbeddingHead(nn.Module):
         leave_out: Sequence[int] = LEFT_OUT,
         dim: int | None = None,
         tail: str = "",
-        mix: float = 0.0,
+        pooling: str = "spoc",
     ) -> None:
         super().__init__()
         self.stage, self.cells, self.leave_out = body.stages[stage], cells, tuple(leave_out)
-        self.tail, self.mix = tail, mix
+        self.tail, self.pooling = tail, pooling
         # In a list: its weights came with pip, and are not saved once more.
         self._trunk = [load_trunk(tail).for_inference(config.device())] if tail else []
         width = body.stages["head"].channels
@@ -132,9 +131,8 @@ class EmbeddingHead(nn.Module):
     def extra_repr(self) -> str:
         """What a cache must know, too."""
         said = f"{self.stage.name}, {self.cells} cells, without {list(self.leave_out)}"
-        if not self.tail:
-            return said
-        return f"{said}, tail {self._trunk[0].fingerprint()}, mix {self.mix}"
+        said += f", {self.pooling}"
+        return f"{said}, tail {self._trunk[0].fingerprint()}" if self.tail else said
 
     def forward(self, body: Trunk, maps: dict[str, Tensor], boxes: Boxes) -> Tensor:
         """``(M, dim)`` vectors, not normalised, of ``N`` times ``(K_i, 4)`` boxes in input pixels.
@@ -147,46 +145,38 @@ class EmbeddingHead(nn.Module):
         boxes = per_image(boxes, maps[self.stage.name].device)
         if not sum(map(len, boxes)):  # not every layer takes an empty batch
             return maps[self.stage.name].new_zeros(0, self.dim)
-        vectors = F.normalize(self._cut(layers, maps, boxes), dim=1)
-        if self.mix:
-            head = _run(layers, maps[self.stage.name]).float()
-            scale = head.shape[-1] / maps[self.stage.name].shape[-1] / self.stage.stride
-            around = roi_align(head, boxes, 7, scale, 2, aligned=True).mean(dim=(2, 3))
-            vectors = (1 - self.mix) * vectors + self.mix * F.normalize(around, dim=1)
-        return self.project(vectors)
+        return self.project(F.normalize(self._cut(layers, maps, boxes), dim=1))
 
     def _cut(self, layers: Sequence[nn.Module], maps: dict[str, Tensor], boxes: Boxes) -> Tensor:
         """``(M, C)``: boxes that are cut to the same number of cells go through together."""
         every = torch.cat(list(boxes))
         if self.cells == ADAPTIVE:
-            cells = adaptive_cells(every, self.stage.stride)
+            height, width = (n * self.stage.stride for n in maps[self.stage.name].shape[-2:])
+            cells = adaptive_cells(every, height * width)
         else:
             cells = torch.full((len(every),), self.cells)
         found, order = [], []
         for count in cells.unique().tolist():
             some = [b[c == count] for b, c in zip(boxes, cells.split([len(b) for b in boxes]))]
             x = cut_regions(maps, self.stage, some, count)
-            x = _run(layers, x.contiguous(memory_format=torch.channels_last))
-            found.append(x.mean(dim=(2, 3)))
+            x = x.contiguous(memory_format=torch.channels_last)
+            for layer in layers:
+                x = layer(x)
+            found.append(POOLINGS[self.pooling](x))
             order.append((cells == count).nonzero()[:, 0])
         return torch.cat(found)[torch.cat(order).argsort()]
 
 
-def adaptive_cells(boxes: Tensor, stride: int) -> Tensor:
-    """``(M,)`` sides in cells for boxes ``(M, 4)``: as many as they cover on a map of ``stride``,
-    rounded to an even number, from 8 to 16.
+def adaptive_cells(boxes: Tensor, area: float) -> Tensor:
+    """``(M,)`` sides in cells for boxes ``(M, 4)`` of an image of so many pixels: as many as they
+    cover of 16 × 16 on the whole of it, rounded to an even number, at least 8. A larger input
+    shows more in each cell, and a box costs the same.
 
-    >>> adaptive_cells(torch.tensor([[0.0, 0, 30, 30], [0, 0, 200, 180], [0, 0, 256, 256]]), 16)
+    >>> adaptive_cells(torch.tensor([[0.0, 0, 30, 30], [0, 0, 200, 180], [0, 0, 256, 256]]), 256**2)
     tensor([ 8, 12, 16])
     """
-    side = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1).sqrt()
-    return (side / stride / 2).round().mul(2).clamp(8, 16).long().cpu()
-
-
-def _run(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
-    for layer in layers:
-        x = layer(x)
-    return x
+    share = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1) / area
+    return (8 * share.sqrt()).round().mul(2).clamp(8, 16).long().cpu()
 
 
 def cut_regions(maps: dict[str, Tensor], stage: Stage, boxes: Boxes, cells: int) -> Tensor:
@@ -202,7 +192,27 @@ def cut_regions(maps: dict[str, Tensor], stage: Stage, boxes: Boxes, cells: int)
     return cut.to(x.dtype)
 
 
-class CutTrunk(Trunk):
+class BranchedTrunk(Trunk):
+    """A trunk whose last stage, per box, is that of an :class:`EmbeddingHead`."""
+
+    def join(self, stage: str, branch: EmbeddingHead) -> None:
+        """The branch becomes a stage of that name."""
+        self.embedding = branch
+        self.stages[stage] = Stage(stage, branch.dim, 0, per_box=True)
+        self.eval()
+
+    def box_features(self, maps: dict[str, Tensor], stage: str, boxes: Boxes) -> Tensor:
+        """Also of the branch, see :meth:`Trunk.box_features`."""
+        if stage != list(self.stages)[-1]:
+            return super().box_features(maps, stage, boxes)
+        return self.embedding(self, maps, boxes)[:, :, None, None]
+
+    def fingerprint(self) -> str:
+        """As of any trunk, and of how the branch cuts the map."""
+        return hashlib.sha256((super().fingerprint() + repr(self.embedding)).encode()).hexdigest()
+
+
+class CutTrunk(BranchedTrunk):
     """A copy of a classification trunk with an :class:`EmbeddingHead`: the stage ``cut`` per box.
 
     Args:
@@ -214,19 +224,7 @@ class CutTrunk(Trunk):
         normalisation = (part.flatten().tolist() for part in (trunk.mean, trunk.std))
         network = copy.deepcopy(trunk.network)
         super().__init__(trunk.name, network, stages, *normalisation, trunk.weights)
-        self.embedding = EmbeddingHead(self, **branch)
-        self.stages["cut"] = Stage("cut", self.embedding.dim, 0, per_box=True)
-        self.eval()
-
-    def box_features(self, maps: dict[str, Tensor], stage: str, boxes: Boxes) -> Tensor:
-        """Of ``cut``, see :meth:`Trunk.box_features`."""
-        if stage != "cut":
-            return super().box_features(maps, stage, boxes)
-        return self.embedding(self, maps, boxes)[:, :, None, None]
-
-    def fingerprint(self) -> str:
-        """As of any trunk, and of how the branch cuts the map."""
-        return hashlib.sha256((super().fingerprint() + repr(self.embedding)).encode()).hexdigest()
+        self.join("cut", EmbeddingHead(self, **branch))
 
 
 class Student(nn.Module):
@@ -252,8 +250,7 @@ class Student(nn.Module):
         """What a card must say so that the student can be built again."""
         branch = self.embedding
         shape = {"stage": branch.stage.name, "cells": branch.cells, "leave_out": branch.leave_out}
-        if branch.tail:
-            shape |= {"tail": branch.tail, "mix": branch.mix}
+        shape |= {"tail": branch.tail, "pooling": branch.pooling}
         shape["dim"] = None if isinstance(branch.project, nn.Identity) else branch.dim
         return self.detector.about() | {"student": shape}
 
@@ -274,25 +271,13 @@ class Student(nn.Module):
         return [one | {"embeddings": some} for one, some in zip(found, vectors)]
 
 
-class StudentTrunk(DetectorTrunk):
+class StudentTrunk(BranchedTrunk, DetectorTrunk):
     """A copy of a student as :class:`DetectorTrunk`, and the stage ``student`` per box."""
 
     def __init__(self, student: Student) -> None:
         super().__init__(student.detector)
         self.name = f"student on {self.name}"
-        self.embedding = copy.deepcopy(student.embedding).requires_grad_(False)
-        self.stages["student"] = Stage("student", self.embedding.dim, 0, per_box=True)
-        self.eval()
-
-    def box_features(self, maps: dict[str, Tensor], stage: str, boxes: Boxes) -> Tensor:
-        """Also of ``student``, see :meth:`Trunk.box_features`."""
-        if stage != "student":
-            return super().box_features(maps, stage, boxes)
-        return self.embedding(self, maps, boxes)[:, :, None, None]
-
-    def fingerprint(self) -> str:
-        """As of any detector's trunk, and of how the branch cuts the map."""
-        return hashlib.sha256((super().fingerprint() + repr(self.embedding)).encode()).hexdigest()
+        self.join("student", copy.deepcopy(student.embedding).requires_grad_(False))
 
 
 def load_student(name: str = "student", root: Path | None = None) -> Student:

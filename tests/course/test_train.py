@@ -242,7 +242,7 @@ def photographs_of(folder: Path, numbers: range) -> ImageDataset:
 def test_no_photograph_of_coco_is_in_two_folds(monkeypatch, tmp_path: Path) -> None:
     parts = {("a", "train"): range(5), ("a", "test"): range(5, 9), ("b", "train"): range(3, 12),
              ("b", "test"): range(12, 30)}  # fmt: skip
-    monkeypatch.setattr(train, "coco_photographs", lambda split, place: photographs_of(
+    monkeypatch.setattr(train, "coco_photographs", lambda split, place, **_: photographs_of(
         tmp_path / split, parts[place.name, split]))  # fmt: skip
     folds = train.coco_folds("coco:a,b")
     every = [file for fold in folds for part in fold for file in part.files]

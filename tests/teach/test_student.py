@@ -98,10 +98,12 @@ def test_layers_can_be_left_out() -> None:
 
 
 def test_an_adaptive_cut_gives_each_box_the_cells_that_it_covers() -> None:
-    """In any order, what each box alone would get; counts of cells by hand."""
+    """In any order, what each box alone would get; counts of cells by hand, at 256 pixels."""
     boxes = [torch.tensor([[0.0, 0, 40, 40], [0, 0, 256, 256], [10, 20, 170, 200], [8, 8, 80, 60]]),
              torch.tensor([[0.0, 0.0, 200.0, 160.0]])]  # fmt: skip
-    assert adaptive_cells(torch.cat(boxes), 16).tolist() == [8, 16, 10, 8, 12]
+    assert adaptive_cells(torch.cat(boxes), 256**2).tolist() == [8, 16, 10, 8, 12]
+    assert adaptive_cells(torch.cat(boxes) * 1.5, 384**2).tolist() == [8, 16, 10, 8, 12]
+    assert adaptive_cells(torch.tensor([[0.0, 0.0, 256.0, 144.0]]), 256 * 144).tolist() == [16]
     ours, maps = student(cells="adaptive"), maps_of(student(), noise(2, 256))
     body = ours.detector.trunk
     with torch.no_grad():
@@ -113,13 +115,10 @@ def test_an_adaptive_cut_gives_each_box_the_cells_that_it_covers() -> None:
             assert torch.allclose(F.normalize(x.mean(dim=(2, 3)), dim=1)[0], row, atol=1e-5)
 
 
-def test_a_fork_embeds_by_anothers_tail_and_a_share_of_its_map() -> None:
+def test_a_fork_embeds_by_anothers_tail() -> None:
     """ImageNet's layers on the shared map: what the classification network itself would give."""
-    how = {"cells": "adaptive", "leave_out": ()}
-    trunk, boxes = (
-        load_trunk(),
-        [torch.tensor([[20.0, 30.0, 120.0, 90.0], [0.0, 0.0, 128.0, 128.0]])],
-    )
+    how, trunk = {"cells": 8, "leave_out": (), "pooling": "rmac"}, load_trunk()
+    boxes = [torch.tensor([[20.0, 30.0, 120.0, 90.0], [0.0, 0.0, 128.0, 128.0]])]
     detector = build_detector("faster_rcnn", trunk, CATEGORIES, 128, frozen="stage4")
     learns = {n for n, p in detector.trunk.named_parameters() if p.requires_grad}
     assert learns and not any(
@@ -128,14 +127,13 @@ def test_a_fork_embeds_by_anothers_tail_and_a_share_of_its_map() -> None:
     with torch.no_grad():
         for parameter in detector.trunk.after("stage4")[0].parameters():
             parameter.zero_()  # its own tail has learned something else
-        fork = Student(detector, tail=trunk.name, mix=0.15, **how).eval()
+        fork = Student(detector, tail=trunk.name, **how).eval()
         maps, theirs = maps_of(fork, noise(1, 128)), CutTrunk(trunk, **how)
         found = F.normalize(fork.embed(maps, boxes), dim=1)
         whole = trunk(trunk.normalise(noise(1, 128)))
         cut = F.normalize(theirs.box_features(whole, "cut", boxes).flatten(1), dim=1)
-        inside = roi_align(whole["head"], boxes, 7, 1 / 32, 2, aligned=True).mean(dim=(2, 3))
-    expected = F.normalize(0.85 * cut + 0.15 * F.normalize(inside, dim=1), dim=1)
-    assert torch.allclose(found, expected, atol=1e-4)
+    assert torch.allclose(found, cut, atol=1e-4)
+    assert torch.allclose(found[1], F.normalize(rmac(whole["head"]), dim=1)[0], atol=1e-4)
     assert not any("tail" in key or "_trunk" in key for key in fork.state_dict())
     assert StudentTrunk(fork).fingerprint() != StudentTrunk(Student(detector, **how)).fingerprint()
 
