@@ -82,6 +82,17 @@ def seconds(compared: dict[str, Way], images: list[torch.Tensor], batch: int, ro
     return {name: float(np.median(values)) / len(images) for name, values in taken.items()}
 
 
+def of_ten_crops(table: pd.DataFrame) -> dict[str, float]:
+    """What the fork's ten embeddings cost, as a share of ten crops.
+
+    Each is what it adds to the detector alone, on 256 pixels: the fork's larger input is counted.
+    """
+    ten = table[table.objects == 10].pivot(index="way", columns="batch", values=["ms", "gflops"])
+    more = ten - ten.loc["detector alone"]
+    share = more.loc["fork"] / more.loc["detector + teacher on crops"]
+    return {f"{what}, batch {batch}": round(value, 3) for (what, batch), value in share.items()}
+
+
 def flops(way: Way, image: torch.Tensor) -> float:
     """Billions of multiply-adds of one image, counted."""
     with FlopCounterMode(display=False) as counter:
@@ -129,10 +140,12 @@ def main() -> None:
         "rounds": asked.rounds,
         "machine": machine,
         "parameters": {n: sum(p.numel() for p in m.parameters()) for n, m in parts.items()},
+        "fork_of_ten_crops": of_ten_crops(pd.DataFrame(table)),
         "table": table,
     }
     atomic_write_text(RESULTS / "student.json", json.dumps(report, indent=1) + "\n")
     print(pd.DataFrame(table).to_string(index=False))
+    print("ten boxes of the fork, of ten crops:", report["fork_of_ten_crops"])
 
 
 if __name__ == "__main__":

@@ -249,3 +249,10 @@ def test_the_shipped_student_comes_near_its_teacher_and_still_detects() -> None:
     before, after = (read_card(name)[METRICS] for name in ("faster_rcnn", "student"))
     assert after["true boxes, share"] >= 0.9 and after["own boxes, share"] >= 0.85
     assert after["box AP"] >= before["box AP"] - 0.01
+
+
+def test_the_shipped_fork_comes_near_the_crop_and_detects_no_worse() -> None:
+    before, after = (read_card(name)[METRICS] for name in ("faster_rcnn", "fork"))
+    assert after["true boxes, share"] >= 0.93
+    for metric in ("box AP", "recall of main objects, IoU 0.5"):
+        assert after[metric] >= before[metric]
