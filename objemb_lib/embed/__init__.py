@@ -21,5 +21,6 @@ __getattr__, __all__ = lazy(
         "rmac_grid": "pooling",
         "PCAWhitening": "whitening",
         "concat_descriptors": "whitening",
+        "l2": "whitening",
     },
 )

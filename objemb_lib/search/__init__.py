@@ -5,11 +5,12 @@ from objemb_lib import lazy
 __getattr__, __all__ = lazy(
     __name__,
     {
-        "provenance": "index",
+        "Index": "index",
         "recall": "index",
+        "ObjectIndex": "objects",
         "search_object": "objects",
+        "Retriever": "retriever",
         "embedder": "retriever",
-        "neighbour_distances": "synthetic",
         "synthetic_vectors": "synthetic",
     },
 )

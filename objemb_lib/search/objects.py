@@ -84,7 +84,7 @@ class ObjectIndex:
 
     Args:
         dim: of the vectors. meta: strings to keep, see :func:`index.provenance`.
-        factory: the family of the index, see :mod:`index`; all but "Flat", "SQ8" and graphs want
+        factory: the family of the index, see :mod:`index`; all but "Flat" and graphs want
             ``index.train(l2(vectors))`` first.
     """
 

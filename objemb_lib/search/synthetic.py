@@ -2,7 +2,7 @@
 
 Gaussian noise would not do: it has no neighbourhoods, so that lists and graphs look worse on it
 than they are, and codes as well. What is grown here keeps two properties of held-out real vectors,
-which :func:`analysis.spectrum` and :func:`neighbour_distances` measure and the tests bound.
+which the tests bound: their spectrum, and how far each is from its nearest other.
 """
 
 from __future__ import annotations
@@ -51,9 +51,3 @@ def synthetic_vectors(
         parts -= parts.mean(axis=1, keepdims=True)  # so that they weigh differences from the mean
         np.einsum("mk,mkd->md", (weights + parts).astype(np.float32), around, out=made)
     return l2(grown)
-
-
-def neighbour_distances(vectors: np.ndarray) -> np.ndarray:
-    """``(N,)``: Euclidean distance of each L2-normalised vector to its nearest other, sorted."""
-    cosines, _ = faiss.knn(vectors, vectors, 2, metric=faiss.METRIC_INNER_PRODUCT)
-    return np.sort(np.sqrt((2 - 2 * cosines[:, 1]).clip(min=0)))

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 from matplotlib.patches import Rectangle
+from matplotlib.transforms import Bbox
 from PIL import Image
 from torch import Tensor
 
@@ -266,26 +267,42 @@ def board(shown: Leaderboard, metric: str = "mAP", ax: Axes | None = None) -> Ax
 def pareto(
     points: Mapping[str, tuple[float, Interval]], cost: str, quality: str, ax: Axes | None = None
 ) -> Axes:
-    """Quality against cost; what nothing beats in both is joined by a line.
+    """Quality against cost, a name at each dot; what nothing beats in both is joined by a line.
 
-    ``points`` are ``{name: (cost, quality)}``. They are numbered by cost, since names of neighbours
-    would overlap; a list beside the plot names them.
+    ``points`` are ``{name: (cost, quality)}``.
     """
-    ax, front = ax or plt.gca(), []
+    ax, front = ax or plt.subplots(figsize=(8, 4.5))[1], []
     by_cost = sorted(points.items(), key=lambda one: (one[1][0], -one[1][1].value))
-    for n, (name, (x, one)) in enumerate(by_cost, 1):
+    for _, (x, one) in by_cost:
         ahead = not front or one.value > front[-1][1]
         front += [(x, one.value)] if ahead else []
         ends = [[one.value - one.low], [one.high - one.value]]
-        ax.errorbar(x, one.value, ends, fmt="o", color=QUERY if ahead else UNKNOWN, lw=1)
-        ax.annotate(str(n), (x, one.value), (5, 4), textcoords="offset points", fontsize=SMALL)
-        ax.plot([], [], " ", label=f"{n}  {written(name)}")
+        ax.errorbar(x, one.value, ends, fmt="o" if ahead else "s", lw=1,
+                    color=QUERY if ahead else UNKNOWN)  # fmt: skip
     ax.plot(*zip(*front), color=QUERY, lw=1, ls="--")
-    ax.legend(loc="upper left", bbox_to_anchor=(1, 1), handlelength=0, handletextpad=0,
-              fontsize=SMALL)  # fmt: skip
     ax.set(xscale="log", xlabel=cost, ylabel=f"{quality} (95 % interval)")
+    ax.margins(x=0.25)  # room for the names
     ax.grid(alpha=0.3)
+    _name_dots(ax, {name: (x, one.value) for name, (x, one) in by_cost})
     return ax
+
+
+def _name_dots(ax: Axes, dots: Mapping[str, tuple[float, float]]) -> None:
+    """Write a name beside each dot, on the side where it covers the fewest dots and names."""
+    taken = [
+        Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in ax.transData.transform([*dots.values()])
+    ]
+    for name, dot in dots.items():
+        sides = [
+            ax.annotate(written(name), dot, (x, y), textcoords="offset points", fontsize=SMALL,
+                        ha="left" if x > 0 else "right")
+            for x, y in ((6, 3), (6, -10), (-6, 3), (-6, -10))
+        ]  # fmt: skip
+        boxes = [side.get_window_extent() for side in sides]
+        best = int(np.argmin([sum(map(box.overlaps, taken)) for box in boxes]))
+        taken.append(boxes[best])
+        for side in sides[:best] + sides[best + 1 :]:
+            side.remove()
 
 
 class LiveCurves:

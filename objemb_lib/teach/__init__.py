@@ -7,6 +7,7 @@ __getattr__, __all__ = lazy(
     {
         "CutTrunk": "student",
         "StudentTrunk": "student",
+        "load_student": "student",
         "DistillConfig": "distillation",
         "SCHEDULE": "distillation",
         "choose_regions": "distillation",

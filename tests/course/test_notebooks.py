@@ -18,6 +18,7 @@ DONE = {
     "00_welcome_and_data",
     "01_embedding_extraction",
     "02_detection_vs_classification",
+    "05_search_at_scale",
     "A2_other_detectors",
 }
 TO_DO = {path.stem for path in NOTEBOOKS} - DONE

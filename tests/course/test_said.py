@@ -76,6 +76,26 @@ SAID: dict[str, list[Said]] = {
         ("its category: # of its", "detector's box head", "R@1"),
         ("show the object, # the category", "", ""),
     ],
+    "05_search_at_scale": [
+        ("a vector each: mAP # among", "", ""),
+        ("**mAP #, 0.52", "Flat:vectors", "mAP"),
+        ("**mAP 0.54, #, 0.31", "PQ64:vectors", "mAP"),
+        ("0.52, # and 0.15** with 512", "PQ16:vectors", "mAP"),
+        ("and #** with 512", "PQ8:vectors", "mAP"),
+        ("+# without any code", "", ""),
+        ("**+#** at 16 bytes", "", ""),
+        ("+# at 8.", "", ""),
+        ("comes back: #,", "PQ16, ranked again:vectors", "mAP"),
+        ("whitened **#**", "PQ16, whitened, ranked again:vectors", "mAP"),
+        ("half the time, and have #;", "IVF256,Flat:vectors", "mAP"),
+        ("(`Flat`) has mAP #;", "Flat:vectors", "mAP"),
+        ("code of 64 bytes #,", "PQ64:vectors", "mAP"),
+        ("one of 16 bytes #.", "PQ16:vectors", "mAP"),
+        ("16 bytes give #;", "PQ16, whitened:vectors", "mAP"),
+        ("1,000 ranked again #,", "PQ16, whitened, ranked again:vectors", "mAP"),
+        ("whole vectors give # and", "IVF256,Flat:vectors", "mAP"),
+        ("codes, ranked again, #.", "IVF256,PQ16, whitened, ranked again:vectors", "mAP"),
+    ],
 }
 COMMITTED = json.loads((PROJECT / "results" / "workshop.json").read_text(encoding="utf-8"))
 
@@ -103,3 +123,14 @@ def test_numbers_in_prose_are_those_of_the_committed_run(notebook: str) -> None:
             assert f"{measured(notebook, row, metric):.{digits}f}" == number.lstrip("+"), snippet
         else:
             assert re.search(rf"(?<![\d.]){re.escape(number)}(?!\d)", printed), snippet
+
+
+def test_what_is_said_of_a_million_was_measured() -> None:
+    text = (PROJECT / "notebooks" / "05_search_at_scale.ipynb").read_text(encoding="utf-8")
+    path = PROJECT / "benchmarks" / "results" / "search_million.json"
+    families = json.loads(path.read_text(encoding="utf-8"))["families"]
+    rows = {(row["factory"], row["setting"]): row for row in families}
+    lists, graph = rows["IVF2048,Flat", "nprobe=16"], rows["HNSW32", "efSearch=256"]
+    for row in (lists, graph):
+        assert f"{row['recall@10']:.2f}" in text and f"{row['queries_per_second']:,.0f}" in text
+    assert 7 < graph["build_s"] / lists["build_s"] < 8

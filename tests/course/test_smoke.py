@@ -45,7 +45,8 @@ def test_a_notebook_runs_on_the_courses_data(run, number, tmp_path):
         both = {"mini-battles/battle", "mini-battles/clean"}
         rows = read(written).rows
         seen = {row.setting["data"] for row in rows}
-        assert seen == ({"mini-battles/battle"} if number == "05" else both)
+        among = {"mini-battles/battle among 1,500 vectors"}
+        assert seen == (among if number == "05" else both)
         assert all(row.evaluation.n_queries <= limit for row in rows)
     if number in ("01", "02"):
         assert "same background" in said
