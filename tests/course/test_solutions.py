@@ -32,7 +32,7 @@ def test_every_notebook_of_the_core_has_solutions_that_run(solutions):
 def test_its_code_runs(path: Path, solutions, mini_battles_built, monkeypatch, tmp_path):
     whole = mini_battles.mini_battles
 
-    def few(split: str):
+    def few(split: str, root: Path | None = None):
         """Two scenes of each of five objects: enough to run every line."""
         some = whole(split)
         return some.subset(some.labels <= sorted({*some.labels})[4]).first_of_each(2)
