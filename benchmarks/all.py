@@ -33,6 +33,7 @@ SCRIPTS = (  # script, arguments, arguments when quick (None: left out)
     ("student", [], ["--images", "2", "--rounds", "1"]),
     ("query", [], ["--images", "40", "--most", "10000", "--queries", "4"]),
     ("billion", ["--measure"], ["--measure", "--images", "60", "--vectors", "12000"]),
+    ("app", [], ["--quick"]),
 )
 
 

@@ -4,11 +4,10 @@
 
 FOLDER as of `course.photographs`. Every photograph asks all others of its collection, in the app's
 own settings, with the surest box of the proposer; of COCO, of which the proposer learned, with that
-of one that learned from the other half. What scales cosines of a collection was learned on the
-others; what says chances on the labels of even number, and is checked on the odd ones, and on a
-collection that it has not seen. `--fit` writes objemb_lib/search/calibrations.json: learned on even
-labels of all collections, and of mini-battles' training scenes. Prints tables, and writes
-benchmarks/results/app.json.
+of one that learned from the other half. What a collection is scored by was learned on others;
+COCO, whose labels are categories, is only tested. Chances are also learned on labels of even number
+and checked on the odd ones: `--fit` writes these to objemb_lib/search/calibrations.json, with those
+of mini-battles' training scenes. Prints tables, and writes benchmarks/results/app.json.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from sklearn.metrics import roc_auc_score
 from turns import arguments, write
 
 from objemb_lib import config
@@ -42,10 +41,12 @@ from objemb_lib.search.retriever import Retriever, is_whole
 from objemb_lib.show.app import PHOTOGRAPHS, SCENES, TOP, own_boxes
 from objemb_lib.teach.student import StudentTrunk, load_student
 
+LEARNED = ("groceries", "birds", "cars")  # COCO, whose labels are categories, is only tested
 KINDS, FIRST = ("box", "whole", "both"), 8  # answers that a person sees
 PAIRS = [f"{one} to {other}" for one in KINDS[:2] for other in KINDS[:2]]
 NONE = -2.0  # a cosine where there is no box
 FAR = -99.0
+SURE, FEWEST = 0.75, 20  # "nothing here" must be right so often, of as many queries at least
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +64,7 @@ class Gallery:
         """``(N, N)`` of each kind of pair, the best one, the surest box asks; ``any box``: all."""
         sizes, objects = (
             self.data.sizes(),
-            [self.way.index.of_image(i) for i in range(len(self.data))],
+            [self.way.index.of_images([i])[0] for i in range(len(self.data))],
         )
         whole = np.concatenate([is_whole(b, size) for (b, _), size in zip(objects, sizes)])
         starts = np.cumsum([0, *(len(b) for b, _ in objects[:-1])])
@@ -137,7 +138,7 @@ def logistic(x: np.ndarray, y: np.ndarray, weights: np.ndarray | None = None) ->
 
 def fit_scales(galleries: Sequence[Gallery], who: Halves) -> Calibration:
     """A logistic curve for each kind of pair: is it the same? Both answers count alike, and all
-    collections; then all in terms of pairs of whole photographs."""
+    collections; then all in terms of pairs of boxes."""
     curves = {}
     for pair in PAIRS:
         x, y, weights = [], [], []
@@ -152,8 +153,9 @@ def fit_scales(galleries: Sequence[Gallery], who: Halves) -> Calibration:
         curves[pair] = logistic(
             np.concatenate(x), np.concatenate(y), weights * len(weights) / weights.sum()
         )
-    a, b = curves["whole to whole"]
-    return Calibration({pair: [c / a, (d - b) / a] for pair, (c, d) in curves.items()}, a)
+    a, b = curves["box to box"]  # of scenes wholes tell nothing, or less
+    scales = {pair: [max(c, 0) / a, (d - b) / a] for pair, (c, d) in curves.items()}
+    return Calibration(scales, a)
 
 
 def answers(
@@ -167,8 +169,8 @@ def answers(
 
 
 def fit_chances(galleries: Sequence[Gallery], known: Calibration, who: Halves) -> Calibration:
-    """How often answers are right, by how far they stand above later ones; and from which chance
-    on a first answer is likelier there than not."""
+    """How often answers are right, by how far they stand above later ones; and the chance below
+    which "nothing here" is right of :data:`SURE` queries, if it is true of half of all."""
     chances = {}
     for kind in KINDS:
         x, y = zip(
@@ -178,12 +180,13 @@ def fit_chances(galleries: Sequence[Gallery], known: Calibration, who: Halves) -
             )
         )
         chances[kind] = logistic(np.concatenate(x), np.concatenate(y))
+    chances = {kind: curve for kind, curve in chances.items() if curve[0] > 0}  # else it tells none
     known = replace(known, chances=chances)
     there, p = presence(galleries, known, who)
-    levels = np.quantile(p, np.linspace(0.02, 0.98, 49))
-    return replace(
-        known, nothing=float(max(levels, key=lambda t: balanced_accuracy_score(there, p >= t)))
-    )
+    order = np.argsort(p)
+    sure = np.cumsum(~there[order]) / np.arange(1, len(p) + 1) >= SURE
+    last = np.flatnonzero(sure[FEWEST:])
+    return replace(known, nothing=float(p[order][last[-1] + FEWEST]) if len(last) else np.nan)
 
 
 def presence(
@@ -213,7 +216,9 @@ def checked(galleries: Sequence[Gallery], known: Calibration, who: Halves) -> di
         told |= {f"{name}: right": right.mean(), f"{name}: said": p.mean(), f"{name}: error": off,
                  f"{name}: AUC": roc_auc_score(right, p)}  # fmt: skip
     there, p = presence(galleries, known, who)
-    told["nothing: right"] = balanced_accuracy_score(there, p >= known.nothing)
+    if (p < known.nothing).any():
+        told["nothing: right"] = (~there)[p < known.nothing].mean()
+        told["nothing: said where true"] = (p < known.nothing)[~there].mean()
     return {name: round(float(value), 3) for name, value in told.items()}
 
 
@@ -270,6 +275,11 @@ def latency(one: Gallery, queries: int = 40) -> dict[str, float]:
 # --- the app's own settings -------------------------------------------------------------------
 
 
+def told_of(known: Calibration) -> dict:
+    """For a file: what is nan is left out."""
+    return {name: value for name, value in asdict(known).items() if value == value}
+
+
 def settings(given: Mapping) -> dict[str, tuple[Trunk, list, float, int]]:
     """The two networks of the app by name, with (stage, pooling), context and size."""
     (name, how), (_, plain) = given.items()
@@ -309,6 +319,9 @@ def photograph_sets(quick: bool) -> dict[str, tuple[ImageDataset, Boxes]]:
 def main() -> None:
     """Measure, print, keep."""
     asked = arguments(__doc__, fit=False, quick=False)
+    if not photographs.collections(config.setting("OBJEMB_REAL")):
+        print("no photographs: OBJEMB_REAL names no folder of them")
+        return
     warnings.filterwarnings("ignore", message=".*learned from.*")
     told: dict[str, dict] = {"first answer right": {}, "chances": {}, "cost": {}}
     made, sets = [], photograph_sets(asked.quick)
@@ -319,11 +332,12 @@ def main() -> None:
         }
         for name, one in every.items():
             own = name.split(",")[0]
-            others = [other for other_name, other in real.items() if other_name != own]
+            others = [real[other] for other in LEARNED if other != own]
             known = fit_chances(others, fit_scales(others, everything), everything)
             told["first answer right"][f"{name}, {network}"] = firsts(one, known)
             told["chances"][f"{name}, not seen, {network}"] = checked([one], known, everything)
-        known = fit_chances(list(real.values()), fit_scales(list(real.values()), even), even)
+        learned = [real[name] for name in LEARNED]
+        known = fit_chances(learned, fit_scales(learned, even), even)
         told["chances"][f"odd labels of all, {network}"] = checked(list(real.values()), known, odd)
         for name, one in real.items():
             told["chances"][f"{name}, odd labels, {network}"] = checked([one], known, odd)
@@ -332,7 +346,7 @@ def main() -> None:
             {
                 "network": network,
                 "made_of": made_of(how[0], *how[1:], PROPOSER),
-                "calibration": asdict(known),
+                "calibration": told_of(known),
             }
         )
     splits = load_splits("mini-battles")
@@ -350,7 +364,7 @@ def main() -> None:
             {
                 "network": network,
                 "made_of": made_of(how[0], *how[1:], "detected"),
-                "calibration": asdict(known),
+                "calibration": told_of(known),
             }
         )
     for name, rows in told.items():

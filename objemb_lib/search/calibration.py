@@ -28,7 +28,7 @@ class Calibration:
 
     Args:
         scales: slope and offset for the cosines of each kind of pair, such as ``box to whole``;
-            scaled, all are as sure as cosines of two whole photographs.
+            scaled, all are as sure as cosines of two boxes.
         sharp: how much surer a pair is with its scaled cosine, in logits.
         chances: for each kind of query (``box``, ``whole``, ``both``) slope and offset of the
             logit of the chance, see :meth:`chance`.

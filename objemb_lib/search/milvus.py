@@ -186,15 +186,18 @@ class MilvusIndex:
             self._call("delete", filter=self._where(f"file in {_quoted(batch)}"))
         self._numbers = None
 
-    def of_image(self, image: int) -> tuple[np.ndarray, np.ndarray]:
-        """As :meth:`objects.ObjectStore.of_image`."""
-        rows = self._call("query", filter=self._where(f"image == {image}"),
-                          output_fields=["place", "box", "vector"])  # fmt: skip
-        if not rows:
-            raise DataError(f"no image {image} in {self}", "Name one it holds.")
-        rows.sort(key=lambda row: row["place"])
-        boxes, vectors = ([row[field] for row in rows] for field in ("box", "vector"))
-        return np.array(boxes, np.float32), np.array(vectors, np.float32)
+    def of_images(self, images: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """As :meth:`objects.ObjectStore.of_images`, in one request; at most 16,384 objects."""
+        rows = self._call("query", filter=self._where(f"image in {list(map(int, images))}"),
+                          output_fields=["image", "place", "box", "vector"])  # fmt: skip
+        rows = sorted(rows, key=lambda row: row["place"])  # sort() would tear rows from vectors
+        found: dict[int, list[dict]] = {int(image): [] for image in images}
+        for row in rows:
+            found[row["image"]].append(row)
+        if absent := [image for image, some in found.items() if not some]:
+            raise DataError(f"no image {absent[0]} in {self}", "Name one it holds.")
+        return [tuple(np.array([row[field] for row in found[int(image)]], np.float32)
+                      for field in ("box", "vector")) for image in images]  # fmt: skip
 
     def search(
         self,

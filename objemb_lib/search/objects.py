@@ -61,8 +61,8 @@ class ObjectStore(Protocol):
     def remove(self, files: Collection[str]) -> None:
         """Take images out, with all of their objects; the others keep their numbers."""
 
-    def of_image(self, image: int) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes ``(K, 4)`` and L2-normalised vectors ``(K, D)``, in the order of adding."""
+    def of_images(self, images: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Of each, boxes ``(K, 4)`` and unit vectors ``(K, D)``, in the order of adding."""
 
     def search(self, vector: np.ndarray, k: int, without: Collection[str] = ()) -> list[Match]:
         """The ``k`` images with the object most like a ``(D,)`` vector, best first.
@@ -134,11 +134,15 @@ class ObjectIndex:
         """Of an image's objects."""
         return range(*self._first[image : image + 2])
 
-    def of_image(self, image: int) -> tuple[np.ndarray, np.ndarray]:
-        """As :meth:`ObjectStore.of_image`."""
-        if not 0 <= image < len(self.files) or not self.files[image]:
-            raise DataError(f"no image {image} in {self}", "Name one it holds.")
-        return self._boxes[image], self.index.vectors(self._ids(image))
+    def of_images(self, images: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """As :meth:`ObjectStore.of_images`."""
+        for image in images:
+            if not 0 <= image < len(self.files) or not self.files[image]:
+                raise DataError(f"no image {image} in {self}", "Name one it holds.")
+        ids = [np.array(self._ids(image), int) for image in images]
+        ends = np.cumsum([len(some) for some in ids])
+        vectors = np.split(self.index.vectors(np.concatenate(ids)), ends[:-1])
+        return [(self._boxes[image], some) for image, some in zip(images, vectors)]
 
     def search(self, vector: np.ndarray, k: int, without: Collection[str] = ()) -> list[Match]:
         """As :meth:`ObjectStore.search`."""

@@ -112,7 +112,7 @@ class Retriever:
 
     def query(self, image: int) -> Query:
         """An image of the gallery, with the boxes that the index has of it."""
-        return self._query(self.dataset, image, *self.index.of_image(image))
+        return self._query(self.dataset, image, *self.index.of_images([image])[0])
 
     def query_photograph(self, photograph: ImageDataset) -> Query:
         """A photograph that is not in the gallery (:func:`objects.photograph`): boxes, vectors."""
@@ -163,7 +163,8 @@ class Retriever:
             some = self.index.search(query.vectors[number], max(WIDE * k, LATER.stop), own)
             found |= {match.image: match for match in some}
         kind = "whole" if chosen == query.whole else kind
-        best = [self._compared(query, asking, match) for match in found.values()]
+        each = zip(found.values(), self.index.of_images(list(found)))
+        best = [self._compared(query, asking, *one) for one in each]
         best.sort(key=lambda match: (-match.score, match.image))
         chances = self.calibration.chance(np.array([match.score for match in best]), kind)
         best = [replace(match, chance=float(c)) for match, c in zip(best[:k], chances)]
@@ -173,9 +174,9 @@ class Retriever:
         """The numbers of the boxes that ask, see :meth:`search`."""
         return {"box": [chosen], "whole": [query.whole], "both": [chosen, query.whole]}[kind]
 
-    def _compared(self, query: Query, asking: Sequence[int], match: Match) -> Match:
+    def _compared(self, query: Query, asking: Sequence[int], match: Match, objects: tuple) -> Match:
         """A match with its score, and the box of its best pair."""
-        boxes, vectors = self.index.of_image(match.image)
+        boxes, vectors = objects
         size = self.dataset.sizes()[match.image]
         score, best = self.score(query, asking, boxes, vectors, size)
         return replace(match, score=score, box=tuple(boxes[best].tolist()))
@@ -213,8 +214,7 @@ class Retriever:
         A whole photograph is one of them only where nothing else was found in it.
         """
         images, owners, found = _spread(len(self.dataset), most), [], []
-        for image in images.tolist():
-            boxes, vectors = self.index.of_image(image)
+        for image, (boxes, vectors) in zip(images.tolist(), self.index.of_images(images.tolist())):
             part = ~is_whole(boxes, self.dataset.sizes()[image])
             part |= not part.any()
             owners += [image] * int(part.sum())

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from objemb_lib.search import calibration
-from objemb_lib.search.calibration import UNCHECKED, Calibration, shipped
+from objemb_lib.search.calibration import UNCHECKED, Calibration, made_of, shipped
+from objemb_lib.show.app import PHOTOGRAPHS, SCENES
+from objemb_lib.teach.student import StudentTrunk, load_student
 
 KNOWN = Calibration({"box to box": (2.0, -0.5), "whole to box": (1.0, 0.1)}, 8.0,
                     {"both": (20.0, -2.0)}, 0.3)  # fmt: skip
@@ -51,3 +53,12 @@ def test_of_other_boxes_scales_hold_and_of_another_network_nothing(tmp_path, mon
     assert other.scales == own.scales and np.isnan(other.chance(np.ones(40), "both")).all()
     assert np.isnan(other.nothing)
     assert shipped(made | {"weights": "v"}) is UNCHECKED
+
+
+@pytest.mark.parametrize("taken, boxes", [(PHOTOGRAPHS, "proposer"), (SCENES, "detected")])
+def test_the_app_knows_how_often_its_own_answers_are_right(taken, boxes) -> None:
+    (name, how), _ = taken.items()
+    known = shipped(made_of(StudentTrunk(load_student(name)), *how, boxes))
+    assert known.sharp > 0 and not known.nothing >= 0.5 and {"box", "both"} <= set(known.chances)
+    assert all(slope >= 0 for slope, _ in known.scales.values()) and len(known.scales) == 4
+    assert all(slope > 0 for slope, _ in known.chances.values())

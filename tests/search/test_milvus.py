@@ -60,7 +60,9 @@ def test_it_answers_as_the_index_in_memory(real, filled) -> None:
         vector, own = objects.vectors[REAL][row], {files[objects.image[row]]}
         assert_same(filled.search(vector, 8), memory.search(vector, 8))
         assert_same(filled.search(vector, 5, without=own), memory.search(vector, 5, without=own))
-        for one, other in zip(*(index.of_image(objects.image[row]) for index in (filled, memory))):
+        for one, other in zip(
+            *(index.of_images([objects.image[row]])[0] for index in (filled, memory))
+        ):
             np.testing.assert_allclose(one, other, atol=1e-6)
     every = memory.search(objects.vectors[REAL][0], 10_000)  # more than there are
     assert_same(filled.search(objects.vectors[REAL][0], 10_000), every)

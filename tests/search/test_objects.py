@@ -43,10 +43,12 @@ def test_results_are_grouped_by_image_with_the_box_that_was_meant(store) -> None
     assert [m.file for m in others] == ["b.png", "c.png"] and len(index) == 6
 
 
-def test_an_image_gives_its_boxes_and_vectors_in_their_order(store) -> None:
-    boxes, vectors = filled(store).of_image(0)
-    assert boxes.tolist() == [[0, 0, 5, 5], [9, 0, 14, 5], [18, 0, 23, 5]]
-    np.testing.assert_allclose(vectors, l2(MANY.vectors[PAIR][:3]), atol=1e-6)
+def test_images_give_their_boxes_and_vectors_in_their_order(store) -> None:
+    first, second = filled(store).of_images([1, 0])
+    assert first[0].tolist() == [[0, 0, 5, 5], [9, 0, 14, 5]]
+    assert second[0].tolist() == [[0, 0, 5, 5], [9, 0, 14, 5], [18, 0, 23, 5]]
+    np.testing.assert_allclose(first[1], l2(MANY.vectors[PAIR][3:5]), atol=1e-6)
+    np.testing.assert_allclose(second[1], l2(MANY.vectors[PAIR][:3]), atol=1e-6)
 
 
 def test_an_image_with_hundreds_of_objects_does_not_crowd_the_others_out(store) -> None:
@@ -94,7 +96,7 @@ def test_a_removed_image_is_not_found_and_the_others_keep_their_numbers(store) -
             index.remove(["b.png", absent])
     for image in (-1, 0, 3):
         with pytest.raises(DataError, match=f"no image {image}"):
-            index.of_image(image)
+            index.of_images([image])[0]
     index.add(made([[[1, 0, 0]]]), PAIR, ["a.png"])  # the file may come back
     found = index.search(np.array([1.0, 0, 0]), 3)
     assert (found[0].file, found[0].image) == ("a.png", 3) and len(index) == 4
@@ -140,7 +142,7 @@ def test_many_small_batches_are_as_one_large(batches: list[list[int]], seed: int
         slowly.add(made(part), PAIR, [f"{first + n}.png" for n in range(len(part))])
     assert slowly.files == at_once.files
     for n in range(len(joined)):
-        for one, other in zip(slowly.of_image(n), at_once.of_image(n)):
+        for one, other in zip(slowly.of_images([n])[0], at_once.of_images([n])[0]):
             np.testing.assert_array_equal(one, other)
 
 

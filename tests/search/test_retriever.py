@@ -153,7 +153,7 @@ def test_a_built_gallery_embeds_queries_as_it_embeds_itself(data) -> None:
         assert np.allclose(way.index.vectors[whole], wholes, atol=1e-5)
         one = data.subset([1])
         again = way.embed(one, with_whole(true_boxes(one), one))
-        assert np.allclose(l2(again), way.index.of_image(1)[1], atol=1e-4)
+        assert np.allclose(l2(again), way.index.of_images([1])[0][1], atol=1e-4)
 
 
 def test_objects_of_another_network_are_not_added_to_a_built_gallery(data) -> None:
