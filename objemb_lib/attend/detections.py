@@ -2,7 +2,7 @@
 
 Who says where to look is *hard attention*: what lies inside a box is kept, the rest is forgotten.
 :func:`boxes_from` is the one door for boxes of others, and checks them; :func:`box_sources` gives
-every kind of box of a data set by its name.
+all that notebook 03 compares.
 """
 
 from __future__ import annotations
@@ -25,15 +25,7 @@ from tqdm.auto import tqdm
 
 from objemb_lib import config
 from objemb_lib.attend.proposer import propose
-from objemb_lib.attend.sources import (
-    centre,
-    detect_cached,
-    detector_boxes,
-    fixed_boxes,
-    grid,
-    proposal_boxes,
-    random_like,
-)
+from objemb_lib.attend.sources import detect_cached, detector_boxes, random_like
 from objemb_lib.config import DataError
 from objemb_lib.data.coco import VISIBLE
 from objemb_lib.data.dataset import ImageDataset
@@ -41,12 +33,13 @@ from objemb_lib.data.folder import check_boxes, covers, encode_mask, images_by_i
 from objemb_lib.detect.detectors import Detector
 from objemb_lib.detect.metrics import detect
 from objemb_lib.detect.weights import load_detector
-from objemb_lib.embed.boxes import Boxes, or_whole, true_boxes, whole_image
+from objemb_lib.embed.boxes import Boxes, or_whole, true_boxes
 from objemb_lib.embed.extract import ExtractOptions
-from objemb_lib.embed.regions import Region, every_image_has_a_box
+from objemb_lib.embed.regions import WHOLE, Region, crop, every_image_has_a_box
 from objemb_lib.embed.trunks import from_hub
 
 PROPOSER = "proposer"  # made for photographs, comes with the course
+TOP = 5  # boxes of an image that a lesson looks at
 # torchvision's light COCO detectors, which give boxes and no embedding
 LIGHT = ("ssdlite320_mobilenet_v3_large", "fasterrcnn_mobilenet_v3_large_320_fpn")
 
@@ -105,74 +98,53 @@ def _opened(source: Source) -> Source:
 
 def box_sources(
     dataset: ImageDataset,
-    source: Source | None = None,
-    truth: bool | None = None,
+    detector: Source,
+    proposer: Source = "",
     seed: int = config.SEED,
     progress: bool = True,
-    train: ImageDataset | None = None,
 ) -> dict[str, Region]:
-    """Every kind of box of a data set by its name, on the map.
+    """Where to look in each image of a data set, from nowhere to the truth, by name.
+
+    What needs true boxes (or masks) is there only where every image has one.
 
     Args:
-        source: see :func:`boxes_from`; of its boxes the best one, three and five, those of a score
-            of 0.5 and more, its masks, and a two-stage detector's proposals.
-        truth: whether to give what needs true boxes; default where every image has one.
-        seed: of the random boxes, which have the sizes of the true ones.
-        train: other images, whose true boxes choose five fixed ones.
+        detector, proposer: see :func:`boxes_from`; the five best boxes of each. No second one where
+            none is named, or the same.
+        seed: of the random boxes, the controls: as many, of the same sizes, at random places.
     """
-    boxed = every_image_has_a_box(dataset) if truth is None else truth
-    found = {"whole image": Region(whole_image(dataset))}
-    if boxed:
-        true = true_boxes(dataset)
-        found["true boxes"] = Region(true)
-        if true.masks is not None:
-            found["true masks"] = Region(true, masked=True, called="true masks")
-    found |= _guesses(source, dataset, progress) if source else {}
-    found["R-MAC grid"] = Region(grid(dataset))
-    found["centre box"] = Region(centre(dataset))
-    if boxed and train is not None:
-        found["5 fixed boxes"] = Region(fixed_boxes(train, dataset))
-    if boxed:
+    true = true_boxes(dataset) if every_image_has_a_box(dataset) else None
+    guesses = boxes_from(detector, dataset, progress).top(TOP)
+    found = {"whole image": WHOLE}
+    if true:
         found["random boxes"] = Region(random_like(true, dataset, seed))
-    return found
+    found["random boxes, detector's sizes"] = Region(random_like(guesses, dataset, seed))
+    if proposer and proposer != detector:
+        found["proposer's boxes"] = Region(boxes_from(proposer, dataset, progress).top(TOP))
+    found["detector's boxes"] = Region(guesses)
+    if true:
+        found["true boxes"] = Region(true)
+    if true and true.masks is not None:
+        found["true boxes, masks"] = Region(true, masked=True)
+    return found | ({"crop": crop(dataset)} if true else {})
 
 
-def _guesses(source: Source, dataset: ImageDataset, progress: bool) -> dict[str, Region]:
-    """What a source says: its best boxes, those it is sure of, its masks, its proposals."""
-    source, seen = _opened(source), [{}]
-    if isinstance(source, Detector):
-        seen = detect_cached(source, dataset, True, progress)
-        boxes = detector_boxes(dataset, source, seen, masks="rles" in seen[0])
-    else:
-        boxes = boxes_from(source, dataset, progress)
-    name = boxes.name
-    some = [*(boxes.top(k) for k in (1, 3, 5)), boxes.top(100, 0.5, f"{name}, score >= 0.5")]
-    regions = [Region(guess) for guess in some]
-    if boxes.masks is not None:
-        regions.append(Region(boxes.top(5), masked=True, called=f"{name} masks, top 5"))
-    if "proposals" in seen[0]:
-        regions.append(Region(proposal_boxes(dataset, source, seen)))
-    return {region.name: region for region in regions}
+def detection_ms(source: Source, dataset: ImageDataset, images: int = 10) -> float:
+    """Median time in ms that a source needs to look at one image; of a file, 0.
 
-
-def detection_ms(source: Source, dataset: ImageDataset, images: int = 10) -> dict[bool, float]:
-    """Median time in ms that a source needs to look at one image, with masks (True) and without.
-
-    One image at a time, the first not counted; a file has nothing left to do: 0.
+    One image at a time, the first not counted.
     """
-    source, taken = _opened(source), {}
+    source, taken = _opened(source), []
     if isinstance(source, (str, Path)) and source != PROPOSER:
-        return {False: 0.0, True: 0.0}
+        return 0.0
     source = source.for_inference(config.device()) if isinstance(source, Detector) else source
-    for masks in (False, True):
-        for i in range(min(images, len(dataset))):
-            one, start = dataset.subset([i]), time.perf_counter()
-            if isinstance(source, Detector):  # not from the cache
-                detect(source, one, progress=False, masks=masks)
-            else:
-                boxes_from(source, one, progress=False)
-            taken.setdefault(masks, []).append(1000 * (time.perf_counter() - start))
-    return {masks: statistics.median(ms[1:] or ms) for masks, ms in taken.items()}
+    for i in range(min(images, len(dataset))):
+        one, start = dataset.subset([i]), time.perf_counter()
+        if isinstance(source, Detector):  # not from the cache
+            detect(source, one, progress=False, masks=False)
+        else:
+            boxes_from(source, one, progress=False)
+        taken.append(1000 * (time.perf_counter() - start))
+    return statistics.median(taken[1:] or taken)
 
 
 def light_detector(name: str, pretrained: bool = True) -> Find:

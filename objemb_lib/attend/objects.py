@@ -1,41 +1,43 @@
 """Objects: images as sets of object vectors, searched by one object.
 
-An image's score says how well the query meets the best of its objects, or all of them together.
+An image's score says how well the query meets the best of its objects.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
 import numpy as np
+import pandas as pd
 import torch
 from torchvision.ops import box_iou
 
 from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.embed.boxes import Boxes
-from objemb_lib.embed.extract import Objects
+from objemb_lib.embed.boxes import Boxes, whole_image
+from objemb_lib.embed.extract import ExtractOptions, Objects, extract_objects
+from objemb_lib.embed.regions import Region
+from objemb_lib.embed.trunks import Trunk
+from objemb_lib.embed.whitening import l2
+from objemb_lib.measure.intervals import Evaluation
 from objemb_lib.measure.metrics import as_floats, evaluate_scores
 
 
-def image_scores(
-    queries: np.ndarray, vectors: np.ndarray, image: np.ndarray, how: str = "best"
-) -> np.ndarray:
-    """Scores of images for queries, from those of their objects.
+def image_scores(queries: np.ndarray, vectors: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """Scores of images for queries: the similarity of the object of each that fits best.
 
     Args:
         queries: ``(Q, D)``, one object each. vectors: ``(M, D)`` of the objects of ``N`` images.
         image: ``(M,)`` the image of each object, in order: 0 .. N - 1, each at least once.
-        how: ``best``: the similarity of the object that fits best; ``sum``: of all objects
-            together, which favours images with many.
     Returns:
         ``(Q, N)``.
     Raises:
-        DataError: images out of order, or without objects. KeyError: unknown ``how``.
+        DataError: images out of order, or without objects.
 
     >>> objects = np.array([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
     >>> image_scores(np.array([[1.0, 0.0]]), objects, np.array([0, 0, 1])).tolist()
     [[1.0, 0.0]]
-    >>> image_scores(np.array([[1.0, 0.0]]), objects, np.array([0, 0, 1]), "sum").tolist()
-    [[1.6, 0.0]]
     """
     image = np.asarray(image)
     starts = np.flatnonzero(np.diff(image, prepend=-1))
@@ -43,7 +45,7 @@ def image_scores(
         problem = f"{len(vectors)} objects of images {image[:5].tolist()} ..."
         raise DataError(problem, "Pass the objects image by image, at least one of each.")
     every = as_floats(queries) @ as_floats(vectors).T
-    return {"best": np.maximum, "sum": np.add}[how].reduceat(every, starts, axis=1)
+    return np.maximum.reduceat(every, starts, axis=1)
 
 
 def listed_scores(
@@ -106,35 +108,32 @@ def _best_rows(objects: Objects, value: np.ndarray) -> np.ndarray:
 
 
 def retrieval_scores(
-    vectors: np.ndarray, objects: Objects, asking: np.ndarray, dataset: ImageDataset, how: str
+    vectors: np.ndarray, objects: Objects, asking: np.ndarray, dataset: ImageDataset
 ) -> np.ndarray:
     """``(Q, G)`` for :func:`evaluate.evaluate_scores`: one object of each query asks.
 
     Args:
         vectors: ``(M, D)``, L2-normalised, of ``objects``. asking: ``(N,)``, of each image the
             row that asks, see :func:`oracle_query`, :func:`top1_query`.
-        how: as :func:`image_scores`.
     """
     asked = vectors[np.asarray(asking)[dataset.queries]]
-    return image_scores(asked, vectors, objects.image, how)[:, dataset.gallery]
+    return image_scores(asked, vectors, objects.image)[:, dataset.gallery]
 
 
-def fuse(of_objects: np.ndarray, of_images: np.ndarray, weight: float) -> np.ndarray:
-    """Late fusion: ``(1 - weight)`` of the objects' score plus ``weight`` of the whole image's."""
-    return (1 - weight) * of_objects + weight * of_images
-
-
-def choose_weight(of_objects: np.ndarray, of_images: np.ndarray, dataset: ImageDataset) -> float:
-    """The weight of :func:`fuse`, in steps of 0.1, of the highest mAP; of equals the smallest.
+def evaluate_objects(
+    objects: Objects,
+    dataset: ImageDataset,
+    pair: tuple[str, str] = ("head", "spoc"),
+    metrics: Sequence[str] = ("mAP", "R@1"),
+) -> Evaluation:
+    """Retrieval by a click on each query's main object: images count by their best object.
 
     Args:
-        of_objects, of_images: ``(Q, G)`` scores on ``dataset``, which must be training images.
+        objects: of ``dataset``. pair: stage and pooling, of those in ``objects.vectors``.
     """
-
-    def value(weight: float) -> float:
-        return evaluate_scores(fuse(of_objects, of_images, weight), dataset, ["mAP"]).mean("mAP")
-
-    return float(max(np.linspace(0, 1, 11).round(1), key=value))
+    vectors = l2(objects.vectors[pair])
+    scores = retrieval_scores(vectors, objects, oracle_query(objects, dataset), dataset)
+    return evaluate_scores(scores, dataset, metrics)
 
 
 def object_label(dataset: ImageDataset, i: int, box: np.ndarray) -> int:
@@ -182,6 +181,41 @@ def meets_main(dataset: ImageDataset, where: Boxes) -> np.ndarray:
     """``(N,)`` boolean: whether one of the boxes lies on the main object (IoU 0.5)."""
     labels = [[object_label(dataset, i, box) for box in many] for i, many in enumerate(where.boxes)]
     return np.array([own in some for own, some in zip(dataset.labels.tolist(), labels)])
+
+
+def choices(
+    dataset: ImageDataset,
+    trunk: Trunk,
+    region: Region,
+    pairs: Sequence[tuple[str, str]],
+    contexts: Sequence[float],
+    options: ExtractOptions | None = None,
+) -> dict[tuple[tuple[str, str], float], float]:
+    """mAP of :func:`evaluate_objects` by pair of stage and pooling, and by context of the boxes.
+
+    Args:
+        dataset: training images, since the best is chosen. region: boxes of them, on the map.
+    """
+    regions = {str(c): replace(region, context=c) for c in contexts}
+    found = extract_objects(dataset, trunk, pairs, regions, options)
+    return {
+        (pair, c): evaluate_objects(found[str(c)], dataset, pair, ["mAP"]).mean("mAP")
+        for pair in pairs
+        for c in contexts
+    }
+
+
+def looked_at(dataset: ImageDataset, regions: Mapping[str, Region]) -> pd.DataFrame:
+    """A line a source of boxes: how many an image; the share of main objects that one of them meets
+    (nan where true boxes are not known); images in which none was found and the whole stands in.
+    """
+    found, known = {}, all(len(boxes) for boxes in dataset.boxes)
+    for name, region in regions.items():
+        boxes = region.boxes or whole_image(dataset)
+        met = meets_main(dataset, boxes).mean() if known else np.nan
+        found[name] = (boxes.counts.mean(), met, int(boxes.fell_back.sum()))
+    columns = ["boxes an image", "main objects met", "nothing found"]
+    return pd.DataFrame.from_dict(found, orient="index", columns=columns).round(2)
 
 
 def query_strata(dataset: ImageDataset, found: np.ndarray) -> dict[str, np.ndarray]:

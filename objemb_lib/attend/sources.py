@@ -27,13 +27,13 @@ SAME = 0.5  # overlap (IoU) from which two detections are one object called by t
 
 
 def detect_cached(
-    detector: Detector, dataset: ImageDataset, masks: bool = False, progress: bool = True
+    detector: Detector, dataset: ImageDataset, progress: bool = True
 ) -> list[Target]:
-    """:func:`detect`, and what it found is kept: the next time nothing is detected again.
+    """:func:`detect` without masks, and what it found is kept: nothing is detected twice.
 
     The cache is keyed by the images, the detector's weights and settings, and the kind of device.
     """
-    key = ["2", dataset.fingerprint, _fingerprint(detector), masks, config.device().type]
+    key = ["2", dataset.fingerprint, _fingerprint(detector), False, config.device().type]
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]
     path = config.cache_root() / "detections" / f"{name}.pt"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,7 @@ def detect_cached(
                 return torch.load(path, weights_only=True)
             except (BadZipFile, zlib.error, RuntimeError, EOFError, OSError, ValueError) as error:
                 warnings.warn(f"{path} is damaged ({error}): detecting again", stacklevel=2)
-        found = detect(detector, dataset, progress=progress, masks=masks)
+        found = detect(detector, dataset, progress=progress, masks=False)
         with atomic_path(path) as part:
             # Copies: a view would be saved with all that it is a view of.
             own = lambda v: v.clone() if isinstance(v, torch.Tensor) else v  # noqa: E731
@@ -74,15 +74,13 @@ def _is_plain(value: object) -> bool:
     return isinstance(value, (bool, int, float, str))
 
 
-def detector_boxes(
-    dataset: ImageDataset, detector: Detector, found: Sequence[Target], masks: bool = False
-) -> Boxes:
+def detector_boxes(dataset: ImageDataset, detector: Detector, found: Sequence[Target]) -> Boxes:
     """What a detector found, whatever it calls it; the whole image where it found nothing.
 
     Detections of different categories that overlap by :data:`SAME` are one object.
 
     Args:
-        found: as :func:`detect` gives it. masks: keep those of a mask_rcnn as well.
+        found: as :func:`detect` gives it.
     """
     keep = [nms(one["boxes"], one["scores"], SAME) for one in found]
     return or_whole(
@@ -90,21 +88,8 @@ def detector_boxes(
         dataset,
         [one["boxes"][k].numpy() for one, k in zip(found, keep)],
         [one["scores"][k].numpy() for one, k in zip(found, keep)],
-        [[one["rles"][j] for j in k.tolist()] for one, k in zip(found, keep)] if masks else None,
-        detector.kind,
+        source=detector.kind,
     )
-
-
-def proposal_boxes(
-    dataset: ImageDataset, detector: Detector, found: Sequence[Target], top: int = 10
-) -> Boxes:
-    """A two-stage detector's proposals. Arguments as for :func:`detector_boxes`.
-
-    Scores are ``1 / rank``: torchvision keeps the order of the proposals, not what made it.
-    """
-    some = [one["proposals"][:top].numpy() for one in found]
-    scores = [1 / np.arange(1, len(b) + 1) for b in some]
-    return or_whole(f"proposals, top {top}", dataset, some, scores, None, detector.kind)
 
 
 def centre(dataset: ImageDataset) -> Boxes:

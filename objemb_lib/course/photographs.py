@@ -147,7 +147,7 @@ def by_click(
     ``recall``: 1 where a box meets it at IoU 0.5."""
     which = np.arange(len(data)) if which is None else which
     vectors, boxes = l2(objects.vectors[pair]), objects.where.boxes
-    scores = retrieval_scores(vectors, objects, oracle_query(objects, data), data, "best")
+    scores = retrieval_scores(vectors, objects, oracle_query(objects, data), data)
     part = data.subset(which)
     hits = main_recall([{"boxes": torch.from_numpy(boxes[i])} for i in which], part, 100)
     found = evaluate_scores(scores[np.ix_(which, which)], part, METRICS)

@@ -53,7 +53,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from objemb_lib import config
-from objemb_lib.attend.objects import oracle_query, retrieval_scores
+from objemb_lib.attend.objects import evaluate_objects
 from objemb_lib.attend.proposer import cross_fitted, train_proposer
 from objemb_lib.attend.sources import detector_boxes
 from objemb_lib.config import DataError, ObjembError
@@ -70,7 +70,7 @@ from objemb_lib.embed.regions import WHOLE, Region, crop, roi
 from objemb_lib.embed.trunks import Trunk, load_trunk
 from objemb_lib.embed.whitening import l2
 from objemb_lib.measure.intervals import cluster_interval
-from objemb_lib.measure.metrics import evaluate, evaluate_scores
+from objemb_lib.measure.metrics import evaluate
 from objemb_lib.teach import distillation, targets
 from objemb_lib.teach.student import ADAPTIVE, Student, StudentTrunk, Teacher, load_student
 from objemb_lib.teach.training import Schedule, rank, read_log, snapshot_path, train
@@ -148,8 +148,7 @@ def score_student(learnt: Student, dataset: ImageDataset, teacher: Teacher) -> d
         size = learnt.detector.size if region.on == "map" else teacher.size
         options = ExtractOptions(size, cache=False, progress=False)
         some = extract_objects(dataset, trunk, [pair], {name: region}, options)[name]
-        vectors, asking = l2(some.vectors[pair]), oracle_query(some, dataset)
-        found = evaluate_scores(retrieval_scores(vectors, some, asking, dataset, "best"), dataset)
+        found = evaluate_objects(some, dataset, pair)
         scores |= {f"{name}, {m}": round(found.mean(m), 4) for m in ("mAP", "R@1")}
     for name in ("true boxes", "own boxes"):
         scores[f"{name}, share"] = round(scores[f"{name}, mAP"] / scores["crop teacher, mAP"], 3)

@@ -34,12 +34,12 @@ class Region:
         boxes: None is the whole image.
         on: where boxes are cut out, of the feature ``map`` or of the ``pixels``.
         context: around each box, as a part of its sides; a negative one shrinks it.
-        masked: cells of the map count by how much of them a box's mask covers.
+        masked: cells of the map count by how much of them a box's mask covers, wholly without one.
         weights: ``(N, h, w)`` of the cells of the whole map (soft attention), instead of cutting
             boxes out; ``weights.key`` says what decides them, for the cache.
         called: name for tables, if not the usual.
     Raises:
-        DataError: ``masked`` without masks, or on pixels.
+        DataError: ``masked`` without boxes, or on pixels.
     """
 
     boxes: Boxes | None = None
@@ -50,8 +50,8 @@ class Region:
     called: str = ""
 
     def __post_init__(self) -> None:
-        if self.masked and (self.boxes is None or self.boxes.masks is None):
-            raise DataError(f"{self.name} has no masks", "Use boxes, or a source with masks.")
+        if self.masked and self.boxes is None:
+            raise DataError("the whole image has no masks", "Use boxes, with masks.")
         if self.on == "pixels" and (self.masked or self.weights or self.boxes is None):
             raise DataError(f"{self.name} cannot be cropped", "Crop boxes, without masks.")
 
@@ -119,9 +119,11 @@ class Region:
         return cut(trunk, maps, stage, boxes)
 
     def mask_shares(self, i: int, image: tuple[int, int]) -> Tensor | None:
-        """``(K_i, 7, 7)``: the share of each cell that the mask covers; None without masks."""
+        """``(K_i, 7, 7)``: the share of each cell that the mask covers; None if not ``masked``."""
         if not self.masked:
             return None
+        if self.boxes.masks is None:
+            return torch.ones(len(self.boxes.boxes[i]), CELLS, CELLS)
         found = []
         for k, box in enumerate(widen(self.boxes.boxes[i], self.context, np.array(image))):
             mask = torch.from_numpy(self.boxes.mask(i, k)).float()[None, None]  # one at a time

@@ -34,6 +34,7 @@ from objemb_lib.search.objects import Answer
 RIGHT, WRONG, QUERY, UNKNOWN = "#009E73", "#D55E00", "#0072B2", "#777777"
 STATES = {"right": RIGHT, "loose": "#E69F00", "wrong": WRONG, "": UNKNOWN}  # of an answer's match
 SMALL = 8  # points: what is written beside a picture
+LOOSE = "right photograph,\nloose box"
 
 
 # --- labels as they are written ------------------------------------------------------------
@@ -202,14 +203,15 @@ def object_search(answer: Answer, gallery: ImageDataset) -> Figure:
     nobody knows.
     """
     columns = 1 + len(answer.matches)
-    figure, axes = plt.subplots(1, columns, figsize=(columns * 1.5, 1.8), squeeze=False)
+    figure, axes = plt.subplots(1, columns, figsize=(columns * 1.3, 1.8), squeeze=False)
     first, *others = axes[0]
     name = object_name(gallery, answer.label, f"box {answer.chosen}")
     show(answer.dataset.image(answer.query), first, f"query: {name}", QUERY)
     for k, box in enumerate(answer.boxes):
         draw_box(first, box, QUERY, 2.5 if k == answer.chosen else 0.8, str(k))
     for ax, match, state in zip(others, answer.matches, answer.states(gallery)):
-        show(gallery.image(match.image), ax, f"{state} {match.score:.2f}".strip(), STATES[state])
+        word = LOOSE if state == "loose" else state
+        show(gallery.image(match.image), ax, f"{word} {match.score:.2f}".strip(), STATES[state])
         draw_box(ax, match.box, STATES[state], 2)
     figure.tight_layout(pad=0.4, w_pad=0.8)
     return figure
