@@ -144,18 +144,11 @@ def propose(
     Args:
         proposer: default the shipped one. trunk: its own; default EfficientNet-Lite0.
         options: how the trunk sees the images; 256 pixels, as the shipped one learned.
-    Warns:
-        where the shipped one learned from these very photographs: elsewhere it is worse.
     Raises:
         ImageError, DataError: an image cannot be used, or the trunk lacks a stage.
     """
-    if proposer is None:
-        proposer, learned = _shipped(), read_card("proposer")["photographs"].values()
-        known = {f"{one:012d}" for ids in learned for one in ids}
-        if count := sum(Path(file).stem in known for file in dataset.files):
-            note = f"the proposer learned from {count} of these {len(dataset)} photographs"
-            warnings.warn(f"{note}: on others its boxes are worse", stacklevel=2)
-    trunk, proposer = trunk or _usual_trunk(config.device()), proposer.to(config.device())
+    trunk = trunk or _usual_trunk(config.device())
+    proposer = (proposer or shipped()).to(config.device())
     _check_stages(trunk)
     boxes, scores, sizes = [], [], dataset.sizes()
     for maps in _maps(dataset, trunk, options or ExtractOptions()):
@@ -166,8 +159,18 @@ def propose(
 
 
 @functools.cache  # an app proposes for one photograph after another
-def _shipped() -> Proposer:
+def shipped() -> Proposer:
+    """The proposer that comes with the course."""
     return load_proposer()
+
+
+def warn_if_learned(dataset: ImageDataset) -> None:
+    """Warn where the shipped proposer learned from these photographs: on others it is worse."""
+    learned = read_card("proposer")["photographs"].values()
+    known = {f"{one:012d}" for ids in learned for one in ids}
+    if count := sum(Path(file).stem in known for file in dataset.files):
+        note = f"the proposer learned from {count} of these {len(dataset)} photographs"
+        warnings.warn(f"{note}: on others its boxes are worse", stacklevel=3)
 
 
 @functools.cache

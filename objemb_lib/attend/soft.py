@@ -73,10 +73,11 @@ def inside(dataset: ImageDataset, i: int, region: Region) -> np.ndarray:
     width, height = dataset.sizes()[i]
     seen = np.zeros((height, width), bool)
     boxes = widen(region.boxes.boxes[i], region.context, dataset.sizes()[i])
+    masked = region.masked and region.boxes.masks is not None
     for k, (x0, y0, x1, y1) in enumerate(boxes):
         here = np.zeros_like(seen)
         here[int(y0) : int(np.ceil(y1)), int(x0) : int(np.ceil(x1))] = True
-        seen |= here & region.boxes.mask(i, k) if region.masked else here
+        seen |= here & region.boxes.mask(i, k) if masked else here
     return seen.astype(np.float32)
 
 

@@ -6,13 +6,14 @@ import hashlib
 import json
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import torch
 from filelock import FileLock
+from torch import nn
 from torchvision.ops import box_iou, nms
 
 from objemb_lib import config
@@ -26,14 +27,21 @@ from objemb_lib.embed.pooling import rmac_grid
 SAME = 0.5  # overlap (IoU) from which two detections are one object called by two names
 
 
-def detect_cached(
-    detector: Detector, dataset: ImageDataset, progress: bool = True
-) -> list[Target]:
+def detect_cached(detector: Detector, dataset: ImageDataset, progress: bool = True) -> list[Target]:
     """:func:`detect` without masks, and what it found is kept: nothing is detected twice.
 
     The cache is keyed by the images, the detector's weights and settings, and the kind of device.
     """
-    key = ["2", dataset.fingerprint, _fingerprint(detector), False, config.device().type]
+    key = ["2", dataset.fingerprint, fingerprint(detector), False, config.device().type]
+    return kept(key, lambda: detect(detector, dataset, progress=progress, masks=False))
+
+
+def kept(key: Sequence[str | bool], find: Callable[[], list[Target]]) -> list[Target]:
+    """What was found in the images of a data set, from the cache if it was found before.
+
+    Args:
+        key: all that decides it.
+    """
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]
     path = config.cache_root() / "detections" / f"{name}.pt"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +54,7 @@ def detect_cached(
                 return torch.load(path, weights_only=True)
             except (BadZipFile, zlib.error, RuntimeError, EOFError, OSError, ValueError) as error:
                 warnings.warn(f"{path} is damaged ({error}): detecting again", stacklevel=2)
-        found = detect(detector, dataset, progress=progress, masks=False)
+        found = find()
         with atomic_path(path) as part:
             # Copies: a view would be saved with all that it is a view of.
             own = lambda v: v.clone() if isinstance(v, torch.Tensor) else v  # noqa: E731
@@ -54,7 +62,7 @@ def detect_cached(
     return found
 
 
-def _fingerprint(detector: Detector) -> str:
+def fingerprint(detector: nn.Module) -> str:
     """Hash of every weight, and of every number that says how its modules detect."""
     digest = hashlib.sha256(repr(detector).encode())
     for name, tensor in sorted(detector.state_dict().items()):

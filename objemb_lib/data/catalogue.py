@@ -52,7 +52,7 @@ class Splits(NamedTuple):
             images: a split at most, see :meth:`ImageDataset.limit`; 0 for no limit.
         """
         train, tests = self.limit(images=images)
-        few = [data.first_of_each(each) if each else data for data in tests.values()]
+        few = [data.first_of_each(each) for data in tests.values()]
         return train, few[0], few[-1]
 
 

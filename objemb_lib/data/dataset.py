@@ -243,7 +243,10 @@ class ImageDataset:
         )  # fmt: skip
 
     def first_of_each(self, count: int) -> ImageDataset:
-        """The first ``count`` images of each label: every object, in less time. Roles stay."""
+        """The first ``count`` images of each label, 0 for all: every object, in less time. Roles
+        stay."""
+        if not count:
+            return self
         first = pd.Series(self.labels).groupby(self.labels).cumcount() < count
         return self.subset(first.to_numpy(), keep_roles=True)
 
