@@ -218,16 +218,15 @@ def looked_at(dataset: ImageDataset, regions: Mapping[str, Region]) -> pd.DataFr
     return pd.DataFrame.from_dict(found, orient="index", columns=columns).round(2)
 
 
-def query_strata(dataset: ImageDataset, found: np.ndarray) -> dict[str, np.ndarray]:
+def query_strata(dataset: ImageDataset, where: Boxes) -> dict[str, np.ndarray]:
     """Kinds of query that may be hard, each ``(Q,)`` boolean; none where true boxes are unknown.
 
-    Args:
-        found: ``(N,)`` whether the main object was found, see :func:`meets_main`.
+    Found is a main object that one of the boxes meets, see :func:`meets_main`.
     """
     queries = dataset.queries.tolist()
     if not all(len(dataset.boxes[i]) for i in queries):
         return {}
-    found = found[queries]
+    found = meets_main(dataset, where)[queries]
     kinds = {"found": found, "missed": ~found}
     if all("layers" in extra for extra in dataset.extra) and len(dataset.extra):
         visible = np.array([dataset.extra[i]["layers"][0]["visible"] for i in queries])

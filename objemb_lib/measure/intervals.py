@@ -66,9 +66,10 @@ class Evaluation:
         scored = self[metric][~np.isnan(self[metric])]
         return float(scored.mean()) if len(scored) else np.nan
 
-    def interval(self, metric: str) -> Interval:
-        """Mean with its confidence interval, see :func:`cluster_interval`."""
-        return cluster_interval(self[metric], self.groups)
+    def interval(self, metric: str, which: np.ndarray | slice = slice(None)) -> Interval:
+        """Mean with its confidence interval, see :func:`cluster_interval`; ``which``: of some
+        queries, as ``(Q,)`` booleans."""
+        return cluster_interval(self[metric][which], self.groups[which])
 
     def __getitem__(self, metric: str) -> np.ndarray:
         """``(Q,)`` scores. Raises DataError if the metric was not evaluated."""

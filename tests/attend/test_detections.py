@@ -12,12 +12,13 @@ from tiny_scenes import PAIR, QUIET, lively, scenes, small
 
 from objemb_lib.attend import detections
 from objemb_lib.attend.detections import box_sources, boxes_from, light_detector
-from objemb_lib.attend.objects import meets_main
+from objemb_lib.attend.objects import choices, evaluate_objects, looked_at, meets_main
 from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.folder import folder
-from objemb_lib.embed.boxes import Boxes
+from objemb_lib.embed.boxes import Boxes, true_boxes
 from objemb_lib.embed.extract import extract_objects
+from objemb_lib.embed.regions import Region
 
 SIZE = (100, 48)
 
@@ -28,9 +29,8 @@ def data(tmp_path: Path) -> ImageDataset:
 
 
 NAMES = [
-    "whole image", "true boxes", "true masks", "mask_rcnn, top 1", "mask_rcnn, top 3",
-    "mask_rcnn, top 5", "mask_rcnn, score >= 0.5", "mask_rcnn masks, top 5", "proposals, top 10",
-    "R-MAC grid", "centre box", "5 fixed boxes", "random boxes",
+    "whole image", "random boxes", "random boxes, detector's sizes", "proposer's boxes",
+    "detector's boxes", "true boxes", "true boxes, masks", "crop",
 ]  # fmt: skip
 
 
@@ -188,38 +188,51 @@ def test_a_detector_by_its_name_or_none(data) -> None:
         boxes_from("yolo9000", data)
 
 
-def test_every_source_by_its_name(data: ImageDataset) -> None:
-    found = box_sources(data, small("mask_rcnn"), progress=False, train=data)
-    assert list(found) == [region.name for region in found.values()] == NAMES
-    for region in found.values():
-        assert len(region.boxes) == len(data) and region.boxes.counts.min() >= 1
-    proposed = found["proposals, top 10"].boxes
-    assert proposed.scores[0][:3].tolist() == pytest.approx([1, 1 / 2, 1 / 3])
-    counts = {name: region.boxes.counts.max() for name, region in found.items()}
-    assert counts["mask_rcnn, top 1"] == counts["centre box"] == counts["whole image"] == 1
-    assert counts["mask_rcnn, top 3"] <= 3 and counts["R-MAC grid"] == 14
-    assert found["mask_rcnn masks, top 5"].masked and found["true masks"].masked
+def test_every_way_of_looking_by_its_name(data: ImageDataset) -> None:
+    found = box_sources(data, small("mask_rcnn"), small("fcos"), progress=False)
+    assert list(found) == NAMES and found["true boxes, masks"].masked
+    boxes = {name: region.boxes for name, region in found.items() if region.boxes}
+    assert max(boxes[name].counts.max() for name in boxes if "or's" in name) <= 5
+    like = boxes["random boxes, detector's sizes"].counts
+    assert like.tolist() == boxes["detector's boxes"].counts.tolist()
     made = extract_objects(data, lively(), [PAIR], found, QUIET)
     assert all(np.isfinite(one.vectors[PAIR]).all() for one in made.values())
 
 
-def test_what_is_not_known_is_left_out(data: ImageDataset) -> None:
-    """Masks of boxes, truth of images without boxes, what a detector does not give."""
-    unmasked, plain, lacks = replace(data, masks=None), small("fcos"), {"5 fixed boxes"}
-    assert set(NAMES) - set(box_sources(unmasked, small("mask_rcnn"))) == lacks | {"true masks"}
-    given = [name.replace("fcos", "mask_rcnn") for name in box_sources(data, plain, progress=False)]
-    assert set(NAMES) - set(given) == lacks | {"mask_rcnn masks, top 5", "proposals, top 10"}
+def test_what_is_not_known_is_left_out(data: ImageDataset, tmp_path) -> None:
+    """Masks, truth of images without boxes; boxes of a file, at most five, need no detector."""
+    entries = [result(i, [10, 5, 20 + k, 30], 0.1 * k) for i in range(4) for k in range(9)]
+    file = written(tmp_path, entries)
+    assert list(box_sources(replace(data, masks=None), file, file)) == [
+        name for name in NAMES if name not in ("true boxes, masks", "proposer's boxes")
+    ]
     nobody = replace(data, boxes=[np.zeros((0, 4)), *data.boxes[1:]], box_labels=(),
                      box_categories=(), masks=None)  # fmt: skip
-    assert list(box_sources(nobody, train=data)) == ["whole image", "R-MAC grid", "centre box"]
+    found = box_sources(nobody, file)
+    assert list(found) == ["whole image", "random boxes, detector's sizes", "detector's boxes"]
+    assert found["detector's boxes"].boxes.counts.tolist() == [5] * 4
+    assert looked_at(nobody, found)["main objects met"].isna().all()
+    assert looked_at(data, found).loc["detector's boxes", "boxes an image"] == 5
 
 
-def test_boxes_of_a_file_stand_among_the_sources_by_its_name(data, tmp_path) -> None:
-    entries = [result(i, [10, 5, 20, 30], 0.1 * k) for i in range(4) for k in range(4)]
-    found = box_sources(data, written(tmp_path, entries), truth=False)
-    said = ["boxes, top 1", "boxes, top 3", "boxes, top 5", "boxes, score >= 0.5"]
-    assert list(found) == ["whole image", *said, "R-MAC grid", "centre box"]
-    assert found["boxes, top 3"].boxes.counts.tolist() == [3] * 4
+def test_choices_are_those_of_one_setting_after_the_other(data: ImageDataset) -> None:
+    data = replace(data, labels=np.array([0, 0, 1, 1]), box_labels=(), box_categories=())
+    pairs, region = [PAIR, ("stage4", "spoc")], Region(true_boxes(data))
+    found = choices(data, lively(), region, pairs, (0.0, -0.2), QUIET)
+    assert list(found) == [(pair, c) for pair in pairs for c in (0.0, -0.2)]
+    one = {"": replace(region, context=-0.2)}
+    (alone,) = extract_objects(data, lively(), pairs[1:], one, QUIET).values()
+    expected = evaluate_objects(alone, data, pairs[1]).mean("mAP")
+    assert found[pairs[1], -0.2] == pytest.approx(expected)
+
+
+def test_what_the_proposer_found_is_not_computed_again(data, monkeypatch) -> None:
+    first = boxes_from("proposer", data, progress=False)
+    monkeypatch.setattr(detections, "propose", None)
+    again = boxes_from("proposer", data, progress=False)
+    for part in ("boxes", "scores"):
+        for one, other in zip(getattr(first, part), getattr(again, part), strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("name", detections.LIGHT)

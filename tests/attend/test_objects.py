@@ -13,9 +13,8 @@ from PIL import Image
 from tiny_gallery import PAIR, coloured, made
 
 from objemb_lib.attend.objects import (
-    choose_weight,
+    evaluate_objects,
     first_right,
-    fuse,
     image_scores,
     listed_scores,
     meets_main,
@@ -39,12 +38,11 @@ def test_image_scores_are_those_of_a_slow_loop(counts: list[int], seed: int) -> 
     rng = np.random.default_rng(seed)
     image = np.repeat(np.arange(len(counts)), counts)
     vectors, queries = rng.standard_normal((len(image), 3)), rng.standard_normal((4, 3))
-    best, total = (image_scores(queries, vectors, image, how) for how in ("best", "sum"))
+    best = image_scores(queries, vectors, image)
     for q, query in enumerate(queries):
         for i in range(len(counts)):
             some = [float(v @ query) for v, owner in zip(vectors, image) if owner == i]
             assert best[q, i] == pytest.approx(max(some))
-            assert total[q, i] == pytest.approx(sum(some))
 
 
 def test_objects_out_of_order_are_refused() -> None:
@@ -66,8 +64,16 @@ def test_scores_are_those_of_the_asking_objects(tmp_path: Path) -> None:
     data = pictures(tmp_path / "p", [0, 0, 1], queries=[2, 0], gallery=[1, 2])
     objects = made([[[1, 0], [0, 1]], [[0.6, 0.8]], [[0, 1], [0.8, 0.6]]])
     vectors = objects.vectors[PAIR]
-    found = retrieval_scores(vectors, objects, np.array([0, 2, 4]), data, "best")
+    found = retrieval_scores(vectors, objects, np.array([0, 2, 4]), data)
     np.testing.assert_allclose(found, [[0.96, 1.0], [0.6, 0.8]], rtol=1e-6)
+
+
+def test_a_click_asks_and_an_image_counts_by_its_best_object(tmp_path: Path) -> None:
+    """By hand: the second box asks; equal images keep their order."""
+    data = pictures(tmp_path / "p", [0, 1, 0, 1], [[[9, 0, 14, 5]]] * 4)
+    objects = made([[[0, 1], [1, 0]], [[0, 1], [0, 1]], [[3, 0], [0, 1]], [[0, 2], [0, 1]]])
+    found = evaluate_objects(objects, data, PAIR)
+    assert found["mAP"].tolist() == [1, 1 / 3, 1, 1 / 2] and found.mean("R@1") == 1 / 2
 
 
 def pictures(folder: Path, labels: list[int], boxes: list | None = None, **parts) -> ImageDataset:
@@ -79,16 +85,6 @@ def pictures(folder: Path, labels: list[int], boxes: list | None = None, **parts
     return ImageDataset("pictures", "test", folder, files, labels, boxes=boxes, **parts)
 
 
-def test_the_weight_of_the_whole_image_is_the_one_that_ranks_best(tmp_path: Path) -> None:
-    data = pictures(tmp_path / "p", [0, 0, 1, 1])
-    right = (data.labels[:, None] == data.labels).astype(float)
-    noise = np.random.default_rng(0).random((4, 4))
-    assert choose_weight(right, 1 - right, data) == 0.0
-    assert choose_weight(1 - right, right, data) == 0.6  # the least that turns the ranking round
-    assert choose_weight(noise, noise, data) == 0.0  # of equals the smallest
-    np.testing.assert_allclose(fuse(right, noise, 0.25), 0.75 * right + 0.25 * noise)
-
-
 def test_lists_that_hold_everything_score_as_a_table_of_all_scores_does(tmp_path: Path) -> None:
     data = pictures(tmp_path / "p", [0, 0, 1, 1], [[[0, 0, 5, 5]]] * 4)
     objects = made([[[1, 0, 0], [0.9, 0.1, 0]], [[0.7, 0.7, 0]], [[0, 1, 0.4]], [[0, 0.2, 1]]])
@@ -96,7 +92,7 @@ def test_lists_that_hold_everything_score_as_a_table_of_all_scores_does(tmp_path
     index = Index(3)
     index.add(x)
     lists = listed_scores(*index.search(x[asking], len(x)), objects.image, data)
-    every = retrieval_scores(x, objects, asking, data, "best")
+    every = retrieval_scores(x, objects, asking, data)
     np.testing.assert_allclose(lists[:, :4], every, atol=1e-6)
 
 
@@ -139,7 +135,7 @@ def test_the_main_object_is_met_by_half_an_overlap_and_no_other_object(tmp_path:
 def test_suspects_are_told_by_what_the_data_set_knows(tmp_path: Path) -> None:
     boxes = [[[0, 0, s, s], [0, 0, 5, 5]] for s in (10, 20, 30, 40, 50, 60)]
     data = pictures(tmp_path, list(range(6)), boxes)
-    found = np.array([True, True, False, True, True, True])
+    found = Boxes("all but one", [[[0, 0, s, s]] for s in (10, 20, 1, 40, 50, 60)])
     strata = query_strata(data, found)
     kinds = {name: np.flatnonzero(which).tolist() for name, which in strata.items()}
     assert kinds == {"found": [0, 1, 3, 4, 5], "missed": [2], "small": [0, 1], "middle": [2, 3],

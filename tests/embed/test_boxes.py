@@ -178,9 +178,15 @@ def test_run_lengths_may_be_text_or_bytes(tmp_path: Path) -> None:
     assert np.array_equal(raw.mask(0, 1), text.mask(0, 1)) and raw.mask(0, 1).any()
 
 
+def test_a_box_without_a_mask_is_its_own(data: ImageDataset) -> None:
+    whole = Region(whole_image(data), masked=True)
+    made = [objects_of(data, one).vectors[PAIR] for one in (whole, Region(whole.boxes))]
+    np.testing.assert_allclose(*made, rtol=1e-6)
+
+
 def test_masks_that_are_not_there_are_asked_for_in_vain(data: ImageDataset) -> None:
-    with pytest.raises(DataError, match="whole image, masked has no masks"):
-        Region(whole_image(data), masked=True)
+    with pytest.raises(DataError, match="whole image has no masks"):
+        Region(masked=True)
     masked = Region(true_boxes(data), masked=True)
     with pytest.raises(DataError, match="cannot be cropped"):
         Region(true_boxes(data), "pixels", masked=True)
