@@ -20,12 +20,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from pycocotools import mask as coco_mask
 from tiny_scenes import QUIET, scenes, small
 from torchvision.ops import roi_align
 
+from objemb_lib.attend.objects import retrieval_scores
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.detect.features import DetectorTrunk
-from objemb_lib.embed.extract import extract
+from objemb_lib.embed import regions
+from objemb_lib.embed.boxes import Boxes
+from objemb_lib.embed.extract import Objects, extract
 from objemb_lib.embed.pooling import POOLINGS
 from objemb_lib.embed.regions import model_input, roi
 from objemb_lib.embed.whitening import l2
@@ -46,6 +50,8 @@ def wrong(part: object) -> object:
         return replace(part, values=wrong(part.values))
     if isinstance(part, tuple):
         return tuple(map(wrong, part))
+    if isinstance(part, SimpleNamespace):
+        return SimpleNamespace(**wrong(vars(part)))
     if callable(part):
         return lambda *given, **how: wrong(part(*given, **how))
     return part * 1.1 + 0.1
@@ -120,6 +126,33 @@ def quantiser() -> tuple[dict, list[str]]:
 
 
 GIVEN["05_search_at_scale"] = quantiser
+
+
+def attention() -> tuple[dict, list[str]]:
+    """Notebook 03: a map with a box and a mask in it; five boxes of three images."""
+    torch.manual_seed(0)
+    fmap, box, pair = torch.rand(1, 4, 8, 8), torch.tensor([20.0, 40, 150, 200]), ("head", "spoc")
+    mask = np.asfortranarray(np.tri(256, 256, dtype=np.uint8))
+    boxes = Boxes("toy", [box[None].numpy()], masks=[[coco_mask.encode(mask)]])
+
+    def extract(battle, trunk, pairs, region, options):
+        bins = regions.roi_align(fmap, [box[None]], 7, 1 / 32)
+        bins = bins * region.mask_shares(0, (256, 256)) if region.masked else bins
+        return {pair: bins.mean((2, 3)).numpy()}
+
+    vectors = l2(np.random.default_rng(0).normal(size=(5, 8)))
+    where = Boxes("toy", [np.tile(box, (count, 1)) for count in (2, 1, 2)])
+    objects, roles = Objects({pair: vectors}, where), np.array([0, 2])
+    given = {"fmap": fmap, "box": box, "stride": 32, "boxes": boxes, "shown": 0, "PAIR": pair}
+    given |= {"Region": regions.Region, "image": SimpleNamespace(size=(256, 256))}
+    given |= {"battle": SimpleNamespace(queries=roles, gallery=roles), "trunk": None}
+    given |= {"objects": objects, "vectors": vectors, "owners": objects.image, "at_size": None}
+    given |= {"clicked": np.array([1, 2, 3]), "extract": extract, "roi_align": roi_align}
+    given["attend"] = SimpleNamespace(retrieval_scores=retrieval_scores)
+    return given, ["extract", "roi_align", "attend"]
+
+
+GIVEN["03_hard_attention_object_embeddings"] = attention
 
 
 def cells(notebook: str, tag: str) -> list[str]:

@@ -19,6 +19,7 @@ DONE = {
     "01_embedding_extraction",
     "02_detection_vs_classification",
     "05_search_at_scale",
+    "03_hard_attention_object_embeddings",
     "A2_other_detectors",
 }
 TO_DO = {path.stem for path in NOTEBOOKS} - DONE
