@@ -75,6 +75,7 @@ SAID: dict[str, list[Said]] = {
         ("the practised classifier #. -", "crop, practised classifier:clean", "mAP"),
         ("its category: # of its", "detector's box head", "R@1"),
         ("show the object, # the category", "", ""),
+    ],
     "03_hard_attention_object_embeddings": [
         ("mAP # on battle scenes", "whole image", "mAP"),
         ("crop found the *object* (#)", "crop", "mAP"),
