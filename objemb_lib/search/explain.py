@@ -74,6 +74,7 @@ def mutual_nearest(ours: Tensor, theirs: Tensor) -> list[tuple[int, int, float]]
     """Cells of two maps ``(C, h, w)`` that are each other's nearest: their numbers, row by row,
     and cosine, best first.
 
+    >>> import torch
     >>> one, other = torch.eye(2)[:, None], torch.eye(2).flip(0)[:, None]
     >>> mutual_nearest(one, other)
     [(0, 1, 1.0), (1, 0, 1.0)]
