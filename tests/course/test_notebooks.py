@@ -21,6 +21,7 @@ DONE = {
     "05_search_at_scale",
     "03_hard_attention_object_embeddings",
     "A2_other_detectors",
+    "A3_purity",
 }
 TO_DO = {path.stem for path in NOTEBOOKS} - DONE
 LIMITS = {"words": 1500, "lines": 130, "cell": 12, "megabytes": 1}

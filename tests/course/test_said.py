@@ -115,6 +115,16 @@ SAID: dict[str, list[Said]] = {
         ("whole vectors give # and", "IVF256,Flat:vectors", "mAP"),
         ("codes, ranked again, #.", "IVF256,PQ16, whitened, ranked again:vectors", "mAP"),
     ],
+    "A3_purity": [
+        ("box makes # of", "", ""),
+        ("makes 0.71 of # for", "", ""),
+        ("A mask makes #;", "", ""),
+        ("mask of the middle #,", "", ""),
+        ("smaller mask to #)", "", ""),
+        ("comes to #, for a pass", "", ""),
+        ("reaches # (CAM)", "", ""),
+        ("(CAM) and # (CroW)", "", ""),
+    ],
 }
 COMMITTED = json.loads((PROJECT / "results" / "workshop.json").read_text(encoding="utf-8"))
 
