@@ -109,7 +109,7 @@ class Watched:
         page.on("console", lambda m: m.type == "error" and self.errors.append(m.text))
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("request", self._note)
-        page.set_default_timeout(int(os.environ.get("FT", PATIENCE)) * 1000)
+        page.set_default_timeout(PATIENCE * 1000)
 
     def _note(self, request) -> None:
         address = urlparse(request.url)

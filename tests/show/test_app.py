@@ -51,7 +51,11 @@ def test_a_photograph_finds_itself_and_the_next_visitor_waits_for_nothing(
         monkeypatch.setattr(app, what, lambda *_, **__: pytest.fail("detected once more"))
     monkeypatch.setattr(app.Retriever, "build", lambda *_, **__: pytest.fail("embedded once more"))
     again = ObjectSearch(app.ways(gallery))
-    assert again.pictures.error == "" and len(again.pictures.rows[1]["cards"]) == 2
+    (network, boxes) = (menu["value"] for menu in again.about["choices"])
+    settings = {"network": network, "boxes": boxes}
+    asked = again.objects(again.start["id"], settings)
+    found = again.ask(asked["id"], asked["boxes"][0], "both", 8, settings)
+    assert len(found["rows"][0]["matches"]) == 2
 
 
 def test_a_transformer_can_stand_beside_the_student(photos: Path, monkeypatch) -> None:
