@@ -244,6 +244,10 @@ def a_finger_scrolls_and_taps(desktop: Watched, base: str) -> None:
         assert last.get_attribute("aria-pressed") == "true"
         watched.screenshot("app-phone")
         watched.is_accessible()
+        page.goto("about:blank")
+        page.goto(f"{base}/#photograph=own/7/gone.jpg")  # a photograph that was not kept
+        search.it.get_by_text("own/7/gone.jpg is not here").wait_for()
+        search.it.locator(".answer").first.wait_for()
         watched.check()
 
 

@@ -15,7 +15,8 @@ function odds(chance) {
   return `${Math.round(10 * chance)} of 10 such answers are right`;
 }
 
-const unlikely = (match, { nothing }) => nothing !== null && match.chance !== null && match.chance < nothing;
+const unlikely = (match, { nothing }) =>
+  nothing !== null && match.chance !== null && match.chance < nothing;
 
 // actions: {open(rank), name: [words, press(match, rank)]}: what the buttons below a card do.
 function card(match, rank, answer, { enlarge, actions }) {
@@ -28,7 +29,8 @@ function card(match, rank, answer, { enlarge, actions }) {
         onclick: () => enlarge(match, rank) }, picture)
     : make("div", { class: "enlarge" }, picture); // prettier-ignore
   const buttons = Object.entries(actions).map(([label, press]) =>
-    button(label, () => press(match, rank), { "aria-label": `${label}: ${match.file}` }));
+    button(label, () => press(match, rank), { "aria-label": `${label}: ${match.file}` }),
+  );
   return make("li", { class: `answer ${match.state} ${grey}`, "data-id": match.id }, seen,
     make("p", { class: "name", title: match.file }, name), ...lines.map((line) => make("p", {}, line)),
     buttons.length ? make("div", { class: "actions" }, ...buttons) : ""); // prettier-ignore
@@ -38,10 +40,20 @@ function card(match, rank, answer, { enlarge, actions }) {
 function links(above, below) {
   const middle = (list, k) => list.children[k].offsetLeft + list.children[k].offsetWidth / 2;
   const [from, to] = [above, below].map((list) => [...list.children].map((one) => one.dataset.id));
-  const svg = make("svg", { class: "links", width: above.scrollWidth, height: 32, "aria-hidden": "true" });
+  const svg = make("svg", {
+    class: "links",
+    width: above.scrollWidth,
+    height: 32,
+    "aria-hidden": "true",
+  });
   to.forEach((id, k) => {
     const before = from.indexOf(id);
-    const ends = { x1: middle(above, before < 0 ? 0 : before), x2: middle(below, k), y1: 0, y2: 32 };
+    const ends = {
+      x1: middle(above, before < 0 ? 0 : before),
+      x2: middle(below, k),
+      y1: 0,
+      y2: 32,
+    };
     if (before >= 0) svg.append(make("line", ends));
   });
   return svg;
@@ -58,7 +70,12 @@ function answers() {
       says.textContent = answer.says;
       rows.classList.toggle("linked", answer.rows.length > 1);
       const lists = answer.rows.map(({ matches }) =>
-        make("ol", { class: "answers" }, ...matches.map((match, rank) => card(match, rank, answer, doing))));
+        make(
+          "ol",
+          { class: "answers" },
+          ...matches.map((match, rank) => card(match, rank, answer, doing)),
+        ),
+      );
       rows.replaceChildren();
       answer.rows.forEach(({ title, matches }, r) => {
         const [list, before] = [lists[r], lists[r - 1]];

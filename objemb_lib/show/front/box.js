@@ -2,7 +2,12 @@
 // Its handles move and size it, by mouse, finger and keys; a mouse can draw another one, too.
 import { ARROWS, button, clamp, make } from "./dom.js";
 
-const CORNERS = { "upper left": [0, 1], "upper right": [2, 1], "lower left": [0, 3], "lower right": [2, 3] };
+const CORNERS = {
+  "upper left": [0, 1],
+  "upper right": [2, 1],
+  "lower left": [0, 3],
+  "lower right": [2, 3],
+};
 const STEP = 0.03; // of the photograph's longer side, that an arrow key moves
 const SMALLEST = 12; // pixels of the screen
 const PAUSE = 500; // milliseconds after the last key, until the box is searched for
@@ -46,7 +51,9 @@ function queryBox(choose) {
   };
   // A box of a usual size around a point.
   const here = ([x, y]) => {
-    const [w, h] = [0, 1].map((n) => Math.min(box ? box[n + 2] - box[n] : Infinity, sides()[n] / 3));
+    const [w, h] = [0, 1].map((n) =>
+      Math.min(box ? box[n + 2] - box[n] : Infinity, sides()[n] / 3),
+    );
     return moved([0, 0, Math.max(w, smallest()), Math.max(h, smallest())], x - w / 2, y - h / 2);
   };
 
@@ -56,8 +63,13 @@ function queryBox(choose) {
     Object.assign(dim.firstChild.style, { left: `${x0}%`, top: `${y0}%`, width: `${x1 - x0}%`, height: `${y1 - y0}%` }); // prettier-ignore
     const small = Math.min(ends[2] - ends[0], ends[3] - ends[1]) / scale() < 70;
     frame.classList.toggle("small", small);
-    const corners = [...Object.values(CORNERS).map(([h, v]) => [[x0, y0, x1, y1][h], [x0, y0, x1, y1][v]]), [(x0 + x1) / 2, y1]];
-    handles.forEach((one, n) => Object.assign(one.style, { left: `${corners[n][0]}%`, top: `${corners[n][1]}%` }));
+    const corners = [
+      ...Object.values(CORNERS).map(([h, v]) => [[x0, y0, x1, y1][h], [x0, y0, x1, y1][v]]),
+      [(x0 + x1) / 2, y1],
+    ];
+    handles.forEach((one, n) =>
+      Object.assign(one.style, { left: `${corners[n][0]}%`, top: `${corners[n][1]}%` }),
+    );
   }
   function done(ends) {
     clearTimeout(timer);
@@ -138,7 +150,13 @@ function queryBox(choose) {
       taken.push([x, y]);
       const where = `left:${(100 * x * scale()) / query.width}%;top:${(100 * y * scale()) / query.height}%`;
       const label = `object ${n + 1} of ${query.boxes.length}`;
-      return make("button", { type: "button", class: "dot", "data-box": n, style: where, "aria-label": label });
+      return make("button", {
+        type: "button",
+        class: "dot",
+        "data-box": n,
+        style: where,
+        "aria-label": label,
+      });
     });
   }
 
@@ -156,10 +174,13 @@ function queryBox(choose) {
         frame.querySelectorAll("button").forEach((one) => one.remove());
         if (kind !== "fixed") frame.append(...dots(), ...handles);
       }
+      frame.classList.toggle("empty", !ends);
       if (ends) place(ends);
-      const same = (one) => ends && kind !== "whole" && one.every((end, n) => Math.abs(end - ends[n]) < 1);
-      frame.querySelectorAll(".dot").forEach((dot) =>
-        dot.setAttribute("aria-pressed", same(query.boxes[dot.dataset.box])));
+      const same = (one) =>
+        ends && kind !== "whole" && one.every((end, n) => Math.abs(end - ends[n]) < 1);
+      frame
+        .querySelectorAll(".dot")
+        .forEach((dot) => dot.setAttribute("aria-pressed", same(query.boxes[dot.dataset.box])));
     },
   };
 }

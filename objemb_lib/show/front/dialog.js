@@ -11,14 +11,21 @@ function crop(seen, part, left) {
   const scale = Math.min(WIDTH / width, HIGH / height);
   const [dx, dy] = [left + (WIDTH - width * scale) / 2, (HIGH - height * scale) / 2];
   const picture = photograph(seen, part);
-  for (const [name, value] of Object.entries({ x: dx, y: dy, width: width * scale, height: height * scale }))
+  for (const [name, value] of Object.entries({
+    x: dx,
+    y: dy,
+    width: width * scale,
+    height: height * scale,
+  }))
     picture.setAttribute(name, value);
   return { picture, to: (u, v) => [dx + (u - x) * scale, dy + (v - y) * scale],
     holds: (u, v) => u >= x && v >= y && u <= x + width && v <= y + height }; // prettier-ignore
 }
 
 function sideBySide(query, match, why) {
-  const parts = [query, match].map((one) => (one.box ? around(one.box, one) : [0, 0, one.width, one.height]));
+  const parts = [query, match].map((one) =>
+    one.box ? around(one.box, one) : [0, 0, one.width, one.height],
+  );
   const seen = [query, { ...match, heat: why?.heat ?? null }];
   const [left, right] = seen.map((one, n) => crop(one, parts[n], n * (WIDTH + GAP)));
   const both = make("svg", { viewBox: `0 0 ${2 * WIDTH + GAP} ${HIGH}`, class: "both", role: "img",
@@ -26,7 +33,10 @@ function sideBySide(query, match, why) {
   const cells = (why?.cells ?? []).filter(([x, y, u, v]) => left.holds(x, y) && right.holds(u, v));
   for (const [x, y, u, v] of cells.slice(0, LINES)) {
     const [[x1, y1], [x2, y2]] = [left.to(x, y), right.to(u, v)];
-    both.append(make("line", { x1, y1, x2, y2, class: "around" }), make("line", { x1, y1, x2, y2 }));
+    both.append(
+      make("line", { x1, y1, x2, y2, class: "around" }),
+      make("line", { x1, y1, x2, y2 }),
+    );
   }
   return both;
 }
@@ -70,7 +80,9 @@ function enlarged(explain, picture) {
         told.textContent = error.message;
       }
     };
-    const buttons = Object.entries(actions).map(([label, press]) => button(label, () => press(match, rank)));
+    const buttons = Object.entries(actions).map(([label, press]) =>
+      button(label, () => press(match, rank)),
+    );
     const why = explain ? button("Why?", ask) : "";
     dialog.replaceChildren(
       make("div", { class: "head" }, make("h2", {}, `${rank + 1}. ${match.file}`), button("close", () => dialog.close())),

@@ -9,7 +9,8 @@ function make(kind, attributes = {}, ...children) {
     : document.createElement(kind);
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) made[name] = value;
-    else if (value !== null && value !== false) made.setAttribute(name, value === true ? "" : value);
+    else if (value !== null && value !== false)
+      made.setAttribute(name, value === true ? "" : value);
   }
   made.append(...children.filter((child) => child !== null));
   return made;
@@ -20,7 +21,9 @@ const button = (words, press, attributes = {}) =>
 
 function menu(name, options, value, change) {
   const select = make("select", { onchange: () => change(select.value) });
-  select.append(...options.map((one) => make("option", { value: one, selected: one === value }, one)));
+  select.append(
+    ...options.map((one) => make("option", { value: one, selected: one === value }, one)),
+  );
   return make("label", {}, `${name} `, select);
 }
 
@@ -47,7 +50,13 @@ function around([x0, y0, x1, y1], { width, height }, share = 0.15) {
 }
 
 // Black, violet, red, yellow: matplotlib's inferno at five places.
-const INFERNO = [[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]];
+const INFERNO = [
+  [0, 0, 4],
+  [87, 16, 110],
+  [188, 55, 84],
+  [249, 142, 9],
+  [252, 255, 164],
+];
 
 // Rows of numbers in 0..1 as a picture.
 function painted(heat) {

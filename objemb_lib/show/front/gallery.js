@@ -17,7 +17,8 @@ function gallery(photographs) {
       return make("li", {}, make("button", { type: "button", onclick: press },
         make("img", { src, alt: "" }), make("span", {}, file))); // prettier-ignore
     });
-    const turn = (to, words, possible) => button(words, () => page(to, take, title), { disabled: !possible });
+    const turn = (to, words, possible) =>
+      button(words, () => page(to, take, title), { disabled: !possible });
     const last = Math.min(from + PAGE, total);
     const list = make("ul", {}, ...thumbs);
     dialog.replaceChildren(

@@ -20,15 +20,21 @@ function kernel(model, alive, stopped) {
     waiting.clear();
     stopped();
   };
-  const heard = { "msg:custom": hear, "comm:close": stopped, comm_live_update: () => setTimeout(check) };
+  const heard = {
+    "msg:custom": hear,
+    "comm:close": stopped,
+    comm_live_update: () => setTimeout(check),
+  };
   for (const [event, does] of Object.entries(heard)) model.on(event, does);
 
-  const ask = (question) => ({ bytes, ...given } = {}) =>
-    new Promise((done, fail) => {
-      const number = `${view}-${(count += 1)}`;
-      waiting.set(number, { done, fail });
-      model.send({ number, question, given }, undefined, bytes ? [bytes] : []);
-    });
+  const ask =
+    (question) =>
+    ({ bytes, ...given } = {}) =>
+      new Promise((done, fail) => {
+        const number = `${view}-${(count += 1)}`;
+        waiting.set(number, { done, fail });
+        model.send({ number, question, given }, undefined, bytes ? [bytes] : []);
+      });
   const backend = Object.fromEntries(QUESTIONS.map((question) => [question, ask(question)]));
   const close = () => {
     for (const [event, does] of Object.entries(heard)) model.off(event, does);

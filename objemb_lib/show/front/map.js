@@ -40,10 +40,14 @@ function map(backend, about, el, say) {
   const settings = Object.fromEntries(about.choices.map(({ name, value }) => [name, value]));
   const tell = (work) => work.catch((error) => say(error.message));
 
-  const places = () => shown.points.map(([x, y]) => [15 + x * (SIDE - 30), SIDE - 15 - y * (SIDE - 30)]);
+  const places = () =>
+    shown.points.map(([x, y]) => [15 + x * (SIDE - 30), SIDE - 15 - y * (SIDE - 30)]);
   const inside = ({ clientX, clientY }) => {
     const edge = canvas.getBoundingClientRect();
-    return [((clientX - edge.left) * SIDE) / edge.width, ((clientY - edge.top) * SIDE) / edge.height];
+    return [
+      ((clientX - edge.left) * SIDE) / edge.width,
+      ((clientY - edge.top) * SIDE) / edge.height,
+    ];
   };
   // The point of least `cost` among those `allowed`, -1 if there is none.
   const nearest = (from, allowed = () => true, cost = distance) => {
@@ -59,9 +63,12 @@ function map(backend, about, el, say) {
   function draw() {
     const [every, ink] = [places(), getComputedStyle(el).color];
     const unknown = shown.names.length - 1; // small, and below the others
-    const order = [...every.keys()].sort((a, b) => (shown.groups[b] === unknown) - (shown.groups[a] === unknown));
+    const order = [...every.keys()].sort(
+      (a, b) => (shown.groups[b] === unknown) - (shown.groups[a] === unknown),
+    );
     pen.clearRect(0, 0, SIDE, SIDE);
-    for (const k of order) mark(pen, shown.glyphs[shown.groups[k]], ...every[k], shown.groups[k] === unknown ? 2 : 4);
+    for (const k of order)
+      mark(pen, shown.glyphs[shown.groups[k]], ...every[k], shown.groups[k] === unknown ? 2 : 4);
     for (const k of [...selected, ...(held < 0 ? [] : [held])]) {
       const path = mark(pen, shown.glyphs[shown.groups[k]], ...every[k], 6);
       pen.lineWidth = k === held ? 4 : 2;
@@ -94,7 +101,9 @@ function map(backend, about, el, say) {
     if (k < 0) return;
     const { cards: [seen] } = await backend.choose({ rows: [k], only: "look" }); // prettier-ignore
     if (k !== held) return; // the pointer has gone on
-    const [x, y] = places()[k].map((place) => `${(100 * Math.min(place + 10, SIDE - 130)) / SIDE}%`);
+    const [x, y] = places()[k].map(
+      (place) => `${(100 * Math.min(place + 10, SIDE - 130)) / SIDE}%`,
+    );
     Object.assign(peek.style, { left: x, top: y });
     peek.replaceChildren(photograph(seen, seen.box), make("figcaption", {}, seen.note));
     peek.hidden = false;
@@ -144,7 +153,11 @@ function map(backend, about, el, say) {
       const from = held >= 0 ? places()[held] : [SIDE / 2, SIDE / 2];
       const along = ([x, y]) => (x - from[0]) * dx + (y - from[1]) * dy;
       const aside = ([x, y]) => Math.abs((x - from[0]) * dy + (y - from[1]) * dx);
-      const k = nearest(from, (one, n) => n !== held && along(one) > 0, (one) => distance(one, from) + 2 * aside(one));
+      const k = nearest(
+        from,
+        (one, n) => n !== held && along(one) > 0,
+        (one) => distance(one, from) + 2 * aside(one),
+      );
       if (k >= 0) tell(point(k));
     } else if ((event.key === "Enter" || event.key === " ") && held >= 0) tell(choose([held]));
     else return;
@@ -155,7 +168,8 @@ function map(backend, about, el, say) {
     menu(name, options, value, (wanted) => {
       settings[name] = wanted;
       tell(refresh());
-    }));
+    }),
+  );
   el.append(make("div", { class: "search" },
     make("section", { class: "asking", "aria-label": "map" }, make("div", { class: "actions" }, ...menus), says,
       make("div", { class: "plane" }, canvas, peek), legend),

@@ -14,7 +14,9 @@ function table({ rows }) {
   const names = ["row", "rank", "file", "x0", "y0", "x1", "y1", "score", "chance", "state"];
   const lines = rows.flatMap(({ title, matches }) =>
     matches.map(({ file, box, score, chance, state }, rank) =>
-      [title, rank + 1, file, ...(box ?? ["", "", "", ""]), score, chance, state].map(cell).join()));
+      [title, rank + 1, file, ...(box ?? ["", "", "", ""]), score, chance, state].map(cell).join(),
+    ),
+  );
   return new Blob([[names.join(), ...lines, ""].join("\r\n")], { type: "text/csv" });
 }
 
@@ -29,9 +31,17 @@ function page(query, { says, rows }) {
     make("ol", {}, ...matches.map((match, rank) => figure(match,
       [`${rank + 1}. ${match.file}`, STATES[match.state], odds(match.chance), match.note].filter(Boolean).join(", ")))),
   ]); // prettier-ignore
-  const body = make("body", {}, make("h1", {}, says), make("ol", {}, figure(query, `query: ${query.file}`)), ...found);
+  const body = make(
+    "body",
+    {},
+    make("h1", {}, says),
+    make("ol", {}, figure(query, `query: ${query.file}`)),
+    ...found,
+  );
   const head = '<!doctype html><html lang="en"><meta charset="utf-8"><title>What was found</title>';
-  return new Blob([`${head}<style>${STYLE}</style>${body.outerHTML}</html>`], { type: "text/html" });
+  return new Blob([`${head}<style>${STYLE}</style>${body.outerHTML}</html>`], {
+    type: "text/html",
+  });
 }
 
 export { page, save, table };

@@ -52,7 +52,7 @@ function search(backend, about, el, say) {
   const place = about.app ? inAddress(come) : inMemory(come);
   let state = { kind: about.kinds[0], k: about.k, ...about.start,
     settings: Object.fromEntries(about.choices.map(({ name, value }) => [name, value])) }; // prettier-ignore
-  let [query, answer, loaded, first] = [null, null, "", true];
+  let [query, answer, loaded, first, trouble] = [null, null, "", true, ""];
 
   // --- what is asked -----------------------------------------------------------------------
 
@@ -75,9 +75,14 @@ function search(backend, about, el, say) {
       first = false;
       shown.show(answer, about.looks ? { actions: {} } : { enlarge, actions: onCards });
       downloads.hidden = about.looks;
-      say("");
+      say(trouble);
+      trouble = "";
     } catch (error) {
       say(error.message);
+      if (query || asked.id === about.start.id) return;
+      trouble = error.message; // an old address: it is said, and the first photograph asks
+      state = { ...asked, id: about.start.id, box: null };
+      refresh();
     } finally {
       el.removeAttribute("aria-busy");
     }
@@ -109,21 +114,31 @@ function search(backend, about, el, say) {
   // --- what is shown -----------------------------------------------------------------------
 
   const boxed = about.kinds.includes("box");
-  const box = queryBox((ends) => go({ box: ends, kind: state.kind === "whole" ? about.kinds[0] : state.kind }));
+  const box = queryBox((ends) =>
+    go({ box: ends, kind: state.kind === "whole" ? about.kinds[0] : state.kind }),
+  );
   const shown = answers();
-  const dialog = enlarged(about.explains ? (rank) => backend.explain({ rank }) : null, (id) => backend.picture({ id }));
+  const dialog = enlarged(about.explains ? (rank) => backend.explain({ rank }) : null, (id) =>
+    backend.picture({ id }),
+  );
   const browse = gallery((given) => backend.photographs(given));
   const take = (id) => go({ id, box: null });
   const name = make("p", { class: "name" });
   const kinds = make("fieldset", {}, make("legend", {}, "look for"));
   for (const kind of about.kinds) {
-    const radio = make("input", { type: "radio", name: `kind-${Math.random()}`, value: kind, onchange: () => go({ kind }) });
+    const radio = make("input", {
+      type: "radio",
+      name: `kind-${Math.random()}`,
+      value: kind,
+      onchange: () => go({ kind }),
+    });
     kinds.append(make("label", { class: "button" }, radio, KINDS[kind]));
   }
   const radios = kinds.querySelectorAll("input");
   radios.forEach((radio) => (radio.name = radios[0].name));
 
-  const ready = (blob, file) => blob.then((one) => save(one, file)).catch((error) => say(error.message));
+  const ready = (blob, file) =>
+    blob.then((one) => save(one, file)).catch((error) => say(error.message));
   const next = (match) => {
     go({ id: match.id, box: match.box, kind: match.box ? state.kind : "whole" });
     shown.focus();
@@ -146,19 +161,43 @@ function search(backend, about, el, say) {
 
   const choose = (label, options, value, change) => menu(label, options, value, change);
   const change = (label) => (value) => go({ settings: { ...state.settings, [label]: value } });
-  const counts = [...new Set([about.k, 4, 8, 12, 24])].filter((k) => k <= about.most).sort((a, b) => a - b);
-  const menus = [...about.choices.map(({ name: label, options, value }) => choose(label, options, value, change(label))),
-    about.most ? choose("answers", counts, about.k, (k) => go({ k: Number(k) })) : ""];
-  const advanced = make("details", { open: !about.explains }, make("summary", {}, "advanced"), ...menus);
+  const counts = [...new Set([about.k, 4, 8, 12, 24])]
+    .filter((k) => k <= about.most)
+    .sort((a, b) => a - b);
+  const menus = [
+    ...about.choices.map(({ name: label, options, value }) =>
+      choose(label, options, value, change(label)),
+    ),
+    about.most ? choose("answers", counts, about.k, (k) => go({ k: Number(k) })) : "",
+  ];
+  const advanced = make(
+    "details",
+    { open: !about.explains },
+    make("summary", {}, "advanced"),
+    ...menus,
+  );
 
   const bar = make("div", { class: "actions" },
     button("all photographs", () => browse.open(take, "all photographs")),
     about.looks ? button("look at another", () => browse.open((id) => go({ looks: id }), "look at")) : "",
     button("back", () => place.back())); // prettier-ignore
   const top = about.accepts ? own(el, embed, say) : "";
-  const asking = make("section", { class: "asking", "aria-label": "query" }, top, bar, box.el, name,
-    about.kinds.length > 1 ? kinds : "", advanced);
-  const found = make("section", { class: "found", "aria-label": "what was found" }, shown.el, downloads);
+  const asking = make(
+    "section",
+    { class: "asking", "aria-label": "query" },
+    top,
+    bar,
+    box.el,
+    name,
+    about.kinds.length > 1 ? kinds : "",
+    advanced,
+  );
+  const found = make(
+    "section",
+    { class: "found", "aria-label": "what was found" },
+    shown.el,
+    downloads,
+  );
   el.append(make("div", { class: "search" }, asking, found), dialog.el, browse.el);
 
   function show() {
