@@ -13,6 +13,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from browser import chromium, needs_chromium
 
 import objemb_lib
 
@@ -54,6 +55,16 @@ def test_every_picture_of_the_site_is_described() -> None:
         for image in re.findall(r"<img\b[^>]*>", page.read_text(encoding="utf-8")):
             alt = re.search(r'alt="([^"]*)"', image)
             assert alt and alt[1].strip() and not alt[1].endswith((".png", ".jpeg")), (page, image)
+
+
+@needs_chromium
+def test_nobody_is_kept_out_of_a_page() -> None:
+    pages()
+    with chromium() as watched:
+        lessons = [f"notebooks/{p.stem}" for p in LESSONS if p.stem[:2] != "01"]  # pandas' colours
+        for name in ("index", "docs/glossary", *lessons):
+            watched.page.goto((SITE / f"{name}.html").as_uri())
+            watched.is_accessible()
 
 
 def test_no_page_asks_another_host_for_anything() -> None:
