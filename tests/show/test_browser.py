@@ -311,6 +311,7 @@ def test_widgets_in_jupyterlab(tmp_path) -> None:
         page.evaluate(
             "() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.shutdown()"
         )
+        search.dot(0).click()
         search.it.get_by_text("its kernel is gone").wait_for()
 
 

@@ -14,15 +14,15 @@ function kernel(model, alive, stopped) {
     if (error) asked?.fail(new Error(error));
     else asked?.done(answer.type ? new Blob(buffers, { type: answer.type }) : answer);
   };
-  const check = () => {
-    if (alive()) return;
+  const end = () => {
     for (const { fail } of waiting.values()) fail(new Error("The kernel has stopped."));
     waiting.clear();
     stopped();
   };
+  const check = () => alive() || end();
   const heard = {
     "msg:custom": hear,
-    "comm:close": stopped,
+    "comm:close": end,
     comm_live_update: () => setTimeout(check),
   };
   for (const [event, does] of Object.entries(heard)) model.on(event, does);
@@ -33,7 +33,11 @@ function kernel(model, alive, stopped) {
       new Promise((done, fail) => {
         const number = `${view}-${(count += 1)}`;
         waiting.set(number, { done, fail });
-        model.send({ number, question, given }, undefined, bytes ? [bytes] : []);
+        try {
+          model.send({ number, question, given }, undefined, bytes ? [bytes] : []);
+        } catch {
+          end();
+        }
       });
   const backend = Object.fromEntries(QUESTIONS.map((question) => [question, ask(question)]));
   const close = () => {
