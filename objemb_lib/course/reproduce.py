@@ -45,6 +45,7 @@ from objemb_lib.measure import leaderboard
 USUAL = "workshop"  # its run is the one that the README and the committed notebooks show
 PACKAGES = ("torch", "torchvision", "timm", "faiss-cpu", "numpy", "scipy", "pillow")
 PARTS = ("seconds", "seconds_full_cache", "measurements", "claims")  # a report's, by notebook
+PAGES = "README.md", "docs/keep.md"  # that show the committed results
 MARKS = "<!-- results:start -->", "<!-- results:end -->"
 
 
@@ -247,14 +248,12 @@ def tables(report: dict) -> tuple[str, str, str]:
     """In Markdown: the README's leaderboard, each claim's verdicts, and everything."""
     numbers = [n for many in report["measurements"].values() for n in many]
     found = [leaderboard.Difference(**d) for many in report["claims"].values() for d in many]
-    chosen = pd.DataFrame(leaderboard.readme_rows(numbers)).to_markdown(index=False)
+    rows, shared = leaderboard.readme_rows(numbers)
+    chosen = f"{pd.DataFrame(rows).to_markdown(index=False)}\n\n{shared}." if rows else ""
     claims = ""
     for number, says in leaderboard.CLAIMS.items():
-        mine = [one for one in found if one.claim == number and not one.setting]
-        claims += f"{number}. **{says}.**" * bool(mine)
-        claims += "".join(f" {one.said[0].upper()}{one.said[1:]}." for one in mine) + "\n" * bool(
-            mine
-        )
+        mine = [f"   - {one.said}\n" for one in found if one.claim == number and not one.setting]
+        claims += f"{number}. **{says}.**\n{''.join(mine)}" if mine else ""
     every = [leaderboard.table(numbers)] if numbers else []
     every += [pd.DataFrame([asdict(d) | {"verdict": d.verdict} for d in found])] if found else []
     return chosen, claims, "\n\n".join(one.to_markdown(index=False) for one in every)
@@ -291,11 +290,13 @@ def against_committed(name: str, fresh: dict) -> list[str]:
 def commit_results(name: str, fresh: dict, notebooks: Sequence[Path]) -> None:
     """Write results/<run>.json and the outputs of notebooks; of the workshop also the README's
     table and pictures."""
-    path, readme = config.PROJECT / "results" / f"{name}.json", config.PROJECT / "README.md"
+    path = config.PROJECT / "results" / f"{name}.json"
     run_dir, report = config.PROJECT / "runs" / name, merged(path, fresh)
     if name == USUAL:
-        text = with_table(readme.read_text(encoding="utf-8"), report)  # may fail: before any write
-        atomic_write_text(readme, text)
+        pages = [page for page in map(config.PROJECT.joinpath, PAGES) if page.exists()]
+        texts = [with_table(page.read_text("utf-8"), report) for page in pages]  # first: may fail
+        for page, text in zip(pages, texts):
+            atomic_write_text(page, text)
         for picture in run_dir.glob("*.png"):  # the README shows them
             atomic_write_bytes(profiles.NOTEBOOKS / "images" / picture.name, picture.read_bytes())
     for notebook in notebooks:
@@ -304,16 +305,16 @@ def commit_results(name: str, fresh: dict, notebooks: Sequence[Path]) -> None:
     print(f"committed: {path.name}")
 
 
-def with_table(readme: str, report: dict) -> str:
-    """README text with its generated part made anew from a report."""
+def with_table(page: str, report: dict) -> str:
+    """A page's text with its generated part made anew from a report."""
     where, (start, end), (board, claims, _) = report["environment"], MARKS, tables(report)
     how = (
         f"torch {where['torch']}, {where['cores']} cores ({where['device']}), seed {where['seed']}"
     )
-    if start not in readme or end not in readme:
-        raise ReproduceError("README.md has no place for the results", f"Add {start} and {end}.")
+    if start not in page or end not in page:
+        raise ReproduceError("a page has no place for the results", f"Add {start} and {end}.")
     body = f"{start}\n{board}\n\n{claims}\nRun with {how}.\n{end}"
-    return readme.partition(start)[0] + body + readme.partition(end)[2]
+    return page.partition(start)[0] + body + page.partition(end)[2]
 
 
 def clean_copy(executed: Path) -> str:

@@ -32,6 +32,7 @@ VERDICTS = {"higher": "holds", "lower": "reversed", "inconclusive": "inconclusiv
 _stated = yaml.safe_load(Path(__file__).with_name("claims.yaml").read_text(encoding="utf-8"))
 CLAIMS: dict[int, str] = {number: one["says"] for number, one in _stated["claims"].items()}
 PAIRS: dict[int, list[list[str]]] = {n: one["pairs"] for n, one in _stated["claims"].items()}
+SHARED = {"data": "", "queries": "queries", "trunk": "", "size": "px"}  # by the README's rows
 IN_README: list[str] = _stated["readme"]
 
 
@@ -215,11 +216,15 @@ class Leaderboard:
         return [n for n in found.values() if n["name"] not in mine]
 
     def show(self) -> Styler:
-        """The board so far, a line a row, mAP first; grey: what earlier notebooks measured."""
+        """The board so far, a line a row, mAP first; grey: what earlier notebooks measured. What
+        all rows share is said above them."""
         own = [n | {"notebook": self.notebook[:2]} for row in self.rows for n in row.numbers]
         every = table([*self.earlier(), *own])
         grey = every["notebook"] != self.notebook[:2]
-        shown = every.style.hide().set_caption("mean and 95 % interval, resampling query objects")
+        alike = [part for part in every if part != "name" and every[part].nunique() == 1]
+        shared = ", ".join(f"{part} {every[part].iloc[0]}" for part in alike)
+        said = f"{shared}. Mean and 95 % interval, resampling query objects"
+        shown = every.drop(columns=alike).style.hide().set_caption(said)
         return shown.apply(lambda row: ["color: #767676" if grey[row.name] else ""] * len(row), 1)
 
     def verdicts(self, claim: int) -> None:
@@ -279,20 +284,18 @@ def where(
     }
 
 
-def readme_rows(numbers: Sequence[dict]) -> list[dict]:
-    """The rows of the README: those that ``claims.yaml`` names, on the first one's data."""
+def readme_rows(numbers: Sequence[dict]) -> tuple[list[dict], str]:
+    """The rows of the README, those that ``claims.yaml`` names, on the first one's data; and what
+    they have in common."""
+    named = [n for name in IN_README for n in numbers if n["name"] == name]
+    named = [n for n in named if n["data"] == named[0]["data"]]
     found: dict[str, dict] = {}
-    of = {name: [n for n in numbers if n["name"] == name] for name in IN_README}
-    data = next((many[0]["data"] for many in of.values() if many), "")
-    for name, many in of.items():
-        for n in (n for n in many if n["data"] == data):
-            row = found.setdefault(name, {"what is compared": name})
-            row[n["metric"]] = str(Interval(n["value"], n["low"], n["high"]))
-            row |= {
-                "stage, pooling": f"{n['stage']}, {n['pooling']}",
-                "boxes": n.get("boxes", "none"),
-            }
-    return list(found.values())
+    for n in named:
+        row = found.setdefault(n["name"], {"what is compared": n["name"], "mAP": "", "R@1": ""})
+        row[n["metric"]] = str(Interval(n["value"], n["low"], n["high"]))
+        row |= {"stage, pooling": f"{n['stage']}, {n['pooling']}", "boxes": n.get("boxes", "none")}
+    alike = [f"{named[0][part]} {word}".strip() for part, word in SHARED.items()] if named else []
+    return list(found.values()), ", ".join(alike)
 
 
 def table(numbers: Iterable[dict]) -> pd.DataFrame:

@@ -106,7 +106,8 @@ def test_a_cell_says_only_a_name_and_the_scores_and_earlier_rows_are_grey(tmp_pa
     table = board.show()
     assert table.data["name"].tolist() == ["crop", "whole image", "detector's boxes"]
     assert table.data["boxes"].tolist() == ["ground truth", "none", "mask_rcnn"]
-    assert table.to_html().count("<td") and "#767676" in table.to_html()
+    assert "trunk t, size 256, stage head" in table.to_html() and "#767676" in table.to_html()
+    assert table.data.columns.tolist() == ["name", "mAP", "boxes", "notebook"]
     board.verdicts(2)  # of its three pairs two lack a row
     said = capsys.readouterr().out
     assert (
