@@ -11,46 +11,66 @@ intervals say.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 
 from objemb_lib import config
 from objemb_lib.attend.detections import boxes_from
-from objemb_lib.attend.objects import oracle_query, retrieval_scores
+from objemb_lib.attend.objects import evaluate_objects, oracle_query, retrieval_scores
 from objemb_lib.attend.proposer import cross_fitted
 from objemb_lib.attend.sources import centre, fixed_boxes, grid, random_like
 from objemb_lib.cache import atomic_path
+from objemb_lib.config import DownloadError
 from objemb_lib.course.train import coco_folds, proposer_scenes
 from objemb_lib.data import catalogue
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.folder import folder, read_table
+from objemb_lib.detect.classifier import practised
+from objemb_lib.detect.features import DetectorTrunk
 from objemb_lib.detect.metrics import main_recall
+from objemb_lib.detect.weights import load_detector
 from objemb_lib.embed.boxes import Boxes, true_boxes, whole_image, with_whole
 from objemb_lib.embed.extract import ExtractOptions, Objects, extract_objects
 from objemb_lib.embed.regions import Region
-from objemb_lib.embed.trunks import Trunk
+from objemb_lib.embed.trunks import Trunk, load_trunk
 from objemb_lib.embed.whitening import l2
 from objemb_lib.measure.intervals import Evaluation
-from objemb_lib.measure.leaderboard import Leaderboard
+from objemb_lib.measure.leaderboard import Difference, Leaderboard, difference, where
 from objemb_lib.measure.metrics import evaluate, evaluate_scores
+from objemb_lib.teach.student import ADAPTIVE, CutTrunk, Student, StudentTrunk, load_student
 
 CLASSES, EACH = 40, 8  # of birds and cars: classes, and photographs of each
 TOP = 5  # boxes of a photograph
+SIZE, LARGE = 256, 384  # sides in pixels of what a network sees; the larger one is the fork's
 QUIET = ExtractOptions(progress=False)
 METRICS = ("mAP", "R@1")
 Pair = tuple[str, str]
+PLAIN: Pair = ("head", "spoc")
+NEWER = ("vit_small_patch14_dinov2.lvd142m", "vit_base_patch16_clip_224.openai",
+         "vit_base_patch16_siglip_224.webli")  # fmt: skip
+CONTEXTS = (0.0, -0.2, -0.35, -0.5)
+RIVALS = {  # of claim 3, each pair compared on each collection
+    "student, adaptive cut": ("untrained branch, adaptive cut",),
+    "student": ("detector's box head", "untrained branch, adaptive cut",
+                "teacher's head on the map"),
+    "fork": ("teacher's head on a larger map", "crop teacher"),
+}  # fmt: skip
 
 
-def collections(root: str | Path) -> dict[str, ImageDataset]:
-    """The photographs of a folder by the name of their collection; {} for no folder.
+def collections(root: str | Path, **scenes: ImageDataset) -> dict[str, ImageDataset]:
+    """The photographs of a folder by the name of their collection, after ``scenes``, which stand
+    beside them; {} for no folder.
 
     Every photograph asks all others of its collection. Of COCO the label is the category of the
     main object, the largest that is no crowd; the others have no boxes.
@@ -78,7 +98,8 @@ def collections(root: str | Path) -> dict[str, ImageDataset]:
             "groceries", "all", listed.parent, list(rows.file), rows.label.to_numpy()
         )
     plain = {"split": "photographs", "protocol": "objects"}
-    return {name: replace(data, name=name, **plain) for name, data in found.items()}
+    found = {name: replace(data, name=name, **plain) for name, data in found.items()}
+    return scenes | found if found else {}
 
 
 def _few(data: ImageDataset) -> ImageDataset:
@@ -140,6 +161,25 @@ def _together(name: str, parts: Sequence[Boxes]) -> Boxes:
     return Boxes(name, boxes, scores, source=name).top(TOP, name=name)
 
 
+def compare_boxes(board: Leaderboard, sets: Mapping[str, ImageDataset]) -> pd.DataFrame:
+    """Claim 2 on COCO, if it is there, and the scores of each source of boxes (a line each)."""
+    if "COCO" in sets:
+        data, trunk = sets["COCO"], load_trunk()
+        regions = {n: Region(some, called=n) for n, some in coco_boxes(data.root).items()}
+        objects = extract_objects(data, trunk, [PLAIN], regions, replace(QUIET, size=SIZE))
+        val = np.flatnonzero(["val2017" in file for file in data.files])
+        for part, which in (("COCO", np.arange(len(data))), ("COCO val2017", val)):
+            clicks = {n: by_click(o, data, PLAIN, which) for n, o in objects.items()}
+            for name, found in clicks.items():
+                setting = where(data, trunk, SIZE, PLAIN, regions[name]) | {"data": part}
+                board.add(f"boxes: {name}", found, ("mAP", "recall"), **setting)
+                if name != "whole image":
+                    sides = name, found, "whole image", clicks["whole image"]
+                    board.record([difference(2, f"{part}, a click", *sides)])
+    shown = {metric: means(board, "boxes", metric)["COCO"] for metric in ("recall", "mAP")}
+    return pd.DataFrame(shown).sort_values("recall", ascending=False)
+
+
 def by_click(
     objects: Objects, data: ImageDataset, pair: Pair, which: np.ndarray | None = None
 ) -> Evaluation:
@@ -157,27 +197,150 @@ def by_click(
 # --- how a main object is embedded -------------------------------------------------------------
 
 
-def scored(
-    data: ImageDataset,
-    network: Trunk,
-    pairs: Sequence[Pair],
-    on: str = "map",
-    contexts: Sequence[float] = (0.0,),
-    size: int = 256,
-) -> dict[tuple[Pair, float], Evaluation]:
+class Way(NamedTuple):
+    """How a main object becomes a vector: of what may be chosen, :func:`scored` scores all.
+
+    Args:
+        pairs: stages with their poolings. on: where boxes are cut, see :class:`Region`.
+        contexts: around a box. size: of the network's input, in pixels.
+    """
+
+    network: Trunk
+    pairs: Sequence[Pair] = (PLAIN,)
+    on: str = "map"
+    contexts: Sequence[float] = (0.0,)
+    size: int = SIZE
+
+    def setting(self, data: ImageDataset, pair: Pair, context: float = 0.0) -> dict[str, str | int]:
+        """Of its row on a board."""
+        region = Region(true_boxes(data, main_only=True), self.on, context)
+        return where(data, self.network, self.size, pair, region)
+
+
+def ways() -> dict[str, Way]:
+    """Those that claim 3 compares. Rivals choose stage, pooling and context as freely as ours."""
+    trunk, branch = load_trunk(), [("student", "spoc")]
+    body = [(s, pool) for s in ("stage4", "stage5", "head") for pool in ("spoc", "rmac", "crow")]
+    detector, student, fork = load_detector("faster_rcnn"), load_student(), load_student("fork")
+    again = {"cells": ADAPTIVE, "leave_out": ()}
+    own, cut = DetectorTrunk(detector), CutTrunk(trunk, **again)
+    untrained, adaptive = (Student(some, **again) for some in (detector, student.detector))
+    return {
+        "crop teacher": Way(trunk, [("head", "rmac")], "pixels"),
+        "teacher's head on the map": Way(trunk),
+        "teacher on the map": Way(trunk, body, contexts=CONTEXTS),
+        "detector's box head": Way(own, [("box_head", "spoc")], contexts=CONTEXTS),
+        "detector on its map": Way(own, body, contexts=CONTEXTS),
+        "student": Way(StudentTrunk(student), branch, contexts=CONTEXTS),
+        "untrained branch, adaptive cut": Way(StudentTrunk(untrained), branch, contexts=CONTEXTS),
+        "student, adaptive cut": Way(StudentTrunk(adaptive), branch, contexts=CONTEXTS),
+        "ImageNet's tail, adaptive cut": Way(cut, [("cut", "spoc")]),
+        "teacher's head on a larger map": Way(trunk, size=LARGE),
+        "fork": Way(StudentTrunk(fork), branch, size=LARGE),
+        "fork on a smaller map": Way(StudentTrunk(fork), branch),
+    }
+
+
+def scored(data: ImageDataset, way: Way) -> dict[tuple[Pair, float], Evaluation]:
     """Retrieval by the main object (the whole photograph where it has no box), for each choice of
     (stage, pooling) and context."""
     boxes = true_boxes(data, main_only=True)
-    regions = {str(c): Region(boxes, on, c) for c in contexts}
-    options = replace(QUIET, size=size)
-    found = extract_objects(data, network, pairs, regions, options)
+    regions = {str(c): Region(boxes, way.on, c) for c in way.contexts}
+    options = replace(QUIET, size=way.size)
+    found = extract_objects(data, way.network, way.pairs, regions, options)
     return {(pair, c): evaluate(l2(found[str(c)].vectors[pair]), data, metrics=METRICS)
-            for pair in pairs for c in contexts}  # fmt: skip
+            for pair in way.pairs for c in way.contexts}  # fmt: skip
 
 
 def best_of(found: Mapping[str, Mapping], others: Sequence[str]) -> tuple[Pair, float]:
     """The choice of the highest mAP on the mean of ``others``, collections of :func:`scored`."""
     return max(found[others[0]], key=lambda c: np.mean([found[o][c].mean("mAP") for o in others]))
+
+
+def compare_embeddings(board: Leaderboard, sets: Mapping[str, ImageDataset]) -> pd.DataFrame:
+    """Claim 3 on each collection, and the mAP of each way, chosen on the other collections.
+
+    Chosen on pasted train scenes, too, which :func:`means` can show.
+    """
+    best = {}  # (way, collection, what it was chosen on) -> scores
+    if sets:
+        train = catalogue.load_splits("mini-battles").train.first_of_each(2).subsample_labels()
+    for name, way in ways().items() if sets else ():
+        found = {s: scored(data, way) for s, data in ({"scenes": train} | sets).items()}
+        for s, data in sets.items():
+            others = [o for o in sets if o not in (s, "battle")] or ["scenes"]
+            for chosen_on, among in (("scenes", ["scenes"]), ("photographs", others)):
+                pair, context = best_of(found, among)
+                best[name, s, chosen_on] = one = found[s][pair, context]
+                setting = way.setting(data, pair, context) | {"data": s, "chosen_on": chosen_on}
+                board.add(f"embedding: {name}", one, **setting)
+    for a, b, s in ((a, b, s) for a, rivals in RIVALS.items() for b in rivals for s in sets):
+        sides = a, best[a, s, "photographs"], b, best[b, s, "photographs"]
+        board.record([difference(3, f"{s}, against {b}", *sides)])
+    return means(board, "embedding")
+
+
+def compare_practice(board: Leaderboard, sets: Mapping[str, ImageDataset]) -> pd.DataFrame:
+    """Claim 1 on each collection, with its control, all at one stage; the mAP of each network."""
+    if sets:
+        networks = {"classification": load_trunk(), **practised(load_trunk().name)}
+        for name in ("faster_rcnn", "mask_rcnn", "fcos"):
+            networks[name] = DetectorTrunk(load_detector(name))
+        found = _add(board, "claim 1", {n: Way(one) for n, one in networks.items()}, sets)
+        for (name, s), one in found.items():
+            if name != "classification":
+                sides = "classification", found["classification", s], name, one
+                board.record([difference(1, f"{s}, same stage", *sides)])
+    return means(board, "claim 1")
+
+
+def compare_small(board: Leaderboard, sets: Mapping[str, ImageDataset]) -> pd.DataFrame:
+    """The mAP of what fills its photograph, once it is :func:`pasted` small into those of COCO."""
+    if "COCO" in sets:
+        every = ways()
+        cut = every["ImageNet's tail, adaptive cut"]
+        some = {"crop teacher": every["crop teacher"],
+                "head of the map": every["teacher's head on the map"], "adaptive cut": cut,
+                "adaptive cut, larger input": cut._replace(size=LARGE),
+                "fork": every["fork"]}  # fmt: skip
+        small = [pasted(sets[s], sets["COCO"]) for s in sets if s not in ("battle", "COCO")]
+        _add(board, "pasted", some, {data.name: data for data in small}, region="true boxes")
+    return means(board, "pasted")
+
+
+def compare_newer(board: Leaderboard, sets: Mapping[str, ImageDataset]) -> pd.DataFrame:
+    """The mAP of vision transformers, those whose weights can be fetched."""
+    for name in NEWER if sets else ():
+        try:
+            _add(board, "newer", {name: Way(load_trunk(name))}, sets)
+        except DownloadError:
+            break  # each would wait as long
+    return means(board, "newer")
+
+
+def _add(
+    board: Leaderboard, part: str, ways: Mapping[str, Way], sets: Mapping, **setting: str
+) -> dict[tuple[str, str], Evaluation]:
+    """Rows of ways that leave no choice; their scores by way and collection."""
+    found = {}
+    for (name, way), (s, data) in itertools.product(ways.items(), sets.items()):
+        ((choice, found[name, s]),) = scored(data, way).items()
+        stated = way.setting(data, *choice) | {"data": s} | setting
+        board.add(f"{part}: {name}", found[name, s], **stated)
+    return found
+
+
+def compare_own(place: str | Path, boxes: str = "proposer") -> pd.Series:
+    """The mAP of two ways to search a folder with a sub-folder for each thing: by the whole image,
+    or by ``boxes`` (a detector's name, a COCO file) and the whole image. Empty for no folder."""
+    if not place:
+        return pd.Series(dtype=object)
+    data = folder(place)
+    found = boxes_from(boxes, data, progress=False).top(TOP)
+    looks = {"whole image": Region(whole_image(data)), found.name: Region(with_whole(found, data))}
+    objects = extract_objects(data, load_trunk(), [PLAIN], looks, replace(QUIET, size=SIZE))
+    return pd.Series({name: str(evaluate_objects(some, data, PLAIN, ["mAP"]).interval("mAP"))
+                      for name, some in objects.items()})  # fmt: skip
 
 
 def pasted(
@@ -212,14 +375,39 @@ def pasted(
 # --- what was measured -------------------------------------------------------------------------
 
 
-def numbers(board: Leaderboard) -> list[dict]:
-    """A board's numbers, or where it measured none those of the committed run."""
-    return [n for row in board.rows for n in row.numbers] or _committed()["measurements"]
+def numbers(board: Leaderboard, part: str = "") -> list[dict]:
+    """A board's numbers of a part ("boxes"), or where it has none those of the committed run."""
+    own = [n for row in board.rows for n in row.numbers]
+    found = ([n for n in many if n["name"].startswith(part)]
+             for many in (own, _committed()["measurements"]))  # fmt: skip
+    return next(filter(None, found), [])
 
 
-def differences(board: Leaderboard) -> list[dict]:
-    """The same of the differences."""
-    return [d.__dict__ for d in board.differences] or _committed()["claims"]
+def differences(board: Leaderboard, claim: int) -> list[Difference]:
+    """The same of a claim's differences."""
+    committed = (Difference(**one) for one in _committed()["claims"])
+    found = ([d for d in many if d.claim == claim] for many in (board.differences, committed))
+    return next(filter(None, found), [])
+
+
+def means(
+    board: Leaderboard, part: str, metric: str = "mAP", chosen_on: str = "photographs"
+) -> pd.DataFrame:
+    """A line for each name of a part, a column for each collection."""
+    found: dict[str, dict[str, float]] = {}
+    for n in numbers(board, f"{part}: "):
+        if n["metric"] == metric and n.get("chosen_on", chosen_on) == chosen_on:
+            found.setdefault(n["data"], {})[n["name"].partition(": ")[2]] = n["value"]
+    return pd.DataFrame(found)
+
+
+def verdicts(board: Leaderboard, claim: int) -> pd.DataFrame:
+    """A claim's differences with their verdicts: a line a pair, a column a collection."""
+    found: dict[str, dict[str, str]] = {}
+    for d in differences(board, claim):
+        said = f"{d.value:+.2f} [{d.low:+.2f}, {d.high:+.2f}] {d.verdict}"
+        found.setdefault(d.setting.partition(",")[0], {})[f"{d.a} − {d.b}"] = said
+    return pd.DataFrame(found)
 
 
 def committed_embeddings() -> list[dict]:

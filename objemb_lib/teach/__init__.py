@@ -8,6 +8,7 @@ __getattr__, __all__ = lazy(
         "CutTrunk": "student",
         "StudentTrunk": "student",
         "load_student": "student",
+        "adaptive_cells": "student",
         "DistillConfig": "distillation",
         "SCHEDULE": "distillation",
         "choose_regions": "distillation",

@@ -27,6 +27,7 @@ from torchvision.ops import roi_align
 from objemb_lib.attend.objects import retrieval_scores
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.detect.features import DetectorTrunk
+from objemb_lib.detect.metrics import main_recall
 from objemb_lib.embed import regions
 from objemb_lib.embed.boxes import Boxes
 from objemb_lib.embed.extract import Objects, extract
@@ -36,6 +37,7 @@ from objemb_lib.embed.whitening import l2
 from objemb_lib.measure.analysis import linear_cka
 from objemb_lib.measure.intervals import Evaluation
 from objemb_lib.measure.metrics import evaluate_scores, truth
+from objemb_lib.teach.student import adaptive_cells
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 
@@ -153,6 +155,18 @@ def attention() -> tuple[dict, list[str]]:
 
 
 GIVEN["03_hard_attention_object_embeddings"] = attention
+
+
+def outside() -> tuple[dict, list[str]]:
+    """Notebook 06: a box that meets the main object of one image, and one that misses another's."""
+    true = [np.array([box], np.float32) for box in ([10, 10, 50, 40], [0, 0, 20, 20])]
+    few = toy(boxes=true * 6, box_labels=[np.array([n % 4]) for n in range(12)])
+    source = Boxes("toy", [np.array([[12, 8, 50, 41], [1, 1, 9, 9]], np.float32)] * 12)
+    given = {"found": {"toy": source}, "few": few, "main_recall": main_recall}
+    return given | {"adaptive_cells": adaptive_cells}, ["main_recall", "adaptive_cells"]
+
+
+GIVEN["06_outside_our_world"] = outside
 
 
 def cells(notebook: str, tag: str) -> list[str]:

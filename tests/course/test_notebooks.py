@@ -20,6 +20,7 @@ DONE = {
     "02_detection_vs_classification",
     "05_search_at_scale",
     "03_hard_attention_object_embeddings",
+    "06_outside_our_world",
     "A2_other_detectors",
     "A3_purity",
 }
