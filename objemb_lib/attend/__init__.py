@@ -21,6 +21,5 @@ __getattr__, __all__ = lazy(
         "query_strata": "objects",
         "retrieval_scores": "objects",
         "top1_query": "objects",
-        "bag_of_visual_words": "visual_words",
     },
 )

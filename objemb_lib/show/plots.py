@@ -305,31 +305,3 @@ def _name_dots(ax: Axes, dots: Mapping[str, tuple[float, float]]) -> None:
         taken.append(boxes[best])
         for side in sides[:best] + sides[best + 1 :]:
             side.remove()
-
-
-class LiveCurves:
-    """Losses and scores of a training until step ``steps``, redrawn in place in a notebook."""
-
-    def __init__(self, steps: int, label: str) -> None:
-        self.figure, self.axes = plt.subplots(1, 2, figsize=(10, 3))
-        self.curves: tuple[dict, dict] = {}, {}  # name -> [(step, value), ...]
-        self.steps, self.labels, self.shown = steps, ("loss", label), None
-        plt.close(self.figure)  # shown here, not once more at the end of the cell
-
-    def add(self, step: int, losses: Mapping[str, float], scores: Mapping[str, float]) -> None:
-        """Draw the values of a step beside those before it."""
-        from IPython.display import display  # only notebooks come here
-
-        for ax, curves, new, label in zip(self.axes, self.curves, (losses, scores), self.labels):
-            for name, value in new.items():
-                curves.setdefault(name, []).append((step, value))
-            ax.clear()
-            for name, points in curves.items():
-                ax.plot(*zip(*points), "o-", ms=3, label=name)
-            ax.set(xlim=(0, self.steps), xlabel="step", ylabel=label)
-            if curves:
-                ax.legend(fontsize=SMALL - 1)
-        if self.shown is None:
-            self.shown = display(self.figure, display_id=True)
-        else:
-            self.shown.update(self.figure)

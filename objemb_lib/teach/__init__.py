@@ -12,6 +12,9 @@ __getattr__, __all__ = lazy(
         "DistillConfig": "distillation",
         "SCHEDULE": "distillation",
         "choose_regions": "distillation",
-        "example": "targets",
+        "cosine": "distillation",
+        "relational": "distillation",
+        "augmentation": "targets",
+        "draw_batches": "targets",
     },
 )

@@ -23,7 +23,7 @@ else:
 
 PROJECT = Path(__file__).resolve().parents[2]
 CONDA_NAMES = {"pytorch": "torch"}  # where conda-forge's name is not PyPI's
-DISTRIBUTIONS = {"PIL": "pillow", "cv2": "opencv-python-headless", "faiss": "faiss-cpu",
+DISTRIBUTIONS = {"PIL": "pillow", "faiss": "faiss-cpu",
                  "skimage": "scikit-image", "sklearn": "scikit-learn", "hnswlib": "chroma-hnswlib",
                  "yaml": "pyyaml"}  # fmt: skip
 OF_THE_SYSTEM = {"python", "pip", "make", "setuptools"}  # environment.yml needs them, pip does not

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from unittest.mock import Mock
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -179,19 +178,6 @@ def test_what_nothing_beats_is_on_the_front() -> None:
     assert front.get_xydata().tolist() == [[1, 0.2], [5, 0.6]]
     places = {text.get_text(): text.xy for text in ax.texts}
     assert places == values, "a name at each dot"
-
-
-def test_live_curves_grow_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = Mock()
-    monkeypatch.setattr("IPython.display.display", shown)
-    live = plots.LiveCurves(20, "mAP")
-    live.add(0, {}, {"student": 0.5})
-    live.add(10, {"cosine": 2.0}, {"student": 0.6})
-    assert shown.call_count == shown.return_value.update.call_count == 1
-    losses, scores = live.axes
-    assert losses.lines[0].get_xydata().tolist() == [[10, 2.0]]
-    assert scores.lines[0].get_xydata().tolist() == [[0, 0.5], [10, 0.6]]
-    assert not plt.fignum_exists(live.figure.number), "no second picture at the end of the cell"
 
 
 # --- labels as they are written -----------------------------------------------------------
