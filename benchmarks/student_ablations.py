@@ -3,10 +3,12 @@
     python benchmarks/student_ablations.py               all that is not done yet, then the file
     python benchmarks/student_ablations.py --part 1/2    every other run: two processes, two cores
     python benchmarks/student_ablations.py --gather      write the file from the runs that there are
+    python benchmarks/student_ablations.py --picture     draw the picture from the file
 
 Each run begins as the shipped Faster R-CNN, takes a few minutes on one core and is kept in
 runs/ablations/, so that a killed one costs no other. Results: benchmarks/results/
-student_ablations.json, the mean average precision of each battle object for each training and seed.
+student_ablations.json, the mean average precision of each battle object for each training and seed;
+and student_ablations.png, which notebook 04 shows.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from pytorch_metric_learning.losses import ProxyNCALoss
@@ -34,7 +38,9 @@ from objemb_lib.embed.pooling import POOLINGS
 from objemb_lib.embed.regions import CELLS, crop, roi
 from objemb_lib.embed.trunks import load_trunk
 from objemb_lib.embed.whitening import PCAWhitening, l2
+from objemb_lib.measure.intervals import cluster_interval
 from objemb_lib.measure.metrics import evaluate
+from objemb_lib.show import plots
 from objemb_lib.teach.distillation import (
     LOSSES,
     SCHEDULE,
@@ -180,6 +186,18 @@ def score(student: Student) -> dict:
             "box AP": round(ap, 4)}  # fmt: skip
 
 
+def picture() -> None:
+    """The mean difference of each recipe to the guided one, with its interval over objects."""
+    runs = pd.DataFrame(json.loads(RESULTS.read_text())["runs"])
+    means = runs.groupby("name", sort=False).objects.apply(lambda seeds: np.mean([*seeds], axis=0))
+    changes = means[~means.index.str.contains("guided")].map(lambda mean: mean - means["guided"])
+    changes = changes[changes.map(np.mean).sort_values(ascending=False).index]
+    lines = {n: cluster_interval(x, np.arange(len(x))) for n, x in changes.items()}
+    figure, ax = plt.subplots(figsize=(7, 4.4))
+    plots.intervals(lines, "mAP, recipe − guided", ax, zero=True)
+    figure.savefig(RESULTS.with_suffix(".png"), dpi=100, bbox_inches="tight")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -187,7 +205,10 @@ def main() -> None:
     parser.add_argument("--part", default="1/1", help="which share of the runs: K/N")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--gather", action="store_true", help="only write what is done already")
+    parser.add_argument("--picture", action="store_true", help="only draw what was written")
     asked = parser.parse_args()
+    if asked.picture:
+        return picture()
     k, n = map(int, asked.part.split("/"))
     jobs = [(name, seed) for seed in range(asked.seeds) for name in ABLATIONS]
     jobs += [(f"guided, {n} objects", 0) for n in OBJECTS]
@@ -203,6 +224,7 @@ def main() -> None:
              "teacher": repr(teacher())}  # fmt: skip
     text = json.dumps({**about, "untrained": untrained, "runs": done}, indent=1)
     atomic_write_text(RESULTS, text + "\n")
+    picture()
     print(f"wrote {RESULTS.name}: {len(done)} of {len(jobs)} runs")
 
 

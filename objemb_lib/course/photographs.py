@@ -410,12 +410,6 @@ def verdicts(board: Leaderboard, claim: int) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def committed_embeddings() -> list[dict]:
-    """The mAP of each way of embedding, in the committed run of notebook 06."""
-    every = _committed()["measurements"]
-    return [n for n in every if n["name"].startswith("embedding:") and n["metric"] == "mAP"]
-
-
 def _committed() -> dict[str, list[dict]]:
     path = config.PROJECT / "results" / "photographs.json"
     told = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from objemb_lib import config
 from objemb_lib.cache import atomic_path, atomic_write_text
 from objemb_lib.config import DataError
 from objemb_lib.data.archives import sha256_file
@@ -70,8 +71,11 @@ def update_card(name: str, more: dict, root: Path | None = None) -> dict:
 
 
 def read_card(name: str, root: Path | None = None) -> dict:
-    """The card of a shipped network. Raises DataError if there is none, or it is damaged."""
-    path = (root or weights_root()) / f"{name}.json"
+    """The card of a shipped network, or of one of runs/weights/.
+
+    Raises DataError if there is none, or it is damaged.
+    """
+    path = _folder(name, root) / f"{name}.json"
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
@@ -80,6 +84,11 @@ def read_card(name: str, root: Path | None = None) -> dict:
             f"no card of a detector called {name!r} ({path.name}: {error})",
             f"There are: {known}. `make train` makes the course's own.",
         ) from error
+
+
+def _folder(name: str, root: Path | None) -> Path:
+    places = [root] if root else [weights_root(), config.PROJECT / "runs" / "weights"]
+    return next((place for place in places if (place / f"{name}.json").exists()), places[0])
 
 
 def with_cards(names: Sequence[str]) -> list[str]:
@@ -115,7 +124,7 @@ def load_network(name: str, root: Path | None, build: Callable[[dict], Network])
 
     Raises DataError for a file that is absent, damaged, or not the one of its card.
     """
-    card, path = read_card(name, root), (root or weights_root()) / f"{name}.safetensors"
+    card, path = read_card(name, root), _folder(name, root) / f"{name}.safetensors"
     try:
         if sha256_file(path) != card["sha256"]:
             raise DataError(f"{path} is not the file that its card describes", REMEDY)

@@ -16,9 +16,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogFormatter
 from matplotlib.transforms import Bbox
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
 
 from objemb_lib.attend.soft import inside
 from objemb_lib.config import DataError
@@ -145,6 +147,27 @@ def detections(
         if score >= threshold:
             draw_box(ax, box, WRONG, word=f"{names[label - 1]} {score:.2f}")
     return ax
+
+
+def lesson(image: Tensor, seen: Tensor, meant: Tensor, words: Sequence[str]) -> Figure:
+    """An image with the boxes that a student sees, and the crops that its teacher sees for them.
+
+    Args:
+        image: ``(3, H, W)`` in 0..1. seen, meant: ``(K, 4)`` in its pixels.
+        words: what is said of each box; every word has its colour.
+    """
+    picture = to_pil_image(image)
+    count = -(-len(words) // 2)
+    top, low = ("".join(chr(97 + k) for k in range(n, n + count)) for n in (0, count))
+    figure, axes = plt.subplot_mosaic(f"00{top};00{low}", figsize=(8, 2.8), layout="constrained")
+    show(picture, axes.pop("0"))
+    inks = dict(zip(dict.fromkeys(words), (WRONG, RIGHT, QUERY, UNKNOWN)))
+    for k, (ax, box, part, word) in enumerate(zip(axes.values(), seen.tolist(), meant, words)):
+        draw_box(figure.axes[0], box, inks[word], word=str(k))
+        show(picture.crop(part.round().int().tolist()), ax, f"{k} {word}", inks[word])
+    for ax in figure.axes[1 + len(words) :]:
+        ax.axis("off")
+    return figure
 
 
 def heat(image: Image.Image, weights: np.ndarray, title: str = "", ax: Axes | None = None) -> Axes:
@@ -283,6 +306,8 @@ def pareto(
                     color=QUERY if ahead else UNKNOWN)  # fmt: skip
     ax.plot(*zip(*front), color=QUERY, lw=1, ls="--")
     ax.set(xscale="log", xlabel=cost, ylabel=f"{quality} (95 % interval)")
+    ax.xaxis.set_major_formatter(LogFormatter())  # plain numbers
+    ax.xaxis.set_minor_formatter(LogFormatter())
     ax.margins(x=0.25)  # room for the names
     ax.grid(alpha=0.3)
     _name_dots(ax, {name: (x, one.value) for name, (x, one) in by_cost})
@@ -290,7 +315,9 @@ def pareto(
 
 
 def _name_dots(ax: Axes, dots: Mapping[str, tuple[float, float]]) -> None:
-    """Write a name beside each dot, on the side where it covers the fewest dots and names."""
+    """Write a name beside each dot, on the side where it covers the fewest dots and names, and
+    stays in the frame."""
+    frame = ax.get_window_extent()
     taken = [
         Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in ax.transData.transform([*dots.values()])
     ]
@@ -301,7 +328,9 @@ def _name_dots(ax: Axes, dots: Mapping[str, tuple[float, float]]) -> None:
             for x, y in ((6, 3), (6, -10), (-6, 3), (-6, -10))
         ]  # fmt: skip
         boxes = [side.get_window_extent() for side in sides]
-        best = int(np.argmin([sum(map(box.overlaps, taken)) for box in boxes]))
+        outside = [box.x0 < frame.x0 or box.x1 > frame.x1 for box in boxes]
+        covered = [sum(map(box.overlaps, taken)) for box in boxes]
+        best = int(np.argmin(np.add(covered, np.multiply(outside, len(taken)))))
         taken.append(boxes[best])
         for side in sides[:best] + sides[best + 1 :]:
             side.remove()

@@ -11,6 +11,7 @@ import ast
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,11 +34,13 @@ from objemb_lib.embed.boxes import Boxes
 from objemb_lib.embed.extract import Objects, extract
 from objemb_lib.embed.pooling import POOLINGS
 from objemb_lib.embed.regions import model_input, roi
+from objemb_lib.embed.trunks import Stage
 from objemb_lib.embed.whitening import l2
 from objemb_lib.measure.analysis import linear_cka
 from objemb_lib.measure.intervals import Evaluation
 from objemb_lib.measure.metrics import evaluate_scores, truth
-from objemb_lib.teach.student import adaptive_cells
+from objemb_lib.teach.distillation import cosine, relational
+from objemb_lib.teach.student import EmbeddingHead, adaptive_cells
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 
@@ -115,6 +118,24 @@ def detection() -> tuple[dict, list[str]]:
 
 
 GIVEN["02_detection_vs_classification"] = detection
+
+
+def lesson() -> tuple[dict, list[str]]:
+    """Notebook 04: a body of three small layers, boxes on two images, a teacher's vectors."""
+    torch.manual_seed(0)
+    layers = [torch.nn.Conv2d(4, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(4, 4, 1)]
+    stages = {name: Stage(name, 4, 16) for name in ("stage4", "head")}
+    body = SimpleNamespace(stages=stages, after=lambda stage: layers)
+    branch = EmbeddingHead(body, leave_out=(1,), dim=4)
+    maps, boxes = {"stage4": torch.rand(2, 4, 8, 8)}, [torch.tensor([[10.0, 20, 90, 70]])] * 2
+    given = {"branch": branch, "layers": layers[::2], "project": branch.project}
+    given |= {"maps": maps, "stage4": maps["stage4"], "boxes": boxes}
+    given |= {"vectors": torch.rand(5, 4), "goals": torch.rand(5, 4), "roi_align": roi_align}
+    library = {"embed_boxes": partial(branch, body), "cosine": cosine, "relational": relational}
+    return given | library, list(library)
+
+
+GIVEN["04_student_teacher"] = lesson
 
 
 def quantiser() -> tuple[dict, list[str]]:

@@ -18,6 +18,7 @@ DONE = {
     "00_welcome_and_data",
     "01_embedding_extraction",
     "02_detection_vs_classification",
+    "04_student_teacher",
     "05_search_at_scale",
     "03_hard_attention_object_embeddings",
     "06_outside_our_world",
