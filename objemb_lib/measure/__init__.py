@@ -14,7 +14,6 @@ __getattr__, __all__ = lazy(
         "Difference": "leaderboard",
         "difference": "leaderboard",
         "table": "leaderboard",
-        "verdicts": "leaderboard",
         "where": "leaderboard",
     },
 )

@@ -309,20 +309,6 @@ def table(numbers: Iterable[dict]) -> pd.DataFrame:
     return wide[["name", *frame["metric"].unique(), *setting[1:]]]
 
 
-def verdicts(differences: Sequence[Difference]) -> pd.DataFrame:
-    """Of each claim and way of comparing, in how many settings it holds, is reversed, or neither.
-
-    >>> print(verdicts([Difference(1, "x, y", "mAP", "c", "d", "toy", 9, 0.2, 0.1, 0.3)]))
-       claim way metric  holds  reversed  inconclusive
-    0      1   y    mAP      1         0             0
-    """
-    ways = [(d.claim, d.setting.rpartition(", ")[2], d.metric) for d in differences]
-    frame = pd.DataFrame(ways, columns=["claim", "way", "metric"])
-    for word in VERDICTS.values():
-        frame[word] = [int(d.verdict == word) for d in differences]
-    return frame.groupby(["claim", "way", "metric"], sort=False, as_index=False).sum()
-
-
 def compare(fresh: Iterable[dict], committed: Iterable[dict]) -> tuple[int, list[str]]:
     """How many numbers both have; a sentence for each that left its tolerance, came or vanished.
 

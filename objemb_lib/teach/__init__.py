@@ -10,7 +10,6 @@ __getattr__, __all__ = lazy(
         "load_student": "student",
         "adaptive_cells": "student",
         "DistillConfig": "distillation",
-        "SCHEDULE": "distillation",
         "choose_regions": "distillation",
         "cosine": "distillation",
         "relational": "distillation",
