@@ -154,7 +154,7 @@ SAID: dict[str, list[Said]] = {
         ("multiply-adds, ten crops #.", "", ""),
         ("COCO the student (#)", "", ""),
         ("plain map (#)", "", ""),
-        ("changed nothing, has #.", "", ""),
+        ("never changed, has #.", "", ""),
         ("its own the student has #.", "student, own boxes", "mAP"),
     ],
     "06_outside_our_world": [
