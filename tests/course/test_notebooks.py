@@ -12,20 +12,6 @@ import pytest
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"))
 LESSONS = [path for path in NOTEBOOKS if path.stem[0].isdigit()]  # the others are appendices
-MAX_LINES = 15  # of code in a cell; anything longer is a library function with a test
-# Not yet a lesson: these are still longer than one.
-DONE = {
-    "00_welcome_and_data",
-    "01_embedding_extraction",
-    "02_detection_vs_classification",
-    "04_student_teacher",
-    "05_search_at_scale",
-    "03_hard_attention_object_embeddings",
-    "06_outside_our_world",
-    "A2_other_detectors",
-    "A3_purity",
-}
-TO_DO = {path.stem for path in NOTEBOOKS} - DONE
 LIMITS = {"words": 1500, "lines": 130, "cell": 12, "megabytes": 1}
 SECTIONS = ("What you will be able to do", "Exercises", r"(Take-away|You can now say)")
 HOME_PATHS = re.compile(r"(?<![\w.:/])/(?:home|root|tmp|work|Users|mnt|var)/|\b[A-Za-z]:\\+Users")
@@ -91,8 +77,6 @@ def test_prose_comes_before_code(notebook):
 def test_it_is_a_lesson_and_not_a_report(notebook, request):
     """Short enough for half a day of five; its harness is in tags, not in the code."""
     path = request.node.callspec.params["notebook"]
-    if path.stem in TO_DO:
-        pytest.skip("is still a report")
     prose = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
     plain = re.sub(r"\]\([^)]*\)|<[^>]+>|[|#*`$]", " ", "\n".join(prose))
     lines = [code_lines(cell.source) for cell in code(notebook)]
@@ -101,18 +85,6 @@ def test_it_is_a_lesson_and_not_a_report(notebook, request):
     assert not {what: n for what, n in found.items() if n > LIMITS[what]}
     source = "\n".join(cell.source for cell in code(notebook))
     assert not re.findall(r"NBVAL|fmt: skip|measure\.where|board\.record", source)
-
-
-def only_imports(cell) -> bool:
-    return all(
-        isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.parse(cell.source).body
-    )
-
-
-def test_cells_are_short(notebook):
-    long = {cell.source.splitlines()[0]: n for cell in code(notebook)
-            if (n := code_lines(cell.source)) > MAX_LINES and not only_imports(cell)}  # fmt: skip
-    assert not long
 
 
 def test_its_outputs_are_those_of_one_run_without_errors(notebook):

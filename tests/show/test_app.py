@@ -38,7 +38,7 @@ def test_a_photograph_finds_itself_and_the_next_visitor_waits_for_nothing(
     assert [Path(file).name for file in gallery.files] == sorted(p.name for p in photos.iterdir())
     first = app.ways(gallery)
     assert [(way.network, way.boxes) for way in first] == [
-        (network, boxes) for network in ("fork", "efficientnet_lite0")
+        (network, boxes) for network in ("efficientnet_lite0", "fork")
         for boxes in ("proposer", "detected")
     ]  # fmt: skip
     for way in first:
