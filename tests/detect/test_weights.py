@@ -51,6 +51,17 @@ def test_weights_come_back_as_they_were(kind: str, tmp_path: Path) -> None:
     assert 2 * count <= path.stat().st_size < 2.2 * count + 50_000
 
 
+def test_what_somebody_trained_is_found_by_its_name_but_replaces_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "runs" / "weights"
+    for name in ("ours", "faster_rcnn"):
+        save_weights(built(), {}, name, own)
+    monkeypatch.setattr(weights.config, "PROJECT", tmp_path)
+    assert load_detector("ours").size == 64
+    assert load_detector("faster_rcnn").size == 256
+
+
 def test_the_card_is_complete_and_what_is_true_wins(tmp_path: Path) -> None:
     path = save_weights(built(), {"command": "make", "log": [{"step": 1}]}, "ours", tmp_path)
     card = read_card("ours", tmp_path)
