@@ -50,10 +50,12 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 
 html_theme = "furo"
-html_title = "objemb: find the same thing again"
+html_title = "objemb: object embeddings"
 html_static_path = ["static"]
 html_extra_path = ["extra"]  # the way from the site's root to its first page
 html_css_files = ["site.css"]
+html_js_files = ["site.js"]
+html_favicon = "static/favicon.svg"
 html_math_renderer = "mathml"
 
 # GitHub names the repository in its workflows, so that a fork's site links to the fork.
@@ -92,17 +94,7 @@ def _without_widgets(app: Sphinx, page: str, text: list[str]) -> None:
     text[0] = json.dumps(notebook)
 
 
-def _for_everybody(app: Sphinx, page: str, template: str, context: dict, doctree: object) -> None:
-    """Captions get the level of a heading, and code that is too wide can be scrolled by keys."""
-    for part, made, better in (
-        ("furo_navigation_tree", 'role="heading"', 'role="heading" aria-level="2"'),
-        ("body", "<pre>", '<pre tabindex="0">'),
-    ):
-        context[part] = context.get(part, "").replace(made, better)
-
-
 def setup(app: Sphinx) -> None:
     """MathML is drawn by the browser itself; Sphinx's own way asks a CDN for MathJax."""
     app.connect("source-read", _without_widgets)
-    app.connect("html-page-context", _for_everybody, priority=900)  # after Furo's own
     app.add_html_math_renderer("mathml", (_inline_math, None), (_block_math, None))

@@ -58,13 +58,49 @@ def test_every_picture_of_the_site_is_described() -> None:
 
 
 @needs_chromium
-def test_nobody_is_kept_out_of_a_page() -> None:
+@pytest.mark.parametrize("width", (390, 1024, 1400))
+def test_nobody_is_kept_out_of_a_page(width: int) -> None:
+    """axe finds nothing, and the page does not scroll sideways."""
+    pages()
+    with chromium(width) as watched:
+        for name in ("docs/index", "docs/keep", *(f"notebooks/{p.stem}" for p in LESSONS)):
+            watched.page.goto((SITE / f"{name}.html").as_uri())
+            assert watched.page.evaluate("document.documentElement.scrollWidth") <= width, name
+            if "/01" not in name:  # pandas' colours
+                watched.is_accessible()
+
+
+@needs_chromium
+def test_a_figure_becomes_larger_by_a_key() -> None:
+    pages()
+    with chromium(390) as watched:
+        watched.page.goto((SITE / "docs" / "index.html").as_uri())
+        figure = watched.page.locator("button.enlarge").first
+        before = figure.locator("img").bounding_box()
+        figure.press("Enter")
+        large = watched.page.get_by_role("dialog").locator("img")
+        assert large.bounding_box()["width"] > 2 * before["width"]
+        watched.page.keyboard.press("Escape")
+        large.wait_for(state="detached")
+        assert watched.page.evaluate("document.activeElement.className") == "enlarge"
+
+
+@needs_chromium
+def test_a_search_finds_the_word_before_the_code() -> None:
     pages()
     with chromium() as watched:
-        lessons = [f"notebooks/{p.stem}" for p in LESSONS if p.stem[:2] != "01"]  # pandas' colours
-        for name in ("index", "docs/glossary", *lessons):
-            watched.page.goto((SITE / f"{name}.html").as_uri())
-            watched.is_accessible()
+        for word in ("mAP", "trunk", "RoIAlign"):
+            watched.page.goto(f"{(SITE / 'search.html').as_uri()}?q={word}")
+            first = watched.page.locator("ul.search a").first.get_attribute("href")
+            assert first == f"docs/glossary.html#term-{word}"
+
+
+def test_every_page_has_a_title_of_its_own() -> None:
+    found = [
+        re.search(r"<title>(.*?)</title>", page.read_text(encoding="utf-8")) for page in pages()
+    ]
+    titles = [title[1] for title in found if title]
+    assert len(set(titles)) == len(titles) == len(pages())
 
 
 def test_no_page_asks_another_host_for_anything() -> None:
