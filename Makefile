@@ -132,8 +132,10 @@ lowest:
 	$(LOWEST) -m pytest objemb_lib tests/data tests/embed tests/measure tests/detect tests/attend \
 	  tests/search tests/show
 
-# Sphinx reads the project where it lies, so that links are the same as in a checkout.
+# Sphinx reads the project where it lies, so that links are the same as in a checkout. All of it is
+# built anew: of pages that it leaves as they were, the search would lose the glossary's words.
 site: install extras
+	@rm -rf docs/generated runs/site
 	@$(PY) -m sphinx -q -W --keep-going -b html -c docs . runs/site
 	@echo 'The pages: runs/site/index.html'
 

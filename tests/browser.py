@@ -132,8 +132,8 @@ class Watched:
         seen = self.page.locator(of).first if of else self.page
         seen.screenshot(path=SCREENSHOTS / f"{name}.png")
 
-    def is_accessible(self, of: str = "html") -> None:
-        """axe finds nothing serious in a part of the page."""
+    def is_accessible(self, of: str | dict = "html") -> None:
+        """axe finds nothing serious in a part of the page (a selector, or axe's own context)."""
         from axe_playwright_python.sync_playwright import Axe
 
         found = Axe().run(self.page, context=of).response["violations"]

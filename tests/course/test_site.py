@@ -52,7 +52,9 @@ def test_every_picture_of_a_notebook_is_described(path: Path) -> None:
 
 def test_every_picture_of_the_site_is_described() -> None:
     for page in pages():
-        for image in re.findall(r"<img\b[^>]*>", page.read_text(encoding="utf-8")):
+        text = page.read_text(encoding="utf-8")
+        text = re.sub(r"<button\b[^>]*aria-label=.*?</button>", "", text, flags=re.S)  # described
+        for image in re.findall(r"<img\b[^>]*>", text):
             alt = re.search(r'alt="([^"]*)"', image)
             assert alt and alt[1].strip() and not alt[1].endswith((".png", ".jpeg")), (page, image)
 
@@ -66,8 +68,7 @@ def test_nobody_is_kept_out_of_a_page(width: int) -> None:
         for name in ("docs/index", "docs/keep", *(f"notebooks/{p.stem}" for p in LESSONS)):
             watched.page.goto((SITE / f"{name}.html").as_uri())
             assert watched.page.evaluate("document.documentElement.scrollWidth") <= width, name
-            if "/01" not in name:  # pandas' colours
-                watched.is_accessible()
+            watched.is_accessible({"exclude": [["td.data"]]})  # pandas chooses the colours
 
 
 @needs_chromium
