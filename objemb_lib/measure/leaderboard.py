@@ -25,7 +25,7 @@ from objemb_lib.embed.trunks import Trunk
 from objemb_lib.measure.intervals import Evaluation, Interval, paired_difference
 
 TOLERANCE = 0.01  # another machine may round differently; the same one gives the same numbers
-MEASURED = ("value", "low", "high", "tolerance", "shown")  # all else says what was measured
+MEASURED = ("value", "low", "high", "tolerance")  # all else says what was measured
 VERDICTS = {"higher": "holds", "lower": "reversed", "inconclusive": "inconclusive"}
 
 
@@ -152,14 +152,12 @@ class Leaderboard:
         name: str,
         evaluation: Evaluation,
         metrics: Sequence[str] = ("mAP", "R@1"),
-        shown: bool = True,
         tolerance: float = TOLERANCE,
         **setting: str | int,
     ) -> None:
         """Add a row; the same name in the same setting replaces the earlier one.
 
         Args:
-            shown: whether the README's table has a line for it.
             tolerance: how far a rerun may stray: more where rounding grows, as in a training.
             setting: what is other than the board's, see :class:`Leaderboard`.
         """
@@ -167,7 +165,7 @@ class Leaderboard:
         known = replace(evaluation, values={metric: evaluation[metric] for metric in metrics})
         stated = {"name": name, "data": setting["data"]}
         stated |= {"queries": known.n_queries - known.n_skipped, **setting}
-        how = {"tolerance": tolerance, "shown": shown}
+        how = {"tolerance": tolerance}
         numbers = [stated | {"metric": m} | rounded(known.interval(m)) | how for m in metrics]
         self._keep(Row(name, setting, known, numbers))
 
@@ -303,7 +301,7 @@ def table(numbers: Iterable[dict]) -> pd.DataFrame:
     frame = pd.DataFrame(list(numbers))
     frame["said"] = [str(Interval(*ends)) for ends in frame[["value", "low", "high"]].to_numpy()]
     setting = [part for part in frame if part not in ("metric", "said", *MEASURED)]
-    frame[setting] = frame[setting].fillna("")  # a pivot drops what is not a number
+    frame[setting] = frame[setting].astype(object).fillna("")  # a pivot drops what is not a number
     wide = frame.pivot_table("said", setting, "metric", aggfunc="first", sort=False)
     wide = wide.fillna("").reset_index().rename_axis(columns=None)
     return wide[["name", *frame["metric"].unique(), *setting[1:]]]

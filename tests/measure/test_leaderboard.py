@@ -116,11 +116,11 @@ def test_a_row_is_told_by_its_setting_where_its_name_is_not_enough():
 def test_an_opened_board_starts_anew_and_is_on_disk_at_once(tmp_path):
     for value in (0.25, 0.5):
         board = Leaderboard("nb", tmp_path)
-        board.add("a", scored([value, value, NAN, value]), ["mAP"], shown=False, **WHERE)
+        board.add("a", scored([value, value, NAN, value]), ["mAP"], **WHERE)
         (row,) = read(board.path).rows
         (number,) = row.numbers
         assert number == {"name": "a", "queries": 3, "metric": "mAP", "value": value, "low": value,
-                          "high": value, "tolerance": 0.01, "shown": False, **WHERE}  # fmt: skip
+                          "high": value, "tolerance": 0.01, **WHERE}  # fmt: skip
     with pytest.raises(DataError, match="'R@1' was not evaluated"):
         board.add("b", scored([1, 0]), **WHERE)
 
@@ -148,7 +148,7 @@ def test_table_has_a_line_a_setting_and_a_column_a_metric():
 
 
 NUMBER = {"name": "a", **WHERE, "queries": 8, "metric": "mAP", "value": 0.5, "low": 0.4,
-          "high": 0.6, "tolerance": 0.02, "shown": True}  # fmt: skip
+          "high": 0.6, "tolerance": 0.02}  # fmt: skip
 
 
 @pytest.mark.parametrize("one", [NUMBER, asdict(replace(ONE, value=0.5))], ids=["row", "claim"])
