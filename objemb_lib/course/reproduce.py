@@ -250,13 +250,27 @@ def tables(report: dict) -> tuple[str, str, str]:
     found = [leaderboard.Difference(**d) for many in report["claims"].values() for d in many]
     rows, shared = leaderboard.readme_rows(numbers)
     chosen = f"{pd.DataFrame(rows).to_markdown(index=False)}\n\n{shared}." if rows else ""
+    value = {(n["name"], n["data"], n["metric"]): n["value"] for n in numbers}
     claims = ""
     for number, says in leaderboard.CLAIMS.items():
-        mine = [f"   - {one.said}\n" for one in found if one.claim == number and not one.setting]
-        claims += f"{number}. **{says}.**\n{''.join(mine)}" if mine else ""
+        mine = [one for one in found if one.claim == number and not one.setting]
+        lines = [one.said(*(value[side, one.data, one.metric] for side in (one.a, one.b)
+                            if (side, one.data, one.metric) in value)) for one in mine]  # fmt: skip
+        lines += [f"*real photographs ({one.data.partition('/')[0]}, {one.queries} queries):* "
+                  + one.said() for one in on_photographs(number) if mine]  # fmt: skip
+        claims += f"{number}. **{says}.**\n" * bool(mine) + "".join(f"   - {x}\n" for x in lines)
     every = [leaderboard.table(numbers)] if numbers else []
     every += [pd.DataFrame([asdict(d) | {"verdict": d.verdict} for d in found])] if found else []
     return chosen, claims, "\n\n".join(one.to_markdown(index=False) for one in every)
+
+
+def on_photographs(claim: int) -> list[leaderboard.Difference]:
+    """What ``claims.yaml`` tells of a claim on real photographs, from their committed run."""
+    path = config.PROJECT / "results" / "photographs.json"
+    told = json.loads(path.read_text(encoding="utf-8"))["claims"] if path.is_file() else {}
+    found = [leaderboard.Difference(**one) for many in told.values() for one in many]
+    return [one for one in found if one.claim == claim and one.metric == "mAP"
+            and [one.setting, one.a, one.b] in leaderboard.ON_PHOTOGRAPHS[claim]]  # fmt: skip
 
 
 def against_committed(name: str, fresh: dict) -> list[str]:

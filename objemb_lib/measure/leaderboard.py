@@ -33,6 +33,9 @@ _stated = yaml.safe_load(Path(__file__).with_name("claims.yaml").read_text(encod
 CLAIMS: dict[int, str] = {number: one["says"] for number, one in _stated["claims"].items()}
 PAIRS: dict[int, list[list[str]]] = {n: one["pairs"] for n, one in _stated["claims"].items()}
 SHARED = {"data": "", "queries": "queries", "trunk": "", "size": "px"}  # by the README's rows
+ON_PHOTOGRAPHS: dict[int, list[list[str]]] = {
+    number: one["photographs"] for number, one in _stated["claims"].items()
+}
 IN_README: list[str] = _stated["readme"]
 
 
@@ -95,11 +98,13 @@ class Difference:
         """Holds if the whole interval lies above 0, reversed if below, else inconclusive."""
         return VERDICTS[self.interval.verdict]
 
-    @property
-    def said(self) -> str:
-        """Both sides, the difference and the verdict in one line."""
+    def said(self, *values: float) -> str:
+        """Both sides (with their ``values``), the difference and the verdict in one line."""
         ends = f"{self.value:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
-        return f"{self.a} against {self.b} {ends}: {self.verdict}"
+        sides = f"{self.a} against {self.b}"
+        if values:
+            sides = f"{self.a} {values[0]:.2f}, {self.b} {values[1]:.2f}"
+        return f"{sides}: {ends} {self.metric}, {self.verdict}"
 
 
 def difference(
@@ -234,7 +239,7 @@ class Leaderboard:
             sides = [self.row(name, data=data).evaluation for name in (a, b)]
             one = difference(claim, "", a, sides[0], b, sides[1])
             self.record([one])
-            print(f"  {one.said} (mAP {sides[0].mean('mAP'):.2f}, {sides[1].mean('mAP'):.2f})")
+            print(f"  {one.said(*(side.mean('mAP') for side in sides))}")
 
     def _keep(self, one: Row | Difference) -> None:
         kept = self.rows if isinstance(one, Row) else self.differences

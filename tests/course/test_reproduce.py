@@ -290,7 +290,9 @@ def test_claims_are_said_and_compared_and_the_readme_has_a_few_rows(project, cap
     _write(project, "00_first", _lines("00_first", CLAIM, appendix, other))
     assert reproduce.main(["--update"]) == 0
     readme = (project / "README.md").read_text()
-    assert "- c against d +0.20 [+0.10, +0.30]: holds\n" in readme and "e against" not in readme
+    assert (
+        "- c against d: +0.20 [+0.10, +0.30] mAP, holds\n" in readme and "e against" not in readme
+    )
     full = (project / "runs" / "workshop" / "results.md").read_text()
     assert "| crop " in readme and "| z " not in readme and "| z " in full
     assert "e against" not in full and re.search(r"\| e .*\| +0.2 \| +0.1 \| +0.3 \| holds ", full)
