@@ -101,10 +101,8 @@ class Difference:
     def said(self, *values: float) -> str:
         """Both sides (with their ``values``), the difference and the verdict in one line."""
         ends = f"{self.value:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
-        sides = f"{self.a} against {self.b}"
-        if values:
-            sides = f"{self.a} {values[0]:.2f}, {self.b} {values[1]:.2f}"
-        return f"{sides}: {ends} {self.metric}, {self.verdict}"
+        a, b = [f" {value:.2f}" for value in values] or ("", "")
+        return f"{self.a}{a} against {self.b}{b}: {ends} {self.metric}, {self.verdict}"
 
 
 def difference(

@@ -68,7 +68,7 @@ def test_nobody_is_kept_out_of_a_page(width: int) -> None:
         for name in ("docs/index", "docs/keep", *(f"notebooks/{p.stem}" for p in LESSONS)):
             watched.page.goto((SITE / f"{name}.html").as_uri())
             assert watched.page.evaluate("document.documentElement.scrollWidth") <= width, name
-            watched.is_accessible({"exclude": [["td.data"]]})  # pandas chooses the colours
+            watched.is_accessible()
 
 
 @needs_chromium

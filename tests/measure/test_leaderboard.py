@@ -97,9 +97,7 @@ def test_a_cell_says_only_a_name_and_the_scores_and_earlier_rows_are_grey(tmp_pa
     assert table.data.columns.tolist() == ["name", "mAP", "boxes", "notebook"]
     board.verdicts(2)  # of its three pairs two lack a row
     said = capsys.readouterr().out
-    assert (
-        "detector's boxes against whole image +0.40 [+0.40, +0.40]: holds (mAP 0.55, 0.15)" in said
-    )
+    assert "boxes 0.55 against whole image 0.15: +0.40 [+0.40, +0.40] mAP, holds" in said
     assert "random" not in said and [d.value for d in read(board.path).differences] == [0.4]
 
 
