@@ -253,12 +253,19 @@ def tables(report: dict) -> tuple[str, str, str]:
     value = {(n["name"], n["data"], n["metric"]): n["value"] for n in numbers}
     claims = ""
     for number, says in leaderboard.CLAIMS.items():
-        mine = [one for one in found if one.claim == number and not one.setting]
-        lines = [one.said(*(value[side, one.data, one.metric] for side in (one.a, one.b)
-                            if (side, one.data, one.metric) in value)) for one in mine]  # fmt: skip
-        lines += [f"*real photographs ({one.data.partition('/')[0]}, {one.queries} queries):* "
-                  + one.said() for one in on_photographs(number) if mine]  # fmt: skip
-        claims += f"{number}. **{says}.**\n" * bool(mine) + "".join(f"   - {x}\n" for x in lines)
+        first = leaderboard.PAIRS[number][:2]
+        mine = [one for one in found if one.claim == number and [one.a, one.b] in first]
+        real, sides = on_photographs(number), [[(side, one.data, one.metric) for side in
+                      (one.a, one.b)] for one in mine]  # fmt: skip
+        lines = [
+            one.said(*(value[k] for k in both if k in value)) for one, both in zip(mine, sides)
+        ]
+        claims += f"{number}. **{says}.**\n   - {'; '.join(lines)}\n" if mine else ""
+        if mine and real:
+            who = (
+                f"*real photographs ({real[0].data.partition('/')[0]}, {real[0].queries} queries):*"
+            )
+            claims += f"   - {who} {'; '.join(one.said() for one in real)}\n"
     every = [leaderboard.table(numbers)] if numbers else []
     every += [pd.DataFrame([asdict(d) | {"verdict": d.verdict} for d in found])] if found else []
     return chosen, claims, "\n\n".join(one.to_markdown(index=False) for one in every)

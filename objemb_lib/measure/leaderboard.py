@@ -101,7 +101,7 @@ class Difference:
     def said(self, *values: float) -> str:
         """Both sides (with their ``values``), the difference and the verdict in one line."""
         ends = f"{self.value:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
-        a, b = [f" {value:.2f}" for value in values] or ("", "")
+        a, b = [f" {value:.2f}" for value in values] if len(values) == 2 else ("", "")
         return f"{self.a}{a} against {self.b}{b}: {ends} {self.metric}, {self.verdict}"
 
 

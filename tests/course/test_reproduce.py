@@ -28,7 +28,7 @@ NUMBER = {"name": "crop", "queries": 2, **SETTING, "metric": "mAP", "value": 0.5
           "high": 0.6, "tolerance": 0.01}  # fmt: skip
 ROW = {"name": "crop", "setting": SETTING, "numbers": [NUMBER],
        "evaluation": {"values": {"mAP": [0, 1]}, "groups": [0, 1], "queries": [0, 1]}}  # fmt: skip
-CLAIM = {"claim": 1, "setting": "", "metric": "mAP", "a": "c", "b": "d",
+CLAIM = {"claim": 1, "setting": "", "metric": "mAP", "a": "crop", "b": "detector's box head",
          "data": "d/s", "queries": 9, "value": 0.2, "low": 0.1, "high": 0.3}  # fmt: skip
 
 
@@ -291,7 +291,8 @@ def test_claims_are_said_and_compared_and_the_readme_has_a_few_rows(project, cap
     assert reproduce.main(["--update"]) == 0
     readme = (project / "README.md").read_text()
     assert (
-        "- c against d: +0.20 [+0.10, +0.30] mAP, holds\n" in readme and "e against" not in readme
+        "- crop against detector's box head: +0.20 [+0.10, +0.30] mAP, holds\n" in readme
+        and "e against" not in readme
     )
     full = (project / "runs" / "workshop" / "results.md").read_text()
     assert "| crop " in readme and "| z " not in readme and "| z " in full
@@ -300,7 +301,7 @@ def test_claims_are_said_and_compared_and_the_readme_has_a_few_rows(project, cap
     assert "4 numbers compared" in capsys.readouterr().out
     _write(project, "00_first", _lines("00_first", CLAIM | {"value": 0.26}, appendix, other))
     assert reproduce.main(["--notebooks", "00"]) == 1
-    assert "a c, b d" in capsys.readouterr().err
+    assert "a crop, b detector's box head" in capsys.readouterr().err
 
 
 def test_ctrl_c_stops_the_notebook_too_and_the_same_command_goes_on(project):
