@@ -225,7 +225,7 @@ class Leaderboard:
         alike = [part for part in every if part != "name" and every[part].nunique() == 1]
         shared = ", ".join(f"{part} {every[part].iloc[0]}" for part in alike)
         said = f"{shared}. Mean and 95 % interval, resampling query objects"
-        shown = every.drop(columns=alike).style.hide().set_caption(said)
+        shown = every.drop(columns=alike).style.hide().format(precision=2).set_caption(said)
         return shown.apply(lambda row: ["color: #767676" if grey[row.name] else ""] * len(row), 1)
 
     def verdicts(self, claim: int) -> None:
@@ -294,7 +294,9 @@ def readme_rows(numbers: Sequence[dict]) -> tuple[list[dict], str]:
     for n in named:
         row = found.setdefault(n["name"], {"what is compared": n["name"], "mAP": "", "R@1": ""})
         row[n["metric"]] = str(Interval(n["value"], n["low"], n["high"]))
-        row |= {"stage, pooling": f"{n['stage']}, {n['pooling']}", "boxes": n.get("boxes", "none")}
+        other = f", {n['size']} px" if n["size"] != named[0]["size"] else ""
+        row |= {"stage, pooling": f"{n['stage']}, {n['pooling']}{other}"}
+        row |= {"boxes": n.get("boxes", "none")}
     alike = [f"{named[0][part]} {word}".strip() for part, word in SHARED.items()] if named else []
     return list(found.values()), ", ".join(alike)
 
