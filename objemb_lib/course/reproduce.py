@@ -245,30 +245,45 @@ def merged(path: Path, fresh: dict) -> dict:
 
 
 def tables(report: dict) -> tuple[str, str, str]:
-    """In Markdown: the README's leaderboard, each claim's verdicts, and everything."""
-    numbers = [n for many in report["measurements"].values() for n in many]
-    found = [leaderboard.Difference(**d) for many in report["claims"].values() for d in many]
+    """In Markdown: the leaderboard's rows for the README, each claim's verdicts, and everything."""
+    numbers, found = _measured(report)
     rows, shared = leaderboard.readme_rows(numbers)
     chosen = f"{pd.DataFrame(rows).to_markdown(index=False)}\n\n{shared}." if rows else ""
-    value = {(n["name"], n["data"], n["metric"]): n["value"] for n in numbers}
     claims = ""
     for number, says in leaderboard.CLAIMS.items():
-        first = leaderboard.PAIRS[number][:2]
-        mine = [one for one in found if one.claim == number and [one.a, one.b] in first]
-        real, sides = on_photographs(number), [[(side, one.data, one.metric) for side in
-                      (one.a, one.b)] for one in mine]  # fmt: skip
-        lines = [
-            one.said(*(value[k] for k in both if k in value)) for one, both in zip(mine, sides)
-        ]
-        claims += f"{number}. **{says}.**\n   - {'; '.join(lines)}\n" if mine else ""
-        if mine and real:
-            who = (
-                f"*real photographs ({real[0].data.partition('/')[0]}, {real[0].queries} queries):*"
-            )
-            claims += f"   - {who} {'; '.join(one.said() for one in real)}\n"
+        mine = [one for one in found if one.claim == number and not one.setting]
+        lines = "".join(f"   - {_said(one, numbers)}\n" for one in mine)
+        claims += f"{number}. **{says}.**\n{lines}" if mine else ""
     every = [leaderboard.table(numbers)] if numbers else []
     every += [pd.DataFrame([asdict(d) | {"verdict": d.verdict} for d in found])] if found else []
     return chosen, claims, "\n\n".join(one.to_markdown(index=False) for one in every)
+
+
+def _measured(report: dict) -> tuple[list[dict], list[leaderboard.Difference]]:
+    numbers = [n for many in report["measurements"].values() for n in many]
+    return numbers, [
+        leaderboard.Difference(**d) for many in report["claims"].values() for d in many
+    ]
+
+
+def _said(one: leaderboard.Difference, numbers: Sequence[dict]) -> str:
+    value = {n["name"]: n["value"] for n in numbers
+             if (n["data"], n["metric"]) == (one.data, one.metric)}  # fmt: skip
+    return one.said(*(value[side] for side in (one.a, one.b) if side in value))
+
+
+def findings(report: dict) -> str:
+    """Each claim in short, in Markdown: its first two pairs, and what real photographs say."""
+    numbers, found = _measured(report)
+    text = ""
+    for number, says in leaderboard.CLAIMS.items():
+        first = leaderboard.PAIRS[number][:2]
+        mine = [_said(one, numbers) for one in found if [one.a, one.b] in first]
+        text += f"{number}. **{says}.**\n   - {'; '.join(mine)}\n" if mine else ""
+        if mine and (real := on_photographs(number)):
+            of = f"{real[0].data.partition('/')[0]}, {real[0].queries} queries"
+            text += f"   - *real photographs ({of}):* {'; '.join(one.said() for one in real)}\n"
+    return text
 
 
 def on_photographs(claim: int) -> list[leaderboard.Difference]:
@@ -328,13 +343,13 @@ def commit_results(name: str, fresh: dict, notebooks: Sequence[Path]) -> None:
 
 def with_table(page: str, report: dict) -> str:
     """A page's text with its generated part made anew from a report."""
-    where, (start, end), (board, claims, _) = report["environment"], MARKS, tables(report)
+    where, (start, end), (board, _, _) = report["environment"], MARKS, tables(report)
     how = (
         f"torch {where['torch']}, {where['cores']} cores ({where['device']}), seed {where['seed']}"
     )
     if start not in page or end not in page:
         raise ReproduceError("a page has no place for the results", f"Add {start} and {end}.")
-    body = f"{start}\n{board}\n\n{claims}\nRun with {how}.\n{end}"
+    body = f"{start}\n{board}\n\n{findings(report)}\nRun with {how}.\n{end}"
     return page.partition(start)[0] + body + page.partition(end)[2]
 
 

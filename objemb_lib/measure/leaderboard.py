@@ -271,15 +271,14 @@ def where(
     size: int,
     pair: tuple[str, str],
     region: Region,
-    note: str = "",
 ) -> dict[str, str | int]:
-    """The setting of a row; ``size`` in pixels, ``note`` follows the pooling's name."""
+    """The setting of a row; ``size`` in pixels."""
     return {
         "data": f"{dataset.name}/{dataset.split}",
         "trunk": trunk.name,
         "size": size,
         "stage": pair[0],
-        "pooling": pair[1] + note,
+        "pooling": pair[1],
         "region": region.name,
         "boxes": region.source,
     }

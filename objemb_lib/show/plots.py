@@ -279,14 +279,14 @@ def intervals(
     return ax
 
 
-def board(shown: Leaderboard, metric: str = "mAP", ax: Axes | None = None) -> Axes:
-    """The rows of a leaderboard as :func:`intervals`; in grey those of earlier notebooks."""
+def board(shown: Leaderboard) -> Axes:
+    """The mAP of a leaderboard's rows as :func:`intervals`; in grey those of earlier notebooks."""
     own = [number for row in shown.rows for number in row.numbers]
     before, data = shown.earlier(), own[0]["data"]
-    numbers = [n for n in before + own if n["metric"] == metric and n["data"] == data]
-    ax = ax or plt.subplots(figsize=(7, 0.7 + 0.32 * len(numbers)))[1]
+    numbers = [n for n in before + own if n["metric"] == "mAP" and n["data"] == data]
+    ax = plt.subplots(figsize=(7, 0.7 + 0.32 * len(numbers)))[1]
     lines = {n["name"]: Interval(n["value"], n["low"], n["high"]) for n in numbers}
-    return intervals(lines, f"{metric}, {data}", ax, grey=[n["name"] for n in before])
+    return intervals(lines, f"mAP, {data}", ax, grey=[n["name"] for n in before])
 
 
 def pareto(

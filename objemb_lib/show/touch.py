@@ -20,6 +20,7 @@ from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.measure.intervals import Interval
 from objemb_lib.show.plots import QUERY, RIGHT, WRONG
 
+SIDE = 84  # pixels of an image to choose
 GUESS = Template("""<div class="objemb-touch"><p><label>$question <input type="range" min="$low"
 max="$high" step="0.01" value="$middle" style="width:16em; min-height:24px" oninput="
  this.closest('div').querySelector('output').value = this.value"></label> <output>$middle</output>
@@ -56,14 +57,12 @@ def guess(question: str, answer: Interval, low: float = 0.0, high: float = 1.0) 
     return HTML(GUESS.substitute(asked, said=str(answer), a=a, at=at, b=b, ink=QUERY))
 
 
-def find_it(
-    dataset: ImageDataset, query: int, choices: Sequence[int], network: int, side: int = 84
-) -> HTML:
+def find_it(dataset: ImageDataset, query: int, choices: Sequence[int], network: int) -> HTML:
     """Which of some images shows the object of the query? A press says whether one does, and what
     a network thought.
 
     Args:
-        choices: images, among them what the network chose. side: of one, in pixels.
+        choices: images, among them what the network chose.
     Raises:
         DataError: none of them shows it.
     """
@@ -75,13 +74,13 @@ def find_it(
     theirs += ", too." if network in right else ", which shows another object."
     buttons = [
         CHOICE.substitute(
-            n=n, source=_source(dataset, i, side), side=side,
+            n=n, source=_source(dataset, i, SIDE), side=SIDE,
             said=("Right. " if i in right else "No, that is another object. ") + theirs,
             ink=RIGHT if i in right else WRONG, line="solid" if i in right else "dashed",
         )
         for n, i in enumerate(choices, 1)
     ]  # fmt: skip
-    shown = f'<img alt="the query" src="{_source(dataset, query, 2 * side)}" width="{2 * side}">'
+    shown = f'<img alt="the query" src="{_source(dataset, query, 2 * SIDE)}" width="{2 * SIDE}">'
     question = "Which of the small images show the same object as the large one? Press one."
     return HTML(FIND.substitute(question=question, query=shown, choices=" ".join(buttons)))
 

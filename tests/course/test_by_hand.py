@@ -203,6 +203,10 @@ def run(notebook: str, given: dict) -> None:
             exec(cell.source, space)
 
 
+def test_every_lesson_builds_something_by_hand() -> None:
+    assert set(GIVEN) == {path.stem for path in NOTEBOOKS.glob("0*.ipynb")}
+
+
 @pytest.mark.parametrize("notebook", GIVEN)
 def test_what_is_built_by_hand_is_what_the_library_gives(notebook: str) -> None:
     given, library = GIVEN[notebook]()

@@ -214,12 +214,37 @@ def measured(notebook: str, row: str, metric: str) -> float:
     return value
 
 
+def said_by(outputs: list) -> str:
+    """All text of outputs; pictures have digits by chance."""
+    every = [o.get("text", "") for o in outputs]
+    every += [str(value) for o in outputs for kind, value in o.get("data", {}).items()
+              if kind.startswith("text/")]  # fmt: skip
+    return re.sub(r"base64,[A-Za-z0-9+/=]+", "", " ".join(every))
+
+
+@pytest.mark.parametrize("path", sorted((PROJECT / "notebooks").glob("*.ipynb")), ids=str)
+def test_no_share_in_prose_is_typed(path: Path) -> None:
+    """Also where no snippet names it, it stands in an output, the code, or a committed number."""
+    cells = nbformat.read(path, as_version=4).cells
+    shown = said_by([o for c in cells for o in c.get("outputs", [])])
+    shown += " ".join(c.source for c in cells if c.cell_type == "code")
+    known = [abs(n[end]) for run in ("workshop", "photographs", "appendix")
+             for part in ("measurements", "claims")
+             for many in json.loads((PROJECT / "results" / f"{run}.json").read_text())[part].values()
+             for n in many for end in ("value", "low", "high")]  # fmt: skip
+    prose = "\n".join(c.source for c in cells if c.cell_type == "markdown")
+    prose = re.sub(r"\]\([^)]*\)", "]", prose)
+    for number in set(re.findall(r"(?<![\d.])0\.\d+", prose)):
+        there = re.search(rf"(?<![\d.]){re.escape(number)}", shown)
+        assert there or any(f"{n:.{len(number) - 2}f}" == number for n in known), number
+
+
 @pytest.mark.parametrize("notebook", SAID)
 def test_numbers_in_prose_are_those_of_the_committed_run(notebook: str) -> None:
     cells = nbformat.read(PROJECT / "notebooks" / f"{notebook}.ipynb", as_version=4).cells
     prose = " ".join(" ".join(c.source for c in cells if c.cell_type == "markdown").split())
     outputs = [o for c in cells for o in c.get("outputs", [])]
-    printed = " ".join(o.get("text", "") + str(o.get("data", "")) for o in outputs)
+    printed = said_by(outputs)
     for snippet, row, metric in SAID[notebook]:
         found = re.search(re.escape(snippet).replace(r"\#", r"([-−+]?\d+(?:\.\d+)?)"), prose)
         assert found, f"the prose does not say {snippet!r}"
