@@ -222,16 +222,18 @@ def said_by(outputs: list) -> str:
     return re.sub(r"base64,[A-Za-z0-9+/=]+", "", " ".join(every))
 
 
-@pytest.mark.parametrize("path", sorted((PROJECT / "notebooks").glob("*.ipynb")), ids=str)
+@pytest.mark.parametrize(
+    "path", sorted((PROJECT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem
+)
 def test_no_share_in_prose_is_typed(path: Path) -> None:
     """Also where no snippet names it, it stands in an output, the code, or a committed number."""
     cells = nbformat.read(path, as_version=4).cells
     shown = said_by([o for c in cells for o in c.get("outputs", [])])
     shown += " ".join(c.source for c in cells if c.cell_type == "code")
-    known = [abs(n[end]) for run in ("workshop", "photographs", "appendix")
-             for part in ("measurements", "claims")
-             for many in json.loads((PROJECT / "results" / f"{run}.json").read_text())[part].values()
-             for n in many for end in ("value", "low", "high")]  # fmt: skip
+    runs = [json.loads(file.read_text()) for file in (PROJECT / "results").glob("*.json")]
+    known = [abs(n[end]) for run in runs for part in ("measurements", "claims")
+             for many in run[part].values() for n in many
+             for end in ("value", "low", "high")]  # fmt: skip
     prose = "\n".join(c.source for c in cells if c.cell_type == "markdown")
     prose = re.sub(r"\]\([^)]*\)", "]", prose)
     for number in set(re.findall(r"(?<![\d.])0\.\d+", prose)):
