@@ -57,7 +57,7 @@ def objects_pass(
     ``masks(i)`` gives the weights of image ``i``, read from run lengths as extraction does it.
     """
     for n, pixels in enumerate(batches):
-        maps, here = trunk(pixels), range(n * BATCH, n * BATCH + len(pixels))
+        maps, here = trunk(pixels, trunk.deepest(stages)), range(n * BATCH, n * BATCH + len(pixels))
         shares = torch.cat([masks(i) for i in here])[:, None] if masks else 1
         for stage in stages:
             POOLINGS["spoc"](cut(trunk, maps, stage, [boxes[i] for i in here]) * shares)
@@ -83,7 +83,8 @@ def crops_pass(trunk: Trunk, batches: list[torch.Tensor], boxes: list, size: int
 def cut_pass(network: CutTrunk, batches: list[torch.Tensor], boxes: list) -> None:
     """One pass an image, the last layers once more on every box."""
     for n, pixels in enumerate(batches):
-        network.embedding(network, network(pixels), boxes[n * BATCH :][: len(pixels)])
+        maps = network(pixels, network.deepest(["cut"]))
+        network.embedding(network, maps, boxes[n * BATCH :][: len(pixels)])
 
 
 @torch.inference_mode()

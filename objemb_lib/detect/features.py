@@ -56,9 +56,11 @@ class DetectorTrunk(Trunk):
             self.tower = network.head.classification_head.conv
         self.to(body.mean.device).eval()
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """``(N, 3, H, W)`` normalised images to the maps of body and pyramid."""
-        found = super().forward(images)  # the body's come first among the stages
+    def forward(self, images: Tensor, last: str = "head") -> dict[str, Tensor]:
+        """``(N, 3, H, W)`` normalised images to the maps of body and pyramid; see Trunk."""
+        found = super().forward(images, last)  # the body's come first among the stages
+        if last != "head":
+            return found
         inputs = OrderedDict((level, found[stage]) for level, stage in self.inputs.items())
         pyramid = self.fpn(inputs)
         return found | {name: pyramid[level] for level, name in self.levels.items()}

@@ -268,10 +268,11 @@ class Extraction:
 
     def pool(self, trunk: Trunk, batch: Batch, wanted: Wanted, size: int) -> list[dict]:
         """All that is wanted of a batch, in steps of at most ``size`` images."""
-        found = []
+        found, weighted = [], any(self.regions[k].weights for k, _ in wanted)
+        last = "head" if weighted else trunk.deepest(stage for _, (stage, _) in wanted)
         for i in range(0, len(batch[0]), size):
             pixels, boxes, masks = (part[i : i + size] for part in batch)
-            maps = trunk(trunk.normalise(pixels.to(config.device())))
+            maps = trunk(trunk.normalise(pixels.to(config.device())), last)
             found.append({})
             for k in dict.fromkeys(k for k, _ in wanted):
                 pairs = [pair for number, pair in wanted if number == k]

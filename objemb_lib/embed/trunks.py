@@ -97,10 +97,28 @@ class Trunk(nn.Module):
             pixels = pixels.float() / 255
         return ((pixels - self.mean.float()) / self.std.float()).to(self.mean.dtype)
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """``(N, 3, H, W)`` normalised images to ``{stage: (N, C, H/stride, W/stride)}``."""
+    @property
+    def _own(self) -> list[str]:
+        """The stages before ``head``: the network's own, in order."""
+        return list(self.stages)[: list(self.stages).index("head")]
+
+    def forward(self, images: Tensor, last: str = "head") -> dict[str, Tensor]:
+        """``(N, 3, H, W)`` normalised images to ``{stage: (N, C, H/stride, W/stride)}``.
+
+        Args:
+            last: nothing deeper than this stage is computed, see :meth:`deepest`.
+        """
+        if last in self._own:
+            some = list(range(self._own.index(last) + 1))
+            only = {"stop_early": True, "intermediates_only": True}
+            return dict(zip(self._own, self.network.forward_intermediates(images, some, **only)))
         head, maps = self.network.forward_intermediates(images)
         return dict(zip(self.stages, [*maps, head]))
+
+    def deepest(self, stages: Iterable[str]) -> str:
+        """What ``forward`` must reach so that all of some stages can be had."""
+        own = [*self._own, "head"]
+        return max((s if s in own else "head" for s in stages), key=own.index)
 
     def box_features(self, maps: dict[str, Tensor], stage: str, boxes: Sequence[Tensor]) -> Tensor:
         """``(K_1 + ... + K_N, C, h, w)`` of a ``per_box`` stage, see :mod:`detect.features`.
@@ -116,7 +134,7 @@ class Trunk(nn.Module):
 
         Raises KeyError for a stage that is not the network's own, or not the end of a layer.
         """
-        own = list(self.stages)[: list(self.stages).index("head")]  # of the network itself
+        own = self._own
         end = self.network.feature_info[own.index(stage)]["module"] if stage in own else ""
         layers: dict[str, nn.Module] = {}
         for name, child in self.network.named_children():
@@ -327,11 +345,16 @@ class _TransformerStages(nn.Module):
         # What follows a stage takes tokens, not a part of a map: it is no module of `after`.
         self.feature_info = [network.feature_info[i] | {"module": ""} for i in self.ends]
 
-    def forward_intermediates(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def forward_intermediates(
+        self, x: Tensor, indices: Sequence[int] = range(4), **only: bool
+    ) -> tuple[Tensor, list[Tensor]] | list[Tensor]:
         patch = self.feature_info[0]["reduction"]
         lower, right = (max(1, round(side / patch)) * patch - side for side in x.shape[2:])
         x = F.pad(x, (0, right, 0, lower))
-        tokens, maps = self.network.forward_intermediates(x, self.ends)
+        found = self.network.forward_intermediates(x, [self.ends[i] for i in indices], **only)
+        if only:
+            return found
+        tokens, maps = found
         grid = tokens[:, self.network.num_prefix_tokens :]  # (N, H W, C), after the last norm
         return grid.mT.reshape(maps[-1].shape), maps
 
@@ -352,12 +375,16 @@ class _TorchvisionStages(nn.Module):
         self.feature_info = [{"num_chs": channels, "reduction": stride, "module": f"parts.{i}"}
                              for stride, (i, channels) in last.items()]  # fmt: skip
 
-    def forward_intermediates(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def forward_intermediates(
+        self, x: Tensor, indices: Sequence[int] = (), **only: bool
+    ) -> tuple[Tensor, list[Tensor]] | list[Tensor]:
         maps = []
         for i, part in enumerate(self.parts):
             x = part(x)
             if i in self.ends:
                 maps.append(x)
+            if only and len(maps) == len(indices):
+                return maps
         return x, maps
 
 

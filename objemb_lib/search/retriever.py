@@ -253,7 +253,8 @@ class Embedder:
         """``(1, C, H, W)``: the map of a whole image."""
         seen = torch.from_numpy(model_input(dataset.image(i), self.size).copy())
         pixels = seen.permute(2, 0, 1)[None].to(self.trunk.mean.device)
-        return self.trunk(self.trunk.normalise(pixels))[self.stage].float().cpu()
+        maps = self.trunk(self.trunk.normalise(pixels), self.trunk.deepest([self.stage]))
+        return maps[self.stage].float().cpu()
 
     def cells(self, maps: Tensor, box: Sequence[float], size: Sequence[int]) -> Tensor:
         """``(C, 7, 7)``: a box of an image of this width and height, cut out of its map."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -200,6 +200,11 @@ class BranchedTrunk(Trunk):
         self.embedding = branch
         self.stages[stage] = Stage(stage, branch.dim, 0, per_box=True)
         self.eval()
+
+    def deepest(self, stages: Iterable[str]) -> str:
+        """As of any trunk; the branch needs no more than the map that it cuts."""
+        own, branch = self.embedding.stage.name, list(self.stages)[-1]
+        return super().deepest([own if stage == branch else stage for stage in stages])
 
     def box_features(self, maps: dict[str, Tensor], stage: str, boxes: Boxes) -> Tensor:
         """Also of the branch, see :meth:`Trunk.box_features`."""

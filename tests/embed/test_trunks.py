@@ -121,6 +121,24 @@ def test_stages_say_what_the_maps_are(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "name", ["efficientnet_lite0", "torchvision/mobilenet_v2", "vit_tiny_patch16_224"]
+)
+@torch.inference_mode()
+def test_nothing_deeper_than_what_is_asked_is_computed(name: str) -> None:
+    trunk, images = load_trunk(name, pretrained=False), torch.rand(2, 3, 64, 96)
+    every, ran = trunk(images), []
+    for layer in trunk.after("stage4") if "vit" not in name else [trunk.network.network.norm]:
+        layer.register_forward_hook(lambda *_: ran.append(1))
+    for last in ("stage2", "stage4"):
+        maps = trunk(images, last)
+        assert list(maps) == list(every)[: list(every).index(last) + 1]
+        assert all(torch.equal(maps[stage], every[stage]) for stage in maps)
+    assert not ran
+    assert trunk.deepest(["stage1", "stage4", "stage2"]) == "stage4"
+    assert trunk.deepest(["head", "stage4"]) == trunk.deepest(["fpn3"]) == "head"
+
+
+@pytest.mark.parametrize(
     ("name", "why"),
     [
         ("cait_xxs24_224", "AssertionError: .*224"),  # takes no other size

@@ -204,6 +204,10 @@ def test_as_a_trunk_it_keeps_the_detectors_stages() -> None:
     for stage in ("roi", "box_head"):
         ours_, theirs = (t.box_features(maps, stage, BOXES[:1]) for t in (trunk, plain))
         assert torch.equal(ours_, theirs)
+    small = trunk(trunk.normalise(noise(1)), trunk.deepest(["student"]))
+    assert list(small)[-1] == ours.embedding.stage.name, "neither its pyramid nor deeper"
+    vectors = (trunk.box_features(m, "student", BOXES[:1]) for m in (maps, small))
+    assert torch.equal(*vectors)
     with torch.no_grad():
         for parameter in ours.parameters():
             parameter.add_(0.01)
