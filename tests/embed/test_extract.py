@@ -46,10 +46,10 @@ class Tiny(nn.Module):
         self.one = nn.Conv2d(3, 5, 3, stride=2, padding=1)
         self.two = nn.Conv2d(5, 7, 3, stride=2, padding=1)
 
-    def forward_intermediates(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def forward_intermediates(self, x: Tensor, *_: object, **only: bool) -> object:
         Tiny.seen += len(x) * (x.shape[-1] == SIZE)
         first = self.one(x).relu()
-        return self.two(first), [first]
+        return [first] if only else (self.two(first), [first])
 
 
 def tiny(seed: int = 0) -> Trunk:
