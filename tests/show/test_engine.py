@@ -1,0 +1,218 @@
+"""A photograph's boxes and vectors, computed by Chromium, are Python's from the file's bytes on."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from browser import Watched, chromium, needs_chromium
+from PIL import ExifTags, Image, ImageCms
+from sklearn.datasets import load_sample_images
+from tiny_gallery import scenes
+
+from objemb_lib.attend.proposer import propose
+from objemb_lib.config import DataError
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.embed.boxes import Boxes
+from objemb_lib.embed.extract import ExtractOptions
+from objemb_lib.embed.regions import Region, model_input
+from objemb_lib.embed.trunks import load_trunk
+from objemb_lib.search.explain import explain
+from objemb_lib.search.objects import photograph
+from objemb_lib.search.retriever import Retriever
+from objemb_lib.show import engine, front
+
+QUIET = ExtractOptions(cache=False, progress=False)
+needs_runtime = pytest.mark.skipif(
+    not engine.RUNTIME.is_dir(), reason="no onnxruntime-web here: make web"
+)
+PAGE = """<!doctype html><link rel="icon" href="data:,"><title>engine</title><script type="module">
+import { open } from "./engine.js";
+import { decode, resized } from "./pixels.js";
+const blob = async (name) => (await fetch(name)).blob();
+const plain = (found) => ({ ...found, vectors: found.vectors.map((one) => [...one]) });
+const seen = async (name) => [...resized(await decode(await blob(name)), 256)];
+Object.assign(window, { open, blob, plain, seen });
+</script>"""
+LOOK = "async ([name, boxes]) => plain(await network.look(await blob(name), boxes))"
+WHY = """async (asked) => {
+  const [query, match] = await Promise.all(
+    asked.map(async ([name, box]) => ({ blob: await blob(name), box })));
+  const why = await network.why(query, match);
+  return { ...why, vectors: why.vectors.map((many) => many.map((one) => [...one])) };
+}"""
+
+
+def foreign_profile() -> bytes:
+    """Of sRGB whose red and green changed places: who applies it, sees other colours."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    place = {}
+    for k in range(int.from_bytes(profile[128:132], "big")):
+        tag = profile[132 + 12 * k : 144 + 12 * k]
+        place[bytes(tag[:4])] = int.from_bytes(tag[4:8], "big")
+    red, green = (slice(place[name] + 8, place[name] + 20) for name in (b"rXYZ", b"gXYZ"))
+    profile[red], profile[green] = profile[green], profile[red]
+    return bytes(profile)
+
+
+def write_kinds(folder: Path) -> ImageDataset:
+    """Two photographs as files of every kind that a browser reads."""
+    china, flower = map(Image.fromarray, load_sample_images().images)
+    veil = np.linspace(0, 255, china.width).astype(np.uint8)
+    veiled = np.dstack([china, np.broadcast_to(veil, china.size[::-1])])
+    upright, profile = china.transpose(Image.Transpose.ROTATE_90), foreign_profile()
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    flower.save(folder / "jpeg.jpg")
+    upright.save(folder / "exif.jpg", exif=exif)
+    flower.resize((3024, 4032)).save(folder / "12 megapixels.jpg")
+    flower.resize((5000, 3300)).save(folder / "beyond 4096.jpg")
+    Image.fromarray(veiled).save(folder / "alpha.png")
+    Image.fromarray(veiled).save(folder / "alpha.webp")
+    for name in ("profile.jpg", "profile.png", "profile.webp"):
+        china.save(folder / name, icc_profile=profile)
+    flower.convert("L").save(folder / "grey.jpg")
+    china.quantize(64).save(folder / "palette.png")
+    flower.resize((600, 1400)).save(folder / "upright.png")
+    files = sorted(path.name for path in folder.iterdir())
+    return ImageDataset("kinds", "all", folder, files, np.full(len(files), -1))
+
+
+class Handler(SimpleHTTPRequestHandler):
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory: pytest.TempPathFactory) -> ImageDataset:
+    """Files of all kinds."""
+    return write_kinds(tmp_path_factory.mktemp("kinds"))
+
+
+@pytest.fixture(scope="module")
+def watched(kinds: ImageDataset) -> Iterator[Watched]:
+    """A page whose ``network`` looks at the files of a folder."""
+    for part in ("engine", "pixels"):
+        (kinds.root / f"{part}.js").write_text(front.module(part), "utf-8")
+    (kinds.root / "index.html").write_text(PAGE, "utf-8")
+    files = engine.write_engine(kinds.root / "engine")
+    serve = functools.partial(Handler, directory=kinds.root)
+    with ThreadingHTTPServer(("127.0.0.1", 0), serve) as server, chromium() as watched:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        base = f"http://127.0.0.1:{server.server_port}"
+        watched.page.goto(f"{base}/index.html")
+        watched.root, watched.files = kinds.root, (files, f"{base}/engine/")
+        opened(watched, {})
+        yield watched
+        watched.check()
+        server.shutdown()
+
+
+def opened(watched: Watched, about: dict) -> None:
+    """The page's network, with other settings."""
+    files, base = watched.files
+    files = files | {"about": files["about"] | about}
+    watched.page.evaluate("async (of) => { window.network = await open(...of); }", [files, base])
+
+
+@pytest.fixture(scope="module")
+def way(kinds: ImageDataset) -> Retriever:
+    """The files as a gallery; embeds and proposes as the page does."""
+    return retriever(kinds, "head", 0.0)
+
+
+def retriever(dataset: ImageDataset, stage: str, context: float) -> Retriever:
+    find = lambda data: propose(data, options=QUIET)  # noqa: E731
+    region, pairs = Region(find(dataset), context=context), [(stage, "spoc")]
+    return Retriever.build(dataset, load_trunk(), pairs, region, find=find, progress=False)
+
+
+def looked(watched: Watched, file: str, boxes: list | None = None) -> tuple[np.ndarray, ...]:
+    """Boxes and vectors of a file."""
+    found = watched.page.evaluate(LOOK, [file, boxes])
+    return np.array(found["boxes"]), np.array(found["vectors"]), (found["width"], found["height"])
+
+
+def agree(ours: np.ndarray, theirs: np.ndarray) -> bool:
+    return bool(((ours * theirs).sum(axis=-1) >= 0.999).all())
+
+
+@needs_chromium
+@needs_runtime
+def test_every_kind_of_file_gives_pythons_boxes_and_vectors(watched, way) -> None:
+    for i, file in enumerate(way.dataset.files):
+        ours = model_input(way.dataset.image(i), 256).astype(int)
+        theirs = np.reshape(watched.page.evaluate("seen", file), ours.shape)
+        reduced = file.startswith("beyond")  # by another filter
+        assert np.abs(ours - theirs).max() <= (8 if reduced else 0), file
+        query, (boxes, vectors, size) = way.query(i), looked(watched, file)
+        assert size == tuple(way.dataset.sizes()[i])
+        near = max(size) * (0.01 if reduced else 1e-5)
+        assert np.allclose(boxes, query.boxes, atol=near) and agree(vectors, query.vectors), file
+    with pytest.raises(Exception, match="not an image"):
+        looked(watched, "index.html")
+
+
+@needs_chromium
+@needs_runtime
+def test_boxes_drawn_by_hand_of_another_stage_with_a_context(watched, kinds) -> None:
+    opened(watched, {"stage": "stage4", "context": -0.3})
+    file = "jpeg.jpg"
+    data = photograph(kinds.root / file)
+    width, height = data.sizes()[0].tolist()
+    drawn = [[10, 20, 300.5, 200], [0, 0, width, height], [-5, 0, 3, 2], [width - 9, 0, width, 40]]
+    boxes, vectors, _ = looked(watched, file, drawn)
+    opened(watched, {})
+    ours = retriever(data, "stage4", -0.3).embed(data, Boxes("drawn", [drawn]))
+    assert np.allclose(boxes, drawn) and agree(vectors, ours)
+
+
+@needs_chromium
+@needs_runtime
+def test_why_a_match_was_found_is_pythons_explanation(watched, way) -> None:
+    names = list(way.dataset.files)
+    query = way.query(names.index("jpeg.jpg"))
+    found = way.search(query, 0, kind="box").matches
+    match = next(one for one in found if names[one.image] == "12 megapixels.jpg")
+    ours = explain(way, query, 0, match, "box")
+    asked = [["jpeg.jpg", query.boxes[0].tolist()], [names[match.image], list(match.box)]]
+    found = watched.page.evaluate(WHY, asked)
+    assert np.allclose(found["cells"], ours.cells, atol=0.1)
+    assert np.allclose(found["heat"], ours.heat, atol=1e-3)
+    size, asking = way.dataset.sizes()[match.image], way.asking(query, 0, "box")
+    boxes = np.array([match.box, (0, 0, *size)], np.float32)
+    scores = [way.score(query, asking, boxes, np.array(v), size)[0] for v in found["vectors"]]
+    wanted = ours.score, ours.without_background, ours.without_object
+    assert np.allclose(scores, wanted, atol=1e-3)
+
+
+@needs_chromium
+@needs_runtime
+def test_a_photograph_that_is_brought_finds_the_same_first_answers(watched) -> None:
+    """Queries that the browser looked at ask Python's index, as those of Python do."""
+    data = scenes(15)
+    way = retriever(data, "head", 0.0)
+    for i in range(len(data)):
+        file = data.root / data.files[i]
+        (watched.root / file.name).write_bytes(file.read_bytes())
+        boxes, vectors, _ = looked(watched, file.name)
+        ours = way.query_photograph(photograph(file))
+        theirs = replace(ours, boxes=boxes, vectors=vectors.astype(np.float32))
+        for box in range(len(boxes)):
+            one, other = (way.search(q, box).matches for q in (ours, theirs))
+            assert [match.image for match in one] == [match.image for match in other]
+
+
+def test_what_a_page_cannot_do_is_said_before_it_is_opened(tmp_path, monkeypatch) -> None:
+    with pytest.raises(DataError, match="cannot make vectors of efficientnet_lite0, head, gem"):
+        engine.write_engine(tmp_path, pair=("head", "gem"))
+    monkeypatch.setattr(engine, "RUNTIME", tmp_path)
+    with pytest.raises(DataError, match="onnxruntime-web is not installed") as raised:
+        engine.write_engine(tmp_path)
+    assert raised.value.remedy == "Run make web."
