@@ -11,6 +11,8 @@ APP_ARGS  ?=
 PHOTOS    ?=
 BOXES     ?=
 DETECTOR  ?=
+EXPORT    ?=
+HOST       =
 LOCK_ARGS ?=
 DETECTORS ?=
 
@@ -56,7 +58,9 @@ help:
 	@echo 'Both set up what is missing: the first time some minutes and 6 GB, see README.md.'
 	@echo
 	@echo '  make app         the search alone, without code (PHOTOS=FOLDER searches your photographs,'
-	@echo '                   BOXES=FILE.json or DETECTOR=NAME says where to look on them)'
+	@echo '                   BOXES=FILE.json or DETECTOR=NAME says where to look on them,'
+	@echo '                   HOST=0.0.0.0 lets the telephones of the room in, EXPORT=FILE.html writes'
+	@echo '                   it to one file that needs no server)'
 	@echo '  make install     only the environment, in .venv (PYTHON=python3.12 chooses the Python,'
 	@echo '                   VENV= takes the active environment, PIP_ARGS="..." goes to pip)'
 	@echo '  make extras      the optional packages too: Ray, Milvus Lite, the site, other search libraries'
@@ -159,10 +163,12 @@ lab: install data
 	@$(PY) -m jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_ARGS) \
 	  my_course/00_welcome_and_data.ipynb
 
-# No code to see: Voilà shows the search alone. Its indexes are made first, and cached.
+# No code to see: indexes are made first, and cached; then the browser searches alone. HOST comes from
+# the command line only: some shells set one.
 app: install web data
 	@$(PY) -m objemb_lib.show.app $(if $(PHOTOS),--photos "$(PHOTOS)") $(if $(BOXES),--boxes "$(BOXES)") \
-	  $(if $(DETECTOR),--detector "$(DETECTOR)") $(APP_ARGS)
+	  $(if $(DETECTOR),--detector "$(DETECTOR)") $(if $(HOST),--host "$(HOST)") \
+	  $(if $(EXPORT),--export "$(EXPORT)") $(APP_ARGS)
 
 # For every system and Python at once. torch's own CUDA parts are left out: torch's metadata pins
 # them where it needs them, and a CPU build of torch, which has none, satisfies the same lock.

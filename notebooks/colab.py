@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 HOME = Path(__file__).resolve().parents[1]
-OF_COLAB = ("jupyter", "ipykernel", "ipython", "ipywidgets", "voila")
+OF_COLAB = ("jupyter", "ipykernel", "ipython", "ipywidgets")
 
 
 def wanted(pyproject: Path) -> list[str]:

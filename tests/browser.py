@@ -1,4 +1,4 @@
-"""JupyterLab or Voilà on loopback, and Chromium looking at it: what the browser tests share."""
+"""JupyterLab or the app on loopback, and Chromium looking at it: what the browser tests share."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def notebook(path: Path, *cells: str) -> Path:
 
 @contextmanager
 def server(folder: Path, command: list[str], status: str) -> Iterator[str]:
-    """A Jupyter server on a free port; ``{port}`` in the command. Yields its address.
+    """JupyterLab or the app on a free port; ``{port}`` in the command. Yields its address.
 
     Its settings are its own, in ``folder``: those of whoever runs the tests play no part.
     """

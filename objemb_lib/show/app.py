@@ -1,6 +1,6 @@
 """The search as an app, without code: ``python -m objemb_lib.show.app``, or ``make app``.
 
-Each visitor has a kernel of their own; the indexes are made before the first one comes.
+Indexes are made first; then files are served, and every visitor's browser searches them itself.
 """
 
 from __future__ import annotations
@@ -8,15 +8,18 @@ from __future__ import annotations
 import argparse
 import functools
 import hashlib
+import json
 import os
-import socket
 import sys
+import webbrowser
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from objemb_lib import config
 from objemb_lib.attend.detections import PROPOSER, boxes_from, source_name
 from objemb_lib.attend.sources import detector_boxes
-from objemb_lib.config import DataError, ObjembError
+from objemb_lib.config import ObjembError
 from objemb_lib.data.catalogue import load_splits
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.folder import ANNOTATIONS, folder
@@ -29,10 +32,12 @@ from objemb_lib.embed.trunks import load_trunk
 from objemb_lib.search.calibration import made_of, shipped
 from objemb_lib.search.objects import ObjectIndex
 from objemb_lib.search.retriever import SAME_BOX, Retriever, embedder
+from objemb_lib.show.pages import Index, index_of, write_folder, write_one_file
+from objemb_lib.show.serve import Server
+from objemb_lib.show.widgets import ObjectSearch
 from objemb_lib.teach.student import StudentTrunk, load_student
 
-HERE = Path(__file__).parent
-PHOTOS = "OBJEMB_PHOTOS"  # names the folder for the kernels
+PHOTOS = "OBJEMB_PHOTOS"  # names the folder
 BOXES = "OBJEMB_BOXES"  # and what says where to look: a COCO file, or a detector
 TRUNK = "OBJEMB_TRUNK"  # the classification network, for load_trunk
 TOP = 5  # boxes of an image; notebook 04 chose ten, but here somebody has to tell them apart
@@ -105,22 +110,41 @@ def own_boxes(data: ImageDataset, detector: Detector, progress: bool = False) ->
     return detector_boxes(data, detector, seen).top(TOP)
 
 
-def free_port(port: int) -> int:
-    """A port that nobody listens at; 0 stands for any. Raises DataError: it is taken, or none."""
-    with socket.socket() as probe:
-        if os.name == "posix":  # as the server will: one that was just closed is free
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except (OSError, OverflowError) as error:
-            reason = getattr(error, "strerror", None) or error
-            remedy = "Choose another with --port, or 0 for any that is free."
-            raise DataError(f"port {port} cannot be used: {reason}", remedy) from error
-        return probe.getsockname()[1]
+def index_folder(ways: Sequence[Retriever]) -> tuple[Index, Path]:
+    """The index of some ways as a page reads it, and the folder of the cache that it lies in."""
+    index = index_of(ObjectSearch(ways))
+    told = (json.dumps(index.about), *(index.parts[name] for name in sorted(index.parts)))
+    key = hashlib.sha256(repr((index.dataset.fingerprint, told)).encode()).hexdigest()[:20]
+    folder = config.cache_root() / "app" / key
+    if not (folder / "index.json").exists():
+        write_folder(index, folder)
+    return index, folder
+
+
+def export(ways: Sequence[Retriever], path: Path, sure: bool) -> None:
+    """Write the search by the first way as one file, if that is meant."""
+    dataset = ways[0].dataset
+    print(f"{path} will hold small pictures of {len(dataset)} photographs, and their names, for "
+          "everybody who gets the file.")  # fmt: skip
+    if not (sure or input("Write it? [y/N] ").strip().lower() in ("y", "yes")):
+        print("Nothing was written.")
+        return
+    write_one_file(index_of(ObjectSearch(ways[0])), path)
+    print(f"Written: {path} ({path.stat().st_size / 1e6:.1f} MB).")
+
+
+def tell(address: str, hosted: bool) -> None:
+    """Say where the search is; to other machines, by a picture for telephones, too."""
+    print(f"The search is at {address} until you press Ctrl+C.", flush=True)
+    if hosted:
+        import segno
+
+        print("Everybody in this network can see these photographs there.")
+        segno.make(address, micro=False).terminal(compact=True)
 
 
 def main() -> int:
-    """Make the indexes, then serve the app on loopback."""
+    """Make the indexes, then serve the app, or write it to one file."""
     config.tune_process()
     parser = argparse.ArgumentParser(prog="python -m objemb_lib.show.app", description=__doc__)
     parser.add_argument("--photos", help="folder to search (default: mini-battles)")
@@ -130,7 +154,11 @@ def main() -> int:
                        "ssdlite320_mobilenet_v3_large, torchvision/MODEL, ...")  # fmt: skip
     parser.add_argument("--trunk", help="the network beside the student (efficientnet_lite0), "
                         "such as vit_small_patch14_dinov2.lvd142m")  # fmt: skip
+    parser.add_argument("--host", default="127.0.0.1", help="address of this machine that others "
+                        "may reach; 0.0.0.0: all (default: nobody else)")  # fmt: skip
     parser.add_argument("--port", type=int, default=8866, help="of this machine; 0: any free one")
+    parser.add_argument("--export", type=Path, help="write the search to this file, serve nothing")
+    parser.add_argument("--yes", action="store_true", help="do not ask before that")
     parser.add_argument("--no-browser", action="store_true", help="only print the address")
     asked = parser.parse_args()
     if asked.photos:
@@ -140,24 +168,22 @@ def main() -> int:
         os.environ[BOXES] = file if asked.boxes else asked.detector
     if asked.trunk:
         os.environ[TRUNK] = asked.trunk
-    paths = [str(HERE), os.environ.get("JUPYTER_PATH", "")]  # our page template is there
-    os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, paths))
     try:
         config.fix_places()
-        port = free_port(asked.port)
-        ways(gallery(), progress=True)
+        if asked.export:
+            export(ways(gallery(), progress=True), asked.export, asked.yes)
+            return 0
+        with Server(asked.host, asked.port) as server:  # before hours of work
+            server.show(*index_folder(ways(gallery(), progress=True)))
+            tell(server.address, hosted=asked.host != "127.0.0.1")
+            if not asked.no_browser:
+                webbrowser.open(server.address)
+            with suppress(KeyboardInterrupt):
+                server.serve_forever()
     except ObjembError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"The search is at http://127.0.0.1:{port}/ until you press Ctrl+C.", flush=True)
-    command = [sys.executable, "-m", "voila", str(HERE / "voila" / "search.ipynb"),
-               "--template=offline", f"--port={port}", "--Voila.port_retries=0",
-               "--Voila.ip=127.0.0.1", "--show_tracebacks=True",
-               # A page that is closed leaves its kernel, of 1 GB: ended once nobody is connected.
-               "--MappingKernelManager.cull_idle_timeout=60",
-               "--MappingKernelManager.cull_interval=20"]  # fmt: skip
-    command += ["--no-browser"] if asked.no_browser else []
-    return os.execv(sys.executable, command)
+    return 0
 
 
 if __name__ == "__main__":

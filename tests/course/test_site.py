@@ -196,4 +196,4 @@ def test_colab_keeps_its_jupyter_and_gets_the_rest() -> None:
     wanted = colab["wanted"](PROJECT / "pyproject.toml")
     names = {re.split(r"[^\w.-]", line)[0] for line in wanted}
     assert {"torch", "timm", "faiss-cpu", "anywidget"} <= names
-    assert not names & {"jupyterlab", "ipykernel", "ipython", "ipywidgets", "voila"}
+    assert not names & {"jupyterlab", "ipykernel", "ipython", "ipywidgets"}

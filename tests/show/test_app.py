@@ -8,14 +8,16 @@ import shutil
 import socket
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_gallery import coloured, retriever
 
 from objemb_lib.embed.trunks import load_trunk
 from objemb_lib.search.objects import photograph
-from objemb_lib.show import app
+from objemb_lib.show import app, serve
 from objemb_lib.show.widgets import ObjectSearch
 
 
@@ -104,7 +106,6 @@ def test_an_annotations_file_in_the_folder_gives_true_boxes(photos: Path) -> Non
 def test_a_taken_port_is_said_before_anything_is_computed(
     photos: Path, monkeypatch, capsys
 ) -> None:
-    """voila-dashboards/voila#424: it took another one, while the address named the first."""
     monkeypatch.setattr(app, "ways", lambda *_, **__: pytest.fail("computed"))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -113,21 +114,51 @@ def test_a_taken_port_is_said_before_anything_is_computed(
             monkeypatch.setattr(sys, "argv", ["app", f"--port={port}"])
             assert app.main() == 1
             said = capsys.readouterr()
-            assert f"port {port} cannot be used" in said.err and "http" not in said.out
+            assert f"port {port} of 127.0.0.1 cannot be used" in said.err and not said.out
 
 
-@pytest.mark.parametrize("asked", ["0", "~"])
-def test_the_address_is_the_one_that_is_served(asked, photos: Path, monkeypatch, capsys) -> None:
-    """Also where any free port will do; ``~`` is the home folder."""
-    monkeypatch.setattr(app, "ways", lambda *_, **__: [])
-    monkeypatch.setenv("HOME", str(photos.parent))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = "0" if asked == "0" else str(probe.getsockname()[1])
-    monkeypatch.setattr(sys, "argv", ["app", "--photos=~/photos", f"--port={port}"])
-    monkeypatch.setattr(os, "execv", lambda _, command: command)
-    command = app.main()
-    (used,) = [word.partition("=")[2] for word in command if word.startswith("--port=")]
-    assert f"http://127.0.0.1:{used}/" in capsys.readouterr().out and used != "0"
-    assert "--Voila.port_retries=0" in command  # or it would look for another one
-    assert os.environ[app.PHOTOS] == os.path.realpath(photos)
+@pytest.fixture
+def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An app that searches by colour, and is stopped as soon as it serves."""
+    monkeypatch.setenv("OBJEMB_CACHE", str(tmp_path / "cache"))
+    way = retriever(coloured(tmp_path))
+    monkeypatch.setattr(app, "ways", lambda *_, **__: [way])
+    monkeypatch.setattr(app, "gallery", lambda: way.dataset)
+
+    def stop(server: app.Server) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(app.Server, "serve_forever", stop)
+
+
+def test_the_address_is_the_one_that_is_served(search, monkeypatch, capsys) -> None:
+    """Also where any free port will do; ``~`` is the home folder; and a browser opens it."""
+    opened = []
+    monkeypatch.setattr(app.webbrowser, "open", opened.append)
+    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.setenv(app.PHOTOS, "")
+    monkeypatch.setattr(sys, "argv", ["app", "--photos=~/photos", "--port=0"])
+    assert app.main() == 0
+    (address,) = opened
+    assert address in capsys.readouterr().out and urlsplit(address).hostname == "127.0.0.1"
+    assert urlsplit(address).port and os.environ[app.PHOTOS] == "/home/somebody/photos"
+
+
+def test_others_are_let_in_by_an_address_and_a_picture_of_it(search, monkeypatch, capsys) -> None:
+    pytest.importorskip("segno")
+    monkeypatch.setattr(serve, "seen_by_others", lambda: "192.168.1.5")
+    monkeypatch.setattr(sys, "argv", ["app", "--host=0.0.0.0", "--port=0", "--no-browser"])
+    assert app.main() == 0
+    said = capsys.readouterr().out
+    assert "http://192.168.1.5:" in said and "Everybody in this network" in said and "█" in said
+
+
+@pytest.mark.parametrize("answer, written", [("n", False), ("", False), ("y", True)])
+def test_one_file_is_written_only_if_that_is_meant(
+    answer, written, search, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    file = tmp_path / "search.html"
+    monkeypatch.setattr("builtins.input", lambda _: answer)
+    monkeypatch.setattr(sys, "argv", ["app", f"--export={file}"])
+    assert app.main() == 0 and file.exists() is written
+    assert "small pictures of 3 photographs" in capsys.readouterr().out

@@ -13,12 +13,13 @@ const SMALLEST = 12; // pixels of the screen
 const PAUSE = 500; // milliseconds after the last key, until the box is searched for
 const APART = 26; // pixels between dots
 
-// `choose(box)` is called when somebody has pointed at something.
-function queryBox(choose) {
+// `choose(box)` is called when somebody has pointed at something. known: only the objects with a dot
+// can be chosen.
+function queryBox(choose, known) {
   const image = make("img", { draggable: "false" });
   const dim = make("div", { class: "dim" }, make("i"));
-  const frame = make("div", { class: "frame" }, image, dim);
-  const handles = [...Object.keys(CORNERS), "move"].map((name) => handle(name));
+  const frame = make("div", { class: known ? "frame known" : "frame" }, image, dim);
+  const handles = known ? [] : [...Object.keys(CORNERS), "move"].map((name) => handle(name));
   let [query, box, timer] = [null, null, 0];
 
   const sides = () => [query.width, query.height];
@@ -128,7 +129,7 @@ function queryBox(choose) {
   const fixed = () => !query || frame.classList.contains("fixed");
   frame.onpointerdown = (event) => {
     drawn = false;
-    if (event.button || event.pointerType === "touch" || fixed()) return;
+    if (event.button || event.pointerType === "touch" || fixed() || known) return;
     follow(event, (start, end) => {
       drawn = true;
       return between(start, end);
@@ -137,7 +138,7 @@ function queryBox(choose) {
   frame.onclick = (event) => {
     if (drawn || fixed()) return;
     const dot = event.target.closest(".dot");
-    done(dot ? query.boxes[dot.dataset.box] : here(inside(event)));
+    if (dot || !known) done(dot ? query.boxes[dot.dataset.box] : here(inside(event)));
   };
 
   // Dots in the middle of the objects, side by side where those lie upon each other.
@@ -148,15 +149,11 @@ function queryBox(choose) {
       while (taken.some(([u, v]) => Math.hypot(u - x, v - y) < APART)) x += APART / 2;
       x = Math.min(x, query.width / scale() - APART / 2);
       taken.push([x, y]);
-      const where = `left:${(100 * x * scale()) / query.width}%;top:${(100 * y * scale()) / query.height}%`;
       const label = `object ${n + 1} of ${query.boxes.length}`;
-      return make("button", {
-        type: "button",
-        class: "dot",
-        "data-box": n,
-        style: where,
-        "aria-label": label,
-      });
+      const dot = make("button", { type: "button", class: "dot", "data-box": n, "aria-label": label });
+      const [left, top] = [(100 * x * scale()) / query.width, (100 * y * scale()) / query.height];
+      Object.assign(dot.style, { left: `${left}%`, top: `${top}%` });
+      return dot;
     });
   }
 

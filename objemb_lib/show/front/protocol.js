@@ -1,4 +1,4 @@
-// Who searches: a kernel (kernel.js), or whatever else gives these functions. All are asynchronous;
+// Who searches: a kernel (kernel.js) or the browser alone (browser.js). All are asynchronous;
 // what cannot be done is an Error whose message people can read. Boxes are [x0, y0, x1, y1] in
 // pixels of the photograph; `settings` are the names chosen under "advanced".
 /**
@@ -10,7 +10,7 @@
  * @property explain {rank} -> Why, of the last answer; ranks count from 0
  * @property picture {id} -> {src}, large
  * @property original {id} -> Blob, the file itself
- * @property ping {} -> {}, soon
+ * @property map {settings} -> points, groups, names, glyphs, says; choose {rows, only} -> says, cards
  *
  * @typedef {object} Query {id, file, src, width, height, boxes}; `file` is a name to read
  * @typedef {object} Answer {says, nothing, rows: [{title, matches: [Match]}]}; a match of a chance

@@ -1,6 +1,7 @@
 // The search: a photograph that asks, and what it finds. `about` says which of its parts are there:
 // kinds (of the protocol), accepts (photographs of one's own), explains, most (answers), choices
-// ({name, options, value}), looks (a second photograph is chosen), start (what is asked first).
+// ({name, options, value}), looks (a second photograph is chosen), start (what is asked first), app
+// (the address is ours), known (no box can be drawn).
 import { answers } from "./answers.js";
 import { queryBox } from "./box.js";
 import { enlarged } from "./dialog.js";
@@ -11,17 +12,6 @@ import { page, save, table } from "./save.js";
 import { inAddress, inMemory } from "./place.js";
 
 const KINDS = { both: "both", box: "object in the box", whole: "whole photograph" };
-const LARGEST = 1600; // pixels: a longer photograph is reduced before it is sent
-
-// A photograph as JPEG, upright: a server refuses messages of more than some megabytes.
-async function reduced(file) {
-  const bitmap = await createImageBitmap(file);
-  const shrink = Math.min(1, LARGEST / Math.max(bitmap.width, bitmap.height));
-  const canvas = make("canvas", { width: Math.round(bitmap.width * shrink), height: Math.round(bitmap.height * shrink) }); // prettier-ignore
-  canvas.getContext("2d").drawImage(bitmap, 0, 0, canvas.width, canvas.height);
-  const blob = await new Promise((done) => canvas.toBlob(done, "image/jpeg", 0.95));
-  return blob.arrayBuffer();
-}
 
 // Files that are chosen, dropped on `place` or pasted into it.
 function own(place, take, say) {
@@ -101,7 +91,7 @@ function search(backend, about, el, say) {
     say("");
     shown.says(`Looking at ${file.name} ...`);
     try {
-      const bytes = await reduced(file).catch(() => file.arrayBuffer()); // others may read it
+      const bytes = await file.arrayBuffer();
       const mine = await backend.embed({ file: file.name, bytes, settings: state.settings });
       [query, loaded] = [mine, JSON.stringify([mine.id, state.settings])];
       go({ id: mine.id, box: null });
@@ -114,9 +104,9 @@ function search(backend, about, el, say) {
   // --- what is shown -----------------------------------------------------------------------
 
   const boxed = about.kinds.includes("box");
-  const box = queryBox((ends) =>
-    go({ box: ends, kind: state.kind === "whole" ? about.kinds[0] : state.kind }),
-  );
+  const several = about.kinds.length > 1; // a search for objects, and no comparison
+  const choice = (ends) => go({ box: ends, kind: state.kind === "whole" ? about.kinds[0] : state.kind });
+  const box = queryBox(choice, about.known);
   const shown = answers();
   const dialog = enlarged(about.explains ? (rank) => backend.explain({ rank }) : null, (id) =>
     backend.picture({ id }),
@@ -145,12 +135,13 @@ function search(backend, about, el, say) {
   };
   const open = (match) => {
     const tab = window.open(""); // at once, or it would be a pop-up that is refused
-    backend.original(match).then((blob) => (tab.location = URL.createObjectURL(blob)));
+    const show = (blob) => (tab.location = URL.createObjectURL(blob));
+    backend.original(match).then(show, (error) => (say(error.message), tab.close()));
   };
   const keep = (match) => ready(backend.original(match), match.file.split("/").at(-1));
   const actions = { "search with this": next, open, save: keep };
-  const onCards = about.explains ? { "Why?": (match, rank) => enlarge(match, rank, true), ...actions }
-    : { "search with this": next }; // prettier-ignore
+  const why = about.explains ? { "Why?": (match, rank) => enlarge(match, rank, true) } : {};
+  const onCards = several ? { ...why, ...actions } : { "search with this": next };
   function enlarge(match, rank, because = false) {
     const ends = state.kind === "whole" ? null : state.box;
     dialog.open({ ...query, box: ends }, match, rank, actions, because);
@@ -172,7 +163,7 @@ function search(backend, about, el, say) {
   ];
   const advanced = make(
     "details",
-    { open: !about.explains },
+    { open: !several },
     make("summary", {}, "advanced"),
     ...menus,
   );
@@ -189,7 +180,7 @@ function search(backend, about, el, say) {
     bar,
     box.el,
     name,
-    about.kinds.length > 1 ? kinds : "",
+    several ? kinds : "",
     advanced,
   );
   const found = make(

@@ -5,8 +5,6 @@ import { map } from "./map.js";
 import { watched } from "./protocol.js";
 import { search } from "./search.js";
 
-const PULSE = 10000; // milliseconds: so often an app asks whether somebody is there
-
 function render({ model, el }) {
   const about = { ...model.get("about"), start: model.get("start") };
   el.classList.add("objemb");
@@ -18,17 +16,16 @@ function render({ model, el }) {
   el.append(banner, error);
 
   let over = false;
-  const remedy = about.app ? "Load this page again." : "Run the cells of this notebook again.";
   const stopped = () => {
     over = true;
-    banner.textContent = `The search has stopped: its kernel is gone. ${remedy}`;
+    banner.textContent =
+      "The search has stopped: its kernel is gone. Run the cells of this notebook again.";
   };
   const alive = () => !el.closest(".jupyter-widgets-disconnected");
   const [plain, close] = kernel(model, alive, stopped);
   const backend = watched(plain, (words) => {
     if (!over) banner.textContent = words;
   });
-  const pulse = about.app ? setInterval(() => backend.ping(), PULSE) : 0;
 
   const views = { search, map };
   const view = views[model.get("view")](backend, about, el, (words) => (error.textContent = words));
@@ -36,7 +33,6 @@ function render({ model, el }) {
   model.on("change:start", asked);
   return () => {
     model.off("change:start", asked);
-    clearInterval(pulse);
     close();
     view.close();
   };

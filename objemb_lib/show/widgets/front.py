@@ -30,8 +30,8 @@ class Front(anywidget.AnyWidget):
         view: ``search`` or ``map``. about: what the view needs to know, see there.
     """
 
-    QUESTIONS = ("photographs", "objects", "embed", "ask", "explain", "picture", "original", "ping",
-                 "map", "choose")  # fmt: skip
+    QUESTIONS = ("photographs", "objects", "embed", "ask", "explain", "picture", "original", "map",
+                 "choose")  # fmt: skip
     _esm = front.module("widget")
     _css = front.style()
     view = traitlets.Unicode("search").tag(sync=True)
@@ -59,10 +59,6 @@ class Front(anywidget.AnyWidget):
             reply["error"] = str(error) if known else f"This did not work ({error})."
         self.send(reply, files)
 
-    def ping(self) -> dict:
-        """Somebody is there."""
-        return {}
-
     def photographs(self, **given: int) -> dict:
         """A page of the gallery: ``many`` thumbnails ``from`` a place."""
         first, total = given["from"], len(self.dataset)
@@ -80,12 +76,16 @@ class Front(anywidget.AnyWidget):
         return picture(*self.place(id), LARGE)
 
     def original(self, id: str, **_: object) -> tuple[str, bytes]:
-        """The file of a photograph, as JPEG where browsers would not show it; its type, too."""
-        dataset, i = self.place(id)
-        kind = mimetypes.guess_type(dataset.files[i])[0]
-        if kind in SHOWN and not dataset.crops:
-            return kind, (Path(dataset.root) / dataset.files[i]).read_bytes()
-        return "image/jpeg", _encoded(dataset.image(i))
+        """The file of a photograph, see :func:`original`."""
+        return original(*self.place(id))
+
+
+def original(dataset: ImageDataset, i: int) -> tuple[str, bytes]:
+    """Type and content of a photograph's file, as JPEG where browsers would not show it."""
+    kind = mimetypes.guess_type(dataset.files[i])[0]
+    if kind in SHOWN and not dataset.crops:
+        return kind, (Path(dataset.root) / dataset.files[i]).read_bytes()
+    return "image/jpeg", encoded(dataset.image(i))
 
 
 def picture(dataset: ImageDataset, i: int, side: int = THUMBNAIL, **more: object) -> dict:
@@ -129,10 +129,11 @@ def _thumbnail(dataset: ImageDataset, i: int, side: int) -> tuple[str, tuple[int
     image = dataset.image(i)
     size = image.size
     image.thumbnail((side, side))
-    return f"data:image/jpeg;base64,{base64.b64encode(_encoded(image, 85)).decode()}", size
+    return f"data:image/jpeg;base64,{base64.b64encode(encoded(image, 85)).decode()}", size
 
 
-def _encoded(image: Image.Image, quality: int = 95) -> bytes:
+def encoded(image: Image.Image, quality: int = 95) -> bytes:
+    """An image as JPEG."""
     file = io.BytesIO()
     image.save(file, "JPEG", quality=quality)
     return file.getvalue()

@@ -42,7 +42,6 @@ class ObjectSearch(Front):
         ways: Retriever | Sequence[Retriever],
         query: int = 0,
         k: int = 8,
-        app: bool = False,
     ) -> None:
         self.ways = [ways] if isinstance(ways, Retriever) else list(ways)
         dataset = self.ways[0].dataset
@@ -56,7 +55,7 @@ class ObjectSearch(Front):
         choices = [choice("network", [way.network for way in self.ways]),
                    choice("boxes", [way.boxes for way in self.ways])]  # fmt: skip
         about = {"kinds": ["both", "box", "whole"], "accepts": True, "explains": True, "k": k,
-                 "most": 24, "choices": choices, "app": app}  # fmt: skip
+                 "most": 24, "choices": choices}  # fmt: skip
         super().__init__(dataset, about=about, start={"id": dataset.names[query]})
 
     def way(self, network: str, boxes: str) -> Retriever:
@@ -180,8 +179,11 @@ class Map(Front):
         more = f", the first {SHOWN} of them here" if len(rows) > SHOWN else ""
         return {"says": f"{len(rows)} objects{more}", "cards": cards}
 
+    def name(self, place: int) -> str:
+        """What an object is called."""
+        return plots.object_name(self.dataset, self.labels[place], "unknown")
+
     def _card(self, place: int) -> dict:
         i = int(self.image[place])
-        name = plots.object_name(self.dataset, self.labels[place], "unknown")
-        note = f"{name}, {self.dataset.names[i]}"
+        note = f"{self.name(place)}, {self.dataset.names[i]}"
         return match(self.dataset, i, 0.0, self.ends[place], note=note) | {"row": place}

@@ -1,0 +1,157 @@
+// The protocol with the browser alone behind it: a gallery in memory (index.js), searched here as
+// Retriever.search does it.
+import { clamp } from "./dom.js";
+import { gallery } from "./index.js";
+import { atlas, ranking } from "./ranking.js";
+import { judge } from "./truth.js";
+
+const WIDE = 4; // times as many photographs are compared in all pairs as are asked for
+const LATER = [8, 32]; // the ranks that first answers are compared with
+const FEW = 16; // photographs below which there are no such ranks
+const SAME = 1e-5; // how far two scores of one photograph may round
+const KINDS = { box: "the box", whole: "the whole photograph", both: "the box and the whole" };
+
+// The score of a photograph, and which of its objects is that of the best pair: as Calibration.
+// cosines: of each that asks, of each object; fromWhole, toWhole: whether those are whole ones.
+function fused({ scales, sharp }, cosines, fromWhole, toWhole) {
+  const scaled = cosines.map((row, n) => row.map((cosine, m) => {
+    const kind = `${fromWhole[n] ? "whole" : "box"} to ${toWhole[m] ? "whole" : "box"}`;
+    const [slope, offset] = scales[kind] ?? [1, 0];
+    return slope * cosine + offset;
+  })); // prettier-ignore
+  const odds = scaled.map((row) => Math.exp(sharp * Math.max(...row)));
+  const each = toWhole.map((_, m) => Math.max(...scaled.map((row) => row[m])));
+  const score = Math.log(odds.reduce((a, b) => a + b) / odds.length) / sharp;
+  return { score, best: each.indexOf(Math.max(...each)) };
+}
+
+// How often answers of such scores, best first, are right; null where that was not checked.
+function chances({ chances: known }, scores, kind) {
+  if (!known[kind] || scores.length < FEW) return scores.map(() => null);
+  const later = scores.slice(...LATER);
+  const usual = later.reduce((a, b) => a + b) / later.length;
+  const [slope, offset] = known[kind];
+  return scores.map((score) => 1 / (1 + Math.exp(-slope * (score - usual) - offset)));
+}
+
+const far = (box, other) => Math.max(...box.map((end, n) => Math.abs(end - other[n])));
+
+// The photographs of the highest cosines, each by its best object, and copies once.
+function nearest({ first, box, code }, cosines, count, own) {
+  const best = [];
+  for (let image = 0; image < first.length - 1; image += 1) {
+    let top = first[image];
+    for (let m = top; m < first[image + 1]; m += 1) if (cosines[m] > cosines[top]) top = m;
+    if (image !== own && top < first[image + 1]) best.push({ image, m: top, cosine: cosines[top] });
+  }
+  best.sort((a, b) => b.cosine - a.cosine);
+  const kept = [];
+  const copy = (one, other) =>
+    Math.abs(one.cosine - other.cosine) < SAME && !far(box(one.m), box(other.m)) &&
+    code(one.m).every((value, d) => value === code(other.m)[d]); // prettier-ignore
+  for (const one of best) {
+    if (kept.length === count) break;
+    if (!kept.some((other) => copy(one, other))) kept.push(one);
+  }
+  return kept.map(({ image }) => image);
+}
+
+// network: a function that gives network.js's, or null where there is none.
+function searching(photographs, network) {
+  const { chosen, names, number, seen, sizes, truth } = photographs;
+  const own = new Map(); // photographs that somebody brought
+  const whole = (n) => [0, 0, ...sizes[n]];
+  const missing = (what) => new Error(`${what} This page has no network that could look at it.`);
+  let asked = null; // the last question, for explain
+
+  async function one(settings) {
+    const [way] = await chosen(settings);
+    if (!way) throw new Error("No index of these two. Choose another pair.");
+    return way;
+  }
+
+  // A photograph that asks: its number or null, its size, boxes, vectors, and which is the whole.
+  async function query(id, way) {
+    const mine = own.get(id);
+    if (mine) return { n: null, ...mine, ...(await looked(mine, way)) };
+    const n = number(id);
+    const rows = Array.from({ length: way.first[n + 1] - way.first[n] }, (_, k) => way.first[n] + k);
+    const boxes = rows.map(way.box);
+    const at = boxes.findIndex((box) => far(box, whole(n)) < 0.5);
+    return { n, ...seen(n), boxes, vectors: rows.map(way.vector), whole: at };
+  }
+
+  // Its number among the boxes, and the boxes with it.
+  async function withBox(asking, ends, way) {
+    const box = ends.map((end, n) => clamp(end, 0, n % 2 ? asking.height : asking.width));
+    const known = asking.boxes.findIndex((one) => far(one, box) <= 0.5);
+    if (known >= 0) return [asking, known];
+    const vector = await drawn(asking, box, way);
+    const more = { boxes: [...asking.boxes, box], vectors: [...asking.vectors, vector] };
+    return [{ ...asking, ...more }, asking.boxes.length];
+  }
+
+  async function looked() {
+    throw missing("A photograph of your own cannot ask.");
+  }
+  async function drawn() {
+    throw missing("Only objects with a dot can be searched here.");
+  }
+
+  function search(way, asking, at, kind, k) {
+    const asks = { box: [at], whole: [asking.whole], both: [at, asking.whole] }[kind];
+    const cosines = asks.map((one) => way.cosines(asking.vectors[one]));
+    const most = Math.max(WIDE * k, LATER[1]);
+    const images = new Set(cosines.flatMap((row) => nearest(way, row, most, asking.n)));
+    const found = [...images].map((image) => {
+      const [from, to] = [way.first[image], way.first[image + 1]];
+      const boxes = Array.from({ length: to - from }, (_, m) => way.box(from + m));
+      const toWhole = boxes.map((box) => far(box, whole(image)) < 0.5);
+      const rows = cosines.map((row) => [...row.subarray(from, to)]);
+      const fromWhole = asks.map((one) => one === asking.whole);
+      const { score, best } = fused(way.calibration, rows, fromWhole, toWhole);
+      return { image, score, box: boxes[best] };
+    });
+    return found.sort((a, b) => b.score - a.score || a.image - b.image);
+  }
+
+  async function ask({ id, box, kind: wanted, k, settings }) {
+    const way = await one(settings);
+    const plain = await query(id, way);
+    const [asking, at] = box && wanted !== "whole" ? await withBox(plain, box, way) : [plain, plain.whole];
+    const kind = at === asking.whole ? "whole" : wanted;
+    const found = search(way, asking, at, kind, k);
+    const sure = chances(way.calibration, found.map(({ score }) => score), kind); // prettier-ignore
+    const { name, state, found: told } = judge(truth, asking.n, asking.boxes[at], kind);
+    const matches = found.slice(0, k).map(({ image, score, box: part }, rank) => ({ ...seen(image),
+      box: part, score, chance: sure[rank], state: state(image, part), note: "", heat: null })); // prettier-ignore
+    asked = { way, asking, at, kind, matches };
+    const how = told(matches.map((match) => match.state)) || `${matches.length} photographs`;
+    return { says: `${name || KINDS[box ? wanted : "whole"]} of ${asking.file}: ${how}`,
+      nothing: way.calibration.nothing, rows: [{ title: "", matches }] }; // prettier-ignore
+  }
+
+  return {
+    ...photographs.answers,
+    async objects({ id, settings }) {
+      const asking = await query(id, await one(settings));
+      return { ...asking, boxes: asking.boxes.filter((_, n) => n !== asking.whole) };
+    },
+    async embed() {
+      throw missing("A photograph of your own cannot ask.");
+    },
+    ask,
+    async explain() {
+      throw missing("Nobody can say why.");
+    },
+  };
+}
+
+// `link(id, box)` is what a press on a map asks.
+function browser(index, network, link) {
+  const photographs = gallery(index);
+  const search = index.about.compares ? ranking(photographs) : searching(photographs, network);
+  return { ...search, ...(index.about.map ? atlas(photographs, link) : {}) };
+}
+
+export { browser };

@@ -1,0 +1,156 @@
+"""A server of files: the page of a search, its index, pictures and originals, and nothing else."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import shutil
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from socketserver import TCPServer
+from urllib.parse import urlsplit
+
+from objemb_lib.config import DataError, ObjembError
+from objemb_lib.show import front, pages
+from objemb_lib.show.widgets.front import LARGE, THUMBNAIL, original
+
+SIDES = (160, THUMBNAIL, LARGE)  # pixels of the pictures that a page may ask for
+PHOTOGRAPH = re.compile(rf"/({'|'.join(map(str, SIDES))}|original)/([0-9]{{1,9}})(?:\.jpg)?")
+TYPES = {".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=utf-8",
+         ".css": "text/css; charset=utf-8", ".json": "application/json",
+         ".jpg": "image/jpeg", ".wasm": "application/wasm", ".mjs": "text/javascript"}  # fmt: skip
+SAFE = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self' 'wasm-unsafe-eval' blob:; "
+    "style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; worker-src 'self' blob:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",  # other pages cannot show the photographs
+}
+AT_ONCE = threading.Semaphore(2)  # photographs that are made smaller: each takes memory
+
+
+class Server(ThreadingHTTPServer):
+    """Serves one index at one address, once :meth:`show` has said which.
+
+    Args:
+        host: an address of this machine; loopback is heard by nobody else. port: 0 is any free one.
+    Raises:
+        DataError: nobody can listen there.
+    """
+
+    daemon_threads = True
+    server_bind = TCPServer.server_bind  # HTTPServer's asks the network for a name
+    allow_reuse_address = os.name == "posix"  # elsewhere two servers could share a port
+
+    def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
+        try:
+            super().__init__((host, port), Handler)
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or error
+            remedy = "Choose another with --port, or 0 for any that is free."
+            raise DataError(f"port {port} of {host} cannot be used: {reason}", remedy) from error
+
+    def show(self, index: pages.Index, folder: Path) -> None:
+        """Serve an index that was written to a folder."""
+        self.dataset, self.folder = index.dataset, folder
+        name = folder.name  # another index has other addresses: browsers may keep these
+        self.texts = {"/": pages.served(f"{name}/"), "/page.js": pages.program(),
+                      "/front.css": front.style()}  # fmt: skip
+        parts = ["index.json", *index.parts]
+        self.files = {f"/{name}/{part}": folder / part for part in parts}
+
+    @property
+    def address(self) -> str:
+        """Where browsers find it; of a server on all addresses, the one that others see."""
+        host, port = self.server_address[:2]
+        return f"http://{seen_by_others() if host == '0.0.0.0' else host}:{port}/"
+
+    def handle_error(self, *_: object) -> None:
+        """A browser that went away is no error of ours."""
+
+
+def seen_by_others() -> str:
+    """This machine's own address in its network; loopback where it is in none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # nobody's; nothing is sent
+            return probe.getsockname()[0]
+        except OSError:
+            return "127.0.0.1"
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers GET and HEAD by what :class:`Server` knows; a path never becomes a file's name."""
+
+    protocol_version = "HTTP/1.1"
+    timeout = 60  # seconds, after which a silent browser is let go
+    server: Server
+
+    def do_GET(self) -> None:
+        """Send a file, or say that there is none."""
+        path = urlsplit(self.path).path
+        if not self._meant():
+            return self.send_error(403)
+        if path in self.server.texts:
+            kind = Path(path).suffix or ".html"
+            return self._send(TYPES[kind], self.server.texts[path].encode())
+        if path in self.server.files:
+            file = self.server.files[path]
+            return self._send(TYPES.get(file.suffix, "application/octet-stream"), file)
+        try:
+            kind, content = self._photograph(path.removeprefix(f"/{self.server.folder.name}"))
+        except (KeyError, OSError, ObjembError):
+            return self.send_error(404)
+        self._send(kind, content)
+
+    do_HEAD = do_GET
+
+    def _meant(self) -> bool:
+        """Whether the browser asked for this machine: a page elsewhere may have a name of its own
+        for our address."""
+        host = urlsplit(f"//{self.headers.get('Host', '')}").hostname or ""
+        try:
+            return bool(ipaddress.ip_address(host))
+        except ValueError:
+            return host in ("localhost", socket.gethostname().lower())
+
+    def _photograph(self, path: str) -> tuple[str, bytes | Path]:
+        """Type and content of a picture or an original. Raises KeyError: there is none."""
+        found = PHOTOGRAPH.fullmatch(path)
+        if not found or int(found[2]) >= len(self.server.dataset):
+            raise KeyError(path)
+        kind, n = found[1], int(found[2])
+        with AT_ONCE:
+            if kind == "original":
+                return original(self.server.dataset, n)
+            made = pages.picture(self.server.dataset, n, int(kind), self.server.folder / kind)
+        return TYPES[".jpg"], made
+
+    def _send(self, kind: str, content: bytes | Path) -> None:
+        ours = isinstance(content, bytes)
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(content) if ours else content.stat().st_size))
+        kept = self.path.startswith(f"/{self.server.folder.name}/")
+        self.send_header("Cache-Control", "private, max-age=86400" if kept else "no-cache")
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        if ours:
+            self.wfile.write(content)
+        else:
+            with content.open("rb") as file:
+                shutil.copyfileobj(file, self.wfile)
+
+    def end_headers(self) -> None:
+        """With what keeps a page to itself."""
+        for name, value in SAFE.items():
+            self.send_header(name, value)
+        super().end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Nobody reads it."""
