@@ -23,6 +23,7 @@ from objemb_lib.embed.boxes import Boxes
 from objemb_lib.embed.extract import ExtractOptions
 from objemb_lib.embed.regions import Region, model_input
 from objemb_lib.embed.trunks import load_trunk
+from objemb_lib.embed.whitening import l2
 from objemb_lib.search.explain import explain
 from objemb_lib.search.objects import photograph
 from objemb_lib.search.retriever import Retriever
@@ -34,12 +35,33 @@ needs_runtime = pytest.mark.skipif(
 )
 PAGE = """<!doctype html><link rel="icon" href="data:,"><title>engine</title><script type="module">
 import { open } from "./engine.js";
+import * as folder from "./folder.js";
 import { decode, resized } from "./pixels.js";
 const blob = async (name) => (await fetch(name)).blob();
 const plain = (found) => ({ ...found, vectors: found.vectors.map((one) => [...one]) });
 const seen = async (name) => [...resized(await decode(await blob(name)), 256)];
-Object.assign(window, { open, blob, plain, seen });
+document.ondragover = (event) => event.preventDefault();
+document.ondrop = (event) => {
+  event.preventDefault();
+  window.given = folder.dropped(event.dataTransfer);
+};
+Object.assign(window, { open, blob, folder, plain, seen });
 </script>"""
+INDEX = """async ([files, base]) => {
+  const told = [];
+  const way = { ways: [{ settings: {}, calibration: {} }] };
+  const start = () => open(files, base);
+  const made = await folder.index(await given, start, way, ({ done }) => told.push(done));
+  return { ...made, told, bytes: [...new Uint8Array(await made.part("0.bin"))] };
+}"""
+KEPT = """async () => {
+  const kept = await folder.kept();
+  const side = (picture) => createImageBitmap(picture).then(({ width }) => width);
+  const shown = await fetch(kept.picture(0)).then((answer) => answer.blob());
+  const sides = [await side(shown), await side(await kept.original(0))];
+  await folder.forget();
+  return { about: kept.about, sides, forgotten: await folder.kept() };
+}"""
 LOOK = "async ([name, boxes]) => plain(await network.look(await blob(name), boxes))"
 WHY = """async (asked) => {
   const [query, match] = await Promise.all(
@@ -98,7 +120,7 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> ImageDataset:
 @pytest.fixture(scope="module")
 def watched(kinds: ImageDataset) -> Iterator[Watched]:
     """A page whose ``network`` looks at the files of a folder."""
-    for part in ("engine", "pixels"):
+    for part in ("engine", "folder", "pixels"):
         (kinds.root / f"{part}.js").write_text(front.module(part), "utf-8")
     (kinds.root / "index.html").write_text(PAGE, "utf-8")
     files = engine.write_engine(kinds.root / "engine")
@@ -207,6 +229,53 @@ def test_a_photograph_that_is_brought_finds_the_same_first_answers(watched) -> N
         for box in range(len(boxes)):
             one, other = (way.search(q, box).matches for q in (ours, theirs))
             assert [match.image for match in one] == [match.image for match in other]
+
+
+@needs_chromium
+@needs_runtime
+def test_a_dropped_folder_is_searched_in_the_page_and_kept_until_it_is_deleted(
+    watched, way, tmp_path
+) -> None:
+    """As on a phone in a room: in no secure context."""
+    names = ["12 megapixels.jpg", "alpha.png", "exif.jpg"]
+    for place, name in zip(("b", "a/deep", "a"), names):
+        (tmp_path / "drop" / place).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "drop" / place / name).write_bytes((way.dataset.root / name).read_bytes())
+    for name in ("broken.jpg", "phone.heic", "notes.txt", ".hidden.jpg"):
+        (tmp_path / "drop" / name).write_bytes(b"no photograph")
+    page, (files, base) = watched.page, watched.files
+    base = base.replace("127.0.0.1", "room.test")
+    page.goto(base.replace("engine/", "index.html"))
+    assert not page.evaluate("isSecureContext")
+    mouse = page.context.new_cdp_session(page)
+    data = {"items": [], "files": [str(tmp_path / "drop")], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        mouse.send("Input.dispatchDragEvent", {"type": kind, "x": 9, "y": 9, "data": data})
+    page.wait_for_function("window.given")
+    found = page.evaluate(INDEX, [files, base])
+    skipped = {one["file"]: one["why"] for one in found["skipped"]}
+    assert skipped.keys() == {"drop/broken.jpg", "drop/phone.heic"} and found["told"][-1] == 5
+    assert all("not an image" in why for why in skipped.values())
+
+    about = found["about"]
+    files = ["a/deep/alpha.png", "a/exif.jpg", "b/12 megapixels.jpg"]
+    assert about["names"] == [f"drop/{file}" for file in files]
+    numbers = [way.dataset.names.index(Path(file).name) for file in files]
+    assert about["sizes"] == way.dataset.sizes()[numbers].tolist()
+    queries = [way.query(number) for number in numbers]
+    (made,) = about["ways"]
+    assert made["counts"] == [len(query.boxes) for query in queries]
+    boxes, vectors = (
+        np.concatenate([getattr(q, x) for q in queries]) for x in ("boxes", "vectors")
+    )
+    content = bytes(found["bytes"])
+    kept = np.frombuffer(content, np.float32, 4 * len(boxes)).reshape(-1, 4)
+    codes = np.frombuffer(content, np.int8, offset=16 * len(boxes)).reshape(len(boxes), made["dim"])
+    assert np.allclose(kept, boxes, atol=0.1) and agree(l2(codes), vectors)
+
+    page.reload()
+    again = page.evaluate(KEPT)
+    assert again["about"] == about and again["sides"] == [512, 512] and again["forgotten"] is None
 
 
 def test_what_a_page_cannot_do_is_said_before_it_is_opened(tmp_path, monkeypatch) -> None:

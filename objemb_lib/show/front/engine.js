@@ -1,8 +1,9 @@
 // Photographs become boxes and vectors, in a worker. Nothing leaves the page.
 /**
  * @typedef {object} Engine
- * @property look (Blob, boxes?) -> {width, height, boxes, vectors}: the boxes given, else those that
- *   are proposed, best first, and the whole photograph last; a Float32Array of length 1 for each
+ * @property look (Blob, boxes?, side?) -> {width, height, boxes, vectors, picture}: the boxes given,
+ *   else those that are proposed, best first, and the whole photograph last; a Float32Array of
+ *   length 1 for each; where a side is given a JPEG of at most so many pixels
  * @property why ({blob, box}, {blob, box}) -> {cells, heat, vectors}, as search/explain.py, for a
  *   query and a match: vectors of [the box, the whole] of the match as it is, without its
  *   background, without its object
@@ -14,26 +15,33 @@ async function open(files, base) {
   const at = (name) => new URL(files[name], base).href;
   const thread = new Worker(at("worker"), { type: "module" });
   const waiting = new Map();
-  let count = 0;
+  let [count, stopped] = [0, ""];
   thread.onmessage = ({ data: { number, answer, error } }) => {
     const { done, fail } = waiting.get(number);
     waiting.delete(number);
     if (error) fail(new Error(error));
     else done(answer);
   };
-  const stop = (error) => {
-    for (const { fail } of waiting.values()) fail(new Error(error));
-    waiting.clear();
+  const stop = (why) => {
+    stopped = why;
     thread.terminate();
+    for (const { fail } of waiting.values()) fail(new Error(why));
   };
-  thread.onerror = () => stop("The network could not be started.");
+  thread.onerror = () => stop("The network has stopped.");
   const ask = (call) => (...given) =>
     new Promise((done, fail) => {
+      if (stopped) fail(new Error(stopped));
       waiting.set((count += 1), { done, fail });
       thread.postMessage({ number: count, call, given });
     }); // prettier-ignore
-  await ask("load")({ ort: at("ort"), wasm: at("wasm"), model: at("model"), about: files.about });
-  return { look: ask("look"), why: ask("why"), close: () => stop("The network was closed.") };
+  const close = () => stop("The network was closed.");
+  try {
+    await ask("load")({ ort: at("ort"), wasm: at("wasm"), model: at("model"), about: files.about });
+  } catch (error) {
+    close();
+    throw error;
+  }
+  return { look: ask("look"), why: ask("why"), close };
 }
 
 export { open };

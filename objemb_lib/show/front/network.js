@@ -1,6 +1,6 @@
 // From a photograph to its objects' vectors, in this thread: onnxruntime-web runs the network that
 // teach/export.py wrote, and what follows are the numbers of Python (the modules are named below).
-import { decode, resized } from "./pixels.js";
+import { decode, resized, thumbnail } from "./pixels.js";
 
 const CELLS = 7; // side of what is cut out of a map for a box (embed/regions.py)
 const SAMPLES = 2; // points in a cell, along each side
@@ -32,16 +32,17 @@ async function load({ ort, wasm, model, about }) {
     });
   }
 
-  /** See worker.js. */
-  async function look(photograph, boxes) {
+  /** See engine.js. */
+  async function look(photograph, boxes, side) {
     const image = photograph instanceof ImageData ? photograph : await decode(photograph);
     const { map, ...found } = await run(image);
     boxes ??= proposed(found, about, image);
+    const picture = side && (await thumbnail(image, side));
     const { width, height } = image;
-    return { width, height, boxes, vectors: vectors(map, boxes, image) };
+    return { width, height, boxes, vectors: vectors(map, boxes, image), picture };
   }
 
-  /** See worker.js; search/explain.py. */
+  /** See engine.js. */
   async function why(query, match) {
     const [asks, found] = [await decode(query.blob), await decode(match.blob)];
     const [{ map: ours }, { map: theirs }] = [await run(asks), await run(found)];
