@@ -90,7 +90,8 @@ function packed(found) {
   new Float32Array(bytes, 0, boxes.length).set(boxes);
   vectors.forEach((vector, m) => {
     const most = vector.reduce((top, value) => Math.max(top, Math.abs(value)), 1e-12);
-    new Int8Array(bytes, boxes.byteLength + m * dim, dim).set(vector.map((value) => Math.round((127 * value) / most)));
+    const codes = vector.map((value) => Math.round((127 * value) / most));
+    new Int8Array(bytes, boxes.byteLength + m * dim, dim).set(codes);
   });
   return bytes;
 }
