@@ -19,6 +19,8 @@ from urllib.parse import urlparse
 import nbformat
 import pytest
 
+from objemb_lib.show.engine import RUNTIME
+
 PROJECT = Path(__file__).resolve().parents[1]
 SCREENSHOTS = PROJECT / "runs" / "screenshots"
 CHROMIUM = next(
@@ -30,6 +32,7 @@ QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
 HERE = ("127.0.0.1", "room.test")  # the second as a phone in a room sees it: no secure context
 PATIENCE = 120  # seconds: a kernel on a busy machine imports slowly
 
+needs_runtime = pytest.mark.skipif(not RUNTIME.is_dir(), reason="no onnxruntime-web here: make web")
 needs_chromium = pytest.mark.skipif(
     not CHROMIUM, reason="no Chromium here: apt install chromium (or your system's like)"
 )

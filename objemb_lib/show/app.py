@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import functools
 import hashlib
-import json
 import os
 import sys
 import webbrowser
@@ -32,6 +31,7 @@ from objemb_lib.embed.trunks import load_trunk
 from objemb_lib.search.calibration import made_of, shipped
 from objemb_lib.search.objects import ObjectIndex
 from objemb_lib.search.retriever import SAME_BOX, Retriever, embedder
+from objemb_lib.show import front
 from objemb_lib.show.pages import Index, index_of, write_folder, write_one_file
 from objemb_lib.show.serve import Server
 from objemb_lib.show.widgets import ObjectSearch
@@ -112,10 +112,12 @@ def own_boxes(data: ImageDataset, detector: Detector, progress: bool = False) ->
 
 def index_folder(ways: Sequence[Retriever]) -> tuple[Index, Path]:
     """The index of some ways as a page reads it, and the folder of the cache that it lies in."""
-    index = index_of(ObjectSearch(ways))
-    told = (json.dumps(index.about), *(index.parts[name] for name in sorted(index.parts)))
-    key = hashlib.sha256(repr((index.dataset.fingerprint, told)).encode()).hexdigest()[:20]
-    folder = config.cache_root() / "app" / key
+    index = index_of(ObjectSearch(ways), engine=config.cache_root() / "app" / "engine")
+    told = (index.dataset.fingerprint, index.about, front.module("worker"))
+    key = hashlib.sha256(repr(told).encode())
+    for part in index.parts.values():
+        key.update(part)
+    folder = config.cache_root() / "app" / key.hexdigest()[:20]
     if not (folder / "index.json").exists():
         write_folder(index, folder)
     return index, folder
@@ -174,7 +176,10 @@ def main() -> int:
             export(ways(gallery(), progress=True), asked.export, asked.yes)
             return 0
         with Server(asked.host, asked.port) as server:  # before hours of work
-            server.show(*index_folder(ways(gallery(), progress=True)))
+            index, folder = index_folder(ways(gallery(), progress=True))
+            server.show(index, folder)
+            if index.about["missing"]:
+                print(f"Only known objects can be searched. {index.about['missing']}")
             tell(server.address, hosted=asked.host != "127.0.0.1")
             if not asked.no_browser:
                 webbrowser.open(server.address)

@@ -19,7 +19,9 @@ from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.measure.analysis import PROJECTIONS
 from objemb_lib.search.calibration import UNCHECKED, Calibration
+from objemb_lib.search.retriever import Embedder, Retriever
 from objemb_lib.show import front
+from objemb_lib.show.engine import write_engine
 from objemb_lib.show.widgets import Compare, Map, ObjectSearch, Retrieval
 from objemb_lib.show.widgets.front import encoded, number
 from objemb_lib.show.widgets.objects import COLOURS
@@ -56,21 +58,29 @@ class Index:
     Args:
         dataset: whose photographs are shown, by their numbers.
         about: all but the vectors. parts: files of them, by name.
+        engine: the folder of what looks at photographs, if ``about["network"]`` can.
     """
 
     dataset: ImageDataset
     about: dict
     parts: dict[str, bytes]
+    engine: Path | None = None
 
 
-def index_of(*widgets: ObjectSearch | Map | Compare | Retrieval) -> Index:
+def index_of(
+    *widgets: ObjectSearch | Map | Compare | Retrieval, engine: Path | None = None
+) -> Index:
     """What some widgets of one data set show: a search and maybe a map, or one that compares.
 
+    Args:
+        engine: a folder for what lets a page look at photographs by itself, see :mod:`engine`.
+            Without it, or where a page cannot make such vectors, only known objects are searched.
     Raises:
         DataError: a widget that asks a network each time, or several that search.
     """
     dataset = widgets[0].dataset
-    about, parts = {"views": [], "map": None, "compares": False, "network": None}, {}
+    about, parts = {"views": [], "map": None, "compares": False}, {}
+    about |= {"network": None, "missing": ""}
     for widget in widgets:
         if isinstance(widget, Map):
             about["map"] = _map(widget)
@@ -83,7 +93,28 @@ def index_of(*widgets: ObjectSearch | Map | Compare | Retrieval) -> Index:
         view = {"view": widget.view, "about": widget.about, "start": widget.start}
         about["views"].append(view)
     about |= {"names": list(dataset.names), "sizes": dataset.sizes().tolist()}
-    return Index(dataset, about | {"truth": _truth(dataset)}, parts)
+    search = next((one for one in widgets if isinstance(one, ObjectSearch)), None)
+    if engine and search:
+        about |= _network(search.ways, about["ways"], engine)
+    return Index(dataset, about | {"truth": _truth(dataset)}, parts, engine)
+
+
+def _network(ways: Sequence[Retriever], told: Sequence[dict], folder: Path) -> dict:
+    """What the page opens for vectors like those of the first way for which it can, or why it
+    cannot. What is told of the ways then says which have such vectors."""
+    missing = ""
+    for way, known in zip(ways, told):
+        by = way.embed
+        if isinstance(by, Embedder) and len(by.pairs) == 1:
+            try:
+                files = write_engine(folder, by.trunk, by.pairs[0], by.context, by.size)
+            except DataError as error:
+                missing = str(error)
+                continue
+            for other, said in zip(ways, told):
+                said["embeds"] = other.embed is by
+            return {"network": files | {"calibration": known["calibration"]}}
+    return {"missing": missing}
 
 
 Table = tuple[Sequence[np.ndarray], np.ndarray]  # boxes of each image, (M, D) vectors

@@ -23,8 +23,8 @@ TYPES = {".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=u
          ".css": "text/css; charset=utf-8", ".json": "application/json",
          ".jpg": "image/jpeg", ".wasm": "application/wasm", ".mjs": "text/javascript"}  # fmt: skip
 SAFE = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self' 'wasm-unsafe-eval' blob:; "
-    "style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; worker-src 'self' blob:; "
+    "Content-Security-Policy": "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; "
+    "style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; worker-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -62,6 +62,8 @@ class Server(ThreadingHTTPServer):
                       "/front.css": front.style()}  # fmt: skip
         parts = ["index.json", *index.parts]
         self.files = {f"/{name}/{part}": folder / part for part in parts}
+        for path in index.engine.iterdir() if index.about["network"] else ():
+            self.files[f"/{name}/engine/{path.name}"] = path
 
     @property
     def address(self) -> str:

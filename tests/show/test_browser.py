@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import functools
 import inspect
 import io
 import shutil
@@ -14,11 +15,21 @@ from collections.abc import Callable
 from urllib.parse import parse_qsl, urlparse
 
 import numpy as np
-from browser import PATIENCE, Watched, chromium, lab, needs_chromium, notebook, server
+from browser import (
+    PATIENCE,
+    Watched,
+    chromium,
+    lab,
+    needs_chromium,
+    needs_runtime,
+    notebook,
+    server,
+)
 from tiny_gallery import retriever, scenes
 
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.folder import folder
+from objemb_lib.search.objects import photograph
 from objemb_lib.search.retriever import Retriever, side_by_side
 from objemb_lib.show import app
 
@@ -95,6 +106,7 @@ def box_of(asked: dict[str, str]) -> list[float]:
 # --- the app --------------------------------------------------------------------------------
 
 
+@needs_runtime
 def test_the_app_by_mouse_finger_and_keys(tmp_path, monkeypatch) -> None:
     """As `make app` starts it, on two photographs each of three objects."""
     data, photos = scenes(), tmp_path / "photos"
@@ -114,7 +126,7 @@ def test_the_app_by_mouse_finger_and_keys(tmp_path, monkeypatch) -> None:
             search = Search(watched.page)
             objects_are_found(search, way)
             photographs_of_ones_own_ask(search, way)
-            answers_are_enlarged_and_saved(watched, search, way.dataset)
+            answers_are_enlarged_explained_and_saved(watched, search, way.dataset)
             watched.check()
             a_finger_scrolls_and_taps(watched, base)
         search.it.get_by_text("advanced").click()
@@ -129,30 +141,59 @@ def objects_are_found(search: Search, way: Retriever) -> None:
     assert search.dot(0).get_attribute("aria-pressed") == "true"
     chosen = search.after(search.dot(len(boxes) - 1).click)
     assert np.allclose(box_of(chosen), boxes[-1], atol=0.5)
-    search.finds(found(way, query, boxes[-1]))
-    search.dot(0).focus()
-    first = search.after(lambda: page.keyboard.press("Enter"))
-    assert np.allclose(box_of(first), boxes[0], atol=0.5)
-    whole = search.after(search.it.get_by_text("whole photograph", exact=True).click)
-    search.finds(found(way, query, boxes[0], "whole"))
+    search.finds(found(way, query, box_of(chosen)))
+
+    width, height = query.dataset.sizes()[0]
+    drawn = search.after(lambda: search.drag((0.05, 0.05), (0.3, 0.5), (0.45, 0.6)))
+    ends = np.array([0.05, 0.05, 0.45, 0.6]) * [width, height, width, height]
+    assert np.allclose(box_of(drawn), ends, atol=3)
+    search.finds(found(way, query, box_of(drawn)))
+
+    search.button("the box; with Shift its size").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Shift+ArrowDown")
+    moved = search.after(lambda: page.keyboard.press("Enter"))
+    step = 0.03 * max(width, height)
+    assert np.allclose(box_of(moved), box_of(drawn) + np.array([step, 0, step, step]), atol=2)
+    search.finds(found(way, query, box_of(moved)))
+    corner = search.button("upper left corner").bounding_box()
+    page.mouse.move(corner["x"] + 14, corner["y"] + 14)
+    page.mouse.down()
+    page.mouse.move(corner["x"] + 34, corner["y"] + 34, steps=3)
+    sized = search.after(page.mouse.up)
+    assert box_of(sized)[2:] == box_of(moved)[2:] and box_of(sized)[0] > box_of(moved)[0]
+
+    search.after(search.it.get_by_text("whole photograph", exact=True).click)
+    search.finds(found(way, query, box_of(sized), "whole"))
+    whole = dict(parse_qsl(urlparse(page.url).fragment))
     page.reload()
-    search.finds(found(way, query, boxes[0], "whole"))
+    search.finds(found(way, query, box_of(sized), "whole"))
     assert dict(parse_qsl(urlparse(page.url).fragment)) == whole
-    assert search.after(page.go_back) == first
-    search.finds(found(way, query, boxes[0]))
+    back = search.after(page.go_back)
+    assert back == sized
+    search.finds(found(way, query, box_of(sized)))
+    put = search.after(lambda: search.drag((0.9, 0.95), (0.9, 0.952)))  # next to nothing: a click
+    assert np.ptp(np.reshape(box_of(put), (2, 2)), axis=0).min() > 10
     assert search.it.locator(".error").inner_text() == ""
 
 
 def photographs_of_ones_own_ask(search: Search, way: Retriever) -> None:
-    file = way.dataset.root / way.dataset.files[2]
-    for how in ("drop", "paste", "choose"):
-        search.give(how, file.name, file.read_bytes())
-        search.it.get_by_text("no network").wait_for()
+    gallery = way.dataset
+    for number, how in enumerate(("drop", "paste", "choose")):
+        file = gallery.root / gallery.files[number + 2]
+        asked = search.after(functools.partial(search.give, how, file.name, file.read_bytes()))
+        assert asked["photograph"] == f"own/{number}/{file.name}"
+        first = search.it.locator(".answer").first.get_attribute("data-id")
+        assert first == gallery.names[number + 2], "the photograph itself is in the gallery"
+        own = way.query_photograph(photograph(file))
+        assert search.it.locator(".dot").count() == len(own.boxes) - 1
     search.give("drop", "words.txt", b"words")
     search.it.get_by_text("That is no photograph").wait_for()
+    search.give("drop", "words.jpg", b"words")
+    search.it.get_by_text("not an image").wait_for()
 
 
-def answers_are_enlarged_and_saved(watched: Watched, search: Search, gallery) -> None:
+def answers_are_enlarged_explained_and_saved(watched: Watched, search: Search, gallery) -> None:
     page, dialog = watched.page, watched.page.get_by_role("dialog")
     search.button("all photographs").click()
     taken = search.after(dialog.get_by_role("button", name=gallery.names[1]).click)
@@ -168,8 +209,10 @@ def answers_are_enlarged_and_saved(watched: Watched, search: Search, gallery) ->
 
     first.get_by_role("button", name="enlarge").focus()
     page.keyboard.press("Enter")
-    dialog.get_by_role("button", name="search with this").wait_for()
-    watched.screenshot("app-enlarged")
+    dialog.get_by_role("button", name="Why?").click()
+    dialog.get_by_text("without the object").last.wait_for()
+    assert dialog.locator(".both line").count() > 0
+    watched.screenshot("app-why")
     watched.is_accessible()
     page.keyboard.press("Escape")
     assert dialog.count() == 0

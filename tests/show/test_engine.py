@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import Watched, chromium, needs_chromium
+from browser import Watched, chromium, needs_chromium, needs_runtime
 from PIL import ExifTags, Image, ImageCms
 from sklearn.datasets import load_sample_images
 from tiny_gallery import scenes
@@ -30,9 +30,6 @@ from objemb_lib.search.retriever import Retriever
 from objemb_lib.show import engine, front
 
 QUIET = ExtractOptions(cache=False, progress=False)
-needs_runtime = pytest.mark.skipif(
-    not engine.RUNTIME.is_dir(), reason="no onnxruntime-web here: make web"
-)
 PAGE = """<!doctype html><link rel="icon" href="data:,"><title>engine</title><script type="module">
 import { open } from "./engine.js";
 import * as folder from "./folder.js";

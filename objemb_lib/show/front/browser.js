@@ -34,6 +34,7 @@ function chances({ chances: known }, scores, kind) {
   return scores.map((score) => 1 / (1 + Math.exp(-slope * (score - usual) - offset)));
 }
 
+const dot = (a, b) => a.reduce((total, value, k) => total + value * b[k], 0);
 const far = (box, other) => Math.max(...box.map((end, n) => Math.abs(end - other[n])));
 
 // The photographs of the highest cosines, each by its best object, and copies once.
@@ -56,12 +57,11 @@ function nearest({ first, box, code }, cosines, count, own) {
   return kept.map(({ image }) => image);
 }
 
-// network: a function that gives network.js's, or null where there is none.
+// network: a function that gives the engine of engine.js, or null where there is none.
 function searching(photographs, network) {
-  const { chosen, names, number, seen, sizes, truth } = photographs;
-  const own = new Map(); // photographs that somebody brought
+  const { chosen, missing, names, number, original, seen, sizes, truth, ways } = photographs;
+  const own = new Map(); // photographs that somebody brought, as look gave them
   const whole = (n) => [0, 0, ...sizes[n]];
-  const missing = (what) => new Error(`${what} This page has no network that could look at it.`);
   let asked = null; // the last question, for explain
 
   async function one(settings) {
@@ -70,10 +70,22 @@ function searching(photographs, network) {
     return way;
   }
 
+  // What can look at photographs, for vectors like a way's; an error says by which settings it can.
+  async function engine(way) {
+    if (!network) throw new Error(`Only objects with a dot can be searched here. ${missing}`);
+    if (way.embeds) return network();
+    const { settings } = ways.find(({ embeds }) => embeds);
+    const words = `Only ${settings.network} can look at photographs here: choose it under "advanced".`;
+    throw Object.assign(new Error(words), { settings });
+  }
+
   // A photograph that asks: its number or null, its size, boxes, vectors, and which is the whole.
   async function query(id, way) {
     const mine = own.get(id);
-    if (mine) return { n: null, ...mine, ...(await looked(mine, way)) };
+    if (mine) {
+      await engine(way);
+      return { n: null, ...mine, whole: mine.boxes.length - 1 };
+    }
     const n = number(id);
     const rows = Array.from({ length: way.first[n + 1] - way.first[n] }, (_, k) => way.first[n] + k);
     const boxes = rows.map(way.box);
@@ -86,20 +98,41 @@ function searching(photographs, network) {
     const box = ends.map((end, n) => clamp(end, 0, n % 2 ? asking.height : asking.width));
     const known = asking.boxes.findIndex((one) => far(one, box) <= 0.5);
     if (known >= 0) return [asking, known];
-    const vector = await drawn(asking, box, way);
-    const more = { boxes: [...asking.boxes, box], vectors: [...asking.vectors, vector] };
+    const { look } = await engine(way);
+    const { vectors } = await look(await file(asking), [box]);
+    const more = { boxes: [...asking.boxes, box], vectors: [...asking.vectors, ...vectors] };
     return [{ ...asking, ...more }, asking.boxes.length];
   }
+  const file = (asking) => asking.blob ?? original(asking.n);
 
-  async function looked() {
-    throw missing("A photograph of your own cannot ask.");
+  async function embed({ file: name, bytes, settings }) {
+    const { look } = await engine(await one(settings));
+    const blob = new Blob([bytes]);
+    const [id, src] = [`own/${own.size}/${name}`, URL.createObjectURL(blob)];
+    const found = await look(blob);
+    own.set(id, { id, file: name, src, blob, ...found });
+    return objects({ id, settings });
   }
-  async function drawn() {
-    throw missing("Only objects with a dot can be searched here.");
+  async function objects({ id, settings }) {
+    const { vectors, blob, ...asking } = await query(id, await one(settings));
+    return { ...asking, boxes: asking.boxes.filter((_, n) => n !== asking.whole) };
   }
 
-  function search(way, asking, at, kind, k) {
-    const asks = { box: [at], whole: [asking.whole], both: [at, asking.whole] }[kind];
+  async function explain({ rank }) {
+    const { way, asking, at, asks, matches } = asked;
+    const { why } = await engine(way);
+    const match = matches[rank];
+    const found = { blob: await original(number(match.id)), box: match.box };
+    const { cells, heat, vectors } = await why({ blob: await file(asking), box: asking.boxes[at] }, found);
+    const toWhole = [far(match.box, whole(number(match.id))) < 0.5, true];
+    const [score, without_background, without_object] = vectors.map((both) => {
+      const rows = asks.map((n) => both.map((vector) => dot(vector, asking.vectors[n])));
+      return fused(way.calibration, rows, asks.map((n) => n === asking.whole), toWhole).score;
+    }); // prettier-ignore
+    return { cells, heat, score, without_background, without_object };
+  }
+
+  function search(way, asking, asks, k) {
     const cosines = asks.map((one) => way.cosines(asking.vectors[one]));
     const most = Math.max(WIDE * k, LATER[1]);
     const images = new Set(cosines.flatMap((row) => nearest(way, row, most, asking.n)));
@@ -120,31 +153,24 @@ function searching(photographs, network) {
     const plain = await query(id, way);
     const [asking, at] = box && wanted !== "whole" ? await withBox(plain, box, way) : [plain, plain.whole];
     const kind = at === asking.whole ? "whole" : wanted;
-    const found = search(way, asking, at, kind, k);
+    const asks = { box: [at], whole: [asking.whole], both: [at, asking.whole] }[kind];
+    const found = search(way, asking, asks, k);
     const sure = chances(way.calibration, found.map(({ score }) => score), kind); // prettier-ignore
     const { name, state, found: told } = judge(truth, asking.n, asking.boxes[at], kind);
     const matches = found.slice(0, k).map(({ image, score, box: part }, rank) => ({ ...seen(image),
       box: part, score, chance: sure[rank], state: state(image, part), note: "", heat: null })); // prettier-ignore
-    asked = { way, asking, at, kind, matches };
+    asked = { way, asking, at, asks, matches };
     const how = told(matches.map((match) => match.state)) || `${matches.length} photographs`;
     return { says: `${name || KINDS[box ? wanted : "whole"]} of ${asking.file}: ${how}`,
       nothing: way.calibration.nothing, rows: [{ title: "", matches }] }; // prettier-ignore
   }
 
+  const answers = photographs.answers;
   return {
-    ...photographs.answers,
-    async objects({ id, settings }) {
-      const asking = await query(id, await one(settings));
-      return { ...asking, boxes: asking.boxes.filter((_, n) => n !== asking.whole) };
-    },
-    async embed() {
-      throw missing("A photograph of your own cannot ask.");
-    },
-    ask,
-    async explain() {
-      throw missing("Nobody can say why.");
-    },
-  };
+    ...answers, objects, embed, ask, explain,
+    picture: async (given) => own.get(given.id) ?? answers.picture(given),
+    original: async (given) => own.get(given.id)?.blob ?? answers.original(given),
+  }; // prettier-ignore
 }
 
 // `link(id, box)` is what a press on a map asks.

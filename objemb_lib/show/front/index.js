@@ -9,6 +9,7 @@
  *   for each object, then a vector of int8 each
  * @property picture (n, side) -> an address
  * @property original n -> Promise of a Blob
+ * @property address name -> of a file beside it
  */
 
 // From whoever serves the files of a folder.
@@ -23,7 +24,7 @@ async function fetched(folder) {
     part: async (name) => (await get(name)).arrayBuffer(),
     picture: (n, side) => `${folder}${side}/${n}.jpg`,
     original: async (n) => (await get(`original/${n}`)).blob(),
-    address: (name) => folder + name,
+    address: (name) => new URL(folder + name, location).href,
   };
 }
 
@@ -47,7 +48,7 @@ async function packed(script) {
     return answer.blob();
   };
   return { about, part: async (one) => decoded(parts[one]).buffer, picture, original,
-    address: (one) => folder + one }; // prettier-ignore
+    address: (one) => new URL(folder + one, location).href }; // prettier-ignore
 }
 
 const norm = (vector) => Math.sqrt(vector.reduce((sum, value) => sum + value * value, 0));

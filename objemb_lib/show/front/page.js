@@ -2,10 +2,20 @@
 // somebody is about to see it.
 import { browser } from "./browser.js";
 import { make } from "./dom.js";
+import { open } from "./engine.js";
 import { fetched, packed } from "./index.js";
 import { map } from "./map.js";
 import { watched } from "./protocol.js";
 import { search } from "./search.js";
+
+// The first call's promise for all; what failed is tried again.
+function once(work) {
+  let made = null;
+  return () => (made ??= work().catch((error) => {
+    made = null;
+    throw error;
+  })); // prettier-ignore
+}
 
 async function begin(el) {
   const [banner, error] = ["banner", "error"].map((kind) => make("p", { role: "alert", class: kind }));
@@ -16,7 +26,8 @@ async function begin(el) {
     const views = index.about.views.filter(({ view }) => !only || only === view);
     const shown = {};
     const link = (id, box) => shown.search?.go({ id, box });
-    const network = null;
+    const files = location.protocol === "file:" ? null : index.about.network;
+    const network = files && once(() => open(files, index.address("engine/")));
     const plain = browser(index, network, link);
     const backend = watched(plain, (words) => (banner.textContent = words));
     el.replaceChildren(banner, error);

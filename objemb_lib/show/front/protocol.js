@@ -1,5 +1,6 @@
 // Who searches: a kernel (kernel.js) or the browser alone (browser.js). All are asynchronous;
-// what cannot be done is an Error whose message people can read. Boxes are [x0, y0, x1, y1] in
+// what cannot be done is an Error whose message people can read; by its `settings`, if it has any, it
+// can be done. Boxes are [x0, y0, x1, y1] in
 // pixels of the photograph; `settings` are the names chosen under "advanced".
 /**
  * @typedef {object} Backend

@@ -69,6 +69,7 @@ function search(backend, about, el, say) {
       trouble = "";
     } catch (error) {
       say(error.message);
+      if (error.settings) return other(error);
       if (query || asked.id === about.start.id) return;
       trouble = error.message; // an old address: it is said, and the first photograph asks
       state = { ...asked, id: about.start.id, box: null };
@@ -78,6 +79,10 @@ function search(backend, about, el, say) {
     }
   }
   const refresh = latest(ask);
+  function other({ message, settings }) {
+    trouble = message; // is said beside the answer
+    go({ settings });
+  }
   function go(change) {
     dialog.close();
     state = { ...state, ...change };
@@ -96,6 +101,10 @@ function search(backend, about, el, say) {
       [query, loaded] = [mine, JSON.stringify([mine.id, state.settings])];
       go({ id: mine.id, box: null });
     } catch (error) {
+      if (error.settings && error.settings !== state.settings) {
+        other(error);
+        return embed(file);
+      }
       shown.says(answer?.says ?? "");
       say(`${file.name} cannot be read: ${error.message}`);
     }
