@@ -1,21 +1,24 @@
 """Search: ours beside what one would write or take otherwise, in one run, on object vectors.
 
     python benchmarks/search.py [--vectors 100000 --queries 500 --dim 128 --k 10]
-    python benchmarks/search.py --million
+    python benchmarks/search.py --million [--exact]
 
 The vectors are grown from real ones (``objemb_lib.search.synthetic``). Measured:
 
-- exact search: ours, plain faiss, numpy, torch, scikit-learn, for one query, and more and more of
-  them at once: the rule ``index.MANY``;
+- exact search: ours, plain faiss, numpy, torch, scikit-learn, for 1, 10 and 500 queries at once,
+  among all vectors, and (without ``--million``) a thousand of them;
 - every family of ``objemb_lib.search.index``: recall, queries a second, bytes, seconds to build;
-- graphs at equal recall: ours, hnswlib, usearch (``make extras``), same degree and effort to build.
+- graphs at equal recall, between two settings by interpolation: ours, hnswlib, usearch
+  (``make extras``), same degree and effort to build.
 
-Writes ``benchmarks/results/search.json``. With ``--million`` only families and graphs, of a million
-vectors, to ``search_million.json``. Needs mini-battles.
+Writes ``benchmarks/results/search.json``; with ``--million``, of a million vectors,
+``search_million.json``. ``--exact`` measures exact search alone, and keeps what is known of the
+others. Needs mini-battles.
 """
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
 from collections.abc import Callable
@@ -24,23 +27,23 @@ import faiss
 import numpy as np
 import pandas as pd
 import torch
-from turns import arguments, in_turns, write
+from turns import RESULTS, arguments, in_turns, write
 
 from objemb_lib.data.catalogue import load_splits
 from objemb_lib.embed.boxes import true_boxes
 from objemb_lib.embed.extract import extract
 from objemb_lib.embed.regions import Region
 from objemb_lib.embed.whitening import PCAWhitening, l2
-from objemb_lib.search.index import Index, recall
+from objemb_lib.search.index import EFFORT, Index, recall
 from objemb_lib.search.rerank import rerank
 from objemb_lib.search.synthetic import synthetic_vectors
 from objemb_lib.teach.student import StudentTrunk, load_student
 
 BASE = "plain faiss"
 PAIR = ("student", "spoc")
-DEGREE, EFFORT = 32, 40  # of every graph: links a node, candidates while building
+DEGREE = 32  # links a node of every graph
 EQUAL = (0.9, 0.95)  # recall that the graphs must reach
-AT_ONCE = (1, 64, 1024, 4096)  # queries of an exact search
+AT_ONCE = (1, 10, 500)  # queries of an exact search
 Search = Callable[[], object]
 
 
@@ -73,6 +76,19 @@ def filled(gallery: np.ndarray, factory: str = "Flat") -> Index:
 
 
 # --- exact --------------------------------------------------------------------------------
+
+
+def measure_exact(gallery: np.ndarray, queries: np.ndarray, k: int, rounds: int) -> dict:
+    """Seconds of each way, and how many times plain faiss's speed that is."""
+    found = {}
+    for n in (1000, len(gallery)) if len(gallery) <= 100_000 else (len(gallery),):
+        for many in AT_ONCE:
+            more = max(1, min(20, 1_000_000 // (n * many)))  # what takes microseconds
+            times = in_turns(exact_ways(gallery[:n], queries[:many], k), rounds * more)
+            seconds = {way: statistics.median(some) for way, some in times.items()}
+            faster = {way: round(seconds[BASE] / s, 3) for way, s in seconds.items()}
+            found[f"{many} of {n:,}"] = {"seconds": seconds, "x_faiss": faster}
+    return found
 
 
 def exact_ways(gallery: np.ndarray, queries: np.ndarray, k: int) -> dict[str, Search]:
@@ -168,41 +184,47 @@ def graphs(dim: int, n: int) -> dict[str, tuple[Callable, Callable]]:
 
 
 def equal_recall(gallery: np.ndarray, queries: np.ndarray, truth: np.ndarray) -> dict:
-    """Of each library the quickest setting that reaches each recall of :data:`EQUAL`."""
-    efforts, rows = (10, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512), []
-    for name, (add, search) in graphs(gallery.shape[1], len(gallery)).items():
-        built, _ = seconds_of(lambda add=add: add(gallery))
-        for ef in efforts:
-            asked = queries, truth.shape[1], ef
-            took, ids = seconds_of(lambda search=search, asked=asked: search(*asked), 3)
-            rows.append({"library": name, "ef": ef, "recall@10": recall(ids, truth),
-                         "queries_per_second": len(queries) / took, "build_s": built})  # fmt: skip
-    tried, found = pd.DataFrame(rows).sort_values("queries_per_second", ascending=False), {}
+    """Queries a second of each library at each recall of :data:`EQUAL` that it reaches."""
+    efforts, k = (10, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512), truth.shape[1]
+    every, rows = graphs(gallery.shape[1], len(gallery)), []
+    report = {
+        "build_s": {n: seconds_of(lambda a=add: a(gallery))[0] for n, (add, _) in every.items()}
+    }
+    for ef in efforts:
+        ways = {n: lambda find=find, ef=ef: find(queries, k, ef) for n, (_, find) in every.items()}
+        for name, times in in_turns(ways, 3).items():
+            rows.append(
+                (name, recall(ways[name](), truth), len(queries) / statistics.median(times))
+            )
     for goal in EQUAL:
-        best = tried[tried["recall@10"] >= goal].drop_duplicates("library")
-        found[f"recall {goal}"] = best.set_index("library").to_dict("index")
-    return found
+        report[f"recall {goal}"] = {}
+        for name in every:
+            known, speed = zip(*sorted(row[1:] for row in rows if row[0] == name))
+            if known[0] <= goal <= known[-1]:
+                at = np.exp(np.interp(goal, known, np.log(speed)))
+                report[f"recall {goal}"][name] = round(float(at), 1)
+    return report
 
 
 def main() -> None:
     """Measure, print, keep."""
     asked = arguments(__doc__, vectors=100_000, queries=500, dim=128, k=10, repeats=5,
-                      million=False)  # fmt: skip
-    n = 1_000_000 if asked.million and asked.vectors == 100_000 else asked.vectors
+                      million=False, exact=False)  # fmt: skip
+    n, name = (1_000_000, "search_million") if asked.million else (asked.vectors, "search")
     gallery, queries = collection(n, asked.queries, asked.dim)
-    report = {"vectors": n, "dim": asked.dim, "queries": len(queries), "exact": {}}
-    for many in () if asked.million else AT_ONCE:
-        times = in_turns(exact_ways(gallery, gallery[:many], asked.k), asked.repeats)
-        seconds = {way: statistics.median(some) for way, some in times.items()}
-        faster = {way: seconds[BASE] / s for way, s in seconds.items()}
-        report["exact"][f"{many}_at_a_time"] = {"seconds": seconds, "x_faiss": faster}
-    _, truth = filled(gallery).search(queries, asked.k)
-    report["families"] = measure_families(gallery, queries, truth)
-    report["graphs"] = equal_recall(gallery, queries, truth)
-    write("search_million" if asked.million else "search", report)
+    report = {"vectors": n, "dim": asked.dim, "queries": len(queries)}
+    report["exact"] = measure_exact(gallery, queries, asked.k, asked.repeats)
+    if asked.exact:
+        known = json.loads((RESULTS / f"{name}.json").read_text())
+        report |= {part: known[part] for part in ("families", "graphs")}
+    else:
+        _, truth = filled(gallery).search(queries, asked.k)
+        report["families"] = measure_families(gallery, queries, truth)
+        report["graphs"] = equal_recall(gallery, queries, truth)
+    write(name, report)
     print(pd.DataFrame(report["families"]).to_markdown(floatfmt=".3f"))
-    for title, table in (report["exact"] | report["graphs"]).items():
-        print(f"\n{title}\n{pd.DataFrame(table).to_markdown(floatfmt='.3f')}")
+    print(pd.DataFrame({m: x["x_faiss"] for m, x in report["exact"].items()}).to_markdown())
+    print(pd.DataFrame(report["graphs"]).to_markdown(floatfmt=".1f"))
 
 
 if __name__ == "__main__":

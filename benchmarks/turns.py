@@ -12,13 +12,14 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping
+from importlib.metadata import distributions
 from pathlib import Path
-
-import torch
 
 from objemb_lib.cache import atomic_write_text
 
 RESULTS = Path(__file__).parent / "results"
+PEERS = ("numpy", "torch", "torchvision", "faiss-cpu", "scikit-learn", "chroma-hnswlib", "usearch",
+         "openvino", "onnxruntime")  # fmt: skip
 
 
 def arguments(doc: str, **defaults: int | bool) -> argparse.Namespace:
@@ -45,8 +46,10 @@ def in_turns(variants: Mapping[str, Callable[[], object]], rounds: int) -> dict[
 
 
 def write(name: str, report: dict) -> None:
-    """Write ``results/<name>.json``, with the machine; its load is told, since it misleads."""
+    """Write ``results/<name>.json``, with the machine and what is measured with which versions;
+    the machine's load is told, since it misleads."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     machine = {"cores": os.cpu_count(), "other_load": load, "machine": platform.machine()}
-    whole = machine | {"torch": torch.__version__} | report
+    there = {found.name: found.version for found in distributions() if found.name in PEERS}
+    whole = machine | {"versions": dict(sorted(there.items()))} | report
     atomic_write_text(RESULTS / f"{name}.json", json.dumps(whole, indent=1) + "\n")

@@ -33,9 +33,10 @@ from objemb_lib.embed.trunks import Trunk
 from objemb_lib.measure.metrics import as_floats
 
 MMAP, MMAP_LISTS = faiss.IO_FLAG_MMAP_IFC, faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY
-MANY = 1024  # queries, from which on faiss is 1.2 to 2 times as fast as torch, below it up to 4
-# times as slow (2,000 to 100,000 vectors, one and two cores; benchmarks/search.py)
-CHUNK_BYTES = 64 << 20  # of scores held at a time
+EFFORT = 100  # candidates while a graph is built: faiss's 40 save a third of the time to build, and
+# make each search that finds as much take three times as long (benchmarks/search.py)
+SCORES = 1 << 24  # that are held at a time
+AT_ONCE = 1024  # queries
 
 Found = tuple[np.ndarray, np.ndarray]  # scores and ids, both (Q, k), best first
 
@@ -78,6 +79,8 @@ class Index:
         # "np": no polysemous codes, a minute of training for a search that nobody asks for here.
         known = re.sub(r"\bPQ\d+(x\d+)?\b", r"\g<0>np", factory)
         store = faiss.index_factory(dim, known, faiss.METRIC_INNER_PRODUCT)
+        if factory.startswith("HNSW"):
+            faiss.ParameterSpace().set_index_parameter(store, "efConstruction", EFFORT)
         lists = faiss.try_extract_index_ivf(store)  # they keep ids by themselves, others in a table
         self._take(store if lists else faiss.IndexIDMap(store))
 
@@ -183,7 +186,8 @@ class Index:
         if self.factory == "Flat":
             flat = faiss.downcast_index(self._store.index)  # whose own memory torch can read
             gallery = faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d).reshape(-1, flat.d)
-            return exact_search(gallery, self._ids(), queries, k)
+            ids = faiss.rev_swig_ptr(self._store.id_map.data(), len(self))
+            return exact_search(gallery, ids, queries, k)
         scores, ids = self._store.search(queries, k)
         return in_order(np.where(ids < 0, -np.inf, scores).astype(np.float32), ids)
 
@@ -338,15 +342,10 @@ def exact_search(vectors: np.ndarray, ids: np.ndarray, queries: np.ndarray, k: i
         vectors: ``(N, dim)`` float32, contiguous. ids: ``(N,)``. queries: ``(Q, dim)`` alike.
         k: 1 to N.
     """
-    # One more than asked shows whether k cuts through equal scores.
-    wanted = min(k + 1, len(vectors))
-    if len(queries) >= MANY:
-        scores, rows = faiss.knn(queries, vectors, wanted, metric=faiss.METRIC_INNER_PRODUCT)
-    else:
-        gallery, chunk = torch.from_numpy(vectors).T, max(1, CHUNK_BYTES // (4 * len(vectors)))
-        parts = torch.from_numpy(queries).split(chunk)
-        best = [torch.topk(part @ gallery, wanted) for part in parts]
-        scores, rows = (torch.cat(some).numpy() for some in zip(*best))
+    wanted = min(k + 1, len(vectors))  # one more than asked shows whether k cuts through equals
+    parts = [queries[i : i + AT_ONCE] for i in range(0, len(queries), AT_ONCE)] or [queries]
+    best = zip(*[_best(vectors, some, wanted) for some in parts])
+    scores, rows = (np.concatenate(some) for some in best)
     scores, found = in_order(scores, ids[rows])
     if k < len(vectors):
         for cut in np.flatnonzero(scores[:, k - 1] == scores[:, k]):
@@ -354,6 +353,20 @@ def exact_search(vectors: np.ndarray, ids: np.ndarray, queries: np.ndarray, k: i
             order = np.lexsort((ids, -every))[:k]
             scores[cut, :k], found[cut, :k] = every[order], ids[order]
     return scores[:, :k], found[:, :k]
+
+
+def _best(vectors: np.ndarray, queries: np.ndarray, k: int) -> Found:
+    """Scores and rows ``(Q, k)`` of the largest products, best first, equal ones in any order."""
+    rows, found = max(k, SCORES // max(1, len(queries))), []
+    for start in range(0, len(vectors), rows):
+        # numpy multiplies and torch selects faster than the other, or faiss, does both, be it for
+        # one query or for hundreds, among a thousand or a million (benchmarks/search.py).
+        scores = torch.from_numpy(queries @ vectors[start : start + rows].T)
+        best, places = torch.topk(scores, min(k, scores.shape[1]))
+        found.append((best, places + start))
+    scores, places = (torch.cat(some, dim=1) for some in zip(*found))
+    scores, order = torch.topk(scores, k)
+    return scores.numpy(), places.gather(1, order).numpy()
 
 
 def in_order(scores: np.ndarray, ids: np.ndarray) -> Found:

@@ -10,19 +10,13 @@ from types import SimpleNamespace
 import faiss
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from objemb_lib.config import DataError
 from objemb_lib.search import index as room
 from objemb_lib.search.index import Index, provenance, recall
 from objemb_lib.search.rerank import rerank
-
-
-@pytest.fixture(params=["torch", "faiss"])
-def backend(request, monkeypatch) -> None:
-    """Exact search by either way, however few the queries."""
-    monkeypatch.setattr(room, "MANY", 1 if request.param == "faiss" else 10**9)
 
 
 def vectors(n: int, dim: int = 8, seed: int = 0) -> np.ndarray:
@@ -46,9 +40,7 @@ def slow_search(gallery, ids, queries, k):
     return -table[..., 0].astype(np.float32), table[..., 1].astype(np.int64)
 
 
-@settings(
-    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(deadline=None, max_examples=40)
 @given(
     st.integers(1, 30),
     st.integers(1, 30),
@@ -56,7 +48,7 @@ def slow_search(gallery, ids, queries, k):
     st.integers(1, 40),
     st.integers(0, 99),
 )
-def test_matches_slow_search_ties_too(backend, n, q, dim, k, seed):
+def test_matches_slow_search_ties_too(n, q, dim, k, seed):
     """Small whole numbers: inner products are exact, and many are equal."""
     rng = np.random.default_rng(seed)
     gallery, queries = (rng.integers(-2, 3, (m, dim)).astype(np.float32) for m in (n, q))
@@ -72,15 +64,14 @@ def test_matches_slow_search_ties_too(backend, n, q, dim, k, seed):
     np.testing.assert_array_equal(found, expected)
 
 
-def test_ways_agree_also_in_chunks(monkeypatch):
+def test_the_same_is_found_a_few_vectors_and_queries_at_a_time(monkeypatch):
     made, queries = filled(500, 64), vectors(40, 64, seed=1)
-    a, a_ids = made.search(queries, 9)
-    monkeypatch.setattr(room, "CHUNK_BYTES", 4 * 500 * 7)  # seven queries at a time
-    np.testing.assert_array_equal(made.search(queries, 9)[1], a_ids)
-    monkeypatch.setattr(room, "MANY", 40)
-    b, b_ids = made.search(queries, 9)
-    np.testing.assert_allclose(a, b, atol=1e-6)
-    np.testing.assert_array_equal(a_ids, b_ids)
+    scores, ids = made.search(queries, 9)
+    monkeypatch.setattr(room, "AT_ONCE", 7)
+    monkeypatch.setattr(room, "SCORES", 7 * 30)
+    some, same = made.search(queries, 9)
+    np.testing.assert_allclose(some, scores, atol=1e-6)
+    np.testing.assert_array_equal(same, ids)
 
 
 @pytest.mark.parametrize(
