@@ -14,11 +14,12 @@ from string import Template
 
 import numpy as np
 
+from objemb_lib.attend.detections import PROPOSER
 from objemb_lib.cache import atomic_path, atomic_write_bytes, atomic_write_text
 from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.measure.analysis import PROJECTIONS
-from objemb_lib.search.calibration import UNCHECKED, Calibration
+from objemb_lib.search.calibration import Calibration, made_of, shipped
 from objemb_lib.search.retriever import Embedder, Retriever
 from objemb_lib.show import front
 from objemb_lib.show.engine import write_engine
@@ -103,7 +104,7 @@ def _network(ways: Sequence[Retriever], told: Sequence[dict], folder: Path) -> d
     """What the page opens for vectors like those of the first way for which it can, or why it
     cannot. What is told of the ways then says which have such vectors."""
     missing = ""
-    for way, known in zip(ways, told):
+    for way in ways:
         by = way.embed
         if isinstance(by, Embedder) and len(by.pairs) == 1:
             try:
@@ -113,8 +114,15 @@ def _network(ways: Sequence[Retriever], told: Sequence[dict], folder: Path) -> d
                 continue
             for other, said in zip(ways, told):
                 said["embeds"] = other.embed is by
-            return {"network": files | {"calibration": known["calibration"]}}
+            return {"network": files | {"folder": _folder(by)}}
     return {"missing": missing}
+
+
+def _folder(by: Embedder) -> dict:
+    """How a folder that somebody drops is searched: as photographs, whatever the gallery is."""
+    pair, context = ("head", "spoc"), 0.0
+    made = made_of(by.trunk, [pair], context, by.size, PROPOSER)
+    return {"stage": pair[0], "context": context, "calibration": calibrated(shipped(made))}
 
 
 Table = tuple[Sequence[np.ndarray], np.ndarray]  # boxes of each image, (M, D) vectors
@@ -156,7 +164,7 @@ def packed(boxes: Sequence[np.ndarray], vectors: np.ndarray) -> bytes:
     return np.concatenate(boxes).astype("<f4").tobytes() + codes.tobytes()
 
 
-def calibrated(calibration: Calibration = UNCHECKED) -> dict:
+def calibrated(calibration: Calibration) -> dict:
     """A calibration for the browser."""
     known = {name: dict(getattr(calibration, name)) for name in ("scales", "chances")}
     return known | {"sharp": calibration.sharp, "nothing": number(calibration.nothing)}

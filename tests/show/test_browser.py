@@ -12,6 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from urllib.parse import parse_qsl, urlparse
 
 import numpy as np
@@ -82,7 +83,7 @@ class Search:
         """Choose, paste or drop a file."""
         if how == "choose":
             file = {"name": name, "mimeType": "image/jpeg", "buffer": content}
-            return self.it.locator("input[type=file]").set_input_files(file)
+            return self.it.locator(".own input").set_input_files(file)
         self.page.evaluate(GIVE, [how, name, base64.b64encode(content).decode()])
 
     def after(self, does: Callable[[], object]) -> dict[str, str]:
@@ -127,6 +128,7 @@ def test_the_app_by_mouse_finger_and_keys(tmp_path, monkeypatch) -> None:
             objects_are_found(search, way)
             photographs_of_ones_own_ask(search, way)
             answers_are_enlarged_explained_and_saved(watched, search, way.dataset)
+            a_folder_is_searched_and_deleted(watched, search, photos)
             watched.check()
             a_finger_scrolls_and_taps(watched, base)
         search.it.get_by_text("advanced").click()
@@ -235,6 +237,34 @@ def answers_are_enlarged_explained_and_saved(watched: Watched, search: Search, g
     next_one = search.after(first.get_by_role("button", name="search with this").click)
     assert next_one["photograph"] == seen
     assert search.after(page.go_back) == taken
+
+
+def a_folder_is_searched_and_deleted(watched: Watched, search: Search, photos: Path) -> None:
+    page, gallery = watched.page, dict(parse_qsl(urlparse(watched.page.url).fragment))
+    mouse = page.context.new_cdp_session(page)
+    data = {"items": [], "files": [str(photos)], "dragOperationsMask": 1}
+    place = search.it.locator(".own").bounding_box()
+    for kind in ("dragEnter", "dragOver", "drop"):
+        at = {"x": place["x"] + 5, "y": place["y"] + 5}
+        mouse.send("Input.dispatchDragEvent", {"type": kind, **at, "data": data})
+    search.it.get_by_text("Your folder: 6 photographs").wait_for()
+    own = f"{photos.name}/{gallery['photograph']}"
+    search.button("all photographs").click()
+    page.get_by_role("dialog").get_by_role("button", name=own).click()
+    page.wait_for_function("name => decodeURIComponent(location.hash).includes(name)", arg=own)
+    search.it.locator(".answer").first.wait_for()
+    watched.screenshot("app-folder")
+    watched.is_accessible()
+    search.button("back to the gallery").click()
+    page.reload()
+    search.button("your folder of last time: 6 photographs").click()
+    search.it.locator(".name").get_by_text(f"{photos.name}/").first.wait_for()
+    search.button("delete it here").click()
+    search.button("back to the gallery").wait_for(state="detached")
+    page.reload()
+    search.it.get_by_text("search a folder of your own").wait_for()
+    assert search.button("your folder of last time").count() == 0
+    search.it.locator(".answer").first.wait_for()
 
 
 def a_finger_scrolls_and_taps(desktop: Watched, base: str) -> None:

@@ -7,6 +7,7 @@ import { fetched, packed } from "./index.js";
 import { map } from "./map.js";
 import { watched } from "./protocol.js";
 import { search } from "./search.js";
+import { shelf } from "./shelf.js";
 
 // The first call's promise for all; what failed is tried again.
 function once(work) {
@@ -20,24 +21,45 @@ function once(work) {
 async function begin(el) {
   const [banner, error] = ["banner", "error"].map((kind) => make("p", { role: "alert", class: kind }));
   const say = (words) => (error.textContent = words);
-  try {
-    const { index: place, only } = el.dataset;
-    const index = await (place.endsWith("/") ? fetched(place) : packed(place));
-    const views = index.about.views.filter(({ view }) => !only || only === view);
-    const shown = {};
+  const { index: place, only, app } = el.dataset;
+  const alone = app !== undefined; // the page is ours
+  const parts = make("div", {});
+  let shown = {};
+
+  // The views of an index; `network` opens an engine, or is null.
+  function show(index, network) {
+    for (const view of Object.values(shown)) view.close();
+    shown = {};
     const link = (id, box) => shown.search?.go({ id, box });
-    const files = location.protocol === "file:" ? null : index.about.network;
-    const network = files && once(() => open(files, index.address("engine/")));
-    const plain = browser(index, network, link);
-    const backend = watched(plain, (words) => (banner.textContent = words));
-    el.replaceChildren(banner, error);
-    for (const { view, about, start } of views) {
+    const backend = watched(browser(index, network, link), (words) => (banner.textContent = words));
+    parts.replaceChildren();
+    for (const { view, about, start } of index.about.views) {
+      if (only && only !== view) continue;
       const part = make("div", {});
-      el.append(part);
-      const given = { ...about, start, app: "app" in el.dataset, known: !network };
+      parts.append(part);
+      const given = { ...about, start, app: alone, known: !network };
       given.explains &&= Boolean(network);
       shown[view] = { search, map }[view](backend, given, part, say);
     }
+  }
+
+  try {
+    const index = await (place.endsWith("/") ? fetched(place) : packed(place));
+    const files = location.protocol === "file:" ? null : index.about.network; // no workers there
+    const starts = (more) => () => open({ ...files, about: { ...files.about, ...more } }, index.address("engine/"));
+    const network = files && once(starts({}));
+    el.replaceChildren(banner, error);
+    if (files && alone) {
+      const start = starts({ stage: files.folder.stage, context: files.folder.context });
+      const looks = once(start);
+      const other = (one) => {
+        history.replaceState(null, "", "#");
+        show(one, one === index ? network : looks);
+      };
+      el.append(shelf(el, index, start, other, say));
+    }
+    el.append(parts);
+    show(index, network);
   } catch (wrong) {
     el.replaceChildren(error);
     say(wrong.message);
