@@ -53,17 +53,18 @@ def write_engine(
         raise DataError("onnxscript is not installed", "pip install onnxscript")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    told = ("1", trunk.fingerprint(), fingerprint(shipped()), size)
+    network = SearchNetwork(trunk, shipped(), size)
+    told = ("2", trunk.fingerprint(), fingerprint(shipped()), size)
     name = f"network-{hashlib.sha256(repr(told).encode()).hexdigest()[:16]}.onnx"
     kept = config.cache_root() / "onnx" / name
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
         unfinished = kept.with_suffix(f".{os.getpid()}")
-        export_onnx(SearchNetwork(trunk, shipped()), unfinished, size).replace(kept)
+        export_onnx(network, unfinished).replace(kept)
     shutil.copy(kept, folder)
     for file in FILES.values():
         shutil.copy(RUNTIME / file, folder)
     (folder / "worker.js").write_text(front.module("worker"), "utf-8")
-    about = {"network": trunk.name, "size": size, "stage": stage, "context": context,
+    about = {"network": trunk.name, "inputs": network.inputs, "stage": stage, "context": context,
              "top": TOP, "overlap": OVERLAP, "same": SAME_BOX}  # fmt: skip
     return FILES | {"model": name, "worker": "worker.js", "about": about}

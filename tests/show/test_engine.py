@@ -59,6 +59,7 @@ KEPT = """async () => {
   await folder.forget();
   return { about: kept.about, sides, forgotten: await folder.kept() };
 }"""
+OPEN = "async (of) => { window.network = await open(...of); }"
 LOOK = "async ([name, boxes]) => plain(await network.look(await blob(name), boxes))"
 WHY = """async (asked) => {
   const [query, match] = await Promise.all(
@@ -127,17 +128,10 @@ def watched(kinds: ImageDataset) -> Iterator[Watched]:
         base = f"http://127.0.0.1:{server.server_port}"
         watched.page.goto(f"{base}/index.html")
         watched.root, watched.files = kinds.root, (files, f"{base}/engine/")
-        opened(watched, {})
+        watched.page.evaluate(OPEN, watched.files)
         yield watched
         watched.check()
         server.shutdown()
-
-
-def opened(watched: Watched, about: dict) -> None:
-    """The page's network, with other settings."""
-    files, base = watched.files
-    files = files | {"about": files["about"] | about}
-    watched.page.evaluate("async (of) => { window.network = await open(...of); }", [files, base])
 
 
 @pytest.fixture(scope="module")
@@ -146,10 +140,10 @@ def way(kinds: ImageDataset) -> Retriever:
     return retriever(kinds, "head", 0.0)
 
 
-def retriever(dataset: ImageDataset, stage: str, context: float) -> Retriever:
+def retriever(dataset: ImageDataset, stage: str, context: float, size: int = 256) -> Retriever:
     find = lambda data: propose(data, options=QUIET)  # noqa: E731
     region, pairs = Region(find(dataset), context=context), [(stage, "spoc")]
-    return Retriever.build(dataset, load_trunk(), pairs, region, find=find, progress=False)
+    return Retriever.build(dataset, load_trunk(), pairs, region, size, find, progress=False)
 
 
 def looked(watched: Watched, file: str, boxes: list | None = None) -> tuple[np.ndarray, ...]:
@@ -180,16 +174,21 @@ def test_every_kind_of_file_gives_pythons_boxes_and_vectors(watched, way) -> Non
 
 @needs_chromium
 @needs_runtime
-def test_boxes_drawn_by_hand_of_another_stage_with_a_context(watched, kinds) -> None:
-    opened(watched, {"stage": "stage4", "context": -0.3})
+def test_boxes_drawn_by_hand_of_another_stage_and_size_with_a_context(watched, kinds) -> None:
+    files = engine.write_engine(kinds.root / "engine", None, ("stage4", "spoc"), -0.3, 384)
+    watched.page.evaluate(OPEN, [files, watched.files[1]])
     file = "jpeg.jpg"
     data = photograph(kinds.root / file)
+    way = retriever(data, "stage4", -0.3, 384)
     width, height = data.sizes()[0].tolist()
     drawn = [[10, 20, 300.5, 200], [0, 0, width, height], [-5, 0, 3, 2], [width - 9, 0, width, 40]]
+    proposed, of_proposed, _ = looked(watched, file)
     boxes, vectors, _ = looked(watched, file, drawn)
-    opened(watched, {})
-    ours = retriever(data, "stage4", -0.3).embed(data, Boxes("drawn", [drawn]))
-    assert np.allclose(boxes, drawn) and agree(vectors, ours)
+    watched.page.evaluate(OPEN, watched.files)
+    query = way.query(0)
+    assert np.allclose(proposed, query.boxes, atol=0.1) and agree(of_proposed, query.vectors)
+    assert np.allclose(boxes, drawn)
+    assert agree(vectors, way.embed(data, Boxes("drawn", [drawn])))
 
 
 @needs_chromium

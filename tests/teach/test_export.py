@@ -13,13 +13,21 @@ from objemb_lib.embed.trunks import load_trunk
 from objemb_lib.teach.export import MAPS, SearchNetwork, export_onnx
 
 
+@pytest.mark.parametrize("size", [256, 384])
 @torch.inference_mode()
-def test_onnx_gives_the_same_numbers_from_the_pixels_on(tmp_path: Path) -> None:
+def test_onnx_gives_the_same_numbers_from_the_pixels_on(size: int, tmp_path: Path) -> None:
     runtime = pytest.importorskip("onnxruntime", reason="`make extras` installs onnxruntime")
-    network = SearchNetwork(load_trunk(), load_proposer())
+    trunk, proposer = load_trunk(), load_proposer()
+    network = SearchNetwork(trunk, proposer, size)
     session = runtime.InferenceSession(export_onnx(network, tmp_path / "search.onnx"))
+    assert (tmp_path / "search.onnx").stat().st_size < 16_000_000  # the weights are there once
+    draw = np.random.default_rng(size).integers
     for images in (1, 3):
-        pixels = np.random.default_rng(images).integers(0, 256, (images, 256, 256, 3), np.uint8)
-        found = session.run([*MAPS, "boxes", "scores"], {"pixels": pixels})
-        for ours, theirs in zip(network(torch.from_numpy(pixels)), found):
+        given = {x: draw(0, 256, (images, s, s, 3), np.uint8) for x, s in network.inputs.items()}
+        small, large = (
+            trunk(trunk.normalise(torch.from_numpy(x).permute(0, 3, 1, 2)))
+            for x in (given["pixels"], given.get("large", given["pixels"]))
+        )
+        found = session.run([*MAPS, "boxes", "scores"], given)
+        for ours, theirs in zip([*(large[stage] for stage in MAPS), *proposer(small)], found):
             assert np.abs(ours.numpy() - theirs).max() < 1e-4

@@ -7,7 +7,7 @@ const SAMPLES = 2; // points in a cell, along each side
 
 /**
  * @typedef {object} Files what show/engine.py gives: `ort`, `wasm` and `model` are addresses, and `about`
- *   {size, strides, stage, context, top, overlap, same}
+ *   {inputs, stage, context, top, overlap, same}
  * @param {Files} files
  */
 async function load({ ort, wasm, model, about }) {
@@ -15,11 +15,12 @@ async function load({ ort, wasm, model, about }) {
   env.wasm.numThreads = 1; // more would need a page that is isolated from others
   env.wasm.wasmPaths = { wasm };
   const session = await InferenceSession.create(model, { executionProviders: ["wasm"] });
-  const { size, stage } = about;
+  const { inputs, stage } = about;
 
   async function run(image) {
-    const pixels = new Tensor("uint8", resized(image, size), [1, size, size, 3]);
-    const { boxes, scores, [stage]: map } = await session.run({ pixels });
+    const seen = (side) => new Tensor("uint8", resized(image, side), [1, side, side, 3]);
+    const given = Object.entries(inputs).map(([name, side]) => [name, seen(side)]);
+    const { boxes, scores, [stage]: map } = await session.run(Object.fromEntries(given));
     const [, channels, height, width] = map.dims;
     return { boxes: boxes.data, scores: scores.data, map: { data: map.data, channels, height, width } };
   }
