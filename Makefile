@@ -188,8 +188,8 @@ lock: install
 # In data, only what a build makes, or leaves when it is killed: see mini_battles.build.
 clean:
 	@echo 'removing .cache, runs, data/mini-battles, unfinished downloads and the tools own caches'
-	@rm -rf .cache runs docs/generated data/mini-battles data/.mini-battles-* data/.mini-battles.lock \
-	  data/.downloads-mini-battles data/__pycache__ \
+	@rm -rf .cache runs $(SHOW)/node_modules docs/generated data/mini-battles data/.mini-battles-* \
+	  data/.mini-battles.lock data/.downloads-mini-battles data/__pycache__ \
 	  .pytest_cache .ruff_cache .hypothesis objemb.egg-info
 	@find objemb_lib tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 	@if [ -z "$(strip $(VENV))" ] || [ ! -d "$(VENV)" ]; then :; \
