@@ -4,10 +4,10 @@
 
 FOLDER as of `course.photographs`. Every photograph asks all others of its collection, in the app's
 own settings, with the surest box of the proposer; of COCO, of which the proposer learned, with that
-of one that learned from the other half. What a collection is scored by was learned on others;
-COCO, whose labels are categories, is only tested. Chances are also learned on labels of even number
-and checked on the odd ones: `--fit` writes these to objemb_lib/search/calibrations.json, with those
-of mini-battles' training scenes. Prints tables, and writes benchmarks/results/app.json.
+of one that learned from the other half. Chances are learned on labels of even number and checked on
+the odd ones, and learned on other collections; COCO, whose labels are categories, is only tested.
+`--fit` writes the former to objemb_lib/search/calibrations.json, with those of mini-battles'
+training scenes. Prints tables, and writes benchmarks/results/app.json.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.embed.boxes import Boxes
 from objemb_lib.embed.regions import Region
 from objemb_lib.embed.trunks import Trunk, load_trunk
+from objemb_lib.measure.intervals import Evaluation, paired_difference
 from objemb_lib.measure.metrics import evaluate_scores, truth
-from objemb_lib.search.calibration import SHIPPED, Calibration, made_of, standing
+from objemb_lib.search.calibration import SHIPPED, Calibration, made_of, nearness
 from objemb_lib.search.retriever import Retriever, is_whole
 from objemb_lib.show.app import PHOTOGRAPHS, SCENES, TOP, own_boxes
 from objemb_lib.teach.student import StudentTrunk, load_student
 
 LEARNED = ("groceries", "birds", "cars")  # COCO, whose labels are categories, is only tested
 KINDS, FIRST = ("box", "whole", "both"), 8  # answers that a person sees
-PAIRS = [f"{one} to {other}" for one in KINDS[:2] for other in KINDS[:2]]
 NONE = -2.0  # a cosine where there is no box
 FAR = -99.0
 SURE, FEWEST = 0.75, 20  # "nothing here" must be right so often, of as many queries at least
@@ -86,20 +86,14 @@ class Gallery:
             np.stack(one) for one in zip(*(truth(self.data, q) for q in range(len(self.data))))
         )
 
-    def scores(self, known: Calibration, kind: str = "both") -> np.ndarray:
-        """``(N, N)``, as the app scores."""
-        best = []
-        for one in KINDS[:2] if kind == "both" else [kind]:
-            pairs = [
-                known.scaled(self.cosines[f"{one} to {other}"], one == "whole", other == "whole")
-                for other in KINDS[:2]
-            ]
-            best.append(np.maximum(*pairs))
-        return known.fused(np.stack(best))
+    def scores(self, kind: str = "both") -> np.ndarray:
+        """``(N, N)``, as the app scores: the best of all pairs."""
+        asks = KINDS[:2] if kind == "both" else [kind]
+        return np.max([self.cosines[f"{one} to {other}"] for one in asks for other in KINDS[:2]], 0)
 
-    def first(self, scores: np.ndarray) -> np.ndarray:
-        """``(N,)``: 1 where the first answer is right, nan where nothing is."""
-        return evaluate_scores(scores, self.data, ["R@1"]).values["R@1"]
+    def first(self, scores: np.ndarray) -> Evaluation:
+        """Is the first answer right?"""
+        return evaluate_scores(np.maximum(scores, NONE), self.data, ["R@1"])
 
     def ranked(self, scores: np.ndarray, absent: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """``(Q, N)`` scores, best first, and which are right; of queries that have an answer.
@@ -130,59 +124,33 @@ def everything(data: ImageDataset) -> np.ndarray:
     return np.ones(len(data), bool)
 
 
-def logistic(x: np.ndarray, y: np.ndarray, weights: np.ndarray | None = None) -> list[float]:
+def logistic(x: np.ndarray, y: np.ndarray) -> list[float]:
     """Slope and offset."""
-    found = LogisticRegression(C=1e3).fit(x[:, None], y, weights)
+    found = LogisticRegression(C=1e3).fit(x[:, None], y)
     return [float(found.coef_[0, 0]), float(found.intercept_[0])]
 
 
-def fit_scales(galleries: Sequence[Gallery], who: Halves) -> Calibration:
-    """A logistic curve for each kind of pair: is it the same? Both answers count alike, and all
-    collections; then all in terms of pairs of boxes."""
-    curves = {}
-    for pair in PAIRS:
-        x, y, weights = [], [], []
-        for one in galleries:
-            relevant, junk = one.truth
-            cosines, rows = one.cosines[pair], who(one.data)
-            use = rows[:, None] & rows & ~junk & (cosines > NONE)
-            x.append(cosines[use])
-            y.append(relevant[use])
-            weights.append(np.where(y[-1], 0.5 / y[-1].mean(), 0.5 / (~y[-1]).mean()) / len(y[-1]))
-        weights = np.concatenate(weights)
-        curves[pair] = logistic(
-            np.concatenate(x), np.concatenate(y), weights * len(weights) / weights.sum()
-        )
-    a, b = curves["box to box"]  # of scenes wholes tell nothing, or less
-    scales = {pair: [max(c, 0) / a, (d - b) / a] for pair, (c, d) in curves.items()}
-    return Calibration(scales, a)
-
-
 def answers(
-    galleries: Sequence[Gallery], known: Calibration, kind: str, who: Halves, absent: bool = False
+    galleries: Sequence[Gallery], kind: str, who: Halves, absent: bool = False
 ) -> Iterator[tuple]:
     """Of each collection scores ``(Q, 32)``, and which are right."""
     for one in galleries:
-        scores, right = one.ranked(one.scores(known, kind), absent)
+        scores, right = one.ranked(one.scores(kind), absent)
         asks = who(one.data) & one.truth[0].any(axis=1)
         yield scores[asks], right[asks]
 
 
-def fit_chances(galleries: Sequence[Gallery], known: Calibration, who: Halves) -> Calibration:
-    """How often answers are right, by how far they stand above later ones; and the chance below
-    which "nothing here" is right of :data:`SURE` queries, if it is true of half of all."""
+def fit(galleries: Sequence[Gallery], who: Halves, first: str = "both") -> Calibration:
+    """How often answers are right, by how near they are; and, where ``first`` asks, the chance
+    below which "nothing here" is right of :data:`SURE` queries, if it is true of half of all."""
     chances = {}
     for kind in KINDS:
-        x, y = zip(
-            *(
-                (standing(s)[:, :FIRST].ravel(), r[:, :FIRST].ravel())
-                for s, r in answers(galleries, known, kind, who)
-            )
-        )
-        chances[kind] = logistic(np.concatenate(x), np.concatenate(y))
+        each = list(answers(galleries, kind, who))
+        x = np.concatenate([nearness(s)[:, :FIRST].ravel() for s, _ in each])
+        chances[kind] = logistic(x, np.concatenate([r[:, :FIRST].ravel() for _, r in each]))
     chances = {kind: curve for kind, curve in chances.items() if curve[0] > 0}  # else it tells none
-    known = replace(known, chances=chances)
-    there, p = presence(galleries, known, who)
+    known = Calibration(chances)
+    there, p = presence(galleries, known, who, first)
     order = np.argsort(p)
     sure = np.cumsum(~there[order]) / np.arange(1, len(p) + 1) >= SURE
     last = np.flatnonzero(sure[FEWEST:])
@@ -190,65 +158,53 @@ def fit_chances(galleries: Sequence[Gallery], known: Calibration, who: Halves) -
 
 
 def presence(
-    galleries: Sequence[Gallery], known: Calibration, who: Halves
+    galleries: Sequence[Gallery], known: Calibration, who: Halves, kind: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Whether what was asked for is in the gallery, and the chance of the first answer."""
-    found = [known.chance(s, "both")[:, 0] for absent in (False, True)
-             for s, _ in answers(galleries, known, "both", who, absent)]  # fmt: skip
-    half = len(found) // 2
-    return np.repeat(
-        [True, False], [sum(map(len, f)) for f in (found[:half], found[half:])]
-    ), np.concatenate(found)
+    found = [(known.chance(s, kind)[:, 0], not absent) for absent in (False, True)
+             for s, _ in answers(galleries, kind, who, absent)]  # fmt: skip
+    there = np.concatenate([np.full(len(chances), is_there) for chances, is_there in found])
+    return there, np.concatenate([chances for chances, _ in found])
 
 
 # --- what is checked -------------------------------------------------------------------------
 
 
-def checked(galleries: Sequence[Gallery], known: Calibration, who: Halves) -> dict[str, float]:
+def checked(
+    galleries: Sequence[Gallery], known: Calibration, who: Halves, kind: str = "both"
+) -> dict[str, float]:
     """How true the chances are: error of calibration (ten bins), AUC; of all and first answers."""
     told: dict[str, float] = {}
-    every = list(answers(galleries, known, "both", who))
+    every = list(answers(galleries, kind, who))
     for name, some in (("first answer", slice(0, 1)), (f"first {FIRST}", slice(0, FIRST))):
-        p = np.concatenate([known.chance(s, "both")[:, some].ravel() for s, _ in every])
+        p = np.concatenate([known.chance(s, kind)[:, some].ravel() for s, _ in every])
         right = np.concatenate([r[:, some].ravel() for _, r in every])
         bins = np.minimum((10 * p).astype(int), 9)
         off = sum(abs(p[bins == n].sum() - right[bins == n].sum()) for n in range(10)) / len(p)
         told |= {f"{name}: right": right.mean(), f"{name}: said": p.mean(), f"{name}: error": off,
                  f"{name}: AUC": roc_auc_score(right, p)}  # fmt: skip
-    there, p = presence(galleries, known, who)
+    there, p = presence(galleries, known, who, kind)
     if (p < known.nothing).any():
         told["nothing: right"] = (~there)[p < known.nothing].mean()
         told["nothing: said where true"] = (p < known.nothing)[~there].mean()
+        told["nothing: said where false"] = (p < known.nothing)[there].mean()
     return {name: round(float(value), 3) for name, value in told.items()}
 
 
-def firsts(one: Gallery, known: Calibration) -> dict[str, float]:
+def firsts(one: Gallery) -> dict[str, float | str]:
     """How often the first answer is right, by who asks and what is searched."""
     c = one.cosines
     ways = {"whole to whole": c["whole to whole"], "box to boxes": c["box to box"],
-            "before: box to boxes and whole": np.maximum(c["box to box"], c["box to whole"]),
-            **{f"app: {kind}": one.scores(known, kind) for kind in KINDS}}  # fmt: skip
-    told = {name: one.first(np.maximum(scores, NONE)) for name, scores in ways.items()}
-    more = told["app: both"] - told["whole to whole"]
-    found = {name: round(float(np.nanmean(hits)), 3) for name, hits in told.items()}
-    most = max(map(len, c["any box"]))
-    boxes = [
-        one.first(np.stack([part[min(k, len(part) - 1)] for part in c["any box"]]))
-        for k in range(most)
-    ]
-    found["oracle: best of its boxes"] = round(float(np.nanmean(np.max(boxes, axis=0))), 3)
-    asked = ~np.isnan(more)
-    labels = np.unique(one.data.labels[asked])
-    sums = np.array(
-        [
-            [more[asked & (one.data.labels == x)].sum(), (asked & (one.data.labels == x)).sum()]
-            for x in labels
-        ]
-    )
-    drawn = np.random.default_rng(config.SEED).integers(len(labels), size=(2000, len(labels)))
-    means = sums[drawn].sum(axis=1)
-    low, high = np.quantile(means[:, 0] / means[:, 1], [0.025, 0.975])
-    return found | {"both - whole": f"{np.nanmean(more):+.3f} [{low:+.3f}, {high:+.3f}]"}
+            **{f"app: {kind}": one.scores(kind) for kind in KINDS}}  # fmt: skip
+    told = {name: one.first(scores) for name, scores in ways.items()}
+    found = {name: round(hits.mean("R@1"), 3) for name, hits in told.items()}
+    tries = [[part[min(k, len(part) - 1)] for part in c["any box"]]
+             for k in range(max(map(len, c["any box"])))]  # fmt: skip
+    best = np.max([one.first(np.stack(some))["R@1"] for some in tries], axis=0)
+    more = paired_difference(told["app: both"], told["whole to whole"], "R@1")
+    said = f"{more.value:+.3f} [{more.low:+.3f}, {more.high:+.3f}]"
+    return found | {"oracle: best of its boxes": round(float(np.nanmean(best)), 3),
+                    "both - whole": said}  # fmt: skip
 
 
 def latency(one: Gallery, queries: int = 40) -> dict[str, float]:
@@ -333,11 +289,11 @@ def main() -> None:
         for name, one in every.items():
             own = name.split(",")[0]
             others = [real[other] for other in LEARNED if other != own]
-            known = fit_chances(others, fit_scales(others, everything), everything)
-            told["first answer right"][f"{name}, {network}"] = firsts(one, known)
+            known = fit(others, everything)
+            told["first answer right"][f"{name}, {network}"] = firsts(one)
             told["chances"][f"{name}, not seen, {network}"] = checked([one], known, everything)
         learned = [real[name] for name in LEARNED]
-        known = fit_chances(learned, fit_scales(learned, even), even)
+        known = fit(learned, even)
         told["chances"][f"odd labels of all, {network}"] = checked(list(real.values()), known, odd)
         for name, one in real.items():
             told["chances"][f"{name}, odd labels, {network}"] = checked([one], known, odd)
@@ -357,9 +313,11 @@ def main() -> None:
     boxes = [own_boxes(data, detector) for data in parts]
     for network, how in settings(SCENES).items():
         train, test = (gallery(*one, how) for one in zip(parts, boxes))
-        known = fit_chances([train], fit_scales([train], everything), everything)
-        told["first answer right"][f"battle scenes, own boxes, {network}"] = firsts(test, known)
-        told["chances"][f"battle scenes, own boxes, {network}"] = checked([test], known, everything)
+        known = fit([train], everything, "box")
+        told["first answer right"][f"battle scenes, own boxes, {network}"] = firsts(test)
+        told["chances"][f"battle scenes, own boxes, {network}"] = checked(
+            [test], known, everything, "box"
+        )
         made.append(
             {
                 "network": network,

@@ -64,10 +64,8 @@ def explain(
         shown = blotted(way.dataset, match.image, match.box, folder)
         boxes = np.array([match.box, (0, 0, *shown.sizes()[0])], np.float32)
         vectors = l2(way.embed(shown, Boxes("blotted", [boxes] * 3)))
-    asking = way.asking(query, chosen, kind)
-    each = vectors.reshape(3, 2, -1)
-    scores = [way.score(query, asking, boxes, some, shown.sizes()[0])[0] for some in each]
-    return Explanation(cells, heat, *scores)
+    asking = query.vectors[way.asking(query, chosen, kind)]
+    return Explanation(cells, heat, *(vectors.reshape(3, 2, -1) @ asking.T).max(axis=(1, 2)))
 
 
 def mutual_nearest(ours: Tensor, theirs: Tensor) -> list[tuple[int, int, float]]:

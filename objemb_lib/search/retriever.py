@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 
 import numpy as np
 import torch
@@ -27,7 +28,6 @@ from objemb_lib.search.index import provenance
 from objemb_lib.search.objects import Answer, Match, ObjectIndex, ObjectStore
 
 SAME_BOX = 0.8  # overlap (IoU) from which two boxes show the same, and one is left out
-WIDE = 4  # times as many images are compared in all pairs as are asked for
 
 Pairs = Sequence[tuple[str, str]]
 Embed = Callable[[ImageDataset, Boxes], np.ndarray]
@@ -61,7 +61,7 @@ class Retriever:
         network, boxes: what gave vectors and boxes, for menus.
         embed: ``(M, D)`` vectors of boxes of any images.
         find: boxes of a photograph that is not in the gallery; default its whole.
-        calibration: what cosines of each kind are worth; without it all count alike.
+        calibration: how often answers are right; without it nobody knows.
     Raises:
         DataError: an index of other images.
     """
@@ -149,23 +149,19 @@ class Retriever:
     def search(self, query: Query, chosen: int, k: int = 8, kind: str = "both") -> Answer:
         """The ``k`` best images for a query, each with the box that was meant.
 
-        An image counts by the object in it that is most like the box, and by the one that is most
-        like the whole, see :class:`calibration.Calibration`. The best are looked for among the
-        images of the highest cosines.
+        An image counts by its object, or its whole, that is most like anything that asks.
 
         Args:
             chosen: number of the box. kind: what asks: the ``box``, the ``whole`` or ``both``.
         """
-        asking = self.asking(query, chosen, kind)
         own = {query.dataset.names[query.image]} if query.dataset is self.dataset else set()
         found: dict[int, Match] = {}
-        for number in asking:
-            some = self.index.search(query.vectors[number], max(WIDE * k, LATER.stop), own)
-            found |= {match.image: match for match in some}
+        for number in self.asking(query, chosen, kind):
+            for match in self.index.search(query.vectors[number], max(k, LATER.stop), own):
+                found[match.image] = max(match, found.get(match.image, match), key=_score)
         kind = "whole" if chosen == query.whole else kind
-        each = zip(found.values(), self.index.of_images(list(found)))
-        best = [self._compared(query, asking, *one) for one in each]
-        best.sort(key=lambda match: (-match.score, match.image))
+        best = sorted(found.values(), key=lambda match: (-match.score, match.image))
+        best = best[: max(k, LATER.stop)]  # of these no image is absent
         chances = self.calibration.chance(np.array([match.score for match in best]), kind)
         best = [replace(match, chance=float(c)) for match, c in zip(best[:k], chances)]
         return Answer(query.dataset, query.image, query.boxes, chosen, best, kind)
@@ -173,34 +169,6 @@ class Retriever:
     def asking(self, query: Query, chosen: int, kind: str) -> list[int]:
         """The numbers of the boxes that ask, see :meth:`search`."""
         return {"box": [chosen], "whole": [query.whole], "both": [chosen, query.whole]}[kind]
-
-    def _compared(self, query: Query, asking: Sequence[int], match: Match, objects: tuple) -> Match:
-        """A match with its score, and the box of its best pair."""
-        boxes, vectors = objects
-        size = self.dataset.sizes()[match.image]
-        score, best = self.score(query, asking, boxes, vectors, size)
-        return replace(match, score=score, box=tuple(boxes[best].tolist()))
-
-    def score(
-        self,
-        query: Query,
-        asking: Sequence[int],
-        boxes: np.ndarray,
-        vectors: np.ndarray,
-        size: Sequence[int],
-    ) -> tuple[float, int]:
-        """The score of an image, and which of its boxes is that of the best pair.
-
-        Args:
-            asking: numbers of boxes of the query. boxes, vectors: ``(K, 4)`` and ``(K, D)`` of the
-                image. size: its width and height.
-        """
-        whole = is_whole(boxes, size)
-        pairs = np.stack([
-            self.calibration.scaled(vectors @ query.vectors[one], one == query.whole, whole)
-            for one in asking
-        ])  # fmt: skip
-        return float(self.calibration.fused(pairs.max(axis=1))), int(pairs.max(axis=0).argmax())
 
     @property
     def nothing(self) -> float:
@@ -283,6 +251,9 @@ def _region(where: Boxes, dataset: ImageDataset, context: float) -> Region:
 def is_whole(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:
     """``(K,)`` boolean: which of ``(K, 4)`` boxes are all of an image of this width and height."""
     return np.abs(boxes - np.array([0, 0, *size])).max(axis=1) < 0.5
+
+
+_score = attrgetter("score")
 
 
 def _spread(n: int, most: int) -> np.ndarray:

@@ -110,9 +110,14 @@ def own_boxes(data: ImageDataset, detector: Detector, progress: bool = False) ->
     return detector_boxes(data, detector, seen).top(TOP)
 
 
+def search_of(ways: Sequence[Retriever]) -> ObjectSearch:
+    """What is shown: on photographs the whole counts, too; on scenes it is a background."""
+    return ObjectSearch(ways, kind="both" if config.setting(PHOTOS) else "box")
+
+
 def index_folder(ways: Sequence[Retriever]) -> tuple[Index, Path]:
     """The index of some ways as a page reads it, and the folder of the cache that it lies in."""
-    index = index_of(ObjectSearch(ways), engine=config.cache_root() / "app" / "engine")
+    index = index_of(search_of(ways), engine=config.cache_root() / "app" / "engine")
     told = (index.dataset.fingerprint, index.about, front.module("worker"))
     key = hashlib.sha256(repr(told).encode())
     for part in index.parts.values():
@@ -131,7 +136,7 @@ def export(ways: Sequence[Retriever], path: Path, sure: bool) -> None:
     if not (sure or input("Write it? [y/N] ").strip().lower() in ("y", "yes")):
         print("Nothing was written.")
         return
-    write_one_file(index_of(ObjectSearch(ways[0])), path)
+    write_one_file(index_of(search_of(ways[:1])), path)
     print(f"Written: {path} ({path.stat().st_size / 1e6:.1f} MB).")
 
 

@@ -166,8 +166,7 @@ def packed(boxes: Sequence[np.ndarray], vectors: np.ndarray) -> bytes:
 
 def calibrated(calibration: Calibration) -> dict:
     """A calibration for the browser."""
-    known = {name: dict(getattr(calibration, name)) for name in ("scales", "chances")}
-    return known | {"sharp": calibration.sharp, "nothing": number(calibration.nothing)}
+    return {"chances": dict(calibration.chances), "nothing": number(calibration.nothing)}
 
 
 def _truth(dataset: ImageDataset) -> dict | None:

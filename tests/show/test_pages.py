@@ -24,10 +24,7 @@ from objemb_lib.search.retriever import Retriever
 from objemb_lib.show import front, pages
 from objemb_lib.show.widgets import Attention, Compare, Map, ObjectSearch, Retrieval
 
-KNOWN = Calibration(
-    {"box to whole": (0.6, 0.3), "whole to box": (0.5, 0.3), "whole to whole": (0.9, 0.1)}, 11.0,
-    {"box": (15.0, -3.5), "both": (18.0, -3.4)}, 0.15,
-)  # fmt: skip
+KNOWN = Calibration({"box": (8.0, 6.0), "both": (6.0, 4.0)}, 0.15)
 MODULE = (
     "(() => {%s globalThis.opened = async (of) => browser(await $index.packed(of), null, link);})()"
 )

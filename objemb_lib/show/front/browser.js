@@ -5,33 +5,19 @@ import { gallery } from "./index.js";
 import { atlas, ranking } from "./ranking.js";
 import { judge } from "./truth.js";
 
-const WIDE = 4; // times as many photographs are compared in all pairs as are asked for
 const LATER = [8, 32]; // the ranks that first answers are compared with
 const FEW = 16; // photographs below which there are no such ranks
 const SAME = 1e-5; // how far two scores of one photograph may round
 const KINDS = { box: "the box", whole: "the whole photograph", both: "the box and the whole" };
 
-// The score of a photograph, and which of its objects is that of the best pair: as Calibration.
-// cosines: of each that asks, of each object; fromWhole, toWhole: whether those are whole ones.
-function fused({ scales, sharp }, cosines, fromWhole, toWhole) {
-  const scaled = cosines.map((row, n) => row.map((cosine, m) => {
-    const kind = `${fromWhole[n] ? "whole" : "box"} to ${toWhole[m] ? "whole" : "box"}`;
-    const [slope, offset] = scales[kind] ?? [1, 0];
-    return slope * cosine + offset;
-  })); // prettier-ignore
-  const odds = scaled.map((row) => Math.exp(sharp * Math.max(...row)));
-  const each = toWhole.map((_, m) => Math.max(...scaled.map((row) => row[m])));
-  const score = Math.log(odds.reduce((a, b) => a + b) / odds.length) / sharp;
-  return { score, best: each.indexOf(Math.max(...each)) };
-}
-
-// How often answers of such scores, best first, are right; null where that was not checked.
+// How often answers of such scores, best first, are right, by the ratio test of calibration.py;
+// null where that was not checked.
 function chances({ chances: known }, scores, kind) {
   if (!known[kind] || scores.length < FEW) return scores.map(() => null);
   const later = scores.slice(...LATER);
-  const usual = later.reduce((a, b) => a + b) / later.length;
+  const far = Math.max(1 - later.reduce((a, b) => a + b) / later.length, 1e-6);
   const [slope, offset] = known[kind];
-  return scores.map((score) => 1 / (1 + Math.exp(-slope * (score - usual) - offset)));
+  return scores.map((score) => 1 / (1 + Math.exp((slope * (1 - score)) / far - offset)));
 }
 
 const dot = (a, b) => a.reduce((total, value, k) => total + value * b[k], 0);
@@ -54,7 +40,7 @@ function nearest({ first, box, code }, cosines, count, own) {
     if (kept.length === count) break;
     if (!kept.some((other) => copy(one, other))) kept.push(one);
   }
-  return kept.map(({ image }) => image);
+  return kept;
 }
 
 // network: a function that gives the engine of engine.js, or null where there is none.
@@ -124,28 +110,17 @@ function searching(photographs, network) {
     const match = matches[rank];
     const found = { blob: await original(number(match.id)), box: match.box };
     const { cells, heat, vectors } = await why({ blob: await file(asking), box: asking.boxes[at] }, found);
-    const toWhole = [far(match.box, whole(number(match.id))) < 0.5, true];
-    const [score, without_background, without_object] = vectors.map((both) => {
-      const rows = asks.map((n) => both.map((vector) => dot(vector, asking.vectors[n])));
-      return fused(way.calibration, rows, asks.map((n) => n === asking.whole), toWhole).score;
-    }); // prettier-ignore
+    const [score, without_background, without_object] = vectors.map((both) =>
+      Math.max(...asks.flatMap((n) => both.map((vector) => dot(vector, asking.vectors[n]))))); // prettier-ignore
     return { cells, heat, score, without_background, without_object };
   }
 
   function search(way, asking, asks, k) {
-    const cosines = asks.map((one) => way.cosines(asking.vectors[one]));
-    const most = Math.max(WIDE * k, LATER[1]);
-    const images = new Set(cosines.flatMap((row) => nearest(way, row, most, asking.n)));
-    const found = [...images].map((image) => {
-      const [from, to] = [way.first[image], way.first[image + 1]];
-      const boxes = Array.from({ length: to - from }, (_, m) => way.box(from + m));
-      const toWhole = boxes.map((box) => far(box, whole(image)) < 0.5);
-      const rows = cosines.map((row) => [...row.subarray(from, to)]);
-      const fromWhole = asks.map((one) => one === asking.whole);
-      const { score, best } = fused(way.calibration, rows, fromWhole, toWhole);
-      return { image, score, box: boxes[best] };
-    });
-    return found.sort((a, b) => b.score - a.score || a.image - b.image);
+    const [most, found] = [Math.max(k, LATER[1]), new Map()];
+    for (const one of asks.flatMap((n) => nearest(way, way.cosines(asking.vectors[n]), most, asking.n)))
+      if (!(found.get(one.image)?.cosine >= one.cosine)) found.set(one.image, one);
+    const best = [...found.values()].sort((a, b) => b.cosine - a.cosine || a.image - b.image);
+    return best.slice(0, most).map(({ image, m, cosine }) => ({ image, score: cosine, box: way.box(m) }));
   }
 
   async function ask({ id, box, kind: wanted, k, settings }) {

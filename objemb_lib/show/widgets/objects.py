@@ -34,7 +34,7 @@ class ObjectSearch(Front):
 
     The plain functions are :meth:`retriever.Retriever.search` and :func:`explain.explain`, the
     static twin :func:`plots.object_search`. ``ways``, all of the same images, differ by network
-    and boxes; menus choose. ``answer`` is the last one.
+    and boxes; menus choose. ``kind`` is what asks at first. ``answer`` is the last one.
     """
 
     def __init__(
@@ -42,6 +42,7 @@ class ObjectSearch(Front):
         ways: Retriever | Sequence[Retriever],
         query: int = 0,
         k: int = 8,
+        kind: str = "box",
     ) -> None:
         self.ways = [ways] if isinstance(ways, Retriever) else list(ways)
         dataset = self.ways[0].dataset
@@ -54,7 +55,8 @@ class ObjectSearch(Front):
         self._queries: dict[tuple, Query] = {}
         choices = [choice("network", [way.network for way in self.ways]),
                    choice("boxes", [way.boxes for way in self.ways])]  # fmt: skip
-        about = {"kinds": ["both", "box", "whole"], "accepts": True, "explains": True, "k": k,
+        kinds = list(dict.fromkeys([kind, *KINDS]))
+        about = {"kinds": kinds, "accepts": True, "explains": True, "k": k,
                  "most": 24, "choices": choices}  # fmt: skip
         super().__init__(dataset, about=about, start={"id": dataset.names[query]})
 
