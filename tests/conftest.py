@@ -33,6 +33,12 @@ def real_photographs() -> Path:
     return place
 
 
+@pytest.fixture(autouse=True)
+def torch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever engine is installed: its last bits are others (``test_compiled`` turns it on)."""
+    monkeypatch.setenv("OBJEMB_ENGINE", "torch")
+
+
 @pytest.fixture
 def on_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In single precision, with an empty cache."""

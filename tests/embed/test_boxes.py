@@ -121,7 +121,7 @@ def test_sources_share_one_forward_pass_and_the_cache(data, monkeypatch) -> None
     trunk, passes = lively(), []
     seen = type(trunk).forward
     monkeypatch.setattr(
-        type(trunk), "forward", lambda self, x: passes.append(len(x)) or seen(self, x)
+        type(trunk), "forward", lambda self, x, *last: passes.append(len(x)) or seen(self, x, *last)
     )
     many, options = thrown(data, [3, 1, 2, 9]), ExtractOptions(64, progress=False)
     regions = {"whole": WHOLE, "many": Region(many), "true": Region(true_boxes(data), context=0.2)}
@@ -144,7 +144,9 @@ def test_what_an_image_costs_is_measured_object_by_object(data, monkeypatch) -> 
     trunk, passes = lively(), []
     seen = type(trunk).forward
     monkeypatch.setattr(
-        type(trunk), "forward", lambda self, x: passes.append(x.shape) or seen(self, x)
+        type(trunk),
+        "forward",
+        lambda self, x, *last: passes.append(x.shape) or seen(self, x, *last),
     )
     monkeypatch.setattr(room.time, "perf_counter", lambda: len(passes) / 1000)
     boxes = thrown(data, [3, 3, 3, 3])

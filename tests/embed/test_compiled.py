@@ -17,9 +17,11 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def soon(monkeypatch):
+def soon(monkeypatch, torch_alone):
     monkeypatch.setattr(room, "ENOUGH", 4)
-    monkeypatch.delenv("OBJEMB_ENGINE", raising=False)
+    monkeypatch.delenv("OBJEMB_ENGINE")
+    room.engine.cache_clear()
+    yield
     room.engine.cache_clear()
 
 
