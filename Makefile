@@ -152,7 +152,7 @@ lowest:
 
 # Sphinx reads the project where it lies, so that links are the same as in a checkout. All of it is
 # built anew: of pages that it leaves as they were, the search would lose the glossary's words.
-site: install extras web
+site: install extras web data
 	@rm -rf docs/generated runs/site
 	@$(PY) -m sphinx -q -W --keep-going -b html -c docs . runs/site
 	@echo 'The pages: runs/site/index.html'

@@ -17,6 +17,9 @@ from sphinx.application import Sphinx
 from sphinx.writers.html5 import HTML5Translator
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).parent))
+import live
+
 import objemb_lib
 
 release = objemb_lib.__version__
@@ -37,7 +40,7 @@ templates_path = [str(Path(__file__).with_name("templates"))]
 nb_execution_mode = "off"
 nb_render_markdown_format = "myst"
 nb_merge_streams = True
-nb_ipywidgets_js = {}  # from a CDN; see _without_widgets
+nb_ipywidgets_js = {}  # from a CDN; see _live_widgets
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
 html_copy_source = False
@@ -83,18 +86,29 @@ def _block_math(writer: HTML5Translator, node: math_block) -> None:
     raise SkipNode
 
 
-def _without_widgets(app: Sphinx, page: str, text: list[str]) -> None:
-    """Leave out what only a kernel can show: progress bars, widgets (with figures beside them)."""
+def _live_widgets(app: Sphinx, page: str, text: list[str]) -> None:
+    """Widgets that search without a kernel in place of those with one; the others, and progress
+    bars, are left out (figures stand beside them)."""
+    up = "../" * page.count("/") + "_static"
+    text[0] = text[0].replace("{{ search }}", live.element("ObjectSearch", up, only=""))
     if not str(app.env.doc2path(page)).endswith(".ipynb"):
         return
     notebook = json.loads(text[0])
     for cell in notebook["cells"]:
         if "outputs" in cell:
-            cell["outputs"] = [o for o in cell["outputs"] if WIDGET not in o.get("data", ())]
+            outputs = [live.replaced(o, up) if WIDGET in o.get("data", ()) else o
+                       for o in cell["outputs"]]  # fmt: skip
+            cell["outputs"] = list(filter(None, outputs))
     text[0] = json.dumps(notebook)
+
+
+def _what_they_load(app: Sphinx, error: Exception | None) -> None:
+    if error is None:
+        live.write(Path(app.outdir) / "_static" / "live")
 
 
 def setup(app: Sphinx) -> None:
     """MathML is drawn by the browser itself; Sphinx's own way asks a CDN for MathJax."""
-    app.connect("source-read", _without_widgets)
+    app.connect("source-read", _live_widgets)
+    app.connect("build-finished", _what_they_load)
     app.add_html_math_renderer("mathml", (_inline_math, None), (_block_math, None))

@@ -19,7 +19,7 @@ function enlarge(image) {
 
 function figures() {
   for (const image of all("article img")) {
-    if (image.closest("a, button, .objemb-touch")) continue;
+    if (image.closest("a, button, .objemb, .objemb-touch")) continue;
     const button = document.createElement("button");
     button.type = "button";
     button.className = "enlarge";

@@ -72,6 +72,29 @@ def test_nobody_is_kept_out_of_a_page(width: int) -> None:
 
 
 @needs_chromium
+@pytest.mark.parametrize("page, touched", [
+    ("docs/index", ".dot >> nth=2"), ("docs/index", ".plane canvas"),
+    ("notebooks/01_embedding_extraction", ".answer button >> nth=1"),
+    ("notebooks/02_detection_vs_classification", ".answer button >> nth=1"),
+    ("notebooks/03_hard_attention_object_embeddings", ".dot >> nth=2"),
+])  # fmt: skip
+def test_what_a_page_shows_is_searched_without_a_kernel(page: str, touched: str) -> None:
+    """Also where the page is a file; a press is answered, by others than before."""
+    pages()
+    with chromium() as watched:
+        watched.page.goto((SITE / f"{page}.html").as_uri())
+        live = watched.page.locator(".objemb")
+        live.scroll_into_view_if_needed()
+        live.locator(".answer").first.wait_for()
+        before = live.locator(".says").inner_text()
+        live.locator(touched).click()
+        live.locator(".says").filter(has_not_text=before).wait_for()
+        live.locator(".answer").first.wait_for()
+        assert not watched.errors
+        assert all(address.startswith(SITE.as_uri()) for address in watched.outside)
+
+
+@needs_chromium
 def test_a_figure_becomes_larger_by_a_key() -> None:
     pages()
     with chromium(390) as watched:
