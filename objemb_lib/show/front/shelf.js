@@ -7,7 +7,8 @@ import { chosen, dropped, forget, index, kept } from "./folder.js";
 function alone({ network, views, ...about }) {
   const [search] = views.filter(({ view }) => view === "search");
   const way = { settings: {}, calibration: network.folder.calibration };
-  const plain = { ...search, start: { id: "" }, about: { ...search.about, choices: [] } };
+  const kinds = ["both", "box", "whole"]; // of photographs, the whole counts
+  const plain = { ...search, start: { id: "" }, about: { ...search.about, kinds, choices: [] } };
   return { ...about, network, ways: [way], views: [plain] };
 }
 
