@@ -27,6 +27,7 @@ from objemb_lib.cache import atomic_path, atomic_write_text
 HERE = Path(__file__).parent
 SCRIPTS = (  # script, arguments, arguments when quick (None: left out)
     ("extract", [], ["--images", "32", "--rounds", "1"]),
+    ("detect", [], ["--images", "2", "--rounds", "1"]),
     ("objects", [], ["--images", "4", "--rounds", "1"]),
     ("search", [], ["--vectors", "10000", "--queries", "100", "--repeats", "1"]),
     ("search", ["--million", "--repeats", "2"], None),
@@ -60,6 +61,10 @@ def ratios(results: Path = RESULTS) -> dict[str, dict[str, float]]:
         base = speed["first loop, files to vectors"]
         found["extraction, x the plain loop"] = {n: s / base for n, s in speed.items()
                                                  if "cache" not in n}  # fmt: skip
+    if detected := read.get("detect", {}).get("ways"):
+        found["detection: torch's time, x the engine's"] = {
+            name: 1 / one["engine_over_torch"] for name, one in detected.items()
+        }
     if cost := read.get("objects", {}).get("cost_in_whole_images"):
         found["objects, in passes of a whole image"] = cost
     exact = {many: known["seconds"] for size in ("search", "search_million")

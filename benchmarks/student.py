@@ -111,10 +111,11 @@ def main() -> None:
         "teacher on crops": Teacher(trunk, size=256),
     }
     images = busy_images(student, asked.images, max(OBJECTS))
-    table = []
-    for k in OBJECTS:
-        compared = ways(student, fork, teachers, k)
-        counted = {name: flops(way, images[0]) for name, way in compared.items()}
+    table, every = [], {k: ways(student, fork, teachers, k) for k in OBJECTS}
+    # First: an engine that takes over from torch is not counted.
+    gflops = {k: {n: flops(way, images[0]) for n, way in some.items()} for k, some in every.items()}
+    for k, compared in every.items():
+        counted = gflops[k]
         for batch in (1, 4):
             found = seconds(compared, images, batch, asked.rounds)
             table += [
