@@ -5,8 +5,8 @@
     python benchmarks/all.py --plot     only the picture, from the results that there are
 
 Each script compares its variants within one run, in turns, and writes its own file in
-benchmarks/results/. Here their ratios are gathered in all.json and drawn in all.png. Exits with 1
-if a script fails, after the others have run.
+benchmarks/results/. Here their ratios are gathered in all.json, drawn in all.png, and listed in
+docs/speed.md. Exits with 1 if a script fails, after the others have run.
 """
 
 from __future__ import annotations
@@ -20,11 +20,14 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from billion import rewritten
 from turns import RESULTS, arguments
 
 from objemb_lib.cache import atomic_path, atomic_write_text
 
 HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "speed.md"
+MARKS = "<!-- speed:start -->", "<!-- speed:end -->"
 SCRIPTS = (  # script, arguments, arguments when quick (None: left out)
     ("extract", [], ["--images", "32", "--rounds", "1"]),
     ("detect", [], ["--images", "2", "--rounds", "1"]),
@@ -83,6 +86,16 @@ def ratios(results: Path = RESULTS) -> dict[str, dict[str, float]]:
     return {t: {name: round(v, 3) for name, v in bars.items()} for t, bars in found.items()}
 
 
+def lines(found: dict[str, dict[str, float]], results: Path = RESULTS) -> str:
+    """The page's part: versions, and every ratio."""
+    known = json.loads((results / "extract.json").read_text()).get("versions", {})
+    versions = ", ".join(f"{name} {version}" for name, version in known.items())
+    rows = [{"compared": title, "what": name, "": f"{value:.2f}"}
+            for title, bars in found.items() for name, value in bars.items()]  # fmt: skip
+    table = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+    return f"With {versions}.\n\n{table}"
+
+
 def plot(found: dict[str, dict[str, float]], path: Path) -> None:
     """A panel of bars for each table."""
     rows = -(-len(found) // 2)
@@ -109,6 +122,7 @@ def main() -> None:
         found = ratios()
         atomic_write_text(RESULTS / "all.json", json.dumps(found, indent=1) + "\n")
         plot(found, RESULTS / "all.png")
+        atomic_write_text(PAGE, rewritten(PAGE.read_text("utf-8"), lines(found), *MARKS))
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def engines(fast: Trunk, folder: Path) -> dict[str, Network]:
     found: dict[str, Network] = {}
     every = Maps(fast.network, 0).eval()
     if (ours := engine(fast.fingerprint())).on:
-        ours.seen[0, False] = ENOUGH
+        ours.seen[0] = ENOUGH
         found[ENGINES[0]] = partial(ours, every, asked=0)
     if find_spec("onnxruntime") and find_spec("onnxscript"):
         import onnxruntime

@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Hashable, Mapping
 from functools import lru_cache
 from importlib.util import find_spec
+from threading import Lock
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 from objemb_lib.config import DataError, setting
 
 ENOUGH = 200  # inputs that torch sees before a module is compiled
-PARTS = 4  # of a batch that are run at once, at most
+TOGETHER = 4 * 3 * 256 * 256  # numbers of the inputs that are run at a time: more take memory only
 SAME = 1e-4  # of a map's largest value, by which the two may differ
 
 
@@ -33,9 +35,10 @@ class Engine:
 
     def __init__(self, on: bool = False) -> None:
         self.on = on
-        self.seen: Counter = Counter()  # inputs, by what was asked, and whether they came alone
-        self.models: dict[tuple, list] = {}  # requests to compiled modules
-        self.fits: dict[tuple, bool] = {}  # by size
+        self.seen: Counter = Counter()  # inputs, by what was asked
+        self.models: dict[Hashable, Any] = {}
+        self.fits: dict[tuple, bool] = {}  # by the inputs' size, too
+        self.lock = Lock()  # a compiled module does one thing at a time
 
     def __reduce__(self) -> tuple:
         return Engine, ()
@@ -51,22 +54,23 @@ class Engine:
         plain = x.device.type == "cpu" and x.dtype == torch.float32 and not x.requires_grad
         if not self.on or followed or not plain or not len(x):
             return _listed(module(x))
-        kind = asked, len(x) == 1  # threads share one input, or have some each
-        size = *kind, *x.shape[1:]
+        size = asked, *x.shape[1:]
         if self.fits.get(size):
-            return _run(self.models[kind], x)
+            with self.lock:
+                return _run(self.models[asked], x)
         found = _listed(module(x))
-        self.seen[kind] += len(x)
-        if self.seen[kind] >= ENOUGH and size not in self.fits:
-            self.fits[size] = self._fits(module, x, kind, found)
+        self.seen[asked] += len(x)
+        with self.lock:
+            if self.seen[asked] >= ENOUGH and size not in self.fits:
+                self.fits[size] = self._fits(module, x, asked, found)
         return found
 
-    def _fits(self, module: nn.Module, x: Tensor, kind: tuple, expected: list[Tensor]) -> bool:
+    def _fits(self, module: nn.Module, x: Tensor, asked: Hashable, expected: list[Tensor]) -> bool:
         """Whether a module can be compiled, and then gives the same."""
         try:
-            if kind not in self.models:
-                self.models[kind] = _compiled(module, x, 1 if kind[1] else PARTS)
-            found = _run(self.models[kind], x)
+            if asked not in self.models:
+                self.models[asked] = _compiled(module, x)
+            found = _run(self.models[asked], x)
         except Exception:  # what it cannot read fails in many ways; torch can
             return False
         return len(found) == len(expected) and all(
@@ -99,29 +103,24 @@ def _listed(found: Tensor | list[Tensor]) -> list[Tensor]:
     return [found] if isinstance(found, Tensor) else list(found)
 
 
-def _compiled(module: nn.Module, x: Tensor, parts: int) -> list:
-    """As many requests to a module, compiled for any number and size of inputs."""
+def _compiled(module: nn.Module, x: Tensor) -> Any:
+    """OpenVINO's request to a module, compiled for any number and size of inputs."""
     sys.modules.setdefault("openvino_telemetry", None)  # else each import is told to its makers
     import openvino
 
-    threads, example = torch.get_num_threads(), torch.zeros(3, *x.shape[1:])
+    example = torch.zeros(3, *x.shape[1:])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch about its own parts
         shape = openvino.PartialShape([-1, x.shape[1], -1, -1])
         read = openvino.convert_model(module, example_input=example, input=[shape])
-    parts = min(parts, threads)
-    how = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
-    model = openvino.compile_model(read, "CPU", how | {"NUM_STREAMS": parts})
-    return [model.create_infer_request() for _ in range(parts)]
+    how = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    return openvino.compile_model(read, "CPU", how | {"NUM_STREAMS": 1}).create_infer_request()
 
 
-def _run(requests: list, x: Tensor) -> list[Tensor]:
-    """What a compiled module gives, the inputs in equal parts side by side."""
-    parts = x.contiguous().split(-(-len(x) // len(requests)))
-    asked = requests[: len(parts)]
-    for request, part in zip(asked, parts):
-        request.start_async([part.numpy()], share_inputs=True)
-    for request in asked:
-        request.wait()
-    every = zip(*[request.output_tensors for request in asked])
-    return [torch.cat([torch.from_numpy(one.data) for one in some]) for some in every]
+def _run(request: Any, x: Tensor) -> list[Tensor]:
+    """What a compiled module gives, of some inputs at a time."""
+    found = []
+    for part in x.contiguous().split(max(1, TOGETHER // x[0].numel())):
+        request.infer([part.numpy()], share_inputs=True)
+        found.append([torch.from_numpy(one.data.copy()) for one in request.output_tensors])
+    return [torch.cat(some) for some in zip(*found)]

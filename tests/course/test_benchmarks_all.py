@@ -32,3 +32,6 @@ def test_the_committed_results_can_be_drawn(tmp_path):
     found = every.ratios()
     assert len(found) >= 4 and all(v > 0 for bars in found.values() for v in bars.values())
     every.plot(found, tmp_path / "all.png")
+    page = every.PAGE.read_text(encoding="utf-8")
+    same = every.rewritten(page, every.lines(found), *every.MARKS)
+    assert same == page, "run python benchmarks/all.py --plot"

@@ -19,6 +19,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def soon(monkeypatch, torch_alone):
     monkeypatch.setattr(room, "ENOUGH", 4)
+    monkeypatch.setattr(room, "TOGETHER", 2 * 3 * 64 * 96)
     monkeypatch.delenv("OBJEMB_ENGINE")
     room.engine.cache_clear()
     yield
@@ -34,11 +35,11 @@ def test_maps_are_the_same_at_every_size_number_and_depth_once_it_has_taken_over
     pytest.importorskip("openvino")
     plain, fast = load_trunk(), load_trunk().for_inference(CPU)
     for last, size in (("head", (64, 96)), ("head", (49, 71)), ("stage3", (64, 64))):
-        for n in (5, 3, 1, 1, 1, 1, 1, 5):  # a first one compiles, a last one is of another size
+        for n in (5, 3, 1, 5):  # the first one compiles
             given = images(n, 3, *size)
             for (name, a), b in zip(fast(given, last).items(), plain(given, last).values()):
                 torch.testing.assert_close(a, b, rtol=0, atol=1e-4 * float(b.abs().max()), msg=name)
-    assert list(fast.engine.fits.values()) == [True] * 6
+    assert list(fast.engine.fits.values()) == [True] * 3
 
 
 def test_a_second_trunk_of_the_same_weights_is_not_compiled_again_and_a_copy_may_learn():
