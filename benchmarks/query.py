@@ -2,10 +2,11 @@
 
     python benchmarks/query.py [--images 400] [--most 100000] [--queries 15]
 
-Two ways: a detector, then the trunk on its boxes; the student, in one pass. Each index holds the
-way's vectors of real battle scenes (256 px), grown beyond their number to three sizes up to --most,
-and is exact. Milliseconds are medians over queries. For each step, and for filling the index, the
-exponent of its growth with size is fitted: 0 does not grow, 1 grows as the size. Needs
+Three ways: a detector, then the trunk on its boxes; the student, in one pass; the student and the
+128 principal axes of its training vectors. Each index holds the way's vectors of real battle scenes
+(256 px), grown beyond their number to three sizes up to --most, and is exact. Milliseconds are
+medians over queries. For each step, and for filling the index, the exponent of its growth with size
+is fitted: 0 does not grow, 1 grows as the size. What the axes cost is said in points of mAP. Needs
 mini-battles. Writes benchmarks/results/query.json.
 """
 
@@ -16,6 +17,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,20 +26,24 @@ import torch
 from turns import arguments, write
 
 from objemb_lib import config
+from objemb_lib.data.catalogue import load_splits
 from objemb_lib.data.images import load_image
 from objemb_lib.data.mini_battles import mini_battles
 from objemb_lib.detect.weights import load_detector
 from objemb_lib.embed.boxes import Boxes
-from objemb_lib.embed.extract import Objects
+from objemb_lib.embed.extract import Objects, extract
 from objemb_lib.embed.pooling import POOLINGS
-from objemb_lib.embed.regions import cut
+from objemb_lib.embed.regions import cut, roi
 from objemb_lib.embed.trunks import load_trunk
-from objemb_lib.embed.whitening import l2
+from objemb_lib.embed.whitening import PCAWhitening, l2
+from objemb_lib.measure.intervals import paired_difference
+from objemb_lib.measure.metrics import evaluate
 from objemb_lib.search.objects import ObjectIndex
 from objemb_lib.search.synthetic import synthetic_vectors
-from objemb_lib.teach.student import load_student
+from objemb_lib.teach.student import StudentTrunk, load_student
 
 PAIR, TOP, K = ("stage4", "spoc"), 10, 10
+DIM = 128  # principal axes
 Answer = tuple[np.ndarray, np.ndarray]  # boxes (K, 4) and their vectors (K, D)
 
 
@@ -66,7 +72,8 @@ def decoded(path: Path, clock: Clock) -> torch.Tensor:
 def by_two_passes() -> Callable[[Path, Clock], Answer]:
     """A detector says where to look; the trunk looks there."""
     device = config.device()
-    detector, trunk = load_detector("faster_rcnn").to(device), load_trunk().for_inference(device)
+    detector = load_detector("faster_rcnn").for_inference(device)
+    trunk = load_trunk().for_inference(device)
 
     @torch.inference_mode()
     def ask(path: Path, clock: Clock) -> Answer:
@@ -81,9 +88,10 @@ def by_two_passes() -> Callable[[Path, Clock], Answer]:
     return ask
 
 
-def by_student() -> Callable[[Path, Clock], Answer]:
-    """One pass gives both."""
+def by_student(pca: PCAWhitening | None = None) -> Callable[[Path, Clock], Answer]:
+    """One pass gives both; the vectors on principal axes, if there are some."""
     student = load_student().to(config.device())
+    student.detector = student.detector.for_inference(config.device())
 
     @torch.inference_mode()
     def ask(path: Path, clock: Clock) -> Answer:
@@ -91,12 +99,24 @@ def by_student() -> Callable[[Path, Clock], Answer]:
         with clock("detect and embed"):
             (found,) = student([image])
             vectors = found["embeddings"].cpu().numpy()
+        if pca and len(vectors):
+            with clock("shorten"):
+                vectors = pca(vectors)
         return found["boxes"][: len(vectors)].cpu().numpy(), vectors
 
     return ask
 
 
-WAYS = {"detector, then trunk": by_two_passes, "student": by_student}
+def principal_axes() -> tuple[PCAWhitening, str]:
+    """Of the student's vectors of training objects, and the points of mAP that they add."""
+    (train, tests), network = load_splits("mini-battles"), StudentTrunk(load_student())
+    battle, pair = tests["battle"], ("student", "spoc")
+    known, asked = (l2(extract(data, network, [pair], roi(data))[pair]) for data in (train, battle))
+    pca = PCAWhitening(DIM, whiten=False).fit(known)
+    scores = [evaluate(vectors, battle) for vectors in (l2(pca(asked)), asked)]
+    change = paired_difference(*scores, "mAP")
+    ends = (f"{100 * end:+.2f}" for end in (change.low, change.high))
+    return pca, f"{100 * change.value:+.2f} [{', '.join(ends)}]"
 
 
 def paths_of_battle() -> list[Path]:
@@ -158,14 +178,18 @@ def measure(ask: Callable, files: list[Path], queries: list[Path], sizes: list[i
 def main() -> None:
     """Measure, print, keep."""
     asked = arguments(__doc__, images=400, most=100_000, queries=15)
-    paths, ways = paths_of_battle(), {}
-    for way, make in WAYS.items():
+    (pca, costs), paths, ways = principal_axes(), paths_of_battle(), {}
+    print(f"points of mAP that {DIM} principal axes add: {costs}")
+    every = {"detector, then trunk": by_two_passes, "student": by_student,
+             f"student, {DIM} axes": partial(by_student, pca)}  # fmt: skip
+    for way, make in every.items():
         sizes = [asked.most // n for n in (100, 10, 1)]
         ways[way] = measure(make(), paths[: asked.images], paths[-asked.queries :], sizes)
         print(f"{way}: grows as size to the power of {ways[way]['growth']}\n", flush=True)
     write("query", {
         "data": "mini-battles/battle", "images": asked.images, "queries": asked.queries, "k": K,
-        "threads": torch.get_num_threads(), "device": str(config.device()), "ways": ways,
+        "threads": torch.get_num_threads(), "device": str(config.device()),
+        "axes_add_points_of_mAP": costs, "ways": ways,
     })  # fmt: skip
 
 

@@ -5,7 +5,7 @@
 
 The vectors are grown from real ones (``objemb_lib.search.synthetic``). Measured:
 
-- exact search: ours, plain faiss, numpy, torch, scikit-learn, for 1, 10 and 500 queries at once,
+- exact search: ours, plain faiss, numpy, torch, for 1, 10 and 500 queries at once,
   among all vectors, and (without ``--million``) a thousand of them;
 - every family of ``objemb_lib.search.index``: recall, queries a second, bytes, seconds to build;
 - graphs at equal recall, between two settings by interpolation: ours, hnswlib, usearch
@@ -93,11 +93,8 @@ def measure_exact(gallery: np.ndarray, queries: np.ndarray, k: int, rounds: int)
 
 def exact_ways(gallery: np.ndarray, queries: np.ndarray, k: int) -> dict[str, Search]:
     """Name -> a function that searches all queries at once."""
-    from sklearn.neighbors import NearestNeighbors
-
     plain, index = faiss.IndexFlatIP(gallery.shape[1]), filled(gallery)
     plain.add(gallery)
-    fitted = NearestNeighbors(n_neighbors=k, algorithm="brute", metric="cosine").fit(gallery)
     known, asked = torch.from_numpy(gallery).T, torch.from_numpy(queries)
 
     def by_numpy() -> np.ndarray:
@@ -110,7 +107,6 @@ def exact_ways(gallery: np.ndarray, queries: np.ndarray, k: int) -> dict[str, Se
         BASE: lambda: plain.search(queries, k),
         "numpy": by_numpy,
         "torch": lambda: torch.topk(asked @ known, k),
-        "scikit-learn": lambda: fitted.kneighbors(queries),
         "Index": lambda: index.search(queries, k),
     }
 
