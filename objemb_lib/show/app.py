@@ -185,7 +185,7 @@ def main() -> int:
             server.show(index, folder)
             if index.about["missing"]:
                 print(f"Only known objects can be searched. {index.about['missing']}")
-            tell(server.address, hosted=asked.host != "127.0.0.1")
+            tell(server.address, server.hosted)
             if not asked.no_browser:
                 webbrowser.open(server.address)
             with suppress(KeyboardInterrupt):

@@ -71,6 +71,11 @@ class Server(ThreadingHTTPServer):
         host, port = self.server_address[:2]
         return f"http://{seen_by_others() if host == '0.0.0.0' else host}:{port}/"
 
+    @property
+    def hosted(self) -> bool:
+        """Whether other machines may reach it."""
+        return not ipaddress.ip_address(self.server_address[0]).is_loopback
+
     def handle_error(self, *_: object) -> None:
         """A browser that went away is no error of ours."""
 
