@@ -34,6 +34,7 @@ from objemb_lib.embed.extract import Objects
 from objemb_lib.search.objects import ObjectIndex
 from objemb_lib.search.retriever import Retriever
 from objemb_lib.show import app, pages
+from objemb_lib.show.pictures import picture
 from objemb_lib.show.serve import Server
 
 FIRST = 8
@@ -133,15 +134,15 @@ def sizes(index: pages.Index) -> dict[str, float]:
         pages.write_folder(index, folder)
         pages.write_one_file(index, Path(folder) / "one.html")
         told = {path.name: path.stat().st_size for path in Path(folder).iterdir()}
-    told |= {"page.js": len(pages.program()), "one picture": len(pages_picture(index))}
+    told |= {"page.js": len(pages.program()), "one picture": len(one_picture(index))}
     if index.about["network"]:
         told |= {path.suffix: path.stat().st_size for path in index.engine.iterdir()}
     return {name: round(size / 1e6, 3) for name, size in sorted(told.items())}
 
 
-def pages_picture(index: pages.Index) -> bytes:
+def one_picture(index: pages.Index) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
-        return pages.picture(index.dataset, 0, 480, folder).read_bytes()
+        return picture(index.dataset, 0, 480, folder).read_bytes()
 
 
 def kept(way: Retriever, queries: int) -> float:
@@ -180,7 +181,7 @@ def large(index: pages.Index, times: int, folder: Path) -> dict:
     whole = pages.Index(many, about, {"0.bin": np.tile(boxes, times).tobytes() + codes.tobytes()})
     pages.write_folder(whole, folder / "index")
     with Server() as server, chromium() as watched:
-        server.show(whole, folder / "index")
+        server.show(folder / "index")
         threading.Thread(target=server.serve_forever, daemon=True).start()
         watched.page.context.add_init_script(WATCH)
         seen = visit(watched.page, server.address)

@@ -10,9 +10,7 @@ import functools
 import hashlib
 import os
 import sys
-import webbrowser
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from objemb_lib import config
@@ -32,7 +30,7 @@ from objemb_lib.search.calibration import made_of, shipped
 from objemb_lib.search.objects import ObjectIndex
 from objemb_lib.search.retriever import SAME_BOX, Retriever, embedder
 from objemb_lib.show import front
-from objemb_lib.show.pages import Index, index_of, write_folder, write_one_file
+from objemb_lib.show.pages import Index, index_of, program, write_folder, write_one_file
 from objemb_lib.show.serve import Server
 from objemb_lib.show.widgets import ObjectSearch
 from objemb_lib.teach.student import StudentTrunk, load_student
@@ -118,13 +116,12 @@ def search_of(ways: Sequence[Retriever]) -> ObjectSearch:
 def index_folder(ways: Sequence[Retriever]) -> tuple[Index, Path]:
     """The index of some ways as a page reads it, and the folder of the cache that it lies in."""
     index = index_of(search_of(ways), engine=config.cache_root() / "app" / "engine")
-    told = (index.dataset.fingerprint, index.about, front.module("worker"))
+    told = (index.dataset.fingerprint, index.about, program(), front.module("worker"))
     key = hashlib.sha256(repr(told).encode())
     for part in index.parts.values():
         key.update(part)
     folder = config.cache_root() / "app" / key.hexdigest()[:20]
-    if not (folder / "index.json").exists():
-        write_folder(index, folder)
+    write_folder(index, folder)
     return index, folder
 
 
@@ -138,16 +135,6 @@ def export(ways: Sequence[Retriever], path: Path, sure: bool) -> None:
         return
     write_one_file(index_of(search_of(ways[:1])), path)
     print(f"Written: {path} ({path.stat().st_size / 1e6:.1f} MB).")
-
-
-def tell(address: str, hosted: bool) -> None:
-    """Say where the search is; to other machines, by a picture for telephones, too."""
-    print(f"The search is at {address} until you press Ctrl+C.", flush=True)
-    if hosted:
-        import segno
-
-        print("Everybody in this network can see these photographs there.")
-        segno.make(address, micro=False).terminal(compact=True)
 
 
 def main() -> int:
@@ -180,20 +167,18 @@ def main() -> int:
         if asked.export:
             export(ways(gallery(), progress=True), asked.export, asked.yes)
             return 0
-        with Server(asked.host, asked.port) as server:  # before hours of work
-            index, folder = index_folder(ways(gallery(), progress=True))
-            server.show(index, folder)
-            if index.about["missing"]:
-                print(f"Only known objects can be searched. {index.about['missing']}")
-            tell(server.address, server.hosted)
-            if not asked.no_browser:
-                webbrowser.open(server.address)
-            with suppress(KeyboardInterrupt):
-                server.serve_forever()
+        with Server(asked.host, asked.port) as probe:  # before hours of work
+            port = probe.server_address[1]
+        index, folder = index_folder(ways(gallery(), progress=True))
     except ObjembError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    return 0
+    if index.about["missing"]:
+        print(f"Only known objects can be searched. {index.about['missing']}")
+    command = [sys.executable, "-m", "objemb_lib.show.serve", str(folder),
+               f"--host={asked.host}", f"--port={port}"]  # fmt: skip
+    command += ["--no-browser"] if asked.no_browser else []
+    return os.execv(sys.executable, command)  # a process without networks: a tenth of the memory
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from string import Template
 import numpy as np
 
 from objemb_lib.attend.detections import PROPOSER
-from objemb_lib.cache import atomic_path, atomic_write_bytes, atomic_write_text
+from objemb_lib.cache import atomic_write_bytes, atomic_write_text
 from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.measure.analysis import PROJECTIONS
@@ -23,11 +23,12 @@ from objemb_lib.search.calibration import Calibration, made_of, shipped
 from objemb_lib.search.retriever import Embedder, Retriever
 from objemb_lib.show import front
 from objemb_lib.show.engine import write_engine
+from objemb_lib.show.pictures import encoded, picture
 from objemb_lib.show.widgets import Compare, Map, ObjectSearch, Retrieval
-from objemb_lib.show.widgets.front import encoded, number
+from objemb_lib.show.widgets.front import number
 from objemb_lib.show.widgets.objects import COLOURS
 
-SMALL = 320  # pixels of the longer side of photographs that are kept beside a script, or in it
+KEPT = 320  # pixels of the longer side of photographs that are kept beside a script, or in it
 TITLE = "Find the same thing again"
 PAGE = Template("""<!doctype html>
 <html lang="en">
@@ -197,29 +198,31 @@ def _map(widget: Map) -> dict:
 
 
 def write_folder(index: Index, folder: str | Path) -> None:
-    """For a page that is served: the index and its parts; pictures are made when they are asked
-    for, see :func:`picture`."""
+    """For a page that is served: all that :mod:`serve` needs, which makes the pictures itself."""
+    folder, data = Path(folder), index.dataset
     for name, part in index.parts.items():
-        atomic_write_bytes(Path(folder) / name, part)
-    atomic_write_text(Path(folder) / "index.json", json.dumps(index.about))
-
-
-def picture(dataset: ImageDataset, n: int, side: int, folder: str | Path) -> Path:
-    """A photograph as JPEG of at most ``side`` pixels, made once: ``folder/n.jpg``."""
-    path = Path(folder) / f"{n}.jpg"
-    if not path.exists():
-        image = dataset.image(n)
-        image.thumbnail((side, side))
-        with atomic_path(path, durable=False) as temp:
-            temp.write_bytes(encoded(image, 85))
-    return path
+        atomic_write_bytes(folder / name, part)
+    engine = str(index.engine) if index.about["network"] else None
+    shown = {"root": str(Path(data.root).resolve()), "files": data.files, "crops": data.crops}
+    head = '<link rel="stylesheet" href="front.css">'
+    scripts = '<script src="page.js"></script>'
+    page = PAGE.substitute(title=TITLE, index=f"{folder.name}/", head=head, scripts=scripts)
+    texts = {
+        "index.html": page,
+        "page.js": program(),
+        "front.css": front.style(),
+        "index.json": json.dumps(index.about),
+        "served.json": json.dumps(shown | {"parts": list(index.parts), "engine": engine}),
+    }
+    for name, text in texts.items():
+        atomic_write_text(folder / name, text)
 
 
 def write_script(index: Index, path: str | Path) -> None:
     """For pages that may be read from a stick: a script, and small pictures beside it."""
     path = Path(path)
     for n in range(len(index.dataset)):
-        picture(index.dataset, n, SMALL, path.parent / "pictures")
+        picture(index.dataset, n, KEPT, path.parent / "pictures")
     atomic_write_text(path, script(path.stem, {"about": index.about, "parts": _texts(index.parts)}))
 
 
@@ -228,7 +231,7 @@ def write_one_file(index: Index, path: str | Path) -> None:
     pictures = []
     for n in range(len(index.dataset)):
         image = index.dataset.image(n)
-        image.thumbnail((SMALL, SMALL))
+        image.thumbnail((KEPT, KEPT))
         pictures.append(f"data:image/jpeg;base64,{_text(encoded(image, 80))}")
     held = {"about": index.about, "parts": _texts(index.parts), "pictures": pictures}
     head = ALONE.substitute(style=front.style())
@@ -246,13 +249,6 @@ def script(name: str, held: dict) -> str:
 def program() -> str:
     """All modules of a page as one script, which a page may read from a stick as well."""
     return f"(() => {{\n{front.module('page')}}})();\n"
-
-
-def served(index: str) -> str:
-    """The page of a folder that is served, see :func:`write_folder`."""
-    head = '<link rel="stylesheet" href="front.css">'
-    scripts = '<script src="page.js"></script>'
-    return PAGE.substitute(title=TITLE, index=index, head=head, scripts=scripts)
 
 
 def _texts(parts: dict[str, bytes]) -> dict[str, str]:

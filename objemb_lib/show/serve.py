@@ -1,23 +1,33 @@
-"""A server of files: the page of a search, its index, pictures and originals, and nothing else."""
+"""A server of files: the page of a search, its index, pictures and originals, and nothing else.
+
+``python -m objemb_lib.show.serve FOLDER``, which :mod:`app` starts: it needs no network itself.
+"""
 
 from __future__ import annotations
 
+import argparse
 import ipaddress
+import json
 import os
 import re
 import shutil
 import socket
+import sys
 import threading
+import webbrowser
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from socketserver import TCPServer
 from urllib.parse import urlsplit
 
-from objemb_lib.config import DataError, ObjembError
-from objemb_lib.show import front, pages
-from objemb_lib.show.widgets.front import LARGE, THUMBNAIL, original
+import numpy as np
 
-SIDES = (160, THUMBNAIL, LARGE)  # pixels of the pictures that a page may ask for
+from objemb_lib.config import DataError, ObjembError
+from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.show.pictures import LARGE, SMALL, THUMBNAIL, original, picture
+
+SIDES = (SMALL, THUMBNAIL, LARGE)
 PHOTOGRAPH = re.compile(rf"/({'|'.join(map(str, SIDES))}|original)/([0-9]{{1,9}})(?:\.jpg)?")
 TYPES = {".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=utf-8",
          ".css": "text/css; charset=utf-8", ".json": "application/json",
@@ -54,15 +64,18 @@ class Server(ThreadingHTTPServer):
             remedy = "Choose another with --port, or 0 for any that is free."
             raise DataError(f"port {port} of {host} cannot be used: {reason}", remedy) from error
 
-    def show(self, index: pages.Index, folder: Path) -> None:
-        """Serve an index that was written to a folder."""
-        self.dataset, self.folder = index.dataset, folder
-        name = folder.name  # another index has other addresses: browsers may keep these
-        self.texts = {"/": pages.served(f"{name}/"), "/page.js": pages.program(),
-                      "/front.css": front.style()}  # fmt: skip
-        parts = ["index.json", *index.parts]
-        self.files = {f"/{name}/{part}": folder / part for part in parts}
-        for path in index.engine.iterdir() if index.about["network"] else ():
+    def show(self, folder: Path) -> None:
+        """Serve what :func:`pages.write_folder` wrote."""
+        told = json.loads((folder / "served.json").read_text("utf-8"))
+        unknown = np.full(len(told["files"]), -1)
+        self.dataset = ImageDataset("served", "all", Path(told["root"]), told["files"], unknown,
+                                    crops=told["crops"])  # fmt: skip
+        self.folder, name = folder, folder.name  # browsers may keep what has this name
+        self.files = {f"/{file}": folder / file for file in ("page.js", "front.css")}
+        self.files |= {"/": folder / "index.html"}
+        for part in ("index.json", *told["parts"]):
+            self.files[f"/{name}/{part}"] = folder / part
+        for path in Path(told["engine"]).iterdir() if told["engine"] else ():
             self.files[f"/{name}/engine/{path.name}"] = path
 
     @property
@@ -94,6 +107,7 @@ class Handler(BaseHTTPRequestHandler):
     """Answers GET and HEAD by what :class:`Server` knows; a path never becomes a file's name."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or small files wait 40 ms for the browser's receipt
     timeout = 60  # seconds, after which a silent browser is let go
     server: Server
 
@@ -102,9 +116,6 @@ class Handler(BaseHTTPRequestHandler):
         path = urlsplit(self.path).path
         if not self._meant():
             return self.send_error(403)
-        if path in self.server.texts:
-            kind = Path(path).suffix or ".html"
-            return self._send(TYPES[kind], self.server.texts[path].encode())
         if path in self.server.files:
             file = self.server.files[path]
             return self._send(TYPES.get(file.suffix, "application/octet-stream"), file)
@@ -134,7 +145,7 @@ class Handler(BaseHTTPRequestHandler):
         with AT_ONCE:
             if kind == "original":
                 return original(self.server.dataset, n)
-            made = pages.picture(self.server.dataset, n, int(kind), self.server.folder / kind)
+            made = picture(self.server.dataset, n, int(kind), self.server.folder / kind)
         return TYPES[".jpg"], made
 
     def _send(self, kind: str, content: bytes | Path) -> None:
@@ -161,3 +172,39 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Nobody reads it."""
+
+
+def tell(address: str, hosted: bool) -> None:
+    """Say where the search is; to other machines, by a picture for telephones, too."""
+    print(f"The search is at {address} until you press Ctrl+C.", flush=True)
+    if hosted:
+        import segno
+
+        print("Everybody in this network can see these photographs there.")
+        segno.make(address, micro=False).terminal(compact=True)
+
+
+def main() -> int:
+    """Serve a folder that :func:`pages.write_folder` wrote."""
+    parser = argparse.ArgumentParser(prog="python -m objemb_lib.show.serve", description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8866)
+    parser.add_argument("--no-browser", action="store_true", help="only print the address")
+    asked = parser.parse_args()
+    try:
+        with Server(asked.host, asked.port) as server:
+            server.show(asked.folder)
+            tell(server.address, server.hosted)
+            if not asked.no_browser:
+                webbrowser.open(server.address)
+            with suppress(KeyboardInterrupt):
+                server.serve_forever()
+    except ObjembError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

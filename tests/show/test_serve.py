@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.client import HTTPConnection, HTTPResponse
@@ -14,6 +16,7 @@ from PIL import Image
 from tiny_gallery import coloured, retriever
 
 from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.show import serve
 from objemb_lib.show.pages import index_of, write_folder
 from objemb_lib.show.serve import Server
 from objemb_lib.show.widgets import ObjectSearch
@@ -38,7 +41,7 @@ def ask(data: ImageDataset, tmp_path: Path) -> Iterator:
     with Server() as server:
         index = index_of(ObjectSearch(retriever(data)))
         write_folder(index, tmp_path / "index")
-        server.show(index, tmp_path / "index")
+        server.show(tmp_path / "index")
         threading.Thread(target=server.serve_forever, daemon=True).start()
         to = HTTPConnection(*server.server_address[:2])
 
@@ -68,7 +71,8 @@ def test_the_page_its_index_and_its_photographs_are_given(ask, data) -> None:
 
 
 @pytest.mark.parametrize("path", [
-    "/secret.png", "/index/secret.png", "/index/../photos/secret.png", "/..%2fphotos%2fsecret.png",
+    "/secret.png", "/served.json", "/index/served.json", "/index/secret.png",
+    "/index/../photos/secret.png", "/..%2fphotos%2fsecret.png",
     "/index/original/3", "/index/original/-1", "/index/original/a.png", "/index/160/%31.jpg",
     "/index/161/1.jpg", "//etc/passwd", "/index", "/front/", "/index/160/../../serve.py",
 ])  # fmt: skip
@@ -99,3 +103,21 @@ def test_a_photograph_that_went_away_is_missing_and_no_more(ask, data) -> None:
     (data.root / "c.png").unlink()
     assert ask("/index/480/2.jpg")[0].status == ask("/index/original/2")[0].status == 404
     assert ask("/index/480/0.jpg")[0].status == 200
+
+
+def test_others_are_let_in_by_an_address_and_a_picture_of_it(monkeypatch, capsys) -> None:
+    pytest.importorskip("segno")
+    monkeypatch.setattr(serve, "seen_by_others", lambda: "192.168.1.5")
+    for host, seen in (("0.0.0.0", True), ("127.0.0.1", False), ("localhost", False)):
+        with Server(host) as server:
+            serve.tell(server.address, server.hosted)
+        said = capsys.readouterr().out
+        assert ("http://192.168.1.5:" in said) is ("█" in said) is seen
+        assert ("Everybody in this network" in said) is seen
+
+
+def test_a_server_loads_no_network() -> None:
+    """What twenty visitors ask for are files."""
+    loaded = "import sys, objemb_lib.show.serve; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True)
+    assert done.stdout.strip() == "False", done.stderr

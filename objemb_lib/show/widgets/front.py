@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import base64
 import functools
-import io
-import mimetypes
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import anywidget
 import numpy as np
 import traitlets
-from PIL import Image
 
 from objemb_lib.config import DataError, ObjembError
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.show import front
-
-THUMBNAIL, LARGE = 480, 1600  # pixels of the longer side
-SHOWN = ("image/jpeg", "image/png", "image/webp", "image/gif")  # what every browser shows
+from objemb_lib.show.pictures import LARGE, SMALL, THUMBNAIL, encoded, original
 
 
 class Front(anywidget.AnyWidget):
@@ -63,7 +57,7 @@ class Front(anywidget.AnyWidget):
         """A page of the gallery: ``many`` thumbnails ``from`` a place."""
         first, total = given["from"], len(self.dataset)
         places = range(first, min(first + given["many"], total))
-        return {"total": total, "items": [picture(self.dataset, i, 160) for i in places]}
+        return {"total": total, "items": [picture(self.dataset, i, SMALL) for i in places]}
 
     def place(self, id: str) -> tuple[ImageDataset, int]:
         """The data set that holds a photograph, and its number there."""
@@ -78,14 +72,6 @@ class Front(anywidget.AnyWidget):
     def original(self, id: str, **_: object) -> tuple[str, bytes]:
         """The file of a photograph, see :func:`original`."""
         return original(*self.place(id))
-
-
-def original(dataset: ImageDataset, i: int) -> tuple[str, bytes]:
-    """Type and content of a photograph's file, as JPEG where browsers would not show it."""
-    kind = mimetypes.guess_type(dataset.files[i])[0]
-    if kind in SHOWN and not dataset.crops:
-        return kind, (Path(dataset.root) / dataset.files[i]).read_bytes()
-    return "image/jpeg", encoded(dataset.image(i))
 
 
 def picture(dataset: ImageDataset, i: int, side: int = THUMBNAIL, **more: object) -> dict:
@@ -130,10 +116,3 @@ def _thumbnail(dataset: ImageDataset, i: int, side: int) -> tuple[str, tuple[int
     size = image.size
     image.thumbnail((side, side))
     return f"data:image/jpeg;base64,{base64.b64encode(encoded(image, 85)).decode()}", size
-
-
-def encoded(image: Image.Image, quality: int = 95) -> bytes:
-    """An image as JPEG."""
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=quality)
-    return file.getvalue()
