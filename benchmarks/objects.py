@@ -16,6 +16,7 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Callable
+from itertools import islice
 
 import numpy as np
 import pandas as pd
@@ -27,12 +28,12 @@ from turns import arguments, in_turns, write
 from objemb_lib.attend.proposer import Proposer, load_proposer
 from objemb_lib.data.mini_battles import mini_battles
 from objemb_lib.embed.boxes import Boxes
+from objemb_lib.embed.extract import ExtractOptions
 from objemb_lib.embed.pooling import POOLINGS
 from objemb_lib.embed.regions import Region, cut, model_input
 from objemb_lib.embed.trunks import Trunk, load_trunk
 from objemb_lib.teach.student import CutTrunk
 
-BATCH = 4  # images a forward pass, as extract takes them on a CPU
 COUNTS = (1, 3, 10)
 LARGE = 384  # pixels where others see 256
 ONE, HEAD, THREE = ("stage4",), ("head",), ("stage4", "stage5", "head")
@@ -56,8 +57,10 @@ def objects_pass(
 
     ``masks(i)`` gives the weights of image ``i``, read from run lengths as extraction does it.
     """
-    for n, pixels in enumerate(batches):
-        maps, here = trunk(pixels, trunk.deepest(stages)), range(n * BATCH, n * BATCH + len(pixels))
+    start = 0
+    for pixels in batches:
+        here = range(start, start := start + len(pixels))
+        maps = trunk(pixels, trunk.deepest(stages))
         shares = torch.cat([masks(i) for i in here])[:, None] if masks else 1
         for stage in stages:
             POOLINGS["spoc"](cut(trunk, maps, stage, [boxes[i] for i in here]) * shares)
@@ -69,22 +72,24 @@ def crops_pass(trunk: Trunk, batches: list[torch.Tensor], boxes: list, size: int
 
     Without boxes, one pass an image.
     """
-    for n, pixels in enumerate(batches):
+    rest = iter(boxes)
+    for pixels in batches:
         crops = [
             F.interpolate(image[None, :, int(y0) : int(y1), int(x0) : int(x1)], (size, size))
-            for image, some in zip(pixels, boxes[n * BATCH : (n + 1) * BATCH])
+            for image, some in zip(pixels, rest)
             for x0, y0, x1, y1 in some.tolist()
         ]
-        for part in torch.cat(crops or [pixels]).split(BATCH):
+        for part in torch.cat(crops or [pixels]).split(len(pixels)):
             POOLINGS["spoc"](trunk(part.contiguous(memory_format=torch.channels_last))["head"])
 
 
 @torch.inference_mode()
 def cut_pass(network: CutTrunk, batches: list[torch.Tensor], boxes: list) -> None:
     """One pass an image, the last layers once more on every box."""
-    for n, pixels in enumerate(batches):
+    rest = iter(boxes)
+    for pixels in batches:
         maps = network(pixels, network.deepest(["cut"]))
-        network.embedding(network, maps, boxes[n * BATCH :][: len(pixels)])
+        network.embedding(network, maps, list(islice(rest, len(pixels))))
 
 
 @torch.inference_mode()
@@ -114,7 +119,8 @@ def variants(dataset, trunk: Trunk, size: int) -> dict[str, Callable[[], None]]:
     def decoded(side: int) -> list[torch.Tensor]:
         stack = np.stack([model_input(dataset.image(i), side) for i in range(len(dataset))])
         pixels = fast.normalise(torch.from_numpy(stack).permute(0, 3, 1, 2))
-        return list(pixels.contiguous(memory_format=torch.channels_last).split(BATCH))
+        batch = ExtractOptions(side).batch_size  # images a forward pass
+        return list(pixels.contiguous(memory_format=torch.channels_last).split(batch))
 
     batches = decoded(size)
     many = {k: boxes_of(len(dataset), k, size) for k in COUNTS}

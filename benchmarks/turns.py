@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import distributions
 from pathlib import Path
 
+from objemb_lib import config
 from objemb_lib.cache import atomic_write_text
 
 RESULTS = Path(__file__).parent / "results"
@@ -30,6 +31,7 @@ def arguments(doc: str, **defaults: int | bool) -> argparse.Namespace:
     for name, value in defaults.items():
         how = {"action": "store_true"} if value is False else {"type": int, "default": value}
         parser.add_argument(f"--{name}", **how)
+    config.tune_process()  # as the course's entry points do
     return parser.parse_args()
 
 

@@ -119,8 +119,10 @@ def rmac(features: Tensor, levels: int = 3) -> Tensor:
     for side, tops, lefts in rmac_grid(*features.shape[2:], levels):
         # One pooling a level: its stride is the largest that meets every square.
         steps = [gcd(*starts) or 1 for starts in (tops, lefts)]
-        maxima = F.max_pool2d(features, side, steps)
-        squares = maxima[:, :, [y // steps[0] for y in tops]][..., [x // steps[1] for x in lefts]]
+        squares = F.max_pool2d(features, side, steps)
+        if squares.shape[2:] != (len(tops), len(lefts)):  # others beside them
+            rows, columns = ([at // step for at in ats] for ats, step in zip((tops, lefts), steps))
+            squares = squares[:, :, rows][..., columns]
         total = total + F.normalize(squares, dim=1).sum(dim=(2, 3))
     return total
 

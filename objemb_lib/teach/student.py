@@ -31,7 +31,7 @@ from objemb_lib.embed.trunks import Stage, Trunk, load_trunk, per_image
 
 Boxes = Sequence[Tensor]
 
-ADAPTIVE = "adaptive"
+ADAPTIVE, CELL = "adaptive", 16  # and what a cell then spans at least, in input pixels
 LEFT_OUT = (1, 2)  # of EfficientNet-Lite's layers after stage4: two of four alike
 
 
@@ -131,8 +131,8 @@ class EmbeddingHead(nn.Module):
 
     def extra_repr(self) -> str:
         """What a cache must know, too."""
-        said = f"{self.stage.name}, {self.cells} cells, without {list(self.leave_out)}"
-        said += f", {self.pooling}"
+        cells = f"{self.cells} cells" + (f" of {CELL} px or more" if self.cells == ADAPTIVE else "")
+        said = f"{self.stage.name}, {cells}, without {list(self.leave_out)}, {self.pooling}"
         return f"{said}, tail {self._trunk[0].fingerprint()}" if self.tail else said
 
     def forward(self, body: Trunk, maps: dict[str, Tensor], boxes: Boxes) -> Tensor:
@@ -153,12 +153,10 @@ class EmbeddingHead(nn.Module):
     def _cut(self, run: Callable, maps: dict[str, Tensor], boxes: Boxes) -> Tensor:
         """``(M, C)``: boxes that are cut to the same number of cells go through together."""
         every = torch.cat(list(boxes))
-        if self.cells == ADAPTIVE:
-            height, width = (n * self.stage.stride for n in maps[self.stage.name].shape[-2:])
-            cells = adaptive_cells(every, height * width)
-        else:
-            cells = torch.full((len(every),), self.cells)
+        fixed = self.cells != ADAPTIVE
+        cells = torch.full((len(every),), self.cells) if fixed else adaptive_cells(every)
         found, order = [], []
+        maps = {self.stage.name: maps[self.stage.name].contiguous()}  # once, not for each count
         for count in cells.unique().tolist():
             some = [b[c == count] for b, c in zip(boxes, cells.split([len(b) for b in boxes]))]
             x = cut_regions(maps, self.stage, some, count)
@@ -168,16 +166,15 @@ class EmbeddingHead(nn.Module):
         return torch.cat(found)[torch.cat(order).argsort()]
 
 
-def adaptive_cells(boxes: Tensor, area: float) -> Tensor:
-    """``(M,)`` sides in cells for boxes ``(M, 4)`` of an image of so many pixels: as many as they
-    cover of 16 × 16 on the whole of it, rounded to an even number, at least 8. A larger input
-    shows more in each cell, and a box costs the same.
+def adaptive_cells(boxes: Tensor) -> Tensor:
+    """``(M,)`` sides in cells for boxes ``(M, 4)`` in input pixels: an even number, each cell of
+    :data:`CELL` of them or more, from 8 to 16.
 
-    >>> adaptive_cells(torch.tensor([[0.0, 0, 30, 30], [0, 0, 200, 180], [0, 0, 256, 256]]), 256**2)
-    tensor([ 8, 12, 16])
+    >>> adaptive_cells(torch.tensor([[0.0, 0, 30, 30], [0, 0, 200, 180], [0, 0, 384, 384]]))
+    tensor([ 8, 10, 16])
     """
-    share = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1) / area
-    return (8 * share.sqrt()).round().mul(2).clamp(8, 16).long().cpu()
+    side = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1).sqrt()
+    return (side / CELL / 2).floor().mul(2).clamp(8, 16).long().cpu()
 
 
 def cut_regions(maps: dict[str, Tensor], stage: Stage, boxes: Boxes, cells: int) -> Tensor:

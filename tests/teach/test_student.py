@@ -98,12 +98,12 @@ def test_layers_can_be_left_out() -> None:
 
 
 def test_an_adaptive_cut_gives_each_box_the_cells_that_it_covers() -> None:
-    """In any order, what each box alone would get; counts of cells by hand, at 256 pixels."""
+    """In any order, what each box alone would get; cells of 16 pixels or more, by hand."""
     boxes = [torch.tensor([[0.0, 0, 40, 40], [0, 0, 256, 256], [10, 20, 170, 200], [8, 8, 80, 60]]),
              torch.tensor([[0.0, 0.0, 200.0, 160.0]])]  # fmt: skip
-    assert adaptive_cells(torch.cat(boxes), 256**2).tolist() == [8, 16, 10, 8, 12]
-    assert adaptive_cells(torch.cat(boxes) * 1.5, 384**2).tolist() == [8, 16, 10, 8, 12]
-    assert adaptive_cells(torch.tensor([[0.0, 0.0, 256.0, 144.0]]), 256 * 144).tolist() == [16]
+    assert adaptive_cells(torch.cat(boxes)).tolist() == [8, 16, 10, 8, 10]
+    wide = torch.tensor([[0.0, 0, 384, 384], [0, 0, 384, 96], [0, 0, 224, 224], [0, 0, 223, 223]])
+    assert adaptive_cells(wide).tolist() == [16, 12, 14, 12]
     ours, maps = student(cells="adaptive"), maps_of(student(), noise(2, 256))
     body = ours.detector.trunk
     with torch.no_grad():
