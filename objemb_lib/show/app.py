@@ -16,7 +16,7 @@ from pathlib import Path
 from objemb_lib import config
 from objemb_lib.attend.detections import PROPOSER, boxes_from, source_name
 from objemb_lib.attend.sources import detector_boxes
-from objemb_lib.config import ObjembError
+from objemb_lib.config import DataError, ObjembError
 from objemb_lib.data.catalogue import load_splits
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.folder import ANNOTATIONS, folder
@@ -125,15 +125,23 @@ def index_folder(ways: Sequence[Retriever]) -> tuple[Index, Path]:
     return index, folder
 
 
-def export(ways: Sequence[Retriever], path: Path, sure: bool) -> None:
-    """Write the search by the first way as one file, if that is meant."""
-    dataset = ways[0].dataset
+def export(path: Path, sure: bool) -> None:
+    """Write the search by the first way as one file, if that is meant.
+
+    Raises:
+        DataError: nobody can be asked.
+    """
+    dataset = gallery()
     print(f"{path} will hold small pictures of {len(dataset)} photographs, and their names, for "
           "everybody who gets the file.")  # fmt: skip
-    if not (sure or input("Write it? [y/N] ").strip().lower() in ("y", "yes")):
+    try:
+        meant = sure or input("Write it? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError as error:
+        raise DataError("nobody said whether that is meant", "Say so with --yes.") from error
+    if not meant:
         print("Nothing was written.")
         return
-    write_one_file(index_of(search_of(ways[:1])), path)
+    write_one_file(index_of(search_of(ways(dataset, progress=True)[:1])), path)
     print(f"Written: {path} ({path.stat().st_size / 1e6:.1f} MB).")
 
 
@@ -165,7 +173,7 @@ def main() -> int:
     try:
         config.fix_places()
         if asked.export:
-            export(ways(gallery(), progress=True), asked.export, asked.yes)
+            export(asked.export.expanduser(), asked.yes)
             return 0
         with Server(asked.host, asked.port) as probe:  # before hours of work
             port = probe.server_address[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -158,3 +159,14 @@ def test_one_file_is_written_only_if_that_is_meant(
     monkeypatch.setattr(sys, "argv", ["app", f"--export={file}"])
     assert app.main() == 0 and file.exists() is written
     assert "small pictures of 3 photographs" in capsys.readouterr().out
+
+
+def test_where_nobody_can_be_asked_nothing_is_written(
+    search, tmp_path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    file = tmp_path / "search.html"
+    monkeypatch.setattr(sys, "argv", ["app", f"--export={file}"])
+    assert app.main() == 1 and not file.exists() and "--yes" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["app", f"--export={file}", "--yes"])
+    assert app.main() == 0 and file.exists()
