@@ -25,9 +25,10 @@ from objemb_lib.show import front, pages
 from objemb_lib.show.widgets import Attention, Compare, Map, ObjectSearch, Retrieval
 
 KNOWN = Calibration({"box": (8.0, 6.0), "both": (6.0, 4.0)}, 0.15)
-MODULE = (
-    "(() => {%s globalThis.opened = async (of) => browser(await $index.packed(of), null, link);})()"
-)
+MODULE = """(() => {%s
+globalThis.opened = async (of, looks) => browser(await $index.packed(of), looks, link);})()"""
+LOOK = """async () => ({ look: async (_, boxes) => ({ width: 40, height: 30,
+  boxes: boxes ?? [[0, 0, 40, 30]], vectors: [Array(12).fill(0.3)] }) })"""
 
 
 def gallery(folder: Path, count: int = 90, dim: int = 48) -> Retriever:
@@ -68,13 +69,13 @@ def opened(watched) -> Callable:
     """A browser that has an index, to be asked as the front end asks it."""
     module, page = front.module("browser").replace("export { browser };", ""), watched.page
 
-    def open_index(index: pages.Index) -> Callable:
+    def open_index(index: pages.Index, network: str = "null") -> Callable:
         page.goto("about:blank")
         held = {"about": index.about, "parts": pages._texts(index.parts)}
         page.evaluate(pages.script("it", held))
         page.evaluate("() => { globalThis.link = (...asked) => (globalThis.asked = asked); }")
         page.evaluate(MODULE % module)
-        page.evaluate("async () => (globalThis.backend = await opened('it.js'))")
+        page.evaluate(f"async () => (globalThis.backend = await opened('it.js', {network}))")
         ask = "([question, given]) => backend[question](given).catch((e) => ({error: e.message}))"
         return lambda question, **given: page.evaluate(ask, [question, given])
 
@@ -129,6 +130,23 @@ def test_what_cannot_be_done_is_said(opened, tmp_path) -> None:
     assert "a dot" in ask("embed", file="a.jpg", settings=menus)["error"]
     wrong = given | {"settings": menus | {"boxes": "none"}}
     assert "Choose another pair" in ask("ask", box=None, **wrong)["error"]
+
+
+@needs_chromium
+def test_another_way_that_can_look_at_what_is_new_is_named(opened, watched, tmp_path) -> None:
+    """A photograph, or a box drawn by hand, where the menus say a network that no page runs."""
+    data = coloured(tmp_path)
+    index = pages.index_of(ObjectSearch([retriever(data), retriever(data, 2)]))
+    one, other = (way["settings"] for way in index.about["ways"])
+    index.about["ways"][1]["embeds"] = True
+    opened(index, LOOK)
+    new = "given => backend.embed({...given, file: 'a.jpg', bytes: ''}).catch(e => e.settings)"
+    assert watched.page.evaluate(new, {"settings": one}) == other
+    mine = watched.page.evaluate(new, {"settings": other})
+    assert (mine["id"], mine["width"], mine["boxes"]) == ("own/0/a.jpg", 40, [])
+    drawn = "given => backend.ask(given).catch(e => e.settings)"
+    given = {"id": "a.png", "box": [1, 1, 9, 9], "kind": "box", "k": 8}
+    assert watched.page.evaluate(drawn, given | {"settings": one}) == other
 
 
 @needs_chromium

@@ -61,7 +61,7 @@ function searching(photographs, network) {
     if (!network) throw new Error(`Only objects with a dot can be searched here. ${missing}`);
     if (way.embeds) return network();
     const { settings } = ways.find(({ embeds }) => embeds);
-    const words = `Only ${settings.network} can look at photographs here: choose it under "advanced".`;
+    const words = `Only ${settings.network} can look at photographs here: see "advanced".`;
     throw Object.assign(new Error(words), { settings });
   }
 
