@@ -31,7 +31,7 @@ from objemb_lib.embed.trunks import Stage, Trunk, load_trunk, per_image
 
 Boxes = Sequence[Tensor]
 
-ADAPTIVE, CELL = "adaptive", 16  # and what a cell then spans at least, in input pixels
+ADAPTIVE, CELL = "adaptive", 18  # and what a cell then spans, about, in input pixels
 LEFT_OUT = (1, 2)  # of EfficientNet-Lite's layers after stage4: two of four alike
 
 
@@ -131,7 +131,7 @@ class EmbeddingHead(nn.Module):
 
     def extra_repr(self) -> str:
         """What a cache must know, too."""
-        cells = f"{self.cells} cells" + (f" of {CELL} px or more" if self.cells == ADAPTIVE else "")
+        cells = f"{self.cells} cells" + (f" of about {CELL} px" if self.cells == ADAPTIVE else "")
         said = f"{self.stage.name}, {cells}, without {list(self.leave_out)}, {self.pooling}"
         return f"{said}, tail {self._trunk[0].fingerprint()}" if self.tail else said
 
@@ -167,14 +167,14 @@ class EmbeddingHead(nn.Module):
 
 
 def adaptive_cells(boxes: Tensor) -> Tensor:
-    """``(M,)`` sides in cells for boxes ``(M, 4)`` in input pixels: an even number, each cell of
-    :data:`CELL` of them or more, from 8 to 16.
+    """``(M,)`` sides in cells for boxes ``(M, 4)`` in input pixels: 8, 12 or 16, whichever comes
+    nearest to cells of :data:`CELL` pixels. Few different sizes run in larger batches.
 
     >>> adaptive_cells(torch.tensor([[0.0, 0, 30, 30], [0, 0, 200, 180], [0, 0, 384, 384]]))
-    tensor([ 8, 10, 16])
+    tensor([ 8, 12, 16])
     """
     side = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1).sqrt()
-    return (side / CELL / 2).floor().mul(2).clamp(8, 16).long().cpu()
+    return (side / CELL / 4).round().mul(4).clamp(8, 16).long().cpu()
 
 
 def cut_regions(maps: dict[str, Tensor], stage: Stage, boxes: Boxes, cells: int) -> Tensor:
