@@ -203,9 +203,7 @@ def test_why_a_match_was_found_is_pythons_explanation(watched, way) -> None:
     found = watched.page.evaluate(WHY, asked)
     assert np.allclose(found["cells"], ours.cells, atol=0.1)
     assert np.allclose(found["heat"], ours.heat, atol=1e-3)
-    size, asking = way.dataset.sizes()[match.image], way.asking(query, 0, "box")
-    boxes = np.array([match.box, (0, 0, *size)], np.float32)
-    scores = [way.score(query, asking, boxes, np.array(v), size)[0] for v in found["vectors"]]
+    scores = [max(np.array(vectors) @ query.vectors[0]) for vectors in found["vectors"]]
     wanted = ours.score, ours.without_background, ours.without_object
     assert np.allclose(scores, wanted, atol=1e-3)
 
