@@ -1,4 +1,5 @@
-"""OpenVINO runs convolutions on a processor faster than torch does, to the same numbers.
+"""OpenVINO runs convolutions on some processors faster than torch does, to the same numbers: by how
+much, docs/speed.md says.
 
 It is used where it is installed (``pip install "objemb[fast]"``); ``OBJEMB_ENGINE=torch`` turns it
 off. To compile takes as long as some hundred images, so that torch sees those.
