@@ -7,7 +7,7 @@ Environment variables (all optional):
 ``OBJEMB_MIRROR``     folder or URL that serves downloads to a whole classroom
 ``OBJEMB_DEVICE``     ``cpu``, ``cuda``, ``cuda:1``, ``mps`` (default: the best there is)
 ``OBJEMB_PRECISION``  ``fp32`` or ``bf16`` (default: fp32)
-``OBJEMB_ENGINE``     ``torch`` or ``openvino``, on a CPU (default: OpenVINO where it is installed)
+``OBJEMB_ENGINE``     ``torch`` or ``onnx`` (default), on a CPU
 ``OBJEMB_WORKERS``    helpers that read images for an accelerator (default: a core each, at most 8)
 
 Folders lie beside the library in a checkout, and where the platform keeps a user's data elsewhere.

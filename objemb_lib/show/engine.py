@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 import shutil
 from pathlib import Path
@@ -40,7 +39,7 @@ def write_engine(
     Returns:
         what ``open`` of ``front/engine.js`` takes: names of the files in ``folder``, and numbers.
     Raises:
-        DataError: onnxruntime-web or onnxscript is not installed, or no page can make such vectors.
+        DataError: onnxruntime-web is not installed, or no page can make such vectors.
     """
     (stage, pooling), trunk = pair, trunk or load_trunk()
     channels = {s: trunk.stages[s].channels for s in shipped().channels if s in trunk.stages}
@@ -49,12 +48,10 @@ def write_engine(
         raise DataError(problem, f"Use the spoc of {' or '.join(MAPS)} of efficientnet_lite0.")
     if absent := [name for name in FILES.values() if not (RUNTIME / name).is_file()]:
         raise DataError(f"onnxruntime-web is not installed: no {absent[0]}", "Run make web.")
-    if importlib.util.find_spec("onnxscript") is None:
-        raise DataError("onnxscript is not installed", "pip install onnxscript")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     network = SearchNetwork(trunk, shipped(), size)
-    told = ("2", trunk.fingerprint(), fingerprint(shipped()), size)
+    told = ("3", trunk.fingerprint(), fingerprint(shipped()), size)
     name = f"network-{hashlib.sha256(repr(told).encode()).hexdigest()[:16]}.onnx"
     kept = config.cache_root() / "onnx" / name
     if not kept.exists():

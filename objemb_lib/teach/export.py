@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from objemb_lib.attend.proposer import Proposer
+from objemb_lib.embed.compiled import write_onnx
 from objemb_lib.embed.trunks import Trunk
 
 MAPS = ("stage4", "head")  # of the trunk, whose boxes are pooled
@@ -48,18 +48,14 @@ class SearchNetwork(nn.Module):
 
 
 def export_onnx(network: SearchNetwork, path: str | Path) -> Path:
-    """Write a network as ONNX, for any number of images. Needs onnxscript.
+    """Write a network as ONNX, for any number of images.
 
     Inputs are called as in ``network.inputs``, outputs as the maps, ``boxes`` and ``scores``;
     :meth:`Proposer.best` is left to do.
     """
-    sizes = network.inputs.values()
-    given = tuple(torch.zeros(2, size, size, 3, dtype=torch.uint8) for size in sizes)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch about its own parts
-        torch.onnx.export(
-            network, given, path, input_names=list(network.inputs),
-            output_names=[*MAPS, "boxes", "scores"], external_data=False, verbose=False,
-            dynamic_shapes=({0: "images"},) * len(given),
-        )  # fmt: skip
+    given = {
+        name: torch.zeros(2, size, size, 3, dtype=torch.uint8)
+        for name, size in network.inputs.items()
+    }
+    write_onnx(network.eval(), given, [*MAPS, "boxes", "scores"], path, {0: "images"})
     return Path(path)

@@ -32,7 +32,6 @@ def images(*shape: int) -> torch.Tensor:
 
 @torch.inference_mode()
 def test_maps_are_the_same_at_every_size_number_and_depth_once_it_has_taken_over():
-    pytest.importorskip("openvino")
     plain, fast = load_trunk(), load_trunk().for_inference(CPU)
     for last, size in (("head", (64, 96)), ("head", (49, 71)), ("stage3", (64, 64))):
         for n in (5, 3, 1, 5):  # the first one compiles
@@ -43,7 +42,6 @@ def test_maps_are_the_same_at_every_size_number_and_depth_once_it_has_taken_over
 
 
 def test_a_second_trunk_of_the_same_weights_is_not_compiled_again_and_a_copy_may_learn():
-    pytest.importorskip("openvino")
     first, second = (load_trunk().for_inference(CPU) for _ in range(2))
     assert first.engine is second.engine and first.engine.on
     assert not copy.deepcopy(first).engine.on and not pickle.loads(pickle.dumps(first)).engine.on
@@ -58,7 +56,6 @@ class Counts(nn.Module):
 
 @torch.inference_mode()
 def test_what_it_would_get_wrong_or_cannot_follow_stays_with_torch():
-    pytest.importorskip("openvino")
     own, given = room.Engine(on=True), images(4, 3, 8, 8)
     for _ in range(3):
         torch.testing.assert_close(own(Counts(), given, "counts"), [given * 4])

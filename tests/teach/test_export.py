@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
@@ -16,10 +17,9 @@ from objemb_lib.teach.export import MAPS, SearchNetwork, export_onnx
 @pytest.mark.parametrize("size", [256, 384])
 @torch.inference_mode()
 def test_onnx_gives_the_same_numbers_from_the_pixels_on(size: int, tmp_path: Path) -> None:
-    runtime = pytest.importorskip("onnxruntime", reason="`make extras` installs onnxruntime")
     trunk, proposer = load_trunk(), load_proposer()
     network = SearchNetwork(trunk, proposer, size)
-    session = runtime.InferenceSession(export_onnx(network, tmp_path / "search.onnx"))
+    session = onnxruntime.InferenceSession(export_onnx(network, tmp_path / "search.onnx"))
     assert (tmp_path / "search.onnx").stat().st_size < 16_000_000  # the weights are there once
     draw = np.random.default_rng(size).integers
     for images in (1, 3):
