@@ -183,13 +183,30 @@ class Index:
         if not len(self) or k < 1:
             raise DataError(f"search for {k} of {len(self)} vectors", "Add vectors; use k >= 1.")
         k = min(k, len(self))
-        if self.factory == "Flat":
-            flat = faiss.downcast_index(self._store.index)  # whose own memory torch can read
-            gallery = faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d).reshape(-1, flat.d)
-            ids = faiss.rev_swig_ptr(self._store.id_map.data(), len(self))
-            return exact_search(gallery, ids, queries, k)
+        if self.factory == "Flat" and len(queries):
+            return self._exact(queries, k)
         scores, ids = self._store.search(queries, k)
         return in_order(np.where(ids < 0, -np.inf, scores).astype(np.float32), ids)
+
+    def _exact(self, queries: np.ndarray, k: int) -> Found:
+        """All products; equal scores in order of id, also where k cuts through them."""
+        wanted = min(k + 1, len(self))  # one more than asked shows whether it does
+        gallery, ids = self._flat(), self._ids()
+        parts = [queries[i : i + AT_ONCE] for i in range(0, len(queries), AT_ONCE)]
+        scores, rows = _joined([_best(gallery, some, wanted) for some in parts], axis=0)
+        equal, found = scores[:, 1:] == scores[:, :-1], ids[rows]
+        if equal.any():
+            scores, found = in_order(scores, found)
+        for line in np.flatnonzero(equal[:, k - 1 :].any(axis=1)):
+            every = gallery @ queries[line]
+            order = np.lexsort((ids, -every))[:k]
+            scores[line, :k], found[line, :k] = every[order], ids[order]
+        return scores[:, :k], found[:, :k]
+
+    def _flat(self) -> np.ndarray:
+        """``(N, dim)``: the store's own memory."""
+        flat = faiss.downcast_index(self._store.index)
+        return faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d).reshape(-1, flat.d)
 
     def vectors(self, ids: np.ndarray) -> np.ndarray:
         """``(n, dim)`` vectors of ids as the index knows them: exact, or decoded from codes.
@@ -208,7 +225,7 @@ class Index:
     def _ids(self) -> np.ndarray:
         """``(N,)`` ids, row by row, or list by list."""
         if not self._lists:
-            return faiss.vector_to_array(self._store.id_map)
+            return faiss.rev_swig_ptr(self._store.id_map.data(), len(self))
         lists = self._lists.invlists
         sizes = [(n, lists.list_size(n)) for n in range(lists.nlist)]
         parts = [faiss.rev_swig_ptr(lists.get_ids(n), size).copy() for n, size in sizes if size]
@@ -296,7 +313,8 @@ def checked(vectors: np.ndarray, dim: int) -> np.ndarray:
             f"vectors of shape {vectors.shape} for an index of {dim} dimensions",
             f"Pass shape (n, {dim}), from the same model and pooling.",
         )
-    wrong = np.flatnonzero(~np.isfinite(vectors).all(axis=1) | ~vectors.any(axis=1))
+    squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)  # overflows nowhere
+    wrong = np.flatnonzero(~((squares > 0) & np.isfinite(squares)))
     if len(wrong):
         raise DataError(
             f"vectors {wrong[:3].tolist()} are zero, or hold NaN or infinite values",
@@ -335,39 +353,32 @@ def read_tables(path: str | Path) -> dict[str, np.ndarray]:
 # --- exact search -------------------------------------------------------------------------
 
 
-def exact_search(vectors: np.ndarray, ids: np.ndarray, queries: np.ndarray, k: int) -> Found:
-    """The k largest inner products; equal scores in order of id, also where k cuts through them.
+def _best(vectors: np.ndarray, queries: np.ndarray, k: int) -> Found:
+    """Scores and rows ``(Q, k)`` of the largest products, best first, equal ones in any order.
 
     Args:
-        vectors: ``(N, dim)`` float32, contiguous. ids: ``(N,)``. queries: ``(Q, dim)`` alike.
-        k: 1 to N.
+        vectors: ``(N, dim)`` float32, contiguous. queries: ``(Q, dim)`` alike. k: 1 to N.
     """
-    wanted = min(k + 1, len(vectors))  # one more than asked shows whether k cuts through equals
-    parts = [queries[i : i + AT_ONCE] for i in range(0, len(queries), AT_ONCE)] or [queries]
-    best = zip(*[_best(vectors, some, wanted) for some in parts])
-    scores, rows = (np.concatenate(some) for some in best)
-    scores, found = in_order(scores, ids[rows])
-    if k < len(vectors):
-        for cut in np.flatnonzero(scores[:, k - 1] == scores[:, k]):
-            every = vectors @ queries[cut]
-            order = np.lexsort((ids, -every))[:k]
-            scores[cut, :k], found[cut, :k] = every[order], ids[order]
-    return scores[:, :k], found[:, :k]
-
-
-def _best(vectors: np.ndarray, queries: np.ndarray, k: int) -> Found:
-    """Scores and rows ``(Q, k)`` of the largest products, best first, equal ones in any order."""
     rows, found = max(k, SCORES // max(1, len(queries))), []
     for start in range(0, len(vectors), rows):
-        # numpy multiplies and torch selects: for hundreds of queries of 100,000 vectors faster than
-        # either alone or faiss, for few somewhat slower than numpy alone; of 1,000 the checks of a
-        # search cost more than it does (benchmarks/search.py).
+        # numpy multiplies and torch selects: together faster than either alone, or
+        # faiss, but for a few queries of a few thousand vectors (benchmarks/search.py)
         scores = torch.from_numpy(queries @ vectors[start : start + rows].T)
         best, places = torch.topk(scores, min(k, scores.shape[1]))
-        found.append((best, places + start))
-    scores, places = (torch.cat(some, dim=1) for some in zip(*found))
-    scores, order = torch.topk(scores, k)
-    return scores.numpy(), places.gather(1, order).numpy()
+        found.append((best.numpy(), places.numpy() + start if start else places.numpy()))
+    if len(found) == 1:
+        return found[0]
+    scores, places = _joined(found, axis=1)
+    best, order = torch.topk(torch.from_numpy(scores), k)
+    return best.numpy(), np.take_along_axis(places, order.numpy(), axis=1)
+
+
+def _joined(parts: list[Found], axis: int) -> Found:
+    """Parts of what was found, as one."""
+    if len(parts) == 1:
+        return parts[0]
+    scores, rows = (np.concatenate(some, axis=axis) for some in zip(*parts))
+    return scores, rows
 
 
 def in_order(scores: np.ndarray, ids: np.ndarray) -> Found:
