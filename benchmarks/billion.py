@@ -120,28 +120,28 @@ def recall(index: faiss.Index, queries: np.ndarray, truth: np.ndarray, probes: i
 # --- the arithmetic -----------------------------------------------------------------------
 
 
-def search_plan(code: dict[str, float], assumed: dict = ASSUMED) -> dict[str, float]:
+def search_plan(code: dict[str, float]) -> dict[str, float]:
     """Memory, shards and queries a second of one code."""
-    objects = assumed["objects"]
+    objects = ASSUMED["objects"]
     gigabytes = objects * code["bytes"] / 1e9
-    shards = math.ceil(gigabytes / (assumed["node_gb"] * assumed["usable"]))
+    shards = math.ceil(gigabytes / (ASSUMED["node_gb"] * ASSUMED["usable"]))
     scanned = objects / shards * code["share_of_lists"]  # codes that a query meets on a node
     a_core = code["codes_a_second_and_core"] / scanned
     return {
         "gigabytes": gigabytes,
         "shards": shards,
-        "nodes": shards * assumed["replicas"],
+        "nodes": shards * ASSUMED["replicas"],
         "scanned": scanned,
-        "queries": a_core * assumed["node_cores"] * assumed["replicas"],  # every shard answers each
+        "queries": a_core * ASSUMED["node_cores"] * ASSUMED["replicas"],  # every shard answers each
         "ms": 1000 / a_core,
     }
 
 
-def extraction_plan(images_per_second: float, per_image: float, assumed: dict = ASSUMED) -> dict:
+def extraction_plan(images_per_second: float, per_image: float) -> dict:
     """Hours of one machine for all objects, and how many machines do it in time."""
-    images = assumed["objects"] / per_image
+    images = ASSUMED["objects"] / per_image
     hours = images / images_per_second / 3600
-    return {"images": images, "hours": hours, "machines": math.ceil(hours / (24 * assumed["days"]))}
+    return {"images": images, "hours": hours, "machines": math.ceil(hours / (24 * ASSUMED["days"]))}
 
 
 def speeds(results: Path = RESULTS) -> list[tuple[str, float]]:
@@ -151,10 +151,9 @@ def speeds(results: Path = RESULTS) -> list[tuple[str, float]]:
         known = json.loads(path.read_text())
         rows = [r for r in known.get("table", []) if r["way"] == "student" and r["objects"] == 10]
         if rows:
-            machine = known["machine"]
-            where = "GPU" if machine["device"] != "cpu" else f"{machine['cores']} CPU cores"
-            name = machine.get("name", machine["architecture"])
-            found.append((f"{where} ({name})", max(r["images_per_second"] for r in rows)))
+            where = f"{known['cores']} CPU cores" if known["device"] == "cpu" else "GPU"
+            most = max(row["images_per_second"] for row in rows)
+            found.append((f"{where} ({known['machine']})", most))
     return found
 
 

@@ -1,7 +1,6 @@
 """What do the steps after extraction gain? Paired differences against plain vectors.
 
     python benchmarks/postprocess.py                   mini-battles, whole images and crops
-    python benchmarks/postprocess.py --scenes 2        a try on two scenes of each object
     python benchmarks/postprocess.py --page            only the page, from the result there is
 
 Multi-scale extraction, query expansion, database-side augmentation and k-reciprocal re-ranking,
@@ -134,8 +133,6 @@ def generated(report: dict) -> str:
     """The page's tables: one for each test and kind of vector, narrow enough for a phone."""
     tables: dict[str, list[dict]] = {}
     for row in report["table"]:
-        if row["step"] not in STEPS:
-            continue  # measured once, and not kept
         about = (f"**{row['data']}, {row['queries']} queries; {row['region']}, {row['stage']}, "
                  f"{row['pooling']}: mAP {row['plain mAP']:.2f} without any step**")  # fmt: skip
         gain, low, high = row["mAP gained"]
@@ -158,24 +155,18 @@ def write_page() -> None:
 
 
 def main() -> None:
-    asked = arguments(__doc__, scenes=0, page=False)
-    if asked.page:
+    if arguments(__doc__, page=False).page:
         return write_page()
     train, tests = load_splits(DATA)
-    if asked.scenes:
-        train = train.first_of_each(asked.scenes)
-        tests = {name: data.first_of_each(asked.scenes) for name, data in tests.items()}
     trunk, every = load_trunk(), []
     for region, pair in BASES.values():
         every += compared(trunk, region, pair, train, tests)
     every.sort(key=lambda row: (list(BASES).index(row["region"]), row["data"]))  # stable
-    if not asked.scenes:
-        fingerprints = {d.split: d.fingerprint for d in (train, *tests.values())}
-        grids = {name: grid for name, (_, grid) in STEPS.items()}
-        machine = {"cores": os.cpu_count()}
-        about = {"machine": machine, "data": fingerprints, "grids": grids}
-        write("postprocess", about | {"table": every})
-        write_page()
+    fingerprints = {d.split: d.fingerprint for d in (train, *tests.values())}
+    grids = {name: grid for name, (_, grid) in STEPS.items()}
+    about = {"machine": {"cores": os.cpu_count()}, "data": fingerprints, "grids": grids}
+    write("postprocess", about | {"table": every})
+    write_page()
 
 
 if __name__ == "__main__":

@@ -1,13 +1,10 @@
 """The whole query: photograph -> boxes -> vectors -> search -> answer by image, step by step.
 
-    python benchmarks/query.py [--images 400] [--most 100000] [--queries 15]
+    python benchmarks/query.py [--images 400] [--objects 100000] [--queries 15]
 
-Three ways: a detector, then the trunk on its boxes; the student, in one pass; the student and the
-128 principal axes of its training vectors. Each index holds the way's vectors of real battle scenes
-(256 px), grown beyond their number to three sizes up to --most, and is exact. Milliseconds are
-medians over queries. For each step, and for filling the index, the exponent of its growth with size
-is fitted: 0 does not grow, 1 grows as the size. What the axes cost is said in points of mAP. Needs
-mini-battles. Writes benchmarks/results/query.json.
+Two ways: a detector, then the trunk on its boxes; the student, in one pass. Each index holds the
+way's vectors of real battle scenes (256 px), grown to --objects, and is exact. Milliseconds are
+medians over queries. Needs mini-battles. Writes benchmarks/results/query.json.
 """
 
 from __future__ import annotations
@@ -17,7 +14,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,24 +22,20 @@ import torch
 from turns import arguments, write
 
 from objemb_lib import config
-from objemb_lib.data.catalogue import load_splits
 from objemb_lib.data.images import load_image
 from objemb_lib.data.mini_battles import mini_battles
 from objemb_lib.detect.weights import load_detector
 from objemb_lib.embed.boxes import Boxes
-from objemb_lib.embed.extract import Objects, extract
+from objemb_lib.embed.extract import Objects
 from objemb_lib.embed.pooling import POOLINGS
-from objemb_lib.embed.regions import cut, roi
+from objemb_lib.embed.regions import cut
 from objemb_lib.embed.trunks import load_trunk
-from objemb_lib.embed.whitening import PCAWhitening, l2
-from objemb_lib.measure.intervals import paired_difference
-from objemb_lib.measure.metrics import evaluate
+from objemb_lib.embed.whitening import l2
 from objemb_lib.search.objects import ObjectIndex
 from objemb_lib.search.synthetic import synthetic_vectors
-from objemb_lib.teach.student import StudentTrunk, load_student
+from objemb_lib.teach.student import load_student
 
 PAIR, TOP, K = ("stage4", "spoc"), 10, 10
-DIM = 128  # principal axes
 Answer = tuple[np.ndarray, np.ndarray]  # boxes (K, 4) and their vectors (K, D)
 
 
@@ -88,8 +80,8 @@ def by_two_passes() -> Callable[[Path, Clock], Answer]:
     return ask
 
 
-def by_student(pca: PCAWhitening | None = None) -> Callable[[Path, Clock], Answer]:
-    """One pass gives both; the vectors on principal axes, if there are some."""
+def by_student() -> Callable[[Path, Clock], Answer]:
+    """One pass gives both."""
     student = load_student().to(config.device())
     student.detector = student.detector.for_inference(config.device())
 
@@ -99,24 +91,9 @@ def by_student(pca: PCAWhitening | None = None) -> Callable[[Path, Clock], Answe
         with clock("detect and embed"):
             (found,) = student([image])
             vectors = found["embeddings"].cpu().numpy()
-        if pca and len(vectors):
-            with clock("shorten"):
-                vectors = pca(vectors)
         return found["boxes"][: len(vectors)].cpu().numpy(), vectors
 
     return ask
-
-
-def principal_axes() -> tuple[PCAWhitening, str]:
-    """Of the student's vectors of training objects, and the points of mAP that they add."""
-    (train, tests), network = load_splits("mini-battles"), StudentTrunk(load_student())
-    battle, pair = tests["battle"], ("student", "spoc")
-    known, asked = (l2(extract(data, network, [pair], roi(data))[pair]) for data in (train, battle))
-    pca = PCAWhitening(DIM, whiten=False).fit(known)
-    scores = [evaluate(vectors, battle) for vectors in (l2(pca(asked)), asked)]
-    change = paired_difference(*scores, "mAP")
-    ends = (f"{100 * end:+.2f}" for end in (change.low, change.high))
-    return pca, f"{100 * change.value:+.2f} [{', '.join(ends)}]"
 
 
 def paths_of_battle() -> list[Path]:
@@ -130,8 +107,8 @@ def real_answers(ask: Callable[[Path, Clock], Answer], files: list[Path]) -> lis
     return [found for file in files if len((found := ask(file, Clock()))[1])]
 
 
-def filled(real: list[Answer], n: int, seed: int = 0) -> tuple[ObjectIndex, float]:
-    """An index of ``n`` objects grown from real ones, and the seconds to fill it.
+def filled(real: list[Answer], n: int, seed: int = 0) -> ObjectIndex:
+    """An index of ``n`` objects grown from real ones.
 
     Images have as many objects, and boxes, as the real ones drawn for them.
     """
@@ -143,53 +120,40 @@ def filled(real: list[Answer], n: int, seed: int = 0) -> tuple[ObjectIndex, floa
     where = Boxes("grown", drawn[:most])
     objects = Objects({PAIR: synthetic_vectors(vectors, len(where.owners), seed)}, where)
     index = ObjectIndex(vectors.shape[1])
-    start = time.perf_counter()
     index.add(objects, PAIR, [f"{i}.jpg" for i in range(most)])
-    return index, time.perf_counter() - start
+    return index
 
 
-def measure(ask: Callable, files: list[Path], queries: list[Path], sizes: list[int]) -> dict:
-    """What a way's queries take at each size, and how that grows."""
-    real, rows = real_answers(ask, files), []
-    for n in sizes:
-        index, fill_s = filled(real, n)
-        clocks = []
-        for file in queries[:1] + queries:  # the first one warms up
-            clock = Clock()
-            _, vectors = ask(file, clock)
-            if len(vectors):
-                with clock("search"):
-                    index.search(vectors[0], K)
-                clocks.append(clock.ms)
-        ms = pd.DataFrame(clocks[1:]).median().round(3)
-        rows.append({"objects": len(index), "ms": ms.to_dict(), "fill_s": round(fill_s, 4)})
-    table = pd.json_normalize(rows)
-    print(table.to_markdown(index=False), flush=True)
-    logs = np.log(table.clip(lower=1e-3))
-    slopes = {name: np.polyfit(logs["objects"], logs[name], 1)[0] for name in logs}
+def measure(ask: Callable, files: list[Path], queries: list[Path], n: int) -> dict:
+    """What a way's queries take among ``n`` objects."""
+    real, clocks = real_answers(ask, files), []
+    index = filled(real, n)
+    for file in queries[:1] + queries:  # the first one warms up
+        clock = Clock()
+        _, vectors = ask(file, clock)
+        if len(vectors):
+            with clock("search"):
+                index.search(vectors[0], K)
+            clocks.append(clock.ms)
     return {
         "objects_an_image": round(statistics.mean(len(vectors) for _, vectors in real), 2),
         "dim": real[0][1].shape[1],
-        "rows": rows,
-        "growth": {name: round(float(slope), 2) for name, slope in slopes.items()},
+        "objects": len(index),
+        "ms": pd.DataFrame(clocks[1:]).median().round(3).to_dict(),
     }
 
 
 def main() -> None:
     """Measure, print, keep."""
-    asked = arguments(__doc__, images=400, most=100_000, queries=15)
-    (pca, costs), paths, ways = principal_axes(), paths_of_battle(), {}
-    print(f"points of mAP that {DIM} principal axes add: {costs}")
-    every = {"detector, then trunk": by_two_passes, "student": by_student,
-             f"student, {DIM} axes": partial(by_student, pca)}  # fmt: skip
-    for way, make in every.items():
-        sizes = [asked.most // n for n in (100, 10, 1)]
-        ways[way] = measure(make(), paths[: asked.images], paths[-asked.queries :], sizes)
-        print(f"{way}: grows as size to the power of {ways[way]['growth']}\n", flush=True)
+    asked = arguments(__doc__, images=400, objects=100_000, queries=15)
+    paths, ways = paths_of_battle(), {}
+    for way, make in {"detector, then trunk": by_two_passes, "student": by_student}.items():
+        queries = paths[-asked.queries :]
+        ways[way] = measure(make(), paths[: asked.images], queries, asked.objects)
+        print(way, ways[way], flush=True)
     write("query", {
         "data": "mini-battles/battle", "images": asked.images, "queries": asked.queries, "k": K,
-        "threads": torch.get_num_threads(), "device": str(config.device()),
-        "axes_add_points_of_mAP": costs, "ways": ways,
+        "threads": torch.get_num_threads(), "device": str(config.device()), "ways": ways,
     })  # fmt: skip
 
 

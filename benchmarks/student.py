@@ -1,6 +1,6 @@
 """What an embedding costs: the student against a detector with a teacher beside it.
 
-    python benchmarks/student.py                    latency, images/s, FLOPs, parameters
+    python benchmarks/student.py                    latency, images/s, FLOPs
 
 For 1, 3 and 10 objects an image: the detector alone; the student, which embeds what it detects; the
 fork, on 384 pixels where the others see 256; detector and teacher on the map (a second pass, all
@@ -12,9 +12,6 @@ Writes benchmarks/results/student.json.
 from __future__ import annotations
 
 import copy
-import json
-import os
-import platform
 from collections.abc import Callable
 from functools import partial
 
@@ -23,10 +20,9 @@ import pandas as pd
 import torch
 from student_ablations import MapTeacher
 from torch.utils.flop_counter import FlopCounterMode
-from turns import RESULTS, arguments, in_turns
+from turns import arguments, in_turns, write
 
 from objemb_lib import config
-from objemb_lib.cache import atomic_write_text
 from objemb_lib.data.mini_battles import mini_battles
 from objemb_lib.embed.trunks import load_trunk
 from objemb_lib.teach.student import Student, Teacher, load_student
@@ -82,22 +78,11 @@ def seconds(compared: dict[str, Way], images: list[torch.Tensor], batch: int, ro
     return {name: float(np.median(values)) / len(images) for name, values in taken.items()}
 
 
-def of_ten_crops(table: pd.DataFrame) -> dict[str, float]:
-    """What the fork's ten embeddings cost, as a share of ten crops.
-
-    Each is what it adds to the detector alone, on 256 pixels: the fork's larger input is counted.
-    """
-    ten = table[table.objects == 10].pivot(index="way", columns="batch", values=["ms", "gflops"])
-    more = ten - ten.loc["detector alone"]
-    share = more.loc["fork"] / more.loc["detector + teacher on crops"]
-    return {f"{what}, batch {batch}": round(value, 3) for (what, batch), value in share.items()}
-
-
 def flops(way: Way, image: torch.Tensor) -> float:
     """Billions of multiply-adds of one image, counted."""
     with FlopCounterMode(display=False) as counter:
         way([image])
-    return counter.get_total_flops() / 2e9
+    return round(counter.get_total_flops() / 2e9, 3)
 
 
 @torch.inference_mode()
@@ -115,38 +100,15 @@ def main() -> None:
     # First: an engine that takes over from torch is not counted.
     gflops = {k: {n: flops(way, images[0]) for n, way in some.items()} for k, some in every.items()}
     for k, compared in every.items():
-        counted = gflops[k]
         for batch in (1, 4):
-            found = seconds(compared, images, batch, asked.rounds)
-            table += [
-                {
-                    "objects": k,
-                    "batch": batch,
-                    "way": name,
-                    "ms": round(1000 * found[name], 2),
-                    "images_per_second": round(1 / found[name], 1),
-                    "ratio": round(found["student"] / found[name], 3),  # of seconds
-                    "gflops": round(counted[name], 3),
-                    "gflops_ratio": round(counted["student"] / counted[name], 3),
-                }
-                for name in compared
-            ]
-    parts = {"student": student, "detector alone": student.detector,
-             "teacher": teachers["teacher on crops"].trunk}  # fmt: skip
-    machine = {"cores": os.cpu_count(), "architecture": platform.machine(),
-               "torch": torch.__version__, "device": str(config.device()),
-               "other_load": os.getloadavg()[0]}  # fmt: skip
-    report = {
-        "images": len(images),
-        "rounds": asked.rounds,
-        "machine": machine,
-        "parameters": {n: sum(p.numel() for p in m.parameters()) for n, m in parts.items()},
-        "fork_of_ten_crops": of_ten_crops(pd.DataFrame(table)),
-        "table": table,
-    }
-    atomic_write_text(RESULTS / "student.json", json.dumps(report, indent=1) + "\n")
+            for name, took in seconds(compared, images, batch, asked.rounds).items():
+                table.append({
+                    "objects": k, "batch": batch, "way": name, "ms": round(1000 * took, 2),
+                    "images_per_second": round(1 / took, 1), "gflops": gflops[k][name],
+                })  # fmt: skip
     print(pd.DataFrame(table).to_string(index=False))
-    print("ten boxes of the fork, of ten crops:", report["fork_of_ten_crops"])
+    about = {"device": str(config.device()), "images": len(images), "rounds": asked.rounds}
+    write("student", about | {"table": table})
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
 """What matters in guided student-teacher training: trainings that differ in one thing, three seeds.
 
     python benchmarks/student_ablations.py               all that is not done yet, then the file
-    python benchmarks/student_ablations.py --part 1/2    every other run: two processes, two cores
-    python benchmarks/student_ablations.py --gather      write the file from the runs that there are
     python benchmarks/student_ablations.py --picture     draw the picture from the file
 
 Each run begins as the shipped Faster R-CNN, takes a few minutes on one core and is kept in
@@ -13,7 +11,6 @@ and student_ablations.png, which notebook 04 shows.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 from collections.abc import Callable
@@ -27,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from pytorch_metric_learning.losses import ProxyNCALoss
 from torch import Tensor
+from turns import arguments
 
 from objemb_lib import config
 from objemb_lib.cache import atomic_write_text
@@ -53,6 +51,7 @@ from objemb_lib.teach.student import Student, StudentTrunk, Teacher, cut_regions
 
 GUIDED, SIDE, WHITENED = DistillConfig(), 160, 256
 SHORT = replace(SCHEDULE, steps=40, warmup=10)
+SEEDS = 3
 OBJECTS = (15, 30, 59)  # of the 118 train objects: the curve
 RESULTS = Path(__file__).parent / "results" / "student_ablations.json"
 RUNS = config.PROJECT / "runs" / "ablations"
@@ -199,33 +198,24 @@ def picture() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--part", default="1/1", help="which share of the runs: K/N")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--gather", action="store_true", help="only write what is done already")
-    parser.add_argument("--picture", action="store_true", help="only draw what was written")
-    asked = parser.parse_args()
-    if asked.picture:
+    """Train what is not done yet, keep, draw."""
+    if arguments(__doc__, picture=False).picture:
         return picture()
-    k, n = map(int, asked.part.split("/"))
-    jobs = [(name, seed) for seed in range(asked.seeds) for name in ABLATIONS]
+    jobs = [(name, seed) for seed in range(SEEDS) for name in ABLATIONS]
     jobs += [(f"guided, {n} objects", 0) for n in OBJECTS]
-    for name, seed in [] if asked.gather else jobs[k - 1 :: n]:
+    done = []
+    for name, seed in jobs:
         path = RUNS / f"{name}-{seed}.json"
         if not path.exists():
             atomic_write_text(path, json.dumps(run(name, seed)))
-        print(f"{name}, seed {seed}: {json.loads(path.read_text())['mAP']:.4f}", flush=True)
-    paths = [RUNS / f"{name}-{seed}.json" for name, seed in jobs]
-    done = [json.loads(path.read_text()) for path in paths if path.exists()]
+        done.append(json.loads(path.read_text()))
+        print(f"{name}, seed {seed}: {done[-1]['mAP']:.4f}", flush=True)
     untrained = {"name": "not trained", **score(Student(load_detector("faster_rcnn")))}
     about = {"data": mini_battles("battle").fingerprint, "schedule": asdict(SHORT),
              "teacher": repr(teacher())}  # fmt: skip
     text = json.dumps({**about, "untrained": untrained, "runs": done}, indent=1)
     atomic_write_text(RESULTS, text + "\n")
     picture()
-    print(f"wrote {RESULTS.name}: {len(done)} of {len(jobs)} runs")
 
 
 if __name__ == "__main__":

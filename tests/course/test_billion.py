@@ -38,7 +38,7 @@ def test_a_plan_by_hand():
 
 def test_a_gpu_that_was_measured_gets_a_line(tmp_path):
     row = {"way": "student", "objects": 10, "batch": 4, "images_per_second": 900.0}
-    known = {"machine": {"device": "cuda", "architecture": "x86_64"}, "table": [row]}
+    known = {"device": "cuda", "machine": "x86_64", "table": [row]}
     (tmp_path / "student_gpu.json").write_text(json.dumps(known))
     assert billion.speeds(tmp_path) == [("GPU (x86_64)", 900.0)]
     read = billion.read("billion"), billion.read("query")
