@@ -20,7 +20,6 @@ from objemb_lib.data.folder import folder
 from objemb_lib.detect.detectors import KINDS
 from objemb_lib.detect.metrics import score_detector
 from objemb_lib.embed.trunks import load_trunk
-from objemb_lib.teach.targets import GRANULARITIES, relabel
 from objemb_lib.teach.training import read_log
 
 
@@ -31,12 +30,11 @@ def main() -> None:
     for name in ("photos", "boxes", "others", "others_boxes"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--kind", choices=KINDS, default="faster_rcnn")
-    parser.add_argument("--labels", choices=GRANULARITIES[:2], default="category")
     parser.add_argument("--steps", type=int, default=300)
     asked = parser.parse_args()
-    data = relabel(folder(asked.photos, asked.boxes), asked.labels)
-    others = relabel(folder(asked.others, asked.others_boxes), asked.labels)
-    place = f"{asked.kind}-{data.fingerprint[:12]}-{asked.labels}-{asked.steps}"
+    data = folder(asked.photos, asked.boxes)
+    others = folder(asked.others, asked.others_boxes)
+    place = f"{asked.kind}-{data.fingerprint[:12]}-{asked.steps}"
     run = config.PROJECT / "runs" / "train" / place
     schedule = replace(SCHEDULE, steps=asked.steps, snapshots=(0,))
     detector = train_detector(asked.kind, data, load_trunk(), run, schedule)

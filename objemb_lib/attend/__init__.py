@@ -20,6 +20,5 @@ __getattr__, __all__ = lazy(
         "oracle_query": "objects",
         "query_strata": "objects",
         "retrieval_scores": "objects",
-        "top1_query": "objects",
     },
 )

@@ -13,7 +13,6 @@ import pandas as pd
 import torch
 from torchvision.ops import box_iou
 
-from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.embed.boxes import Boxes, whole_image
 from objemb_lib.embed.extract import ExtractOptions, Objects, extract_objects
@@ -32,18 +31,12 @@ def image_scores(queries: np.ndarray, vectors: np.ndarray, image: np.ndarray) ->
         image: ``(M,)`` the image of each object, in order: 0 .. N - 1, each at least once.
     Returns:
         ``(Q, N)``.
-    Raises:
-        DataError: images out of order, or without objects.
 
     >>> objects = np.array([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
     >>> image_scores(np.array([[1.0, 0.0]]), objects, np.array([0, 0, 1])).tolist()
     [[1.0, 0.0]]
     """
-    image = np.asarray(image)
     starts = np.flatnonzero(np.diff(image, prepend=-1))
-    if len(image) != len(vectors) or not np.array_equal(image[starts], np.arange(len(starts))):
-        problem = f"{len(vectors)} objects of images {image[:5].tolist()} ..."
-        raise DataError(problem, "Pass the objects image by image, at least one of each.")
     every = as_floats(queries) @ as_floats(vectors).T
     return np.maximum.reduceat(every, starts, axis=1)
 
@@ -80,12 +73,6 @@ def listed_scores(
     return found[:, [*dataset.gallery, *range(n, found.shape[1])]]
 
 
-def top1_query(objects: Objects) -> np.ndarray:
-    """``(N,)``: of each image the row of the object that its source is surest of, the first of
-    equals: the query where nobody points at one."""
-    return _best_rows(objects, objects.scores)
-
-
 def oracle_query(objects: Objects, dataset: ImageDataset) -> np.ndarray:
     """``(N,)``: of each image the row of the object that a click on its main object would choose.
 
@@ -98,13 +85,9 @@ def oracle_query(objects: Objects, dataset: ImageDataset) -> np.ndarray:
             mine = np.flatnonzero(objects.image == i)
             main = torch.from_numpy(np.asarray(boxes[:1], np.float32))
             fit[mine] = box_iou(torch.from_numpy(objects.boxes[mine]), main)[:, 0].numpy()
-    return _best_rows(objects, fit)
-
-
-def _best_rows(objects: Objects, value: np.ndarray) -> np.ndarray:
     starts = np.flatnonzero(np.diff(objects.image, prepend=-1))
     ends = np.append(starts[1:], len(objects))
-    return np.array([a + int(np.argmax(value[a:b])) for a, b in zip(starts, ends)])
+    return np.array([a + int(np.argmax(fit[a:b])) for a, b in zip(starts, ends)])
 
 
 def retrieval_scores(
@@ -114,7 +97,7 @@ def retrieval_scores(
 
     Args:
         vectors: ``(M, D)``, L2-normalised, of ``objects``. asking: ``(N,)``, of each image the
-            row that asks, see :func:`oracle_query`, :func:`top1_query`.
+            row that asks, see :func:`oracle_query`.
     """
     asked = vectors[np.asarray(asking)[dataset.queries]]
     return image_scores(asked, vectors, objects.image)[:, dataset.gallery]

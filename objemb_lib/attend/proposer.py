@@ -148,7 +148,7 @@ def propose(
         ImageError, DataError: an image cannot be used, or the trunk lacks a stage.
     """
     trunk = trunk or _usual_trunk(config.device())
-    proposer = (proposer or shipped()).to(config.device())
+    proposer = (proposer or load_proposer()).to(config.device())
     _check_stages(trunk)
     boxes, scores, sizes = [], [], dataset.sizes()
     for maps in _maps(dataset, trunk, options or ExtractOptions()):
@@ -156,12 +156,6 @@ def propose(
             boxes.append(some.cpu().numpy() * np.tile(sizes[len(boxes)], 2))
             scores.append(sure.cpu().numpy())
     return or_whole("proposer", dataset, boxes, scores, source="proposer")
-
-
-@functools.cache  # an app proposes for one photograph after another
-def shipped() -> Proposer:
-    """The proposer that comes with the course."""
-    return load_proposer()
 
 
 def warn_if_learned(dataset: ImageDataset) -> None:
@@ -339,6 +333,7 @@ def cross_fitted(
 # --- files ------------------------------------------------------------------------------------
 
 
+@functools.cache  # an app proposes for one photograph after another
 def load_proposer(name: str = "proposer", root: Path | None = None) -> Proposer:
     """A proposer by name; ``proposer`` comes with the course.
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -46,7 +45,14 @@ from objemb_lib.embed.regions import Region
 from objemb_lib.embed.trunks import Trunk, load_trunk
 from objemb_lib.embed.whitening import l2
 from objemb_lib.measure.intervals import Evaluation
-from objemb_lib.measure.leaderboard import Difference, Leaderboard, difference, where
+from objemb_lib.measure.leaderboard import (
+    Difference,
+    Leaderboard,
+    committed,
+    difference,
+    measured,
+    where,
+)
 from objemb_lib.measure.metrics import evaluate, evaluate_scores
 from objemb_lib.teach.student import ADAPTIVE, CutTrunk, Student, StudentTrunk, load_student
 
@@ -379,14 +385,14 @@ def numbers(board: Leaderboard, part: str = "") -> list[dict]:
     """A board's numbers of a part ("boxes"), or where it has none those of the committed run."""
     own = [n for row in board.rows for n in row.numbers]
     found = ([n for n in many if n["name"].startswith(part)]
-             for many in (own, _committed()["measurements"]))  # fmt: skip
+             for many in (own, measured(committed("photographs"))[0]))  # fmt: skip
     return next(filter(None, found), [])
 
 
 def differences(board: Leaderboard, claim: int) -> list[Difference]:
     """The same of a claim's differences."""
-    committed = (Difference(**one) for one in _committed()["claims"])
-    found = ([d for d in many if d.claim == claim] for many in (board.differences, committed))
+    found = ([d for d in many if d.claim == claim]
+             for many in (board.differences, measured(committed("photographs"))[1]))  # fmt: skip
     return next(filter(None, found), [])
 
 
@@ -408,10 +414,3 @@ def verdicts(board: Leaderboard, claim: int) -> pd.DataFrame:
         said = f"{d.value:+.2f} [{d.low:+.2f}, {d.high:+.2f}] {d.verdict}"
         found.setdefault(d.setting.partition(",")[0], {})[f"{d.a} − {d.b}"] = said
     return pd.DataFrame(found)
-
-
-def _committed() -> dict[str, list[dict]]:
-    path = config.PROJECT / "results" / "photographs.json"
-    told = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return {part: [one for many in told.get(part, {}).values() for one in many]
-            for part in ("measurements", "claims")}  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ import yaml
 
 from objemb_lib import config
 from objemb_lib.config import ReproduceError
+from objemb_lib.measure.leaderboard import committed
 
 NOTEBOOKS = config.PROJECT / "notebooks"
 PROFILES = Path(__file__).parent / "profiles"
@@ -82,27 +82,14 @@ def choose(numbers: Sequence[str]) -> list[Path]:
 
 
 def defaults(notebook: Path) -> dict:
-    """The parameters of a notebook with the values it has when opened by hand.
-
-    Raises ReproduceError: it is no notebook, or they are no plain values.
-    """
-    try:
-        stated = papermill.inspect_notebook(literal(notebook))
-        return {name: ast.literal_eval(about["default"]) for name, about in stated.items()}
-    except (OSError, ValueError, SyntaxError) as error:
-        problem = f"{notebook}: its parameters cannot be read ({error})"
-        raise ReproduceError(problem, "Get the notebook again.") from error
-
-
-def literal(path: Path) -> str:
-    """A path whose braces papermill does not take for parameters."""
-    return str(path).replace("{", "{{").replace("}", "}}")
+    """The parameters of a notebook with the values it has when opened by hand."""
+    stated = papermill.inspect_notebook(notebook)
+    return {name: ast.literal_eval(about["default"]) for name, about in stated.items()}
 
 
 def minutes(name: str = "workshop") -> pd.DataFrame:
     """Minutes that each notebook took in the committed run, from an empty and from a full cache."""
-    path = config.PROJECT / "results" / f"{name}.json"
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    known = committed(name)
     full, cores = known.get("seconds_full_cache", {}), known.get("environment", {}).get("cores")
     seconds = pd.DataFrame({"empty cache": full | known.get("seconds", {}), "full cache": full})
     return (seconds.sort_index() / 60).round(1).rename_axis(f"minutes on {cores} cores")

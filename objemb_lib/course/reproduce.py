@@ -7,7 +7,7 @@
     python -m objemb_lib.course.reproduce --profile folder --data folder:PATH      your photographs
     ... --boxes boxes.json                                    and who says where to look in them
 
-Executed copies, results.json and results.md go to runs/<profile>/, or, where a profile has several
+Executed copies and results.json go to runs/<profile>/, or, where a profile has several
 data sets or --data names one, to runs/<profile>/<data>/. Exit status: 0 all ran and every number
 is within its tolerance; 1 a notebook failed, or a number strayed (it is named); 130 stopped by
 Ctrl-C: what was computed is kept, and the same command goes on from there.
@@ -132,14 +132,10 @@ def manifest(data: str) -> dict:
 def run_on(data: str, run: str, stated: profiles.Profile, notebooks: Sequence[Path]) -> dict:
     """Run notebooks on one data set, into ``runs/<run>/``; returns a report of what they measured.
 
-    Raises ReproduceError with the cell that failed, or without a place to write.
+    Raises ReproduceError with the cell that failed.
     """
     run_dir = config.PROJECT / "runs" / run
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        problem = f"{run_dir} cannot be made: {error.strerror}"
-        raise ReproduceError(problem, "Change the permissions above it, or free space.") from error
+    run_dir.mkdir(parents=True, exist_ok=True)
     fresh = {"environment": environment(stated.seed), **{part: {} for part in PARTS}}
     for notebook in notebooks:
         rows = run_dir / "leaderboard" / f"{notebook.stem}.jsonl"
@@ -162,10 +158,9 @@ def execute(notebook: Path, output: Path, parameters: dict) -> None:
     config.fix_places()
     for name in ("traitlets", "asyncio"):  # what they would say is raised, too
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    places = profiles.literal(notebook), profiles.literal(output)
     try:
         papermill.execute_notebook(
-            *places, parameters, cwd=notebook.parent, kernel_name="python3",
+            notebook, output, parameters, cwd=notebook.parent, kernel_name="python3",
             extra_arguments=["--log-level=CRITICAL"],  # no note on TCP, nor a trace on Ctrl-C
             progress_bar=sys.stderr.isatty(),
         )  # fmt: skip
@@ -177,29 +172,12 @@ def execute(notebook: Path, output: Path, parameters: dict) -> None:
             f"{error.ename}: {error.evalue}",
             f"The executed copy is {output}, with the whole traceback.",
         ) from error
-    except KeyError as error:  # Jupyter's NoSuchKernel is one
-        remedy = "Run `make install`, or `python -m ipykernel install --sys-prefix`."
-        problem = f"{notebook.name}: Jupyter has no kernel ({error})"
-        raise ReproduceError(problem, remedy) from error
     except RuntimeError as error:  # of the kernel: it died, or did not even start
         raise ReproduceError(
-            f"{notebook.name}, {running_cell(output)}\n\n{error}",
-            "Most often memory ran out: close other programs and notebooks, then run the same "
-            "command again; what was computed is kept.",
+            f"{notebook.name}: {error}",
+            f"Most often memory ran out in the last cell that {output} shows: close other programs "
+            "and notebooks, then run the same command again; what was computed is kept.",
         ) from error
-    except OSError as error:
-        problem = f"{notebook.name} could not be run into {output}: {error}"
-        remedy = f"Free some space on the disk of {output}, or run `make install` if a program is "
-        remedy += "not there; the same command then goes on."
-        raise ReproduceError(problem, remedy) from error
-
-
-def running_cell(output: Path) -> str:
-    """The cell at which an executed copy ends, with its source."""
-    cells = nbformat.read(output, as_version=4).cells if output.exists() else []
-    code = [cell for cell in cells if cell.cell_type == "code"]
-    begun = [cell for cell in code if cell.metadata.get("papermill", {}).get("start_time")]
-    return f"cell {len(begun)}:\n\n{begun[-1].source}" if begun else "before its first cell"
 
 
 def environment(seed: int) -> dict:
@@ -228,9 +206,7 @@ def finish(run: str, fresh: dict, commit: bool, outputs: Sequence[Path]) -> list
     run_dir = config.PROJECT / "runs" / run
     report = merged(run_dir / "results.json", fresh)
     atomic_write_text(run_dir / "results.json", json.dumps(report, indent=1))
-    _, claims, every = tables(report)
-    atomic_write_text(run_dir / "results.md", f"{claims}{every}\n")
-    print(*filter(None, tables(fresh)[:2]), sep="\n\n")
+    print(summary(fresh))
     if commit:
         commit_results(run, fresh, outputs)
         return []
@@ -244,69 +220,46 @@ def merged(path: Path, fresh: dict) -> dict:
     return fresh | {part: dict(sorted(known.items())) for part, known in every.items()}
 
 
-def tables(report: dict) -> tuple[str, str, str]:
-    """In Markdown: the leaderboard's rows for the README, each claim's verdicts, and everything."""
-    numbers, found = _measured(report)
-    rows, shared = leaderboard.readme_rows(numbers)
-    chosen = f"{pd.DataFrame(rows).to_markdown(index=False)}\n\n{shared}." if rows else ""
-    claims = ""
-    for number, says in leaderboard.CLAIMS.items():
-        mine = [one for one in found if one.claim == number and not one.setting]
-        lines = "".join(f"   - {_said(one, numbers)}\n" for one in mine)
-        claims += f"{number}. **{says}.**\n{lines}" if mine else ""
-    every = [leaderboard.table(numbers)] if numbers else []
-    every += [pd.DataFrame([asdict(d) | {"verdict": d.verdict} for d in found])] if found else []
-    return chosen, claims, "\n\n".join(one.to_markdown(index=False) for one in every)
-
-
-def _measured(report: dict) -> tuple[list[dict], list[leaderboard.Difference]]:
-    numbers = [n for many in report["measurements"].values() for n in many]
-    return numbers, [
-        leaderboard.Difference(**d) for many in report["claims"].values() for d in many
-    ]
-
-
-def _said(one: leaderboard.Difference, numbers: Sequence[dict]) -> str:
-    value = {n["name"]: n["value"] for n in numbers
-             if (n["data"], n["metric"]) == (one.data, one.metric)}  # fmt: skip
-    return one.said(*(value[side] for side in (one.a, one.b) if side in value))
+def summary(report: dict) -> str:
+    """In Markdown: the leaderboard's rows for the README, and the claims in short."""
+    rows, shared = leaderboard.readme_rows(leaderboard.measured(report)[0])
+    table = f"{pd.DataFrame(rows).to_markdown(index=False)}\n\n{shared}.\n\n" if rows else ""
+    return table + findings(report)
 
 
 def findings(report: dict) -> str:
     """Each claim in short, in Markdown: its first two pairs, and what real photographs say."""
-    numbers, found = _measured(report)
+    numbers, found = leaderboard.measured(report)
+    _, elsewhere = leaderboard.measured(leaderboard.committed("photographs"))
+    value = {(n["data"], n["metric"], n["name"]): n["value"] for n in numbers}
     text = ""
     for number, says in leaderboard.CLAIMS.items():
-        first = leaderboard.PAIRS[number][:2]
-        mine = [_said(one, numbers) for one in found if [one.a, one.b] in first]
-        text += f"{number}. **{says}.**\n   - {'; '.join(mine)}\n" if mine else ""
-        if mine and (real := on_photographs(number)):
+        mine = [one for one in found if [one.a, one.b] in leaderboard.PAIRS[number][:2]]
+        if not mine:
+            continue
+        sides = [[value[key] for side in (one.a, one.b)
+                  if (key := (one.data, one.metric, side)) in value] for one in mine]  # fmt: skip
+        said = "; ".join(one.said(*means) for one, means in zip(mine, sides))
+        text += f"{number}. **{says}.**\n   - {said}\n"
+        stated = leaderboard.ON_PHOTOGRAPHS[number]
+        real = [one for one in elsewhere if one.claim == number and one.metric == "mAP"
+                and [one.setting, one.a, one.b] in stated]  # fmt: skip
+        if real:
             of = f"{real[0].data.partition('/')[0]}, {real[0].queries} queries"
             text += f"   - *real photographs ({of}):* {'; '.join(one.said() for one in real)}\n"
     return text
-
-
-def on_photographs(claim: int) -> list[leaderboard.Difference]:
-    """What ``claims.yaml`` tells of a claim on real photographs, from their committed run."""
-    path = config.PROJECT / "results" / "photographs.json"
-    told = json.loads(path.read_text(encoding="utf-8"))["claims"] if path.is_file() else {}
-    found = [leaderboard.Difference(**one) for many in told.values() for one in many]
-    return [one for one in found if one.claim == claim and one.metric == "mAP"
-            and [one.setting, one.a, one.b] in leaderboard.ON_PHOTOGRAPHS[claim]]  # fmt: skip
 
 
 def against_committed(name: str, fresh: dict) -> list[str]:
     """What differs from ``results/<name>.json``, for the notebooks that ran; says how much was
     compared.
     """
-    path = config.PROJECT / "results" / f"{name}.json"
-    if not path.exists():
+    if not (stated := leaderboard.committed(name)):
         said = f"{name}: no committed results; --update makes them"
         if name == USUAL:
             return [said]
         print(said)  # other runs are compared where somebody chose to keep them
         return []
-    stated = json.loads(path.read_text(encoding="utf-8"))
     for key, about in fresh["data"].items():
         if about.get("splits") != stated["data"].get(key, {}).get("splits"):
             print(f"note: {key} is not pixel for pixel the data of the committed run")
@@ -343,13 +296,13 @@ def commit_results(name: str, fresh: dict, notebooks: Sequence[Path]) -> None:
 
 def with_table(page: str, report: dict) -> str:
     """A page's text with its generated part made anew from a report."""
-    where, (start, end), (board, _, _) = report["environment"], MARKS, tables(report)
+    where, (start, end) = report["environment"], MARKS
     how = (
         f"torch {where['torch']}, {where['cores']} cores ({where['device']}), seed {where['seed']}"
     )
     if start not in page or end not in page:
         raise ReproduceError("a page has no place for the results", f"Add {start} and {end}.")
-    body = f"{start}\n{board}\n\n{findings(report)}\nRun with {how}.\n{end}"
+    body = f"{start}\n{summary(report)}\nRun with {how}.\n{end}"
     return page.partition(start)[0] + body + page.partition(end)[2]
 
 

@@ -85,6 +85,7 @@ FORK = "fork"
 PROPOSER = "proposer"
 NAMES = (*KINDS, CLASSIFIER, STUDENT, FORK, PROPOSER)  # the student begins as a detector
 ANOTHER = ("detector", "teacher", "data", "batch", "size")  # options of another student
+OPTIONS = ("detector", "teacher", "data", "steps", "batch", "size", "labels")  # as names have them
 # The fork sees more pixels, as its regions cost little; nothing up to its last part learns.
 FORK_SIZE, SHARED = 384, "stage4"
 CUT = {"stage": SHARED, "cells": ADAPTIVE, "leave_out": (), "pooling": "rmac"}
@@ -175,15 +176,13 @@ def curve(
 
 def ship_detector(asked: argparse.Namespace, kind: str) -> tuple[str, dict]:
     """Train one of the course's detectors, or the classifier beside them; see :func:`_ship`."""
-    options = {"steps": asked.steps}
-    options |= {"labels": asked.labels} if asked.labels != "category" else {}
     schedule = replace(SCHEDULE, steps=asked.steps, snapshots=(0,)) if asked.steps else SCHEDULE
     classifies = kind == CLASSIFIER
     load = load_classifier if classifies else load_detector
     score = score_classifier if classifies else score_detector
-    called = partial(targets.relabel, labels=asked.labels)
+    called = partial(targets.relabel, labels=asked.labels or "category")
     return _ship(
-        kind, options, schedule, "mini-battles",
+        kind, asked, schedule, "mini-battles",
         lambda data, folder: train_detector(kind, called(data), load_trunk(), folder, schedule),
         load, lambda learnt, unseen: {METRICS: score(learnt, called(unseen))},
     )  # fmt: skip
@@ -196,10 +195,7 @@ def ship_student(asked: argparse.Namespace, kind: str) -> tuple[str, dict]:
     trunk = asked.teacher or "efficientnet_lite0"
     usual = LONGER if another else distillation.SCHEDULE
     steps, batch_size = asked.steps or usual.steps, asked.batch or usual.batch_size
-    schedule, options = replace(usual, steps=steps, batch_size=batch_size), {"steps": asked.steps}
-    if another:
-        options = {"detector": begins, "teacher": trunk, "data": data, "steps": steps}
-        options |= {"batch": batch_size, "size": asked.size}
+    schedule = replace(usual, steps=steps, batch_size=batch_size)
     detector, teacher = load_detector(begins, size=asked.size), Teacher(load_trunk(trunk))
     branch = {} if detector.kind in KINDS else C4
 
@@ -218,7 +214,7 @@ def ship_student(asked: argparse.Namespace, kind: str) -> tuple[str, dict]:
 
     more = {"teacher": repr(teacher), "config": asdict(distillation.DistillConfig())}
     limit = None if another else LIMIT
-    return _ship(kind, options, schedule, data, learn, load_student, score, limit, **more)
+    return _ship(kind, asked, schedule, data, learn, load_student, score, limit, **more)
 
 
 def ship_fork(asked: argparse.Namespace, kind: str) -> tuple[str, dict]:
@@ -234,8 +230,7 @@ def ship_fork(asked: argparse.Namespace, kind: str) -> tuple[str, dict]:
         return Student(learnt, tail=trunk.name, **CUT)
 
     score = partial(_score_both, teacher=Teacher(trunk))
-    options = {"steps": asked.steps}
-    return _ship(kind, options, schedule, "mini-battles", learn, load_student, score)
+    return _ship(kind, asked, schedule, "mini-battles", learn, load_student, score)
 
 
 def _score_both(learnt: Student, battle: ImageDataset, teacher: Teacher) -> dict:
@@ -246,7 +241,7 @@ def _score_both(learnt: Student, battle: ImageDataset, teacher: Teacher) -> dict
 
 def _ship(
     kind: str,
-    options: dict,
+    asked: argparse.Namespace,
     schedule: Schedule,
     data: str,
     learn: Callable[[ImageDataset, Path], nn.Module],
@@ -264,7 +259,7 @@ def _ship(
     Returns:
         name and card; the latter is empty in every process of ``torchrun`` but the first.
     """
-    name, folder, root, command = _places(kind, options)
+    name, folder, root, command = _places(kind, asked)
     train_on, unseen = photographs(data)
     learnt = learn(train_on, folder)
     if rank():
@@ -294,7 +289,7 @@ def ship_proposer(asked: argparse.Namespace, kind: str) -> tuple[str, dict]:
 
     Its recall is cross-fitted: of each fold by what the others taught. The file learned from all.
     """
-    name, _, root, command = _places(kind, {"data": asked.data, "steps": asked.steps})
+    name, _, root, command = _places(kind, asked)
     if rank():
         return name, {}
     try:
@@ -356,9 +351,10 @@ def coco_folds(data: str = "coco") -> list[list[ImageDataset]]:
     return folds if len(folds) > 1 else [[one] for one in folds[0]]
 
 
-def _places(kind: str, options: dict) -> tuple[str, Path, Path | None, str]:
-    """Name of what is trained with some options, folders of its run and weights, the command."""
-    said = "".join(f" --{option} {value}" for option, value in options.items() if value)
+def _places(kind: str, asked: argparse.Namespace) -> tuple[str, Path, Path | None, str]:
+    """Name of what is trained as asked, folders of its run and weights, the command."""
+    given = {option: getattr(asked, option) for option in OPTIONS}
+    said = "".join(f" --{option} {value}" for option, value in given.items() if value)
     name = kind + re.sub(r"[^\w .-]+", "_", said).replace(" --", "-").replace(" ", "-")
     runs = config.PROJECT / "runs"
     root = runs / "weights" if said else None  # the course's own
@@ -396,7 +392,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--labels",
         choices=targets.GRANULARITIES,
-        default="category",
         help="what a box is called: one class for all, the coarse category (default), or the "
         "object itself; others than the default are not shipped",
     )
@@ -417,11 +412,11 @@ def main(arguments: list[str] | None = None) -> int:
     another = [option for option in ANOTHER if getattr(asked, option)]
     if another and asked.names != [STUDENT] and (asked.names, another) != ([PROPOSER], ["data"]):
         parser.error(f"--{another[0]} is for the student alone: train it by its name")
-    if asked.labels != "category" and (others := sorted(set(asked.names) - set(KINDS))):
+    if asked.labels and (others := sorted(set(asked.names) - set(KINDS))):
         parser.error(f"--labels is for detectors: leave it away for {', '.join(others)}")
     ship = {STUDENT: ship_student, FORK: ship_fork, PROPOSER: ship_proposer}
     try:
-        for kind in asked.names or (NAMES if asked.labels == "category" else KINDS):
+        for kind in asked.names or (KINDS if asked.labels else NAMES):
             name, card = ship.get(kind, ship_detector)(asked, kind)
             if card:  # the first process alone has one
                 metrics = next(card[key] for key in card if key.startswith("metrics on"))

@@ -204,8 +204,7 @@ class Leaderboard:
         run, where it has them, else of the committed one; each name once."""
         if not self.rows:
             return []
-        committed, like = config.PROJECT / "results" / "workshop.json", self.rows[0].numbers[0]
-        known = json.loads(committed.read_text())["measurements"] if committed.is_file() else {}
+        like, known = self.rows[0].numbers[0], committed("workshop").get("measurements", {})
         for file in sorted(self.path.parent.glob("*.jsonl")) if self.path else ():
             known[file.stem] = [n for row in read(file).rows for n in row.numbers]
         found: dict[tuple, dict] = {}
@@ -257,6 +256,19 @@ def read(*files: Path) -> Leaderboard:
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise ReproduceError(f"{file}: {error}", "Run the notebook again.") from error
     return board
+
+
+def committed(run: str) -> dict:
+    """The report of a committed run, ``results/<run>.json``; {} where there is none."""
+    path = config.PROJECT / "results" / f"{run}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def measured(report: dict) -> tuple[list[dict], list[Difference]]:
+    """Numbers and differences of a report, of all its notebooks."""
+    numbers, told = ([one for many in report.get(part, {}).values() for one in many]
+                     for part in ("measurements", "claims"))  # fmt: skip
+    return numbers, [Difference(**one) for one in told]
 
 
 def _row(evaluation: dict, **stated: object) -> Row:

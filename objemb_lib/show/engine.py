@@ -12,7 +12,7 @@ from pathlib import Path
 
 from objemb_lib import config
 from objemb_lib.attend.detections import TOP
-from objemb_lib.attend.proposer import OVERLAP, shipped
+from objemb_lib.attend.proposer import OVERLAP, load_proposer
 from objemb_lib.attend.sources import fingerprint
 from objemb_lib.config import DataError
 from objemb_lib.embed.trunks import Trunk, load_trunk
@@ -42,16 +42,16 @@ def write_engine(
         DataError: onnxruntime-web is not installed, or no page can make such vectors.
     """
     (stage, pooling), trunk = pair, trunk or load_trunk()
-    channels = {s: trunk.stages[s].channels for s in shipped().channels if s in trunk.stages}
-    if stage not in MAPS or pooling != "spoc" or channels != shipped().channels:
+    channels = {s: trunk.stages[s].channels for s in load_proposer().channels if s in trunk.stages}
+    if stage not in MAPS or pooling != "spoc" or channels != load_proposer().channels:
         problem = f"a page cannot make vectors of {trunk.name}, {stage}, {pooling}"
         raise DataError(problem, f"Use the spoc of {' or '.join(MAPS)} of efficientnet_lite0.")
     if absent := [name for name in FILES.values() if not (RUNTIME / name).is_file()]:
         raise DataError(f"onnxruntime-web is not installed: no {absent[0]}", "Run make web.")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    network = SearchNetwork(trunk, shipped(), size)
-    told = ("3", trunk.fingerprint(), fingerprint(shipped()), size)
+    network = SearchNetwork(trunk, load_proposer(), size)
+    told = ("3", trunk.fingerprint(), fingerprint(load_proposer()), size)
     name = f"network-{hashlib.sha256(repr(told).encode()).hexdigest()[:16]}.onnx"
     kept = config.cache_root() / "onnx" / name
     if not kept.exists():

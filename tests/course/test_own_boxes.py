@@ -58,4 +58,3 @@ def test_photographs_in_scores_out_and_a_second_run_goes_on(
     log = read_log(folder)
     assert [line["step"] for line in log] == [2]
     assert said("--steps", "2") == first and read_log(folder) == log  # nothing trained anew
-    assert "categories: 1" in said("--steps", "1", "--labels", "one")

@@ -116,8 +116,7 @@ def test_a_notebook_run_alone_keeps_the_others_results(project):
     assert reproduce.main(["--notebooks", "00", "--update"]) == 0
     for where in ("runs/workshop/results.json", "results/workshop.json"):
         assert _report(project, where)["measurements"] == {"00_first": [], "01_second": [NUMBER]}
-    for page in ("runs/workshop/results.md", "README.md"):
-        assert "0.50 [0.40, 0.60]" in (project / page).read_text()
+    assert "0.50 [0.40, 0.60]" in (project / "README.md").read_text()
 
 
 def test_times_of_an_empty_and_of_a_full_cache_are_kept_apart(project, capsys):
@@ -182,69 +181,20 @@ def test_a_failing_cell_is_shown(project, capsys):
     assert "00_first.ipynb" in said and "y = x / 0  # here" in said and "ZeroDivisionError" in said
 
 
-@pytest.mark.parametrize("end", ["os.kill(os.getpid(), 9)", "os._exit(3)", "os.abort()"])
-def test_a_kernel_that_dies_is_told_with_its_cell_and_the_others_go_on(
-    project, monkeypatch, capsys, end
-):
-    """nteract/papermill#478, #476: as where memory ran out, once a traceback without a cell."""
+def test_a_kernel_that_dies_is_told_and_the_other_data_go_on(project, monkeypatch, capsys):
+    """nteract/papermill#478: as where memory ran out, once a bare traceback."""
     _profile(project, "many", "data: [one, two]\nseed: 0\n")
     data = dataset([0, 0, 1, 1])
     monkeypatch.setattr(catalogue, "load_splits", lambda name: Splits(data, {"test": data}))
     parameters = 'DATA = ""\nRUN_DIR = ""\nSEED = 0'
-    _write(project, "00_first", f"import os\nDATA == 'two' or {end}", parameters=parameters)
+    end = "import os\nDATA == 'two' or os.kill(os.getpid(), 9)"
+    _write(project, "00_first", end, parameters=parameters)
     assert reproduce.main(["--profile", "many", "--notebooks", "00"]) == 1
     said = capsys.readouterr().err
-    assert "00_first.ipynb, cell 3:" in said and end in said and "memory" in said
+    assert "00_first.ipynb: " in said and "memory" in said
     assert "many/one failed" in said and "many/two" not in said
-    assert (project / "runs" / "many" / "two" / "results.json").exists()
-
-
-def test_what_hinders_a_notebook_from_starting_is_told(project, monkeypatch, capsys):
-    """No kernel, a kernel whose program is gone, no place to write, no notebook."""
-    with monkeypatch.context() as patch:
-        patch.setattr("ipykernel.kernelspec.RESOURCES", "/nowhere", raising=False)
-        gone = project / "jupyter" / "kernels" / "python3"
-        gone.mkdir(parents=True)
-        spec = {"argv": ["/nowhere/python"], "display_name": "gone", "language": "python"}
-        (gone / "kernel.json").write_text(json.dumps(spec))
-        patch.setenv("JUPYTER_PATH", str(project / "jupyter"))
-        assert reproduce.main(["--notebooks", "00"]) == 1
-        assert "/nowhere/python" in capsys.readouterr().err
-
-    kernels = pytest.importorskip("jupyter_client.kernelspec")
-
-    def absent(*_, **__):
-        raise kernels.NoSuchKernel("python3")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(kernels.KernelSpecManager, "get_kernel_spec", absent)
-        assert reproduce.main(["--notebooks", "00"]) == 1
-        assert "ipykernel install" in capsys.readouterr().err
-    (project / "runs" / "workshop" / "00_first.ipynb").unlink()
-    (project / "runs" / "workshop" / "00_first.ipynb").mkdir()  # a disk that cannot be written
-    assert reproduce.main(["--notebooks", "00"]) == 1
-    assert "00_first.ipynb could not be run" in capsys.readouterr().err
-    (project / "notebooks" / "00_first.ipynb").write_text("{")
-    assert reproduce.main(["--notebooks", "00"]) == 1
-    assert "00_first.ipynb: its parameters" in capsys.readouterr().err
-
-
-def test_a_run_without_a_place_to_write_is_told(project, capsys):
-    (project / "runs").write_text("a file where a folder should be")
-    assert reproduce.main(["--notebooks", "00"]) == 1
-    assert "workshop cannot be made: " in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("name", ["{course}", "a{}b", "50%{x", "}{"])
-def test_braces_in_a_path_are_no_parameters(project, monkeypatch, name):
-    """nteract/papermill#392."""
-    (project / "notebooks").rename(project / name)
-    monkeypatch.setattr(profiles, "NOTEBOOKS", project / name)
-    (notebook,) = profiles.choose(["00"])
-    assert profiles.defaults(notebook) == {"RUN_DIR": "", "SEED": 0}
-    reproduce.execute(notebook, project / name / "out.ipynb", {"SEED": 5})
-    done = nbformat.read(project / name / "out.ipynb", 4)
-    assert done.cells[-1].outputs[0].text == "5\n"
+    report = _report(project, "runs/many/two/results.json")
+    assert report["data"]["two"]["splits"]["test"]["images"] == 4
 
 
 def test_relative_folders_are_the_same_in_the_notebooks(project, monkeypatch):
@@ -294,9 +244,7 @@ def test_claims_are_said_and_compared_and_the_readme_has_a_few_rows(project, cap
         "- crop against detector's box head: +0.20 [+0.10, +0.30] mAP, holds\n" in readme
         and "e against" not in readme
     )
-    full = (project / "runs" / "workshop" / "results.md").read_text()
-    assert "| crop " in readme and "| z " not in readme and "| z " in full
-    assert "e against" not in full and re.search(r"\| e .*\| +0.2 \| +0.1 \| +0.3 \| holds ", full)
+    assert "| crop " in readme and "| z " not in readme
     assert reproduce.main([]) == 0
     assert "4 numbers compared" in capsys.readouterr().out
     _write(project, "00_first", _lines("00_first", CLAIM | {"value": 0.26}, appendix, other))
@@ -356,19 +304,6 @@ def test_folders_of_one_name_are_run_in_two_places(two):
     assert places[0] != places[1]
     here = list(reproduce.runs(profiles.profile("folder"), f"folder:/y/../{two[0]}"))
     assert here == places[0]  # another way to write it is no other folder
-
-
-def test_one_data_set_that_fails_does_not_stop_the_others(project, monkeypatch, capsys):
-    _profile(project, "many", "data: [one, two]\nseed: 0\n")
-    data = dataset([0, 0, 1, 1])
-    monkeypatch.setattr(catalogue, "load_splits", lambda name: Splits(data, {"test": data}))
-    parameters = 'DATA = ""\nRUN_DIR = ""\nSEED = 0'
-    _write(project, "00_first", 'assert DATA == "two", "not here"', parameters=parameters)
-    assert reproduce.main(["--profile", "many", "--notebooks", "00"]) == 1
-    said = capsys.readouterr()
-    assert "not here" in said.err and "many/one failed" in said.err
-    report = _report(project, "runs/many/two/results.json")
-    assert report["data"]["two"]["splits"]["test"]["images"] == 4
 
 
 def test_shared_parameters_go_where_they_are_taken_and_data_must_be(project):

@@ -251,7 +251,7 @@ def test_no_photograph_of_coco_is_in_two_folds(monkeypatch, tmp_path: Path) -> N
 
 def test_a_short_training_of_the_proposer(root: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.delenv("OBJEMB_REAL", raising=False)
-    asked = argparse.Namespace(names=[], data=None, steps=1)
+    asked = argparse.Namespace(names=[], steps=1, **dict.fromkeys([*train.ANOTHER, "labels"]))
     assert (
         train.ship_proposer(asked, "proposer")[1] == {}
         and "COCO is not here" in capsys.readouterr().out
