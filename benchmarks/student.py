@@ -2,16 +2,15 @@
 
     python benchmarks/student.py                    latency, images/s, FLOPs
 
-For 1, 3 and 10 objects an image: the detector alone; the student, which embeds what it detects; the
-fork, on 384 pixels where the others see 256; detector and teacher on the map (a second pass, all
-objects cut out of it); detector and teacher on crops (a pass an object). All prepared alike (batch
-norm folded, channels last), measured in turns, so that other load meets all of them; medians.
+For ten objects an image: the detector alone; the student, which embeds what it detects; the fork,
+on 384 pixels where the others see 256; detector and teacher on the map (a second pass, all objects
+cut out of it); detector and teacher on crops (a pass an object). All prepared alike (batch norm
+folded, channels last), measured in turns, so that other load meets all of them; medians.
 Writes benchmarks/results/student.json.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from functools import partial
 
@@ -27,24 +26,23 @@ from objemb_lib.data.mini_battles import mini_battles
 from objemb_lib.embed.trunks import load_trunk
 from objemb_lib.teach.student import Student, Teacher, load_student
 
-OBJECTS = (1, 3, 10)
+OBJECTS = 10  # of an image, as many as a student embeds
 Way = Callable[[list[torch.Tensor]], object]
 
 
-def prepared(student: Student, k: int) -> Student:
-    """A copy that embeds ``k`` boxes an image, prepared for inference."""
-    student = copy.deepcopy(student)
-    student.detector, student.top = student.detector.for_inference(config.device()), k
+def prepared(name: str) -> Student:
+    """A student, prepared for inference."""
+    student = load_student(name).to(config.device())
+    student.detector = student.detector.for_inference(config.device())
     return student
 
 
-def ways(student: Student, fork: Student, teachers: dict[str, Teacher], k: int) -> dict[str, Way]:
+def ways(student: Student, fork: Student, teachers: dict[str, Teacher]) -> dict[str, Way]:
     """Everything that is compared, as functions of a list of images."""
-    student, fork = prepared(student, k), prepared(fork, k)
 
     def with_teacher(teacher: Teacher) -> Way:
         return lambda images: teacher(
-            torch.stack(images), [one["boxes"][:k] for one in student.detector(images)]
+            torch.stack(images), [one["boxes"][:OBJECTS] for one in student.detector(images)]
         )
 
     found = {"detector alone": student.detector, "student": student, "fork": fork}
@@ -52,13 +50,13 @@ def ways(student: Student, fork: Student, teachers: dict[str, Teacher], k: int) 
     return found | {f"detector + {name}": with_teacher(t) for name, t in teachers.items()}
 
 
-def busy_images(student: Student, count: int, least: int) -> list[torch.Tensor]:
-    """Battle scenes in which at least so many boxes are detected."""
+def busy_images(student: Student, count: int) -> list[torch.Tensor]:
+    """Battle scenes in which as many boxes are detected."""
     battle, found = mini_battles("battle"), []
     for i in range(0, len(battle), 5):
         pixels = torch.from_numpy(np.asarray(battle.image(i)).copy()).permute(2, 0, 1)
         image = pixels.to(config.device()).float() / 255
-        if len(student.detector([image])[0]["boxes"]) >= least:
+        if len(student.detector([image])[0]["boxes"]) >= OBJECTS:
             found.append(image)
         if len(found) == count:
             break
@@ -88,24 +86,22 @@ def flops(way: Way, image: torch.Tensor) -> float:
 @torch.inference_mode()
 def main() -> None:
     asked = arguments(__doc__, rounds=5, images=8)
-    student, fork = (load_student(n).to(config.device()) for n in ("student", "fork"))
-    trunk = load_trunk()
+    student, fork, trunk = prepared("student"), prepared("fork"), load_trunk()
     teachers = {
         "teacher on the map": MapTeacher(trunk),
         "teacher Lite2 on the map": MapTeacher(load_trunk("efficientnet_lite2")),
         "teacher on crops": Teacher(trunk, size=256),
     }
-    images = busy_images(student, asked.images, max(OBJECTS))
-    table, every = [], {k: ways(student, fork, teachers, k) for k in OBJECTS}
+    images = busy_images(student, asked.images)
+    compared, table = ways(student, fork, teachers), []
     # First: an engine that takes over from torch is not counted.
-    gflops = {k: {n: flops(way, images[0]) for n, way in some.items()} for k, some in every.items()}
-    for k, compared in every.items():
-        for batch in (1, 4):
-            for name, took in seconds(compared, images, batch, asked.rounds).items():
-                table.append({
-                    "objects": k, "batch": batch, "way": name, "ms": round(1000 * took, 2),
-                    "images_per_second": round(1 / took, 1), "gflops": gflops[k][name],
-                })  # fmt: skip
+    gflops = {name: flops(way, images[0]) for name, way in compared.items()}
+    for batch in (1, 4):
+        for name, took in seconds(compared, images, batch, asked.rounds).items():
+            table.append({
+                "objects": OBJECTS, "batch": batch, "way": name, "ms": round(1000 * took, 2),
+                "images_per_second": round(1 / took, 1), "gflops": gflops[name],
+            })  # fmt: skip
     print(pd.DataFrame(table).to_string(index=False))
     about = {"device": str(config.device()), "images": len(images), "rounds": asked.rounds}
     write("student", about | {"table": table})
