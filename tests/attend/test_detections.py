@@ -202,7 +202,7 @@ def test_what_the_proposer_found_is_not_computed_again(data, monkeypatch) -> Non
 def test_boxes_of_real_detectors_meet_the_main_objects(real_photographs, detector, least) -> None:
     place = real_photographs / "coco"
     truth = place / "annotations" / "instances_val2017.json"
-    data = folder(place, annotations=truth, split="val2017", progress=False)
+    data = folder(place / "val2017", annotations=truth, progress=False)
     found = boxes_from(place / "boxes" / f"{detector}_val2017.json", data)
     boxed = np.array([len(b) > 0 for b in data.boxes])
     assert meets_main(data, found.top(5))[boxed].mean() >= least

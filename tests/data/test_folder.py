@@ -95,30 +95,19 @@ def test_links_are_followed_but_not_in_circles(make_image: MakeImage, tmp_path: 
     assert read(tmp_path / "pets").files == ("cat/a.jpg", "dog/b.jpg")
 
 
-def test_a_split_is_a_sub_folder(make_image: MakeImage, tmp_path: Path) -> None:
-    for name in ("birds/train/wren/a.jpg", "birds/test/wren/b.jpg", "birds/test/jay/c.jpg"):
-        make_image(name)
-    data = read(tmp_path / "birds", split="test")
-    assert (data.name, data.split, data.files) == ("birds", "test", ("jay/c.jpg", "wren/b.jpg"))
-    with pytest.raises(DataError, match="val(.|\n)*Beside it are: test, train"):
-        read(tmp_path / "birds", split="val")
-
-
 # ---- folders and images that cannot be used ------------------------------------------------
 
 
-@pytest.mark.usefixtures("without_heif")
 def test_folders_that_hold_nothing_to_read(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such folder") as caught:
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(DataError, match="no such folder(.|\n)*Beside it are: photos"):
         read(tmp_path / "photoss")
-    assert "Relative paths start at" in caught.value.remedy
     with pytest.raises(DataError, match="nothing at all"):
         read(tmp_path)
     for i in range(3):
-        (tmp_path / f"IMG_{i}.HEIC").write_bytes(b"ftypheic")
-    with pytest.raises(DataError, match=r"3 \.heic") as caught:
+        (tmp_path / f"IMG_{i}.CR2").write_bytes(b"II*")
+    with pytest.raises(DataError, match=r"3 \.cr2(.|\n)*convert them to JPEG"):
         read(tmp_path)
-    assert "convert them to JPEG" in caught.value.remedy
 
 
 def test_broken_images_are_skipped_with_a_count(make_image: MakeImage, tmp_path: Path) -> None:
@@ -128,8 +117,7 @@ def test_broken_images_are_skipped_with_a_count(make_image: MakeImage, tmp_path:
     with pytest.warns(UserWarning, match="5 of 6 images skipped") as caught:
         assert read(tmp_path).files == ("a.png",)
     (warning,) = caught
-    shown = [f"{name}.png" in str(warning.message) for name in "pqrst"]
-    assert shown == [True, True, True, False, False]
+    assert "5, as " in str(warning.message) and "p.png: damaged" in str(warning.message)
     assert warning.filename == __file__  # it points at the reader's line, not into the library
     paths[0].unlink()
     with pytest.raises(DataError, match=r"none of its 5 images(.|\n)*p\.png"):
@@ -137,8 +125,6 @@ def test_broken_images_are_skipped_with_a_count(make_image: MakeImage, tmp_path:
 
 
 # ---- photographs that are lost or gained ----------------------------------------------------
-
-HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99)
 
 
 def said(read_it: Callable, *words: str) -> ImageDataset:
@@ -151,17 +137,6 @@ def said(read_it: Callable, *words: str) -> ImageDataset:
     return data
 
 
-@pytest.mark.usefixtures("without_heif")
-def test_heic_is_counted_with_the_remedy(make_image: MakeImage, tmp_path: Path) -> None:
-    """photoview#748, burrow#283: 40 of 42 photographs vanished."""
-    for i in range(2):
-        make_image(f"cup/IMG_{i}.JPG", seed=i)
-    for i in range(40):
-        (tmp_path / f"cup/IMG_{100 + i}.HEIC").write_bytes(HEIC)
-    words = "40 of 42 images skipped", "IMG_100.HEIC", "and 37 more", "pip install pillow-heif"
-    assert len(said(lambda: read(tmp_path), *words)) == 2
-
-
 JPEG_2000 = b"\0\0\0\x0cjP  \r\n"
 
 
@@ -171,22 +146,17 @@ JPEG_2000 = b"\0\0\0\x0cjP  \r\n"
         ("b.jpg_large", "JPEG", "JPEG by another suffix"),
         ("no_suffix", "PNG", "PNG by another"),
         ("c.1", "WEBP", "WEBP by another"),
-        ("really.HEIC", "JPEG", "JPEG by another"),
-        (".b.HEIC.icloud", b"bplist00", "still in iCloud"),
         ("d.jxl", b"\xff\x0a", "JPEG XL"),
         ("e.dng", b"II*\0", "raw"),
         ("f.CR2", b"x", "raw"),
         ("g.jp2", JPEG_2000, "JPEG 2000"),
         ("h", JPEG_2000, "JPEG 2000"),
-        ("i", HEIC, "pillow-heif"),
-        ("j.HIF", b"", "pillow-heif"),
         ("k.bin", b"8BPS", "Photoshop"),
         ("l", None, "cannot be read (No such file"),  # a link to a disk that is not there
         (os.fsdecode(b"caf\xe9.jpg"), "JPEG", "caf\\udce9.jpg: its name is not UTF-8"),
         (os.fsdecode(b"tass\xe9/b.jpg"), "JPEG", "not UTF-8"),  # ownphotos#112, dupeguru#335
     ],
 )
-@pytest.mark.usefixtures("without_heif")
 def test_no_photograph_is_lost_in_silence(
     make_image: MakeImage, tmp_path: Path, name: str, content: bytes | str | None, words: str
 ) -> None:
@@ -203,34 +173,12 @@ def test_no_photograph_is_lost_in_silence(
     assert data.files == ("a.jpg",)
 
 
-@pytest.mark.parametrize(
-    "name", ["a.txt", "b.json", "c.mp4", "d.xmp", ".e.pdf.icloud", "f.svg", "Makefile"]
-)
+@pytest.mark.parametrize("name", ["a.txt", "b.json", "c.mp4", "d.xmp", "f.svg", "Makefile"])
 def test_what_is_no_photograph_is_no_matter(make_image, tmp_path: Path, name: str) -> None:
     make_image("a.jpg")
     (tmp_path / name).write_bytes(b"BM or P6, and other words")
     os.mkfifo(tmp_path / "pipe")  # to read it would take for ever
     assert read(tmp_path).files == ("a.jpg",)
-
-
-@pytest.mark.parametrize("named", [".hidden.jpg", "no_suffix", "b.jpg_large"])
-def test_what_a_file_names_is_read_whatever_its_name(make_image, tmp_path: Path, named) -> None:
-    make_image("p/a.jpg")
-    make_image("p/b.jpg", seed=1).rename(tmp_path / "p" / named)
-    images = [{"id": 7, "file_name": named}, {"id": 9, "file_name": "a.jpg"}]
-    coco = write_coco(tmp_path / "a.json", [annotation(1, [0, 0, 9, 9])], images=images)
-    assert set(read(tmp_path / "p", coco).files) == {"a.jpg", named}
-    labels = write_labels(tmp_path / "labels.csv", [{"file": named, "label": "cup"}])
-    assert set(read(tmp_path / "p", labels=labels).files) == {"a.jpg", named}
-
-
-@pytest.mark.usefixtures("without_heif")
-def test_a_heic_that_a_file_names_is_no_missing_one(make_image, tmp_path: Path) -> None:
-    make_image("p/a.jpg")
-    (tmp_path / "p/b.HEIC").write_bytes(HEIC)
-    images = [{"id": 7, "file_name": "a.jpg"}, {"id": 9, "file_name": "b.HEIC"}]
-    coco = write_coco(tmp_path / "a.json", [], images=images)
-    said(lambda: read(tmp_path / "p", coco), "1 of 2", "b.HEIC", "pillow-heif")
 
 
 @pytest.mark.parametrize(
@@ -261,7 +209,7 @@ def test_a_folder_that_may_not_be_opened_is_said(make_image, tmp_path: Path, mon
 
     monkeypatch.setattr(os, "scandir", deny)
     denied = "dog"
-    words = "0 of 1 images skipped, 1 folders not opened", "dog", "permissions"
+    words = "1 of 2 images skipped", "dog: a folder that cannot be opened", "permissions"
     assert said(lambda: read(tmp_path), *words).label_names == ["cup"]
     denied = str(tmp_path)
     with pytest.raises(DataError, match=r"cannot be opened(.|\n)*permissions"):
@@ -459,7 +407,6 @@ def test_annotations_of_what_is_not_there(pair: Path, tmp_path: Path) -> None:
         {"segmentation": [[0, 0, 1e9, 5, 5, 5]]},
         {"segmentation": [[0, 0, 5, 5, 5, 0, 2]]},
         {"segmentation": [0, 0, 5, 5, 5, 0]},
-        {"segmentation": "0 0 5 5 5 0"},
         {"segmentation": [["0", "0", "5", "5", "5", "0"]]},
     ],
 )
@@ -497,7 +444,7 @@ def test_a_box_on_pixel_edges_is_its_mask(x: int, y: int, w: int, h: int) -> Non
 def test_real_coco(real_photographs: Path) -> None:
     path = real_photographs / "coco" / "annotations" / "instances_val2017.json"
     said = json.loads(path.read_text())
-    data = read(real_photographs / "coco", path, split="val2017")
+    data = read(real_photographs / "coco" / "val2017", path)
     assert len(data) == len(said["images"])
     assert sum(map(len, data.boxes)) == len(said["annotations"])
     by_id = {entry["id"]: entry for entry in said["annotations"]}
