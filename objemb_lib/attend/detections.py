@@ -11,6 +11,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 from unicodedata import normalize
 
@@ -141,23 +142,24 @@ def box_sources(
     return found | ({"crop": crop(dataset)} if true else {})
 
 
-def detection_ms(source: Source, dataset: ImageDataset, images: int = 10) -> float:
+def detection_ms(source: Source, dataset: ImageDataset) -> float:
     """Median time in ms that a source needs to look at one image; of a file, 0.
 
-    One image at a time, the first not counted.
+    Of the first ten, one at a time, the very first not counted.
     """
     source, taken = _opened(source), []
-    if isinstance(source, (str, Path)) and source != PROPOSER:
+    if isinstance(source, Detector):  # not from the cache
+        network = source.for_inference(config.device())
+        look = partial(detect, network, progress=False, masks=False)
+    elif source == PROPOSER:
+        look = partial(propose, options=ExtractOptions(progress=False))
+    elif callable(source):
+        look = partial(boxes_from, source, progress=False)
+    else:
         return 0.0
-    source = source.for_inference(config.device()) if isinstance(source, Detector) else source
-    for i in range(min(images, len(dataset))):
+    for i in range(min(10, len(dataset))):
         one, start = dataset.subset([i]), time.perf_counter()
-        if isinstance(source, Detector):  # not from the cache
-            detect(source, one, progress=False, masks=False)
-        elif source == PROPOSER:
-            propose(one, options=ExtractOptions(progress=False))
-        else:
-            boxes_from(source, one, progress=False)
+        look(dataset=one)
         taken.append(1000 * (time.perf_counter() - start))
     return statistics.median(taken[1:] or taken)
 

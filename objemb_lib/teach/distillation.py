@@ -114,9 +114,9 @@ def _at_objects(
     return [(moved, true), (offered[which[matched]], true[matched])]
 
 
-def random_boxes(count: int, size: int, smallest: float = 0.2, largest: float = 0.65) -> Tensor:
-    """``(count, 4)`` boxes anywhere, of sides from ``smallest`` to ``largest`` of the image's."""
-    sides = (smallest + (largest - smallest) * torch.rand(count, 2)) * size
+def random_boxes(count: int, size: int) -> Tensor:
+    """``(count, 4)`` boxes anywhere, of sides from 0.2 to 0.65 of the image's."""
+    sides = (0.2 + 0.45 * torch.rand(count, 2)) * size
     corners = torch.rand(count, 2) * (size - sides)
     return torch.cat([corners, corners + sides], dim=1)
 

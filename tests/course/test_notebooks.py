@@ -107,12 +107,6 @@ def test_a_lesson_has_the_course_sections(lesson, section):
     assert re.search(rf"^##+ {section}\b", prose, re.M | re.I)
 
 
-def test_a_lesson_has_three_exercises(lesson):
-    (cell,) = (c for c in lesson.cells if re.search("^##+ Exercises", c.source, re.M))
-    exercises = re.split("^##+ ", cell.source.split("Exercises", 1)[1], flags=re.M)[0]
-    assert len(re.findall(r"^\d+\. ", exercises, re.M)) >= 3
-
-
 def test_verdicts_are_checked_when_their_notebook_runs_anew():
     """Every notebook that writes claims has a marked cell that prints their verdicts."""
     writers = 0
