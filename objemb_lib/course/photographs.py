@@ -181,7 +181,7 @@ def compare_boxes(board: Leaderboard, sets: Mapping[str, ImageDataset]) -> pd.Da
                 board.add(f"boxes: {name}", found, ("mAP", "recall"), **setting)
                 if name != "whole image":
                     sides = name, found, "whole image", clicks["whole image"]
-                    board.record([difference(2, f"{part}, a click", *sides)])
+                    board.record(difference(2, f"{part}, a click", *sides))
     shown = {metric: means(board, "boxes", metric)["COCO"] for metric in ("recall", "mAP")}
     return pd.DataFrame(shown).sort_values("recall", ascending=False)
 
@@ -282,7 +282,7 @@ def compare_embeddings(board: Leaderboard, sets: Mapping[str, ImageDataset]) -> 
                 board.add(f"embedding: {name}", one, **setting)
     for a, b, s in ((a, b, s) for a, rivals in RIVALS.items() for b in rivals for s in sets):
         sides = a, best[a, s, "photographs"], b, best[b, s, "photographs"]
-        board.record([difference(3, f"{s}, against {b}", *sides)])
+        board.record(difference(3, f"{s}, against {b}", *sides))
     return means(board, "embedding")
 
 
@@ -296,7 +296,7 @@ def compare_practice(board: Leaderboard, sets: Mapping[str, ImageDataset]) -> pd
         for (name, s), one in found.items():
             if name != "classification":
                 sides = "classification", found["classification", s], name, one
-                board.record([difference(1, f"{s}, same stage", *sides)])
+                board.record(difference(1, f"{s}, same stage", *sides))
     return means(board, "claim 1")
 
 

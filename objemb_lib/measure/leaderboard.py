@@ -170,12 +170,7 @@ class Leaderboard:
         stated |= {"queries": known.n_queries - known.n_skipped, **setting}
         how = {"tolerance": tolerance}
         numbers = [stated | {"metric": m} | rounded(known.interval(m)) | how for m in metrics]
-        self._keep(Row(name, setting, known, numbers))
-
-    def record(self, differences: Iterable[Difference]) -> None:
-        """Record differences; one that was measured before is replaced."""
-        for one in differences:
-            self._keep(one)
+        self.record(Row(name, setting, known, numbers))
 
     def row(self, name: str, **setting: str | int) -> Row:
         """The row of a name, and of as much of its setting as tells it from others of that name.
@@ -235,10 +230,11 @@ class Leaderboard:
             data = self.rows[0].setting["data"]
             sides = [self.row(name, data=data).evaluation for name in (a, b)]
             one = difference(claim, "", a, sides[0], b, sides[1])
-            self.record([one])
+            self.record(one)
             print(f"  {one.said(*(side.mean('mAP') for side in sides))}")
 
-    def _keep(self, one: Row | Difference) -> None:
+    def record(self, one: Row | Difference) -> None:
+        """Keep a row or a difference; one that was measured before is replaced."""
         kept = self.rows if isinstance(one, Row) else self.differences
         kept[:] = [other for other in kept if other.key != one.key] + [one]
         if self.path:
@@ -252,7 +248,7 @@ def read(*files: Path) -> Leaderboard:
     for file in files:
         try:
             for line in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
-                board._keep(Difference(**line) if "claim" in line else _row(**line))
+                board.record(Difference(**line) if "claim" in line else _row(**line))
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise ReproduceError(f"{file}: {error}", "Run the notebook again.") from error
     return board

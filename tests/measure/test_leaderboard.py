@@ -61,7 +61,8 @@ def test_a_row_of_another_setting_stays_and_of_the_same_is_replaced():
     board.add("a", scored([0.75] * 4), ["mAP"], **WHERE)
     found = {(r.setting["pooling"], r.setting["size"]): r.numbers[0]["value"] for r in board.rows}
     assert found == {("gem", 256): 0.75, ("mac", 256): 0.5, ("gem", 320): 0.7}
-    board.record([ONE, replace(ONE, setting="layer 3"), replace(ONE, value=0.06)])
+    for one in (ONE, replace(ONE, setting="layer 3"), replace(ONE, value=0.06)):
+        board.record(one)
     assert [d.value for d in board.differences] == [0.05, 0.06]
 
 
@@ -72,7 +73,8 @@ def test_rows_of_two_notebooks_compare_query_by_query(tmp_path):
     first, second = Leaderboard("01", tmp_path), Leaderboard("02", tmp_path)
     first.add("better", a, ["mAP"], **WHERE)
     second.add("worse", b, ["mAP"], **WHERE)
-    second.record([compared(a, b), replace(ONE, low=NAN, high=NAN)])
+    second.record(compared(a, b))
+    second.record(replace(ONE, low=NAN, high=NAN))
     board = read(*sorted((tmp_path / "leaderboard").iterdir()))
     assert board.paired("better", "worse") == paired_difference(a, b, "mAP")
     assert list(map(repr, board.differences)) == list(map(repr, second.differences))  # nan != nan
