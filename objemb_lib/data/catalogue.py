@@ -6,7 +6,7 @@ whatever the data set calls them. Loaders are named, not imported: one data set 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -31,19 +31,6 @@ class Splits(NamedTuple):
     train: ImageDataset
     tests: dict[str, ImageDataset]
 
-    def limit(self, scenes: Mapping[str, int] | None = None, images: int = 0) -> Splits:
-        """The same splits with fewer images, to keep a notebook short.
-
-        Args:
-            scenes: split ("train" or the name of a test) -> images a label; of others all.
-            images: a split at most, see :meth:`ImageDataset.limit`; 0 for no limit.
-        """
-        splits = {"train": self.train} | self.tests
-        splits = {split: data.limit(images) for split, data in splits.items()}
-        for split in splits.keys() & (scenes or {}).keys():
-            splits[split] = splits[split].first_of_each(scenes[split])
-        return Splits(splits.pop("train"), splits)
-
     def lesson(self, each: int = 4, images: int = 0) -> tuple[ImageDataset, ...]:
         """What every notebook works on: train images, the hardest test, and the easiest.
 
@@ -51,9 +38,9 @@ class Splits(NamedTuple):
             each: images of each label of a test, so that a lesson takes minutes; 0 for all.
             images: a split at most, see :meth:`ImageDataset.limit`; 0 for no limit.
         """
-        train, tests = self.limit(images=images)
-        few = [data.first_of_each(each) for data in tests.values()]
-        return train, few[0], few[-1]
+        every = [data.limit(images) for data in (self.train, *self.tests.values())]
+        few = [data.first_of_each(each) for data in every[1:]]
+        return every[0], few[0], few[-1]
 
 
 @dataclass(frozen=True)

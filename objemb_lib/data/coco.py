@@ -91,15 +91,11 @@ def _photographs(split: str, root: Path | None) -> tuple[ImageDataset, list[list
 # --- photographs -> objects ---------------------------------------------------------------
 
 
-def objects(
-    data: ImageDataset,
-    annotations: Sequence[Sequence[dict]] = (),
-    per_category: int = PER_CATEGORY,
-) -> ImageDataset:
+def objects(data: ImageDataset, annotations: Sequence[Sequence[dict]] = ()) -> ImageDataset:
     """Windows around the objects of photographs, to be found again by their category.
 
     A window is the object's box with :data:`CONTEXT` on each side, inside the photograph. Of a
-    category's objects in one photograph the largest is taken; of all of them ``per_category``,
+    category's objects in one photograph the largest is taken; of all of them :data:`PER_CATEGORY`,
     chosen by the hash of their annotation's id. ``train`` has every other category, beginning
     with the first, ``test`` the rest: no category is in both.
 
@@ -111,7 +107,7 @@ def objects(
     Raises:
         DataError: no object large enough in these photographs.
     """
-    chosen = _choose(data, per_category)
+    chosen = _choose(data)
     if not chosen:
         raise DataError(f"{data.root}: no object of {MIN_AREA} pixels or more", "Add photographs.")
     photos = data.subset([i for i, _ in chosen])  # one a window
@@ -137,7 +133,7 @@ def _areas(boxes: np.ndarray) -> np.ndarray:
     return np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
 
 
-def _choose(data: ImageDataset, per_category: int) -> list[tuple[int, int]]:
+def _choose(data: ImageDataset) -> list[tuple[int, int]]:
     """``(photograph, object)`` pairs, category by category."""
     parity = SPLITS.index(data.split)
     candidates = {category: {} for category in range(parity, len(data.category_names), 2)}
@@ -146,7 +142,7 @@ def _choose(data: ImageDataset, per_category: int) -> list[tuple[int, int]]:
         for category, k in zip(*np.unique(categories, return_index=True)):  # the first: the largest
             if areas[k] >= MIN_AREA and category in candidates:
                 candidates[category][_hash(data.extra[i]["annotation_ids"][k])] = i, int(k)
-    return [many[key] for many in candidates.values() for key in sorted(many)[:per_category]]
+    return [many[key] for many in candidates.values() for key in sorted(many)[:PER_CATEGORY]]
 
 
 def _hash(name: int | str) -> str:

@@ -45,7 +45,6 @@ GONE = {404, 410}  # the only answers that are final
 BUSY = {408, 425, 429, *range(500, 600)}  # these may pass within seconds
 TRIES = 4  # requests in a row that bring no new byte before a place is given up
 BACKOFF = 0.5  # seconds; doubles with each
-RETRY_AFTER_CAP = 30.0  # seconds: the longest wait a server can ask of us
 SPACE_MARGIN = 64 << 20  # bytes that stay free
 
 REPORT = "links.json"
@@ -152,13 +151,6 @@ class Gone(GiveUp):
     """The source answered that it has no such file."""
 
 
-class Patience(Retry):
-    """urllib3's retries, in which no server can make us wait for longer than we would."""
-
-    def parse_retry_after(self, retry_after: str) -> float:
-        return min(super().parse_retry_after(retry_after), RETRY_AFTER_CAP)
-
-
 class Downloader:
     """What pooch takes as ``downloader=``: goes on where ``<dest>.part`` ends, if the server can.
 
@@ -172,9 +164,10 @@ class Downloader:
         self.size, self.check, self.bar = size, check, bar
         self.resumed = False  # an earlier call's bytes were built upon
         self.session = requests.Session()
-        patience = Patience(
-            TRIES, connect=0, status_forcelist=BUSY, backoff_factor=BACKOFF, raise_on_status=False
-        )
+        patience = Retry(
+            TRIES, connect=0, status_forcelist=BUSY, backoff_factor=BACKOFF, raise_on_status=False,
+            respect_retry_after_header=False,  # a server may ask for hours
+        )  # fmt: skip
         for scheme in ("http://", "https://"):
             self.session.mount(scheme, HTTPAdapter(max_retries=patience))
 
@@ -196,7 +189,7 @@ class Downloader:
         elif (file := Path(place).expanduser()).is_file():
             shutil.copyfile(file, self.part)
         else:
-            raise (Gone if file.parent.is_dir() else GiveUp)("no such file")
+            raise GiveUp("no such file")
         try:
             if self.size not in (None, self.have):
                 raise ValueError(f"{self.have} bytes or more, expected {self.size}")

@@ -21,7 +21,7 @@ from pycocotools import mask as coco_mask
 from objemb_lib import config
 from objemb_lib.config import DataError, ImageError, printable
 from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.data.images import IMAGE_SUFFIXES, fit_within, left_out, measure_images
+from objemb_lib.data.images import IMAGE_SUFFIXES, OTHER_SUFFIXES, fit_within, measure_images
 
 Size = tuple[int, int]  # (width, height) in pixels
 PARTS = 1.5  # what boxes in parts of the sides, of which some reach out, do not exceed
@@ -218,19 +218,19 @@ def _walk(place: Path) -> tuple[list[str], list[ImageError]]:
         seen.add(real)
         folders[:] = sorted(f for f in folders if f[0] != "." and not SYSTEM.fullmatch(f))
         for path in (Path(where, name) for name in sorted(names) if name[0] != "."):
-            image, file = path.suffix.lower() in IMAGE_SUFFIXES, path.relative_to(place).as_posix()
-            error = None if image else left_out(path)
-            if image and file != printable(file):
-                error = ImageError(f"{path}: its name is not UTF-8", "Rename it.")
-            if error:
-                left.append(error)
-            elif image:
+            suffix, file = path.suffix.lower(), path.relative_to(place).as_posix()
+            if suffix in OTHER_SUFFIXES:
+                remedy = "Convert it to JPEG or PNG, or remove it."
+                left.append(ImageError(f"{path}: {suffix} cannot be read here", remedy))
+            elif suffix not in IMAGE_SUFFIXES:
+                kinds[suffix or path.name] += 1
+            elif file != printable(file):
+                left.append(ImageError(f"{path}: its name is not UTF-8", "Rename it."))
+            else:
                 found.append(file)
-            if not image:
-                kinds[path.suffix.lower() or path.name] += 1
     if not found:
-        held = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(3)) or "nothing at all"
-        why = "; ".join([f"it holds {held}", *(error.problem for error in left[:1])])
+        held = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(3)) or "nothing else"
+        why = "; ".join([*(error.problem for error in left[:1]), f"it holds {held}"])
         remedy = " ".join(error.remedy for error in left[:1])
         raise DataError(
             f"{place}: no images in this folder ({why})",

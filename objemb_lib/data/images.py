@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,10 +19,10 @@ IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .pjpeg .pjp .mpo .png .apng .webp .avif .tif .tiff .bmp .gif .ppm .pgm "
     ".pbm .pnm .heic .heics .heif .heifs .hif".split()
 )
-_RAW = "a camera's raw file"  # most are TIFFs within: Pillow would read the thumbnail
-_RAW_SUFFIXES = frozenset(
+# What is a photograph, too, but of a kind that Pillow does not read, or whose thumbnail it would.
+OTHER_SUFFIXES = frozenset(
     ".dng .cr2 .cr3 .crw .nef .nrw .arw .srf .sr2 .orf .rw2 .raf .pef .srw .raw .rwl .x3f .iiq "
-    ".3fr .fff .erf .mrw .mef .mos .kdc .dcr .gpr".split()
+    ".3fr .fff .erf .mrw .mef .mos .kdc .dcr .gpr .jxl .jxr .jp2 .j2k .jpx .psd .exr .tga".split()
 )
 MAX_PIXELS = 200_000_000  # 0.8 GB decoded: Pillow keeps four bytes for an RGB pixel
 MAX_SIDE = 4096
@@ -36,12 +35,7 @@ pillow_heif.register_heif_opener()
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 1 << 28
 
 _COPY_AGAIN = "Copy or download it again, or remove it."
-_START = 64  # bytes that tell a file's kind
-_MAGIC = {
-    b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"GIF8": "GIF", b"II*\0": "TIFF",
-    b"MM\0*": "TIFF", b"\xff\x0a": "JPEG XL", b"\0\0\0\x0cJXL ": "JPEG XL", b"8BPS": "Photoshop",
-    b"\0\0\0\x0cjP  ": "JPEG 2000", b"\xff\x4f\xff\x51": "JPEG 2000", b"FUJIFILMCCD-RAW": _RAW,
-}  # fmt: skip
+_CONVERT = "Convert it to 8-bit JPEG or PNG, or remove it."
 _REFUSED = re.compile("unknown pixel mode|(un|not yet )supported|cannot handle|not available", re.I)
 _UPRIGHT = {  # EXIF orientation -> what makes the image upright; from 5 on it lies on its side
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -125,42 +119,6 @@ def measure_images(
     return thread_map(measure, paths, desc="Checking images", unit="image", **jobs)
 
 
-def left_out(path: Path) -> ImageError | None:
-    """Why a file without an image's suffix is not read; None if it is no photograph at all."""
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            return None  # a pipe would keep us waiting
-        with path.open("rb") as file:
-            kind = _kind(file.read(_START))
-    except OSError as error:  # also a link to nothing
-        problem = f"{path}: cannot be read ({error.strerror})"
-        return ImageError(problem, "Bring back what it is a link to, or its permissions.")
-    kind = _RAW if path.suffix.lower() in _RAW_SUFFIXES else kind
-    if kind in _FORMATS:
-        return ImageError(f"{path}: {kind} by another suffix", f"Rename it, as .{kind.lower()}.")
-    return None if kind in ("", "a film") else _unread(path, kind)
-
-
-def _unread(path: Path, kind: str) -> ImageError:
-    """The error of a file of a kind that is none of ours."""
-    problem = f"{kind}, which cannot be read here" if kind else "not an image"
-    return ImageError(f"{path}: {problem}", "Convert it to JPEG or PNG, or remove it.")
-
-
-def _kind(start: bytes) -> str:
-    """What the first bytes of a file say that it is; nothing where they say nothing."""
-    if start[4:8] == b"ftyp":
-        end = min(int.from_bytes(start[:4], "big"), len(start))
-        brands = {start[8:12], *(start[i : i + 4] for i in range(16, end, 4))}
-        if brands & {b"avif", b"avis"}:
-            return "AVIF"
-        heic = {*b"heic heix heim heis hevc hevx hevm hevs mif1 msf1".split()}
-        return "HEIF" if brands & heic else _RAW if b"crx " in brands else "a film"
-    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
-        return "WEBP"
-    return next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), "")
-
-
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """The image, its header read; whatever goes wrong until it is closed is an ImageError.
@@ -168,19 +126,18 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     ``Image.open`` less its size limit, which warns and raises before ours does: both it and
     Python's warning filters are one for the whole process, and no thread may change them.
     """
-    kind = name = "image"
+    name = "image"
     try:
         with path.open("rb") as file:
-            start = file.read(_START)
+            start = file.read(16)
             if not start:
                 raise ImageError(f"{path}: empty (0 bytes)", _COPY_AGAIN)
-            kind = _kind(start)
             for name in _FORMATS:
                 factory, accepts = Image.OPEN.get(name, (None, None))
-                if accepts and accepts(start[:16]) is True:
+                if accepts and accepts(start) is True:
                     break
             else:
-                raise _unread(path, kind)
+                raise ImageError(f"{path}: not an image that can be read here", _CONVERT)
             file.seek(0)
             image = factory(file, str(path))
             if np.prod(image.size) > MAX_PIXELS:
@@ -197,8 +154,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         if isinstance(error, MemoryError):
             raise ImageError(f"{path}: too large for the free memory", "Shrink it.") from error
         if _REFUSED.search(str(error)):
-            problem = f"{path}: a kind of {kind or name} that cannot be read here ({error})"
-            raise ImageError(problem, "Convert it to 8-bit JPEG or PNG, or remove it.") from error
+            problem = f"{path}: a kind of {name} that cannot be read here ({error})"
+            raise ImageError(problem, _CONVERT) from error
         raise ImageError(f"{path}: damaged or cut off ({error})", _COPY_AGAIN) from error
 
 

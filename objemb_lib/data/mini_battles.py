@@ -422,20 +422,16 @@ def pack(dest: Path, root: Path | None = None) -> Path:
 def _from_mirror(mirror: str, work: Path) -> Path | None:
     """What :func:`pack` wrote into a mirror (a folder or URL), unpacked in the new folder ``work``.
 
-    Returns its folder, to be verified; None if the mirror has none. Raises DownloadError: the
-    mirror cannot be read, or its copy is damaged.
+    Returns its folder, to be verified; None where it cannot be had. Raises DownloadError: it is
+    damaged.
     """
     from objemb_lib.data import fetch  # here: it loads what downloads
 
-    work.mkdir()
-    archive = work / f"{NAME}.tar"
     try:
-        fetch.Downloader(archive)(f"{mirror.rstrip('/')}/{archive.name}", archive)
-    except fetch.Gone:
+        archive = fetch.fetch(fetch.Remote(f"{NAME}.tar"), work, mirror=mirror)
+    except DownloadError as error:
+        tqdm.write(f"{error.problem}\nBuilding it here.")
         return None
-    except fetch.GiveUp as error:
-        problem = f"the mirror {mirror} cannot be read: {error}"
-        raise DownloadError(problem, "Check --mirror and OBJEMB_MIRROR.") from error
     return unpack(archive, work) / NAME
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ NAME = "ps-battles"
 LISTS = ("originals.tsv", "photoshops.tsv")
 PATTERNS = {  # what a row must say, for names that lead nowhere else
     "id": r"[\w-]+", "end": r"\w+", "hash": "[0-9a-f]{64}", "filesize": r"\d+", "url": ".+",
+    "original": r"[\w-]+",  # of photoshops
 }  # fmt: skip
 
 
@@ -70,15 +70,14 @@ def _places(row) -> tuple[str, ...]:
     return f"photoshops/{row.original}/{row.id}.{row.end}", f"photoshops/{row.id}.{row.end}"
 
 
-def read_list(file: Path, photoshops: bool | None = None) -> pd.DataFrame:
-    """The rows of ``originals.tsv`` or ``photoshops.tsv``: which, its name says unless told.
+def read_list(file: Path) -> pd.DataFrame:
+    """The rows of ``originals.tsv`` or ``photoshops.tsv``.
 
     Raises:
         DataError: not such a list, or a row whose names or hash cannot be.
     """
-    photoshops = file.name == LISTS[1] if photoshops is None else photoshops
-    needed = PATTERNS | ({"original": PATTERNS["id"]} if photoshops else {})
     rows = read_table(file, sep="\t", quoting=csv.QUOTE_NONE, dtype=str, keep_default_na=False)
+    needed = {k: v for k, v in PATTERNS.items() if k != "original" or k in rows}
     if not len(rows) or not needed.keys() <= set(rows):
         raise DataError(f"{file}: has no columns {', '.join(sorted(needed))}", "Get it again.")
     for column, pattern in needed.items():
@@ -104,8 +103,7 @@ def build(root: Path | None = None, retry_dead: bool = False, **places: object) 
 
     folder, wanted = Path(root or config.data_root()) / NAME, []
     for remote in fetch.registry(NAME):
-        check = partial(read_list, photoshops=remote.file == LISTS[1])
-        listed = fetch.fetch(remote, folder, check, **places)
+        listed = fetch.fetch(remote, folder, read_list, **places)
         wanted += [fetch.Remote(_places(row)[0], row.url, row.hash, int(row.filesize))
                    for row in read_list(listed).itertuples()]  # fmt: skip
     return fetch.download_urls(folder, wanted, retry_dead)

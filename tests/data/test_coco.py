@@ -69,10 +69,11 @@ def test_windows_end_with_the_photograph(tmp_path: Path) -> None:
     assert data.boxes[0][0].tolist() == [25, 30, 75, 90] and data.masks is None
 
 
-def test_no_category_is_in_both_splits_and_none_has_too_many(tmp_path: Path) -> None:
+def test_no_category_is_in_both_splits_and_none_has_too_many(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(module, "PER_CATEGORY", 3)
     images = [[((0, 0, 50, 50), i % 4, i)] for i in range(40)]
     train, test, again = (
-        objects(*photographs(tmp_path, split, (60, 60), *some), per_category=3)
+        objects(*photographs(tmp_path, split, (60, 60), *some))
         for split, some in (("train", images), ("test", images), ("train", images[::-1]))
     )
     assert train.labels.tolist() == [0, 0, 0, 2, 2, 2]

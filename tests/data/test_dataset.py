@@ -198,13 +198,12 @@ def test_a_limit_leaves_out_whole_labels_evenly() -> None:
     assert [small.files[g] for g in small.gallery] == [data.files[g] for g in (1, 2, 25)]
 
 
-def test_splits_are_limited_by_name() -> None:
+def test_a_lesson_is_short() -> None:
     labels = np.repeat([0, 1], 5)
-    splits = Splits(dataset(labels), {"battle": dataset(labels), "clean": dataset(labels)})
-    train, tests = splits.limit({"train": 3, "clean": 2, "elsewhere": 1})
-    assert (len(train), len(tests["battle"]), len(tests["clean"])) == (6, 10, 4)
-    assert list(tests) == ["battle", "clean"]
-    assert len(splits.limit(images=4).tests["battle"]) == 4
+    splits = Splits(*(dataset(labels), {name: dataset(labels) for name in ("hard", "mid", "easy")}))
+    train, hard, easy = splits.lesson(2)
+    assert (len(train), len(hard), len(easy)) == (10, 4, 4)
+    assert [len(data) for data in splits.lesson(0, images=4)] == [4, 4, 4]
 
 
 def test_half_of_the_labels_unless_one_would_be_left() -> None:

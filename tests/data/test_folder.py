@@ -82,6 +82,7 @@ def test_hidden_and_other_files_are_left_out(make_image: MakeImage, tmp_path: Pa
         make_image(name)
     (tmp_path / "notes.txt").write_text("not an image")
     (tmp_path / "Thumbs.db").write_bytes(b"\0")
+    os.mkfifo(tmp_path / "pipe")
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # nothing is wrong with such a folder
         assert read(tmp_path).files == ("a.jpg",)
@@ -102,11 +103,11 @@ def test_folders_that_hold_nothing_to_read(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     with pytest.raises(DataError, match="no such folder(.|\n)*Beside it are: photos"):
         read(tmp_path / "photoss")
-    with pytest.raises(DataError, match="nothing at all"):
+    with pytest.raises(DataError, match="nothing else"):
         read(tmp_path)
     for i in range(3):
         (tmp_path / f"IMG_{i}.CR2").write_bytes(b"II*")
-    with pytest.raises(DataError, match=r"3 \.cr2(.|\n)*convert them to JPEG"):
+    with pytest.raises(DataError, match=r"\.cr2(.|\n)*convert them to JPEG"):
         read(tmp_path)
 
 
@@ -137,48 +138,24 @@ def said(read_it: Callable, *words: str) -> ImageDataset:
     return data
 
 
-JPEG_2000 = b"\0\0\0\x0cjP  \r\n"
-
-
 @pytest.mark.parametrize(
-    ("name", "content", "words"),
+    ("name", "words"),
     [
-        ("b.jpg_large", "JPEG", "JPEG by another suffix"),
-        ("no_suffix", "PNG", "PNG by another"),
-        ("c.1", "WEBP", "WEBP by another"),
-        ("d.jxl", b"\xff\x0a", "JPEG XL"),
-        ("e.dng", b"II*\0", "raw"),
-        ("f.CR2", b"x", "raw"),
-        ("g.jp2", JPEG_2000, "JPEG 2000"),
-        ("h", JPEG_2000, "JPEG 2000"),
-        ("k.bin", b"8BPS", "Photoshop"),
-        ("l", None, "cannot be read (No such file"),  # a link to a disk that is not there
-        (os.fsdecode(b"caf\xe9.jpg"), "JPEG", "caf\\udce9.jpg: its name is not UTF-8"),
-        (os.fsdecode(b"tass\xe9/b.jpg"), "JPEG", "not UTF-8"),  # ownphotos#112, dupeguru#335
+        ("d.jxl", ".jxl cannot be read"),
+        ("f.CR2", ".cr2 cannot be read"),  # a TIFF within: Pillow would read the thumbnail
+        ("l.jpg", "cannot be read (No such file"),  # a link to a disk that is not there
+        (os.fsdecode(b"tass\xe9/b.jpg"), "not UTF-8"),  # ownphotos#112, dupeguru#335
     ],
 )
 def test_no_photograph_is_lost_in_silence(
-    make_image: MakeImage, tmp_path: Path, name: str, content: bytes | str | None, words: str
+    make_image: MakeImage, tmp_path: Path, name: str, words: str
 ) -> None:
     make_image("a.jpg")
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
-    if content is None:
-        path.symlink_to(tmp_path / "elsewhere")
-    elif isinstance(content, str):
-        Image.new("RGB", (8, 8)).save(path, content)
-    else:
-        path.write_bytes(content)
+    path.symlink_to(tmp_path / ("elsewhere" if name == "l.jpg" else "a.jpg"))
     data = said(lambda: read(tmp_path), "1 of 2 images skipped", words, "What to do: ")
     assert data.files == ("a.jpg",)
-
-
-@pytest.mark.parametrize("name", ["a.txt", "b.json", "c.mp4", "d.xmp", "f.svg", "Makefile"])
-def test_what_is_no_photograph_is_no_matter(make_image, tmp_path: Path, name: str) -> None:
-    make_image("a.jpg")
-    (tmp_path / name).write_bytes(b"BM or P6, and other words")
-    os.mkfifo(tmp_path / "pipe")  # to read it would take for ever
-    assert read(tmp_path).files == ("a.jpg",)
 
 
 @pytest.mark.parametrize(

@@ -273,16 +273,6 @@ def test_a_tiff_of_another_kind_is_not_damaged(tmp_path: Path, content: bytes) -
     assert "damaged" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("content", "kind"), [
-    (b"\0\0\0\x10ftypisom", "a film"), (b"\0\0\0\x10ftypcrx ", "a camera's raw file"),
-    (b"\xff\x0a", "JPEG XL"), (b"\0\0\0\x0cJXL ", "JPEG XL"), (b"8BPS", "Photoshop"),
-])  # fmt: skip
-def test_another_kind_under_an_image_s_name_is_named(tmp_path: Path, content, kind) -> None:
-    (tmp_path / "a.jpg").write_bytes(content + bytes(99))
-    with pytest.raises(ImageError, match=rf"a\.jpg: {kind}, which"):
-        load_image(tmp_path / "a.jpg")
-
-
 @pytest.mark.parametrize("name", ["a.HEIC", "a.jpg"])
 def test_heic_is_read(tmp_path: Path, name: str) -> None:
     pillow_heif.from_pillow(picture((64, 48))).save(tmp_path / "a.heic", quality=-1)  # without loss
