@@ -165,16 +165,11 @@ def model_input(
     The whole content is squeezed into the square, as the paper's networks see it.
     """
     if box is not None:  # cut first: resize(box=...) would mix in what lies just outside the box
-        image = crop_pixels(image, box, context)
+        x0, y0, x1, y1 = widen(np.asarray(box)[None], context, np.array(image.size))[0]
+        image = image.crop((floor(x0), floor(y0), ceil(x1), ceil(y1)))
     if image.size != (size, size):
         image = image.resize((size, size), Image.BICUBIC, reducing_gap=2.0)
     return np.asarray(image)
-
-
-def crop_pixels(image: Image.Image, box: np.ndarray, context: float = 0.0) -> Image.Image:
-    """The whole pixels of an image that a box with context on all sides meets, at least one."""
-    x0, y0, x1, y1 = widen(np.asarray(box)[None], context, np.array(image.size))[0]
-    return image.crop((floor(x0), floor(y0), ceil(x1), ceil(y1)))
 
 
 def cut(trunk: Trunk, maps: dict[str, Tensor], stage: str, boxes: Sequence[Tensor]) -> Tensor:

@@ -6,7 +6,7 @@ hand, or with a photograph of one's own. No notebook and no widget is needed for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 
@@ -21,8 +21,6 @@ from objemb_lib.embed.extract import ExtractOptions, extract, extract_objects
 from objemb_lib.embed.regions import CELLS, Region, model_input, roi_align
 from objemb_lib.embed.trunks import Trunk
 from objemb_lib.embed.whitening import concat_descriptors, l2
-from objemb_lib.measure.intervals import Evaluation
-from objemb_lib.measure.metrics import Neighbours, evaluate, ranking
 from objemb_lib.search.calibration import LATER, UNCHECKED, Calibration
 from objemb_lib.search.index import provenance
 from objemb_lib.search.objects import Answer, Match, ObjectIndex, ObjectStore
@@ -258,58 +256,3 @@ _score = attrgetter("score")
 
 def _spread(n: int, most: int) -> np.ndarray:
     return np.unique(np.linspace(0, n - 1, min(most, n)).astype(int))
-
-
-# --- the same query, asked of several embeddings --------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Side:
-    """What one embedding answers to a query that others answer, too.
-
-    Args:
-        found: its best images. before: ``(k,)`` the place of each of them in the first
-            embedding's ranking, from 1.
-        of_query, overall: the metric, for this query (nan if nothing is relevant) and as the mean
-            over all queries.
-    """
-
-    found: Neighbours
-    before: np.ndarray
-    of_query: float
-    overall: float
-
-
-def side_by_side(
-    vectors: Mapping[str, np.ndarray],
-    dataset: ImageDataset,
-    query: int,
-    k: int = 8,
-    metric: str = "mAP",
-    scores: Mapping[str, Evaluation] | None = None,
-) -> dict[str, Side]:
-    """The same query, asked of two or three embeddings.
-
-    Args:
-        vectors: ``{name: (N, D)}`` of ``dataset``, L2-normalised; the first is compared with.
-        query: image that asks, one of ``dataset.queries``.
-        scores: of :func:`evaluate.evaluate`, by name, for who asks many times.
-    Raises:
-        DataError: ``query`` is not among the queries; vectors of other images.
-    """
-    asking = np.flatnonzero(np.asarray(dataset.queries) == query)
-    if not len(asking):
-        raise DataError(f"image {query} is no query of {dataset}", "Use one of dataset.queries.")
-    scores = scores or {n: evaluate(x, dataset, metrics=[metric]) for n, x in vectors.items()}
-    every = {name: ranking(x, dataset, query, len(dataset)) for name, x in vectors.items()}
-    first = next(iter(every.values())).images
-    place = dict(zip(first.tolist(), range(1, len(first) + 1)))
-    return {
-        name: Side(
-            found=Neighbours(query, one.images[:k], one.scores[:k], one.relevant[:k]),
-            before=np.array([place[i] for i in one.images[:k].tolist()]),
-            of_query=float(scores[name].values[metric][asking[0]]),
-            overall=scores[name].mean(metric),
-        )
-        for name, one in every.items()
-    }

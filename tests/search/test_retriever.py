@@ -16,9 +16,8 @@ from objemb_lib.embed.boxes import Boxes, true_boxes, whole_image, with_whole
 from objemb_lib.embed.extract import ExtractOptions, extract
 from objemb_lib.embed.regions import Region
 from objemb_lib.embed.whitening import concat_descriptors, l2
-from objemb_lib.measure.metrics import average_precision, ranking
 from objemb_lib.search.objects import photograph
-from objemb_lib.search.retriever import Retriever, side_by_side
+from objemb_lib.search.retriever import Retriever
 from objemb_lib.show.widgets import Map, ObjectSearch
 
 
@@ -166,18 +165,3 @@ def test_objects_of_another_network_are_not_added_to_a_built_gallery(data) -> No
     with pytest.raises(DataError, match="another model: their weights"):
         index.add(objects_of(data, region, trunk), pair, [f"even/{name}" for name in more])
     assert len(index.files) == 2 * len(data)
-
-
-def test_sides_say_where_an_image_was_and_what_the_metric_is(data) -> None:
-    near = l2(np.array([[1.0, 0], [0.9, 0.1], [0, 1]]))
-    far = l2(np.array([[1.0, 0], [0, 1], [0.9, 0.1]]))
-    sides = side_by_side({"near": near, "far": far}, data, 0, 2)
-    assert sides["near"].found.images.tolist() == [1, 2]
-    assert sides["near"].before.tolist() == [1, 2] and sides["far"].before.tolist() == [2, 1]
-    for x, side in zip((near, far), sides.values()):
-        ranked = {q: ranking(x, data, q, 3).relevant for q in range(3)}
-        assert side.of_query == average_precision(ranked[0])
-        every = [average_precision(r) for r in ranked.values() if r.any()]
-        assert side.overall == pytest.approx(np.mean(every))
-    with pytest.raises(DataError, match="no query"):
-        side_by_side({"near": near}, data, 7)

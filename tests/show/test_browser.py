@@ -30,8 +30,9 @@ from tiny_gallery import retriever, scenes
 
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.folder import folder
+from objemb_lib.measure.metrics import ranking
 from objemb_lib.search.objects import photograph
-from objemb_lib.search.retriever import Retriever, side_by_side
+from objemb_lib.search.retriever import Retriever
 from objemb_lib.show import app
 
 pytestmark = needs_chromium
@@ -410,12 +411,12 @@ def compare_shows_where_images_went(watched: Watched, data: ImageDataset) -> Non
 
     def right(query: int) -> list[str]:
         """The images and the lines are those of the plain function."""
-        rows = list(side_by_side(sides, data, query, 6).values())
+        rows = [ranking(x, data, query, len(data)).images.tolist() for x in sides.values()]
         widget.get_by_role("status").filter(has_text=data.names[query]).wait_for()
-        files = [data.names[i] for side in rows for i in side.found.images]
+        files = [data.names[i] for row in rows for i in row[:6]]
         answers = widget.locator(".answer")
         assert answers.evaluate_all("all => all.map(one => one.dataset.id)") == files
-        moves = [b - n for side in rows for n, b in enumerate(side.before, 1)]
+        moves = [rows[0].index(i) - n for row in rows for n, i in enumerate(row[:6])]
         assert ["▲" in text for text in answers.all_inner_texts()] == [m > 0 for m in moves]
         shared = set(files[:6]) & set(files[6:])
         assert widget.locator(".links line").count() == len(shared)

@@ -14,7 +14,7 @@ from objemb_lib.embed.boxes import Boxes
 from objemb_lib.embed.regions import Region
 from objemb_lib.embed.trunks import Trunk
 from objemb_lib.measure.metrics import Neighbours, evaluate, ranking
-from objemb_lib.search.retriever import embedder, side_by_side
+from objemb_lib.search.retriever import embedder
 from objemb_lib.show import plots
 from objemb_lib.show.widgets.front import Front, choice, match, picture
 
@@ -82,7 +82,7 @@ class Retrieval(Ranking):
 class Compare(Ranking):
     """A row of results for each embedding; lines show where each image went.
 
-    The plain function is :func:`retriever.side_by_side`; :func:`plots.neighbours` draws its rows.
+    The plain function is :func:`metrics.ranking`; :func:`plots.neighbours` draws its rows.
     ``vectors`` are ``{name: (N, D)}`` of ``dataset``, L2-normalised; the first is compared with.
     """
 
@@ -99,12 +99,17 @@ class Compare(Ranking):
 
     def ask(self, id: str, k: int, **_: object) -> dict:
         """Ask every embedding."""
-        sides = side_by_side(self.vectors, self.dataset, self.numbers[id], k, scores=self.scores)
-        rows = [
-            {"title": f"{name}: mAP {side.of_query:.2f}, of all queries {side.overall:.2f}",
-             "matches": self.matches(side.found, side.before)}
-            for name, side in sides.items()
-        ]  # fmt: skip
+        query, data, rows, place = self.numbers[id], self.dataset, [], {}
+        asking = data.queries.tolist().index(query)
+        for name, vectors in self.vectors.items():
+            every = ranking(vectors, data, query, len(data)).images.tolist()
+            place = place or {image: n for n, image in enumerate(every, 1)}  # in the first one's
+            own, mean = self.scores[name].values["mAP"][asking], self.scores[name].mean("mAP")
+            before = np.array([place[image] for image in every[:k]])
+            rows.append({
+                "title": f"{name}: mAP {own:.2f}, of all queries {mean:.2f}",
+                "matches": self.matches(ranking(vectors, data, query, k), before),
+            })  # fmt: skip
         return {"says": self.asked(id), "nothing": None, "rows": rows}
 
 
