@@ -22,15 +22,14 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
-import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import torch
+from torch.utils.benchmark import Timer
 from turns import write
 
 from objemb_lib import config
@@ -93,15 +92,8 @@ def numbers(scenes: ImageDataset) -> dict[str, float]:
 
 
 def seconds(work: Callable[[], object], times: int) -> float:
-    """Median of several times, after two that warm up."""
-    taken = []
-    for _ in range(times + 2):
-        start = time.perf_counter()
-        work()
-        if config.device().type == "cuda":
-            torch.cuda.synchronize()
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken[2:])
+    """Mean of several times, after one that warms up; waits for the accelerator."""
+    return Timer("work()", globals={"work": work}).timeit(times).mean
 
 
 def held() -> float | None:

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from torchvision.transforms.functional import pil_to_tensor
 from turns import arguments, write
 
 from objemb_lib import config
@@ -57,8 +58,7 @@ class Clock:
 def decoded(path: Path, clock: Clock) -> torch.Tensor:
     """``(3, H, W)`` pixels in 0..1."""
     with clock("decode"):
-        pixels = torch.from_numpy(np.asarray(load_image(path)).copy())
-        return pixels.permute(2, 0, 1).to(config.device()).float() / 255
+        return pil_to_tensor(load_image(path)).to(config.device()).float() / 255
 
 
 def by_two_passes() -> Callable[[Path, Clock], Answer]:

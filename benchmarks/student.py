@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 from student_ablations import MapTeacher
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.transforms.functional import pil_to_tensor
 from turns import arguments, in_turns, write
 
 from objemb_lib import config
@@ -54,8 +55,7 @@ def busy_images(student: Student, count: int) -> list[torch.Tensor]:
     """Battle scenes in which as many boxes are detected."""
     battle, found = mini_battles("battle"), []
     for i in range(0, len(battle), 5):
-        pixels = torch.from_numpy(np.asarray(battle.image(i)).copy()).permute(2, 0, 1)
-        image = pixels.to(config.device()).float() / 255
+        image = pil_to_tensor(battle.image(i)).to(config.device()).float() / 255
         if len(student.detector([image])[0]["boxes"]) >= OBJECTS:
             found.append(image)
         if len(found) == count:

@@ -12,6 +12,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torchvision.ops import box_convert, box_iou
+from torchvision.transforms.functional import pil_to_tensor
 from tqdm.auto import tqdm
 
 from objemb_lib import config
@@ -47,10 +48,8 @@ def detect(
 
 def _detected(detector: Detector, dataset: ImageDataset, some: range, masks: bool) -> list[Target]:
     """Detections of some images, all at once."""
-    pixels = [torch.from_numpy(np.asarray(dataset.image(i)).copy()) for i in some]
-    images = [p.permute(2, 0, 1).to(config.device()).float() / 255 for p in pixels]
-    found = []
-    for one in detector(images):
+    images, found = [pil_to_tensor(dataset.image(i)) for i in some], []
+    for one in detector([image.to(config.device()).float() / 255 for image in images]):
         maps = one.pop("masks", None)
         one = {key: value.cpu() for key, value in one.items()}
         if maps is not None and masks:

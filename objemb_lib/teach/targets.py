@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
+from torchvision.transforms.functional import pil_to_tensor
 
 from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
@@ -80,7 +81,7 @@ def example(dataset: ImageDataset, i: int, masks: bool = False) -> tuple[Tensor,
         found = [dataset.mask(i, int(k)) for k in keep]
         stack = np.stack(found) if found else np.zeros((0, *size), bool)
         target["masks"] = tv_tensors.Mask(torch.from_numpy(stack.astype(np.uint8)))
-    pixels = tv_tensors.Image(torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1))
+    pixels = tv_tensors.Image(pil_to_tensor(image))
     return v2.Compose([v2.ClampBoundingBoxes(), _sanitised()])(pixels, target)
 
 

@@ -138,10 +138,3 @@ def test_suspects_are_told_by_what_the_data_set_knows(tmp_path: Path) -> None:
     assert np.flatnonzero(kinds["partly covered"]).tolist() == [2]
     assert kinds["wholly visible"].sum() == 4
     assert query_strata(pictures(tmp_path, list(range(6))), found) == {}
-
-
-@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.float16])
-def test_scores_of_other_kinds_of_numbers_do_not_overflow(kind) -> None:
-    vectors = np.array([[127, 0], [100, 90], [0, 127]]).astype(kind)
-    found = image_scores(vectors[:1] * kind(1), vectors, np.arange(3))
-    assert found.tolist() == [[127 * 127, 12700, 0]]

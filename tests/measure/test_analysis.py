@@ -53,10 +53,6 @@ def test_features_that_say_nothing_are_refused(function, wrong):
         function(wrong)
 
 
-def test_spectrum_by_hand():
-    assert_allclose(analysis.spectrum(CROSS + 7), [0.8, 0.2])
-
-
 @pytest.mark.parametrize("shape", [(40, 7), (7, 40), (2, 5), (9, 1)])
 def test_spectrum_matches_the_covariance(shape):
     x = normal(1, *shape) * np.arange(1, shape[1] + 1)
