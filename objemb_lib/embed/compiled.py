@@ -9,7 +9,8 @@ import io
 import warnings
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from functools import lru_cache
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from threading import Lock
 
@@ -17,11 +18,13 @@ import numpy as np
 import onnxruntime
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import PyTree, TreeSpec, tree_flatten, tree_unflatten
 
 from objemb_lib.config import DataError, setting
 
-ENOUGH = 32  # inputs that torch sees before a module is compiled
-TOGETHER = 4 * 3 * 256 * 256  # numbers of the inputs that are run at a time: more take memory only
+ENOUGH = 32  # inputs of a size that torch sees before a module is compiled for it
+SIZES = 12  # that are compiled at most: each holds the weights once more
+LARGE = 50_000  # numbers of an input from which each is run alone: more at once overflow caches
 SAME = 1e-4  # of a map's largest value, by which the two may differ
 
 
@@ -34,59 +37,48 @@ class Engine:
 
     def __init__(self, on: bool = False) -> None:
         self.on = on
-        self.seen: Counter = Counter()  # inputs, by what was asked
-        self.models: dict[Hashable, onnxruntime.InferenceSession] = {}
-        self.fits: dict[tuple, bool] = {}  # by the inputs' size, too
+        self.seen: Counter = Counter()  # inputs, by what was asked and their size
+        self.compiled: dict[tuple, Compiled | None] = {}  # None: by torch
         self.lock = Lock()  # of what is compiled
 
     def __reduce__(self) -> tuple:
         return Engine, ()
 
-    def __call__(self, module: nn.Module, x: Tensor, asked: Hashable) -> list[Tensor]:
+    def __call__(self, module: nn.Module, x: PyTree, asked: Hashable) -> PyTree:
         """What ``module(x)`` gives.
 
         Args:
-            module: takes ``(N, C, H, W)``, gives a tensor or several. asked: names what it does
-                among the network's modules.
+            module: takes tensors ``(N, ...)``, one or in lists and dicts, and gives such.
+            asked: names what it does among the network's modules.
         """
+        inputs = tree_flatten(x)[0]
         followed = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        plain = x.device.type == "cpu" and x.dtype == torch.float32 and not x.requires_grad
-        if not self.on or followed or not plain or not len(x):
-            return _listed(module(x))
-        size = asked, *x.shape[1:]
-        if self.fits.get(size):
-            return _run(self.models[asked], x)
-        found = _listed(module(x))
-        self.seen[asked] += len(x)
+        if not self.on or followed or not all(map(_plain, inputs)):
+            return module(x)
+        size = asked, *(t.shape[1:] for t in inputs)
+        if found := self.compiled.get(size):
+            return found(inputs)
+        result = module(x)
+        self.seen[size] += len(inputs[0])
         with self.lock:
-            if self.seen[asked] >= ENOUGH and size not in self.fits:
-                self.fits[size] = self._fits(module, x, asked, found)
-        return found
+            room = size not in self.compiled and len(self.compiled) < SIZES
+            if room and self.seen[size] >= ENOUGH:
+                self.compiled[size] = _compiled(module, x, result)
+        return result
 
-    def _fits(self, module: nn.Module, x: Tensor, asked: Hashable, expected: list[Tensor]) -> bool:
-        """Whether a module can be compiled, and then gives the same."""
-        try:
-            if asked not in self.models:
-                self.models[asked] = _compiled(module, x)
-            found = _run(self.models[asked], x)
-        except Exception:  # what it cannot read fails in many ways; torch can
-            return False
-        return len(found) == len(expected) and all(
-            a.shape == b.shape and bool((a - b).abs().max() <= SAME * b.abs().max())
-            for a, b in zip(found, expected)
-        )
+
+def wanted() -> bool:
+    """Whether ``OBJEMB_ENGINE`` is ``onnx``; raises DataError where it is not ``torch`` either."""
+    chosen = setting("OBJEMB_ENGINE") or "onnx"
+    if chosen not in ("onnx", "torch"):
+        raise DataError(f"no engine {chosen!r}", "Set OBJEMB_ENGINE to onnx or torch.")
+    return chosen == "onnx"
 
 
 @lru_cache(8)
 def engine(fingerprint: str) -> Engine:
-    """The engine for a network of these weights: the same one again, so that it is compiled once.
-
-    Raises DataError where ``OBJEMB_ENGINE`` is neither ``onnx`` nor ``torch``.
-    """
-    chosen = setting("OBJEMB_ENGINE") or "onnx"
-    if chosen not in ("onnx", "torch"):
-        raise DataError(f"no engine {chosen!r}", "Set OBJEMB_ENGINE to onnx or torch.")
-    return Engine(chosen == "onnx")
+    """The engine for a network of these weights: the same again, so that it is compiled once."""
+    return Engine(wanted())
 
 
 def fingerprint(name: str, state: Mapping[str, Tensor]) -> str:
@@ -95,10 +87,6 @@ def fingerprint(name: str, state: Mapping[str, Tensor]) -> str:
     for key, tensor in sorted(state.items()):
         digest.update(key.encode() + tensor.detach().float().cpu().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _listed(found: Tensor | list[Tensor]) -> list[Tensor]:
-    return [found] if isinstance(found, Tensor) else list(found)
 
 
 def write_onnx(
@@ -124,17 +112,83 @@ def write_onnx(
         )  # fmt: skip
 
 
-def _compiled(module: nn.Module, x: Tensor) -> onnxruntime.InferenceSession:
-    """A module for any number and size of inputs."""
-    written, example = io.BytesIO(), torch.zeros(3, *x.shape[1:])
-    write_onnx(module, {"x": example}, (), written, {0: "n", 2: "height", 3: "width"})
-    how = onnxruntime.SessionOptions()
-    how.intra_op_num_threads = torch.get_num_threads()
-    return onnxruntime.InferenceSession(written.getvalue(), how, ["CPUExecutionProvider"])
+class Flat(nn.Module):
+    """A module that takes and gives single tensors, where it had lists and dicts of them."""
+
+    def __init__(self, module: nn.Module, form: TreeSpec) -> None:
+        super().__init__()
+        self.module, self.form = module, form
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tree_flatten(self.module(tree_unflatten(inputs, self.form)))[0])
 
 
-def _run(session: onnxruntime.InferenceSession, x: Tensor) -> list[Tensor]:
-    """What a compiled module gives, of some inputs at a time."""
-    parts = x.contiguous().split(max(1, TOGETHER // x[0].numel()))
-    found = zip(*(session.run(None, {"x": part.numpy()}) for part in parts))
-    return [torch.from_numpy(np.concatenate(some)) for some in found]
+class Compiled:
+    """A module for any number of inputs of one size; several large ones by a thread each."""
+
+    def __init__(self, module: nn.Module, x: PyTree, result: PyTree) -> None:
+        inputs, form = tree_flatten(x)
+        outputs, self.form = tree_flatten(result)
+        self.shapes = [t.shape[1:] for t in outputs]
+        self.alone = sum(t[0].numel() for t in inputs) >= LARGE
+        examples = {f"x{k}": t[:1].repeat(1 if self.alone else 3, *[1] * (t.dim() - 1))
+                    for k, t in enumerate(inputs)}  # fmt: skip
+        written, names = io.BytesIO(), [f"y{k}" for k in range(len(outputs))]
+        free = {} if self.alone else {0: "n"}
+        write_onnx(Flat(module, form).eval(), examples, names, written, free)
+        self.written = written.getvalue()
+        self.sessions: dict[int, onnxruntime.InferenceSession] = {}  # by their threads
+
+    def __call__(self, inputs: Sequence[Tensor]) -> PyTree:
+        n = len(inputs[0])
+        several = self.alone and n > 1
+        outputs = [torch.empty(n, *shape) for shape in self.shapes]
+        parts = zip(*(t.split(1 if several else n) for t in (*inputs, *outputs)))
+        run = partial(_run, self.session(1 if several else torch.get_num_threads()), len(inputs))
+        list(_threads().map(run, parts) if several else map(run, parts))
+        return tree_unflatten(outputs, self.form)
+
+    def session(self, threads: int) -> onnxruntime.InferenceSession:
+        """One with threads of its own."""
+        if threads not in self.sessions:
+            how = onnxruntime.SessionOptions()
+            how.intra_op_num_threads = threads
+            self.sessions[threads] = onnxruntime.InferenceSession(
+                self.written, how, ["CPUExecutionProvider"]
+            )
+        return self.sessions[threads]
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(torch.get_num_threads())
+
+
+def _run(session: onnxruntime.InferenceSession, given: int, tensors: Sequence[Tensor]) -> None:
+    """Run a session from the first tensors into the others."""
+    bound, inputs = session.io_binding(), [t.contiguous() for t in tensors[:given]]
+    for k, t in enumerate(inputs):
+        bound.bind_input(f"x{k}", "cpu", 0, np.float32, t.shape, t.data_ptr())
+    for k, t in enumerate(tensors[given:]):
+        bound.bind_output(f"y{k}", "cpu", 0, np.float32, t.shape, t.data_ptr())
+    session.run_with_iobinding(bound)
+
+
+def _plain(x: Tensor) -> bool:
+    return (
+        x.device.type == "cpu" and x.dtype == torch.float32 and not x.requires_grad and len(x) > 0
+    )
+
+
+def _compiled(module: nn.Module, x: PyTree, result: PyTree) -> Compiled | None:
+    """A module that is compiled, if it can be and then gives the same."""
+    try:
+        found = Compiled(module, x, result)
+        pairs = zip(*(tree_flatten(r)[0] for r in (found(tree_flatten(x)[0]), result)), strict=True)
+        same = all(
+            a.shape == b.shape and bool((a - b).abs().max() <= SAME * b.abs().max())
+            for a, b in pairs
+        )
+    except Exception:  # what it cannot read fails in many ways; torch can
+        return None
+    return found if same else None

@@ -160,7 +160,7 @@ class EmbeddingHead(nn.Module):
         for count in cells.unique().tolist():
             some = [b[c == count] for b, c in zip(boxes, cells.split([len(b) for b in boxes]))]
             x = cut_regions(maps, self.stage, some, count)
-            (x,) = run(x.contiguous(memory_format=torch.channels_last))
+            x = run(x.contiguous(memory_format=torch.channels_last))
             found.append(POOLINGS[self.pooling](x))
             order.append((cells == count).nonzero()[:, 0])
         return torch.cat(found)[torch.cat(order).argsort()]
