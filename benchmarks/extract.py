@@ -4,32 +4,36 @@
 
 Bare forward passes of Lite0 at 256 px on decoded images, each change added to the one before; the
 engines that run the same network; then the whole pipeline from JPEG files to vectors, as medians.
+On every split, the vectors by the shipped engine are compared with torch's, and what they find.
 ``--bf16`` also says what bf16 does to R@1 on the battle split: why nobody gets it without asking.
-Needs mini-battles and, for the engines, ``make extras`` and a C++ compiler. Writes
-benchmarks/results/extract.json.
+Needs mini-battles and, for torch.compile, a C++ compiler. Writes benchmarks/results/extract.json;
+exits with 1 if an engine changes vectors by more than 1e-4, or what is found.
 """
 
 from __future__ import annotations
 
 import copy
+import io
 import json
+import os
 import shutil
 import statistics
-import tempfile
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
-from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pandas as pd
 import torch
 from PIL import Image
 from torchvision.transforms import functional as transforms
 from turns import RESULTS, arguments, in_turns, write
 
+from objemb_lib.data.catalogue import load_splits
 from objemb_lib.data.mini_battles import mini_battles
-from objemb_lib.embed.compiled import ENOUGH, Engine, engine
+from objemb_lib.embed.compiled import engine, write_onnx
 from objemb_lib.embed.extract import ExtractOptions, extract
 from objemb_lib.embed.regions import WHOLE, crop, model_input
 from objemb_lib.embed.trunks import Maps, Trunk, load_trunk
@@ -38,13 +42,13 @@ from objemb_lib.measure.intervals import paired_difference
 from objemb_lib.measure.metrics import evaluate
 
 CPU, SIDE = torch.device("cpu"), 256
+KEPT = {"vectors": 1e-4, "R@1": 1e-9, "mAP": 1e-4}  # how far the engine may be from torch
+PAIRS = [("head", "spoc"), ("head", "gem")]
 Network = Callable[[torch.Tensor], object]
 BF16 = "bf16_change_of_recall_at_1_in_points"
-FIRST, BARE, LOOP, OURS = (
-    "forward: as loaded, batch 32", "forward: + batch 4 (shipped)",
-    "first loop, files to vectors", "extract, files to vectors",
+FIRST, LOOP, OURS = (
+    "forward: as loaded, batch 32", "first loop, files to vectors", "extract, files to vectors",
 )  # fmt: skip
-ENGINES = ("OpenVINO (shipped, if there)", "ONNX Runtime", "torch.compile")
 
 
 def first_loop(trunk: Trunk, dataset) -> None:
@@ -66,47 +70,42 @@ def forward(network: Network, pixels: torch.Tensor, size: int, layout: torch.mem
         network(batch.contiguous(memory_format=layout))
 
 
-def engines(fast: Trunk, folder: Path) -> dict[str, Network]:
-    """The same network, all maps of it, by each engine that is there."""
-    found: dict[str, Network] = {}
-    every = Maps(fast.network, 0).eval()
-    if (ours := engine(fast.fingerprint())).on:
-        ours.seen[0] = ENOUGH
-        found[ENGINES[0]] = partial(ours, every, asked=0)
-    if find_spec("onnxruntime") and find_spec("onnxscript"):
-        import onnxruntime
-
-        path, given = folder / "network.onnx", torch.zeros(4, 3, SIDE, SIDE)
-        torch.onnx.export(every, (given,), path, input_names=["x"], verbose=False,
-                          dynamic_shapes=({0: "images"},))  # fmt: skip
-        how = onnxruntime.SessionOptions()
-        how.intra_op_num_threads = torch.get_num_threads()
-        session = onnxruntime.InferenceSession(path, how, ["CPUExecutionProvider"])
-        found[ENGINES[1]] = lambda x: session.run(None, {"x": x.numpy()})
+def engines(fast: Trunk) -> dict[str, Network]:
+    """The same network, all maps of it, by each engine that is there; batches of 4."""
+    every, written = Maps(fast.network, 0).eval(), io.BytesIO()
+    write_onnx(every, {"x": torch.zeros(2, 3, SIDE, SIDE)}, (), written, {0: "images"})
+    how = onnxruntime.SessionOptions()
+    how.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(written.getvalue(), how, ["CPUExecutionProvider"])
+    found = {"ONNX Runtime, as one exports it": lambda x: session.run(None, {"x": x.numpy()})}
     if shutil.which("c++"):
-        found[ENGINES[2]] = torch.compile(every)
+        found["torch.compile"] = torch.compile(every)
     return found
 
 
-def speeds(dataset, trunk: Trunk, rounds: int, folder: Path) -> dict[str, float]:
-    """Median images a second of each variant. ``folder``: for files of theirs."""
+def speeds(dataset, trunk: Trunk, rounds: int) -> dict[str, float]:
+    """Median images a second of each variant."""
     stack = np.stack([model_input(dataset.image(i), SIDE) for i in range(len(dataset))])
     pixels = trunk.normalise(torch.from_numpy(stack).permute(0, 3, 1, 2).contiguous())
     last, pair = torch.channels_last, [("head", "gem")]
     plain_last = copy.deepcopy(trunk).to(memory_format=last)
-    fast, half = trunk.for_inference(CPU), trunk.for_inference(CPU, "bf16")
-    fast.engine = Engine()
+    shipped, half = trunk.for_inference(CPU), trunk.for_inference(CPU, "bf16")
+    with by("torch"):
+        fast = trunk.for_inference(CPU)
     fresh, cached = (ExtractOptions(cache=cache, progress=False) for cache in (False, True))
     variants = {
         LOOP: lambda: first_loop(trunk, dataset),
         FIRST: lambda: forward(trunk, pixels, 32, torch.contiguous_format),
         "forward: + channels last": lambda: forward(plain_last, pixels, 32, last),
         "forward: + batch norm folded": lambda: forward(fast, pixels, 32, last),
-        BARE: lambda: forward(fast, pixels, 4, last),
+        "forward: + batch 4 (torch's best)": lambda: forward(fast, pixels, 4, last),
         **{
             f"forward: {name}": partial(forward, network, pixels, 4, torch.contiguous_format)
-            for name, network in engines(fast, folder).items()
+            for name, network in engines(fast).items()
         },
+        "forward: ONNX Runtime, image by image (shipped)": lambda: forward(
+            shipped, pixels, 16, torch.contiguous_format
+        ),
         "forward: + bf16 (not shipped)": lambda: forward(half, pixels.bfloat16(), 4, last),
         OURS: lambda: extract(dataset, trunk, pair, options=fresh),
         "extract again, from the cache": lambda: extract(dataset, trunk, pair, options=cached),
@@ -115,16 +114,45 @@ def speeds(dataset, trunk: Trunk, rounds: int, folder: Path) -> dict[str, float]
     return {name: len(dataset) / statistics.median(s) for name, s in seconds.items()}
 
 
+@contextmanager
+def by(name: str) -> Iterator[None]:
+    """With another engine than the environment says."""
+    before = os.environ.get("OBJEMB_ENGINE")
+    os.environ["OBJEMB_ENGINE"] = name
+    engine.cache_clear()
+    yield
+    os.environ["OBJEMB_ENGINE"] = before or ""
+    engine.cache_clear()
+
+
+def agreement(trunk: Trunk) -> dict[str, dict[str, float]]:
+    """The largest difference of L2-normalised vectors by ONNX Runtime from torch's, and of what is
+    found by them, for each split of mini-battles."""
+    found, (train, tests) = {}, load_splits("mini-battles")
+    for name, data in {"train": train, **tests}.items():
+        vectors = []
+        for name_ in ("onnx", "torch"):
+            with by(name_):
+                how = ExtractOptions(cache=False, progress=False)
+                vectors.append(extract(data, trunk, PAIRS, options=how))
+        pairs = [[l2(every[pair]) for every in vectors] for pair in PAIRS]
+        scores = [[evaluate(x, data) for x in some] for some in pairs]
+        found[name] = {"vectors": max(float(np.abs(a - b).max()) for a, b in pairs)} | {
+            metric: max(abs(a.mean(metric) - b.mean(metric)) for a, b in scores)
+            for metric in ("R@1", "mAP")
+        }
+    return found
+
+
 def bf16_costs(trunk: Trunk) -> dict[str, str]:
     """Points of R@1 on the battle split that bf16 adds, with their intervals."""
     battle, found = mini_battles("battle"), {}
-    pairs = [("head", "spoc"), ("head", "gem")]
     for region in (WHOLE, crop(battle)):
         half, full = (
-            extract(battle, trunk, pairs, region, ExtractOptions(precision=p, progress=False))
+            extract(battle, trunk, PAIRS, region, ExtractOptions(precision=p, progress=False))
             for p in ("bf16", "fp32")
         )
-        for pair in pairs:
+        for pair in PAIRS:
             scores = [evaluate(l2(vectors[pair]), battle) for vectors in (half, full)]
             change = paired_difference(*scores, "R@1")
             ends = (f"{100 * v:+.2f}" for v in (change.low, change.high))
@@ -132,12 +160,11 @@ def bf16_costs(trunk: Trunk) -> dict[str, str]:
     return found
 
 
-def main() -> None:
+def main() -> int:
     """Measure, print, keep."""
     asked = arguments(__doc__, images=256, rounds=5, bf16=False)
     trunk, dataset = load_trunk(), mini_battles("battle").subset(range(asked.images))
-    with tempfile.TemporaryDirectory() as folder:
-        found = pd.Series(speeds(dataset, trunk, asked.rounds, Path(folder)))
+    found = pd.Series(speeds(dataset, trunk, asked.rounds))
     print(pd.DataFrame({"images/s": found, "x as loaded": found / found[FIRST]}).round(2))
     best = found.filter(like="forward").drop("forward: + bf16 (not shipped)").max()
     said = {
@@ -145,6 +172,8 @@ def main() -> None:
         "x_the_first_loop": found[OURS] / found[LOOP],
     }
     print(f"files to vectors: {said}")
+    same = agreement(trunk)
+    print(pd.DataFrame(same).T)
     earlier = RESULTS / "extract.json"
     bf16 = json.loads(earlier.read_text()).get(BF16, {}) if earlier.exists() else {}
     if asked.bf16:
@@ -154,9 +183,10 @@ def main() -> None:
         "images": asked.images, "rounds": asked.rounds,
         "images_per_second": found.round(1).to_dict(),
         "files_to_vectors": {name: round(float(ratio), 3) for name, ratio in said.items()},
-        BF16: bf16,
+        "largest_difference_from_torch": same, BF16: bf16,
     })  # fmt: skip
+    return int(any(one[what] > most for one in same.values() for what, most in KEPT.items()))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

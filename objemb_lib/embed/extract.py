@@ -241,10 +241,10 @@ class Extraction:
     def read(self, batches: list[range], ahead: int = 4) -> Iterator[Batch]:
         """Batches of pixels, boxes and masks.
 
-        An accelerator computes while threads decode the next batches. On a CPU decoding threads
-        beside torch's own make both wait, which costs several times what they save.
+        Threads decode the next batches meanwhile; not beside torch on a CPU: its own threads and
+        they would wait for each other, which costs several times what they save.
         """
-        if config.device().type == "cpu":
+        if config.device().type == "cpu" and not wanted():
             yield from map(self.decode, batches)
             return
         with ThreadPoolExecutor(max(1, config.workers())) as threads:
