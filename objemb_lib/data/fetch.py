@@ -115,19 +115,15 @@ def fetch(
         else:
             raise DownloadError(f"{lying}: not the official archive's bytes", "Get it again.")
     places = [f"{mirror.rstrip('/')}/{remote.file}"] if mirror else []
-    places += [remote.url] if remote.url else []
-    download, tried = Downloader(dest, remote.size, check), []
-    while places:
-        place = places.pop(0)
+    download, tried = Downloader(dest, remote.size, check), ""
+    for place in [*places, remote.url] if remote.url else places:
         try:
             pooch.retrieve(place, remote.digest or None, dest.name, folder, downloader=download)
             return dest
         except (GiveUp, ValueError) as error:
-            tried.append(f"\n  - {place}: {error}")
-            if download.resumed and isinstance(error, ValueError):
-                places.insert(0, place)  # the old half was another file's: now from the start
+            tried += f"\n  - {place}: {error}"
     raise DownloadError(
-        f"{dest.name} could not be fetched. Tried:{''.join(tried)}",
+        f"{dest.name} could not be fetched. Tried:{tried}",
         "Check the network and run again (a cut download resumes), or use a copy you have: "
         "`--source FOLDER` with the files, `--mirror DIR_OR_URL` (or OBJEMB_MIRROR) with a "
         f"folder or server that holds {dest.name}. See data/README.md.",
@@ -162,7 +158,6 @@ class Downloader:
     ) -> None:
         self.part = dest.with_name(f"{dest.name}.part")
         self.size, self.check, self.bar = size, check, bar
-        self.resumed = False  # an earlier call's bytes were built upon
         self.session = requests.Session()
         patience = Retry(
             TRIES, connect=0, status_forcelist=BUSY, backoff_factor=BACKOFF, raise_on_status=False,
@@ -182,7 +177,6 @@ class Downloader:
         Raises:
             GiveUp: it is not to be had there. ValueError: not the right bytes.
         """
-        self.resumed = self.have > 0
         require_space(self.part, (self.size or 0) - self.have)
         if place.startswith(("http://", "https://")):
             self.download(place)

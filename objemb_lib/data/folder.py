@@ -428,13 +428,11 @@ def annotated(
 def encode_masks(objects: list[list[dict]], sizes: Sequence[Size]) -> list[list[dict]] | None:
     """Annotations' masks, as run lengths of the images as they are loaded; None without any.
 
-    The box stands in, with a warning, where an outline covers no pixel of it: such a mask leaves
-    nothing to embed. Raises DataError, naming an annotation without a usable outline.
+    The box stands in where an outline covers no pixel of it: such a mask leaves nothing to embed.
+    Raises DataError, naming an annotation without a usable outline.
     """
     if not any(one.get("segmentation") for many in objects for one in many):
         return None
-
-    beside = []
 
     def encode(one: dict, size: Size) -> dict:
         try:
@@ -442,7 +440,6 @@ def encode_masks(objects: list[list[dict]], sizes: Sequence[Size]) -> list[list[
         except ValueError as error:
             raise _unusable([one], error) from error
         if not covers(mask, one["corners"]):
-            beside.append(one)
             mask = encode_mask(None, one["corners"], size)
         if (loaded := fit_within(size)) == tuple(size):
             return mask
@@ -450,11 +447,7 @@ def encode_masks(objects: list[list[dict]], sizes: Sequence[Size]) -> list[list[
         small = Image.fromarray(coco_mask.decode(mask)).resize(loaded, Image.Resampling.NEAREST)
         return coco_mask.encode(np.asfortranarray(small))
 
-    masks = [[encode(one, size) for one in many] for many, size in zip(objects, sizes)]
-    if beside:
-        note = f"{_called(beside)}: its segmentation covers no pixel of its bbox, which stands in"
-        warnings.warn(note, stacklevel=3)
-    return masks
+    return [[encode(one, size) for one in many] for many, size in zip(objects, sizes)]
 
 
 def _unusable(objects: Sequence[dict], error: object) -> DataError:

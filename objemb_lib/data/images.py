@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import pillow_heif
-from PIL import ExifTags, Image, PngImagePlugin
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 from tqdm.contrib.concurrent import thread_map  # tqdm.auto's bar over a thread pool
 
 from objemb_lib.config import ImageError
@@ -37,15 +37,6 @@ PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 1 << 28
 _COPY_AGAIN = "Copy or download it again, or remove it."
 _CONVERT = "Convert it to 8-bit JPEG or PNG, or remove it."
 _REFUSED = re.compile("unknown pixel mode|(un|not yet )supported|cannot handle|not available", re.I)
-_UPRIGHT = {  # EXIF orientation -> what makes the image upright; from 5 on it lies on its side
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 _FULL_SCALES = (1, 255, 1023, 4095, 16383, 65535)  # white in floats, 8-, 10-, 12-, 14-, 16-bit
 
 
@@ -71,10 +62,10 @@ def load_image(path: str | os.PathLike[str], max_side: int = MAX_SIDE) -> Image.
         if max(fit) < max(image.size):
             image.draft(None, fit_within(image.size, max_side))
         image.load()
-        method = _UPRIGHT.get(_orientation(image))  # now: a TIFF turns itself while it loads
+        if _orientation(image) != 1:  # asked now: a TIFF turns itself while it loads
+            with suppress(Exception):  # it writes EXIF, too, which may be damaged
+                ImageOps.exif_transpose(image, in_place=True)
         image = _to_rgb(image)
-        if method is not None:
-            image = image.transpose(method)
         if image.size != fit:
             image = image.resize(fit, Image.Resampling.LANCZOS, reducing_gap=2.0)
         return image
@@ -160,11 +151,11 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 
 def _orientation(image: Image.Image) -> int:
-    # Not ImageOps.exif_transpose: it copies upright images, and fails where EXIF is damaged.
+    """1 to 8, as EXIF counts: from 5 on the image lies on its side."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
-        return orientation if orientation in _UPRIGHT else 1
-    except Exception:
+        return orientation if orientation in range(1, 9) else 1
+    except Exception:  # damaged
         return 1
 
 

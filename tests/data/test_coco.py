@@ -9,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from local_server import Server, serve, status, whole
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -21,7 +19,7 @@ from objemb_lib.data import coco as module
 from objemb_lib.data.catalogue import load_splits
 from objemb_lib.data.coco import coco, coco_photographs, objects, open_images
 from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.data.folder import annotated, check_boxes, encode_mask, folder
+from objemb_lib.data.folder import annotated, encode_mask, folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*images of .* are here")
 NAMES = ["cat", "dog", "cup", "car"]  # cat and cup train, dog and car test
@@ -286,8 +284,7 @@ RUNS = {"size": [48, 64], "counts": [3072]}
 )  # fmt: skip
 def test_the_box_stands_in_for_a_mask_of_nothing(told, outline) -> None:
     """cocoapi#175, BlenderProc#34: outside, empty, beside its box, a point: vectors of zeros."""
-    with pytest.warns(UserWarning, match=r"1\.png: annotation 11: .*no pixel"):
-        data = told([one([6, 5, 20, 20], segmentation=outline)])
+    data = told([one([6, 5, 20, 20], segmentation=outline)])
     assert data.mask(0).sum() == 400 and data.mask(0)[5:25, 6:26].all()
 
 
@@ -306,17 +303,6 @@ def test_categories_of_one_name_are_one(told, names: tuple) -> None:
     data = told([one(BOX, 1), one(BOX, 2, 7)], categories=categories)
     assert len(data.label_names) == 1
     assert data.relevant(0)[1]
-
-
-edge = st.integers(0, 40)
-
-
-@given(st.lists(st.tuples(edge, edge, edge, edge), max_size=5))
-def test_boxes_inside_their_images_are_quiet(xyxy: list[tuple]) -> None:
-    objects = [{"id": 1, "bbox": [x, y, w + 2, h + 2]} for x, y, w, h in xyxy]
-    inside = [o for o in objects if o["bbox"][0] + o["bbox"][2] <= 64
-              and o["bbox"][1] + o["bbox"][3] <= 48]  # fmt: skip
-    check_boxes([{"objects": inside}], [SIDES])
 
 
 def test_sound_files_are_quiet(told) -> None:

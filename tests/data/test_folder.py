@@ -12,15 +12,13 @@ from unicodedata import normalize
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
 
 from objemb_lib.config import DataError
 from objemb_lib.data.catalogue import load_splits
 from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.data.folder import ANNOTATIONS, LABELS, annotated, encode_mask, folder, list_images
+from objemb_lib.data.folder import ANNOTATIONS, LABELS, folder, list_images
 
 MakeImage = Callable[..., Path]
 
@@ -393,54 +391,6 @@ def test_annotations_that_cannot_be_used(pair: Path, tmp_path: Path, fault: dict
     with pytest.raises(DataError, match="annotation .*44 cannot be used") as caught:
         read(pair, path)
     assert "bbox" in caught.value.remedy
-
-
-# ---- properties ----------------------------------------------------------------------------
-
-number = st.floats(-1000, 1000, width=32)
-some_boxes = st.lists(st.tuples(number, number, number, number), max_size=6)
-
-
-@given(some_boxes, st.tuples(st.integers(1, 500), st.integers(1, 500)))
-def test_boxes_are_clipped_to_the_image(xywh: list[tuple], size: tuple[int, int]) -> None:
-    objects = [{"id": k, "bbox": box, "number": 0} for k, box in enumerate(xywh)]
-    parts, _ = annotated([{"objects": objects}], [size], ["thing"])
-    for box, k in zip(parts["boxes"][0], parts["extra"][0]["annotation_ids"]):
-        (x, y, w, h), (width, height) = xywh[k], size
-        corners = np.clip([x, y, x + w, y + h], 0, [width, height] * 2)
-        assert box.tolist() == np.float32(corners).tolist()
-        assert box[2] > box[0] and box[3] > box[1]  # none without area survives
-
-
-@given(st.integers(0, 30), st.integers(0, 20), st.integers(1, 10), st.integers(1, 10))
-def test_a_box_on_pixel_edges_is_its_mask(x: int, y: int, w: int, h: int) -> None:
-    encoded = encode_mask(None, np.array([x, y, x + w, y + h]), (40, 30))
-    assert np.array_equal(coco_mask.decode(encoded), block(x, y, x + w, y + h))
-
-
-def test_real_coco(real_photographs: Path) -> None:
-    path = real_photographs / "coco" / "annotations" / "instances_val2017.json"
-    said = json.loads(path.read_text())
-    data = read(real_photographs / "coco" / "val2017", path)
-    assert len(data) == len(said["images"])
-    assert sum(map(len, data.boxes)) == len(said["annotations"])
-    by_id = {entry["id"]: entry for entry in said["annotations"]}
-    names = {entry["id"]: entry["name"] for entry in said["categories"]}
-    areas = np.zeros(2)
-    for i in range(len(data)):
-        entries = [by_id[number] for number in data.extra[i]["annotation_ids"]]
-        for k, entry in enumerate(entries):
-            x, y, w, h = entry["bbox"]
-            assert data.boxes[i][k] == pytest.approx([x, y, x + w, y + h], abs=0.02)
-            assert data.label_names[data.box_labels[i][k]] == names[entry["category_id"]]
-            area = coco_mask.area(data.masks[i][k])
-            if entry["iscrowd"]:  # their "area" is not that of their own run lengths in COCO
-                assert area == sum(entry["segmentation"]["counts"][1::2])
-            else:
-                areas += entry["area"], area
-        plain = [e["bbox"][2] * e["bbox"][3] for e in entries if not e["iscrowd"]]
-        assert plain == sorted(plain, reverse=True)
-    assert areas[1] == pytest.approx(areas[0], rel=0.005)
 
 
 # ---- a list of labels ----------------------------------------------------------------------

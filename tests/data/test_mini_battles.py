@@ -204,16 +204,15 @@ def manifest(folder: Path) -> dict:
     return json.loads((folder / "manifest.json").read_text())
 
 
-def test_build_makes_every_split(tiny_root: Path) -> None:
+def test_build_makes_every_split_twice_the_same(
+    tiny: Tiny, tiny_root: Path, tmp_path: Path
+) -> None:
     data = {s: mini_battles.mini_battles(s, tiny_root) for s in ("train", "battle", "clean")}
     assert [len(d) for d in data.values()] == [6, 6, 3]
     assert data["train"].labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert data["clean"].labels.tolist() == [3, 4, 5]
     assert [len(mini_battles.selection(k, tiny_root)) for k in ("objects", "backgrounds")] == [6, 4]
     assert left_behind(tiny_root) == []
-
-
-def test_two_builds_are_the_same(tiny: Tiny, tiny_root: Path, tmp_path: Path) -> None:
     assert content(tiny.build(tmp_path / "again")) == content(tiny_root / NAME)
 
 
