@@ -95,11 +95,9 @@ class Boxes:
         found.update(json.dumps(self.masks, sort_keys=True, default=bytes.decode).encode())
         return found.hexdigest()
 
-    def top(self, k: int, threshold: float = -np.inf, name: str = "") -> Boxes:
-        """The ``k`` boxes of the highest scores of each image, best first; of those below the
-        ``threshold`` none but the best."""
+    def top(self, k: int, name: str = "") -> Boxes:
+        """The ``k`` boxes of the highest scores of each image, best first."""
         order = [np.argsort(-s, kind="stable")[:k] for s in self.scores]
-        order = [o[: max(1, int((s[o] >= threshold).sum()))] for o, s in zip(order, self.scores)]
         pick = lambda many: tuple(x[o] for x, o in zip(many, order))  # noqa: E731
         masks = self.masks and tuple([m[j] for j in o] for m, o in zip(self.masks, order))
         return replace(self, name=name or f"{self.name}, top {k}", boxes=pick(self.boxes),

@@ -168,12 +168,6 @@ class Retriever:
         """The numbers of the boxes that ask, see :meth:`search`."""
         return {"box": [chosen], "whole": [query.whole], "both": [chosen, query.whole]}[kind]
 
-    @property
-    def nothing(self) -> float:
-        """The chance of a first answer below which probably nothing here shows what was asked for;
-        nan where that was not checked."""
-        return self.calibration.nothing
-
     def sample(self, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """At most ``most`` objects, evenly spread: image ``(M,)``, boxes and vectors.
 

@@ -18,25 +18,23 @@ MIXING = 0.5  # of the Dirichlet weights: below 1, one of the neighbours mostly 
 PART = 4096  # vectors made at a time
 
 
-def synthetic_vectors(
-    vectors: np.ndarray, n: int, seed: int = 0, k: int = NEIGHBOURS
-) -> np.ndarray:
+def synthetic_vectors(vectors: np.ndarray, n: int, seed: int = 0) -> np.ndarray:
     """``n`` new vectors that lie among real ones as these lie among each other.
 
-    Each is a random convex mix of a real vector and its ``k`` nearest neighbours (as SMOTE mixes
+    Each is a random convex mix of a real vector and its eight nearest neighbours (as SMOTE mixes
     two), plus a random part of their differences from their mean (a draw from the local principal
     components). Mixing takes variance away; the second part gives back as much as was taken,
     in the same directions, so that the covariance stays that of the neighbourhoods.
 
     Args:
-        vectors: ``(N, D)``, real ones, L2-normalised. k: less than N.
+        vectors: ``(N, D)``, real ones, L2-normalised.
     Returns:
         ``(n, D)`` float32, L2-normalised.
     Raises:
-        DataError: fewer than ``k + 1`` vectors.
+        DataError: fewer than nine vectors.
     Source: the mix is after Chawla et al., SMOTE: Synthetic Minority Over-sampling Technique, 2002.
     """
-    vectors = np.ascontiguousarray(vectors, np.float32)
+    vectors, k = np.ascontiguousarray(vectors, np.float32), NEIGHBOURS
     if len(vectors) <= k:
         raise DataError(f"{len(vectors)} vectors to grow from", f"Pass more than {k}.")
     rng = np.random.default_rng(seed)

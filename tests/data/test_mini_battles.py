@@ -239,10 +239,6 @@ def cut_short(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-500])
 
 
-def no_manifest(file: Path) -> None:
-    file.write_text('{"name": "mini-battles", "splits": {}}')
-
-
 def moved_box(file: Path) -> None:
     coco = json.loads(file.read_text())
     coco["annotations"][0]["bbox"][0] += 1
@@ -255,7 +251,6 @@ def moved_box(file: Path) -> None:
         ("battle/00003.jpg", one_pixel),
         ("train/00004.jpg", cut_short),
         ("manifest.json", Path.unlink),
-        ("manifest.json", no_manifest),
         ("annotations/battle.json", cut_short),
         ("annotations/train.json", moved_box),
         ("objects/004.png", Path.unlink),

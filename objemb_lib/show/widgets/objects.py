@@ -118,7 +118,7 @@ class ObjectSearch(Front):
         what = plots.object_name(self.dataset, answer.label, "") or KINDS[kind]
         told = answer.found(self.dataset) or f"{len(found)} photographs"
         file = query.dataset.names[query.image]
-        return {"says": f"{what} of {file}: {told}", "nothing": number(way.nothing),
+        return {"says": f"{what} of {file}: {told}", "nothing": number(way.calibration.nothing),
                 "rows": [{"title": "", "matches": found}]}  # fmt: skip
 
     def explain(self, rank: int) -> dict:
