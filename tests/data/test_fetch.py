@@ -328,10 +328,3 @@ def test_one_server_is_asked_at_a_pace(
     files = wanted(server, **{f"f{i}": [serve()] for i in range(5)})
     run(files, tmp_path, per_second=2)
     assert sorted(naps) == [0.5, 1.0, 1.5, 2.0]
-
-
-def test_an_old_half_of_another_file_is_thrown_away(server: Server, tmp_path: Path) -> None:
-    (one,) = wanted(server, file=[serve()])
-    (tmp_path / one.file).parent.mkdir()
-    (tmp_path / "images/file.part").write_bytes(bytes(1000))
-    assert run([one], tmp_path)[0]["files"] == 1 and (tmp_path / one.file).read_bytes() == BODY

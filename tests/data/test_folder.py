@@ -415,14 +415,6 @@ def test_a_list_says_what_folders_do_not(make_image: MakeImage, tmp_path: Path) 
     assert data.gallery[data.relevant(2)].tolist() == [0]
 
 
-@pytest.mark.parametrize("text", ["", "file,name\na.png,x\n", "file,label\na.png,\n", "\0\1"])
-def test_other_lists_are_named(pair: Path, tmp_path: Path, text: str) -> None:
-    path = tmp_path / "labels.csv"
-    path.write_text(text)
-    with pytest.raises(DataError, match=r"labels\.csv: (not a list of labels|cannot be read)"):
-        read(pair, labels=path)
-
-
 def test_a_list_in_another_spelling_is_read(make_image, tmp_path: Path) -> None:
     make_image("cup/caf\u00e9.png")
     path = tmp_path / "labels.csv"
@@ -432,14 +424,18 @@ def test_a_list_in_another_spelling_is_read(make_image, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "says"),
-    [("a.png,cup,\n./a.png,dog,", "a.png is listed twice"),
-     ("a.png,cup,\na.png,cup,query", "a.png is listed twice"), ("a.png,cup,Query", "role 'Query'")],
+    ("text", "says"),
+    [("", "cannot be read"), ("file,name\na.png,x\n", "not a list of labels"),
+     ("file,label\na.png,\n", "not a list of labels"), ("\0\1", "not a list of labels"),
+     ("file,label\na.png,cup\n./a.png,dog\n", "a.png is listed twice"),
+     ("file,label,role\na.png,cup,Query\n", "role 'Query'")],
 )  # fmt: skip
-def test_a_list_that_contradicts_itself_is_refused(pair: Path, tmp_path, rows, says) -> None:
+def test_lists_that_are_none_or_contradict_themselves_are_named(
+    pair: Path, tmp_path: Path, text: str, says: str
+) -> None:
     path = tmp_path / "labels.csv"
-    path.write_text(f"file,label,role\n{rows}\n")
-    with pytest.raises(DataError, match=f"labels.csv: .*{says}"):
+    path.write_text(text)
+    with pytest.raises(DataError, match=rf"labels\.csv: .*{says}"):
         read(pair, labels=path)
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 import torchvision
 from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image
-from tiny_scenes import objects_of, scenes
+from tiny_scenes import scenes
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
@@ -23,11 +23,8 @@ from objemb_lib.attend.soft import class_activation_region
 from objemb_lib.config import DataError, DownloadError
 from objemb_lib.detect.detectors import build_detector
 from objemb_lib.embed import trunks
-from objemb_lib.embed.boxes import true_boxes
-from objemb_lib.embed.pooling import POOLINGS
-from objemb_lib.embed.regions import Region, cut
+from objemb_lib.embed.regions import cut
 from objemb_lib.embed.trunks import PIP_WEIGHTS, Stage, Trunk, load_trunk
-from objemb_lib.search.objects import ObjectIndex
 from objemb_lib.teach.student import Teacher
 
 CPU = torch.device("cpu")
@@ -212,23 +209,6 @@ def test_a_box_cut_from_a_transformers_map_lies_where_it_should(vit: Trunk, size
         assert change.shape[2:] == (side, side)
         brightest = cut(vit, {"stage1": change}, "stage1", [corners]).mean(dim=(1, 2, 3))
         assert brightest.argmax() == change.argmax() == row * side + column
-
-
-@pytest.mark.parametrize("on", ["map", "pixels"])
-@pytest.mark.usefixtures("on_cpu")
-def test_objects_on_a_transformers_map_are_pooled_and_found(
-    vit: Trunk, on: str, tmp_path: Path
-) -> None:
-    data, context = scenes(tmp_path), 0.5  # without, every crop of a rectangle is one colour
-    wanted = [(stage, pooling) for stage in ("stage3", "head") for pooling in POOLINGS]
-    objects = objects_of(data, Region(true_boxes(data), on, context), vit, wanted, cache=False)
-    for (stage, _), vectors in objects.vectors.items():
-        assert vectors.shape == (5, vit.stages[stage].channels) and np.isfinite(vectors).all()
-    index = ObjectIndex(vit.stages["head"].channels)
-    index.add(objects, ("head", "spoc"), data.names)
-    for image, vector in zip(objects.image, objects.vectors["head", "spoc"]):
-        best = index.search(vector, 1)[0]
-        assert best.image == image and best.score > 0.999
 
 
 @pytest.mark.usefixtures("on_cpu")

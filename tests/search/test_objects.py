@@ -204,16 +204,6 @@ def test_every_family_answers_by_image_also_from_the_disk(tmp_path: Path, factor
         assert exact.search(query, 1)[0].file in [m.file for m in found]
 
 
-def test_copies_are_told_from_codes_as_well() -> None:
-    x = np.random.default_rng(0).standard_normal((40, 4))
-    index = ObjectIndex(4, factory="IVF2,PQ2x4")
-    index.index.train(l2(x))
-    index.add(made([[x[0]], [x[0]], [x[1]]], [[[0, 0, 5, 5]]] * 3), PAIR, FILES)
-    index.index.tune("nprobe=2")
-    found = [m.file for m in index.search(x[0], 3)]
-    assert sorted(found) in (["a.png", "c.png"], ["a.png"])
-
-
 # --- clicks -------------------------------------------------------------------------------
 
 
