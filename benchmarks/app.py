@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
@@ -42,6 +42,7 @@ from objemb_lib.teach.student import StudentTrunk, load_student
 LEARNED = ("groceries", "birds", "cars")  # COCO, whose labels are categories, is only tested
 KINDS, FIRST = ("box", "whole", "both"), 8  # answers that a person sees
 FAR = -99.0
+ALL, EVEN, ODD = slice(None), slice(0, None, 2), slice(1, None, 2)  # labels whose images ask
 SURE, FEWEST = 0.75, 20  # "nothing here" must be right so often, of as many queries at least
 
 
@@ -87,20 +88,6 @@ class Gallery:
 
 # --- what is learned -------------------------------------------------------------------------
 
-Halves = Callable[[ImageDataset], np.ndarray]
-
-
-def even(data: ImageDataset) -> np.ndarray:
-    return np.isin(data.labels, np.unique(data.labels)[::2])
-
-
-def odd(data: ImageDataset) -> np.ndarray:
-    return ~even(data)
-
-
-def everything(data: ImageDataset) -> np.ndarray:
-    return np.ones(len(data), bool)
-
 
 def logistic(x: np.ndarray, y: np.ndarray) -> list[float]:
     """Slope and offset."""
@@ -109,16 +96,17 @@ def logistic(x: np.ndarray, y: np.ndarray) -> list[float]:
 
 
 def answers(
-    galleries: Sequence[Gallery], kind: str, who: Halves, absent: bool = False
+    galleries: Sequence[Gallery], kind: str, who: slice, absent: bool = False
 ) -> Iterator[tuple]:
     """Of each collection scores ``(Q, 32)``, and which are right; without an answer, no query."""
     for one in galleries:
         scores, right = one.ranked(kind, absent)
-        asks = who(one.data) & one.truth[0].any(axis=1)
+        asks = np.isin(one.data.labels, np.unique(one.data.labels)[who])
+        asks &= one.truth[0].any(axis=1)
         yield scores[asks], right[asks]
 
 
-def fit(galleries: Sequence[Gallery], who: Halves, first: str = "both") -> Calibration:
+def fit(galleries: Sequence[Gallery], who: slice, first: str = "both") -> Calibration:
     """How often answers are right, by how near they are; and, where ``first`` asks, the chance
     below which "nothing here" is right of :data:`SURE` queries, if it is true of half of all."""
     chances = {}
@@ -136,7 +124,7 @@ def fit(galleries: Sequence[Gallery], who: Halves, first: str = "both") -> Calib
 
 
 def presence(
-    galleries: Sequence[Gallery], known: Calibration, who: Halves, kind: str
+    galleries: Sequence[Gallery], known: Calibration, who: slice, kind: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Whether what was asked for is in the gallery, and the chance of the first answer."""
     found = [(known.chance(s, kind)[:, 0], not absent) for absent in (False, True)
@@ -146,7 +134,7 @@ def presence(
 
 
 def checked(
-    galleries: Sequence[Gallery], known: Calibration, who: Halves, kind: str = "both"
+    galleries: Sequence[Gallery], known: Calibration, who: slice, kind: str = "both"
 ) -> dict[str, float]:
     """How true the chances are: error of calibration (ten bins), AUC; of all and first answers."""
     told: dict[str, float] = {}
@@ -211,12 +199,12 @@ def main() -> None:
     for network, how in settings(PHOTOGRAPHS).items():
         real = {name: gallery(data, boxes, how) for name, (data, boxes) in sets.items()}
         learned = [real[name] for name in LEARNED]
-        known = fit(learned, even)
-        told[f"odd labels of all, {network}"] = checked(list(real.values()), known, odd)
+        known = fit(learned, EVEN)
+        told[f"odd labels of all, {network}"] = checked(list(real.values()), known, ODD)
         for name, one in real.items():
-            told[f"{name}, odd labels, {network}"] = checked([one], known, odd)
-            others = fit([other for other in learned if other is not one], everything)
-            told[f"{name}, not seen, {network}"] = checked([one], others, everything)
+            told[f"{name}, odd labels, {network}"] = checked([one], known, ODD)
+            others = fit([other for other in learned if other is not one], ALL)
+            told[f"{name}, not seen, {network}"] = checked([one], others, ALL)
         shipped.append(made(network, how, PROPOSER, known))
     splits, each = load_splits("mini-battles"), 2 if asked.quick else 3
     parts = [one.first_of_each(each) for one in (splits.train, splits.tests["battle"])]
@@ -224,8 +212,8 @@ def main() -> None:
     boxes = [own_boxes(data, detector) for data in parts]
     for network, how in settings(SCENES).items():
         train, test = (gallery(*one, how) for one in zip(parts, boxes))
-        known = fit([train], everything, "box")
-        told[f"battle scenes, {network}"] = checked([test], known, everything, "box")
+        known = fit([train], ALL, "box")
+        told[f"battle scenes, {network}"] = checked([test], known, ALL, "box")
         shipped.append(made(network, how, "detected", known))
     print(pd.DataFrame(told).T.to_markdown(), flush=True)
     if asked.fit and not asked.quick:

@@ -30,6 +30,7 @@ class Profile:
         parameters: for every notebook that takes them.
         notebooks: those that run, and the parameters that are theirs alone; {} runs all.
         boxed: those that run only where every image has a box.
+        boxes: who says where to look, in place of what is said here for BOXES.
         committed: whether ``--update`` writes the outputs of its notebooks, which are then read.
     """
 
@@ -40,6 +41,7 @@ class Profile:
     notebooks: dict[str, dict] = field(default_factory=dict)
     boxed: list[str] = field(default_factory=list)
     committed: bool = False
+    boxes: str = ""
 
     def given(self, notebook: Path, data: str) -> dict:
         """The parameters that a notebook gets.
@@ -56,7 +58,9 @@ class Profile:
                 f"{notebook.name} takes no parameter {', '.join(sorted(unknown))}",
                 "Give it one in its `parameters` cell, or take it out of the profile.",
             )
-        return {name: value for name, value in shared.items() if name in taken} | own
+        shared = {name: value for name, value in shared.items() if name in taken}
+        asked = {"BOXES": self.boxes} if self.boxes and "BOXES" in taken else {}
+        return shared | own | asked
 
 
 def profile(name: str) -> Profile:

@@ -63,12 +63,7 @@ def reproduce(
         ReproduceError: a notebook failed, or there is no such profile. DataError,
         DownloadError: no data.
     """
-    stated = profiles.profile(name)
-    if boxes:
-        stated = replace(stated, parameters=stated.parameters | {"BOXES": boxes}, notebooks={
-            stem: {k: v for k, v in own.items() if k != "BOXES"}
-            for stem, own in stated.notebooks.items()
-        })  # fmt: skip
+    stated = replace(profiles.profile(name), boxes=boxes)
     notebooks = profiles.choose(numbers or list(stated.notebooks))
     planned, problems = runs(stated, data), []
     about = {run: {one: manifest(one)} if one else {} for run, one in planned.items()}  # all first
@@ -193,10 +188,9 @@ def environment(seed: int) -> dict:
     }
 
 
-def cached_files() -> set[tuple[Path, int]]:
-    """Finished tables of vectors in the cache, with the time each was written."""
-    tables = (config.cache_root() / "embeddings").glob("*/*[!0-9].safetensors")
-    return {(table, table.stat().st_mtime_ns) for table in tables}
+def cached_files() -> set[Path]:
+    """Finished tables of vectors in the cache."""
+    return set((config.cache_root() / "embeddings").glob("*/*[!0-9].safetensors"))
 
 
 def finish(run: str, fresh: dict, commit: bool, outputs: Sequence[Path]) -> list[str]:
