@@ -130,12 +130,11 @@ def coco(root: Path) -> tuple[ImageDataset, np.ndarray]:
 # --- who says where to look --------------------------------------------------------------------
 
 
-def coco_boxes(root: str | Path) -> dict[str, Boxes]:
+def coco_boxes(root: Path) -> dict[str, Boxes]:
     """Boxes of COCO's photographs by their source, five each where the name says no other number.
 
     What learns from photographs (the proposer, the fixed boxes) learned from the other fold.
     """
-    root = Path(os.path.expandvars(str(root))).expanduser()
     data, fold = coco(root)
     folds = [data.subset(fold == one) for one in np.unique(fold)]
     found = {"whole image": whole_image(data), "true boxes": true_boxes(data)}

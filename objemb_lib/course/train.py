@@ -213,8 +213,7 @@ def ship_student(asked: argparse.Namespace, kind: str) -> tuple[str, dict]:
         return {f"metrics on {data}": both, "scored on": len(unseen), "before": before}
 
     more = {"teacher": repr(teacher), "config": asdict(distillation.DistillConfig())}
-    limit = None if another else LIMIT
-    return _ship(kind, asked, schedule, data, learn, load_student, score, limit, **more)
+    return _ship(kind, asked, schedule, data, learn, load_student, score, **more)
 
 
 def ship_fork(asked: argparse.Namespace, kind: str) -> tuple[str, dict]:
@@ -247,7 +246,6 @@ def _ship(
     learn: Callable[[ImageDataset, Path], nn.Module],
     load: Callable[[str, Path | None], nn.Module],
     score: Callable[[nn.Module, ImageDataset], dict],
-    limit: int | None = LIMIT,
     **more: object,
 ) -> tuple[str, dict]:
     """Train; write and score weights, as they are in half precision.
@@ -255,7 +253,7 @@ def _ship(
     Args:
         data: see :func:`photographs`. learn: what trains on them, in a folder.
         score: what the card says of the weights, as ``load`` gives them, on unseen photographs.
-        limit: bytes of the file. more: what else the card says.
+        more: what else the card says.
     Returns:
         name and card; the latter is empty in every process of ``torchrun`` but the first.
     """
@@ -267,7 +265,7 @@ def _ship(
     card = _history(command, schedule, folder, train_on, unseen) | more
     if schedule.snapshots:
         card["curve"] = curve(learnt, folder, schedule, unseen)
-    save_weights(learnt, card, name, root, limit)
+    save_weights(learnt, card, name, root, None if root else LIMIT)
     return name, update_card(name, score(load(name, root), unseen), root)
 
 
