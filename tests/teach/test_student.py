@@ -160,7 +160,7 @@ def test_it_detects_as_its_detector_and_embeds_what_it_detects(kind: str) -> Non
         student("fcos")
 
 
-def test_a_coco_detector_embeds_what_it_detects_in_any_shape_and_is_loaded_again(tmp_path) -> None:
+def test_a_coco_detector_embeds_what_it_detects_in_any_shape() -> None:
     torch.manual_seed(0)
     detector = load_coco_detector("torchvision/fasterrcnn_resnet50_fpn", False, 64)
     norms = [m for m in detector.trunk.modules() if isinstance(m, FrozenBatchNorm2d)]
@@ -184,13 +184,6 @@ def test_a_coco_detector_embeds_what_it_detects_in_any_shape_and_is_loaded_again
         assert torch.equal(one["boxes"], other["boxes"]) and len(one["boxes"]) > 3
         assert one["embeddings"].shape == (3, 2048)
     assert torch.allclose(found[0]["embeddings"], F.normalize(by_hand, dim=1), atol=1e-4)
-    with pytest.raises(DataError, match="would hold"):  # not for the course's own folder
-        save_weights(ours, {}, "large", tmp_path)
-    save_weights(ours, {}, "large", tmp_path, limit=None)
-    loaded, before = load_student("large", tmp_path), ours.state_dict()
-    for key, value in loaded.state_dict().items():
-        assert torch.allclose(value, before[key], rtol=2e-3, atol=1e-4), key
-    assert (loaded.detector.size, loaded.embedding.cells) == (64, 14)
 
 
 def test_as_a_trunk_it_keeps_the_detectors_stages() -> None:
