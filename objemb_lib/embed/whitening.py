@@ -12,6 +12,7 @@ import numpy as np
 from objemb_lib.config import DataError
 
 DEAD = 1e-10  # share of the largest variance below which float32 inputs hold only rounding
+AT_ONCE = 1024  # queries, each taking about 12 bytes per gallery vector
 
 
 def l2(x: np.ndarray, eps: float = 1e-12) -> np.ndarray:
@@ -53,7 +54,6 @@ def alpha_query_expansion(
     count: int,
     alpha: float = 3.0,
     own: np.ndarray | None = None,
-    chunk: int = 1024,
 ) -> np.ndarray:
     """Each query plus its ``count`` best gallery vectors, weighted by their similarity (αQE).
 
@@ -64,7 +64,6 @@ def alpha_query_expansion(
         queries: ``(Q, D)``. gallery: ``(N, D)``, both L2-normalised.
         own: ``(Q,)`` gallery row that is the query's own image, -1 where it is not there: an
             image does not expand itself. Default: none is there.
-        chunk: queries at a time, each taking about 12 bytes per gallery vector.
     Returns:
         ``(Q, D)`` float32, L2-normalised.
     Source: Radenovic et al., Fine-tuning CNN Image Retrieval with No Human Annotation, 2019.
@@ -78,8 +77,8 @@ def alpha_query_expansion(
     if count < 0 or alpha < 0:
         raise DataError(f"query expansion by {count}, alpha {alpha}", "Use at least 0.")
     found = []
-    for start in range(0, len(queries), chunk):
-        part, mine = queries[start : start + chunk], own[start : start + chunk]
+    for start in range(0, len(queries), AT_ONCE):
+        part, mine = queries[start : start + AT_ONCE], own[start : start + AT_ONCE]
         scores = part @ gallery.T
         here = np.flatnonzero(mine >= 0)
         scores[here, mine[here]] = -np.inf

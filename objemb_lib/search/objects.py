@@ -293,16 +293,12 @@ class Answer:
             found.append({-1: "", 0: "wrong", 1: right}[int(shows[match.image])])
         return found
 
-    def relevant(self, gallery: ImageDataset) -> int:
-        """How many other photographs of the gallery show it; 0 also where nobody knows."""
-        return int((self.shows(gallery) == 1).sum())
-
     def found(self, gallery: ImageDataset) -> str:
         """How many of them were found, and where; "" where nobody knows.
 
         As "3 of 3 found, at ranks 1, 2 and 7".
         """
-        relevant, states = self.relevant(gallery), self.states(gallery)
+        relevant, states = int((self.shows(gallery) == 1).sum()), self.states(gallery)
         if self.label < 0:
             return ""
         if not relevant:

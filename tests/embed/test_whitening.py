@@ -96,11 +96,11 @@ def slow_expansion(queries, gallery, count, alpha, own):
 
 
 @settings(max_examples=25)
-@given(SEEDS, st.integers(0, 70), st.sampled_from([0.0, 1.0, 3.0]), st.integers(1, 9))
-def test_expansion_is_the_plain_sum(seed, count, alpha, chunk):
+@given(SEEDS, st.integers(0, 70), st.sampled_from([0.0, 1.0, 3.0]))
+def test_expansion_is_the_plain_sum(seed, count, alpha):
     x = l2(correlated(seed) - 3).astype(np.float64)
     own = np.where(np.arange(8) % 2, np.arange(8), -1)
-    found = alpha_query_expansion(x[:8], x[2:], count, alpha, own, chunk)
+    found = alpha_query_expansion(x[:8], x[2:], count, alpha, own)
     np.testing.assert_allclose(found, slow_expansion(x[:8], x[2:], count, alpha, own), atol=2e-5)
     others = slow_expansion(x, x, count, 3.0, range(len(x)))  # an image does not expand itself
     np.testing.assert_allclose(database_augmentation(x, count), others, atol=2e-5)

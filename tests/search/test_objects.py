@@ -246,7 +246,6 @@ def test_an_answer_tells_a_loose_box_from_a_wrong_photograph(
     matches = [Match(image, data.files[image], 0.5, where) for image, where in boxes.items()]
     answer = Answer(data, 0, asked, box, matches, kind)
     assert answer.states(data) == states and answer.found(data) == found
-    assert answer.relevant(data) == (found != "")
 
 
 def test_an_answer_lists_ranks_and_says_what_cannot_be_found(tmp_path: Path) -> None:
