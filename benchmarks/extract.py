@@ -13,7 +13,6 @@ exits with 1 if an engine changes vectors by more than 1e-4, or what is found.
 from __future__ import annotations
 
 import copy
-import io
 import json
 import os
 import shutil
@@ -33,7 +32,7 @@ from turns import RESULTS, arguments, in_turns, write
 
 from objemb_lib.data.catalogue import load_splits
 from objemb_lib.data.mini_battles import mini_battles
-from objemb_lib.embed.compiled import engine, write_onnx
+from objemb_lib.embed.compiled import engine, to_onnx
 from objemb_lib.embed.extract import ExtractOptions, extract
 from objemb_lib.embed.regions import WHOLE, crop, model_input
 from objemb_lib.embed.trunks import Maps, Trunk, load_trunk
@@ -72,11 +71,11 @@ def forward(network: Network, pixels: torch.Tensor, size: int, layout: torch.mem
 
 def engines(fast: Trunk) -> dict[str, Network]:
     """The same network, all maps of it, by each engine that is there; batches of 4."""
-    every, written = Maps(fast.network, 0).eval(), io.BytesIO()
-    write_onnx(every, {"x": torch.zeros(2, 3, SIDE, SIDE)}, (), written, {0: "images"})
+    every = Maps(fast.network, 0).eval()
+    written = to_onnx(every, {"x": torch.zeros(2, 3, SIDE, SIDE)}, (), (0,))
     how = onnxruntime.SessionOptions()
     how.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(written.getvalue(), how, ["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(written, how, ["CPUExecutionProvider"])
     found = {"ONNX Runtime, as one exports it": lambda x: session.run(None, {"x": x.numpy()})}
     if shutil.which("c++"):
         found["torch.compile"] = torch.compile(every)

@@ -162,7 +162,7 @@ class Watched:
 
     def check(self) -> None:
         """Nothing went wrong, nobody outside was asked."""
-        assert self.errors == [] and self.outside == []
+        assert not self.errors + self.outside, self.errors + self.outside
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from objemb_lib.embed.regions import model_input
 from objemb_lib.embed.trunks import Trunk, load_trunk
 
 KEPT = {"head": 96, "stage5": 64, "stage4": 32}  # channels of each stage
-GRID = "stage4"  # whose cells draw boxes
+GRID = 16  # cells a side, which draw boxes: those of stage4 at 256 pixels
 WIDTH, DILATIONS = 48, (1, 2, 4)  # of a network: its channels, and how far its layers look
 SCALES = (1.0, 0.75, 4 / 3)  # of each box: its place is surer than its size
 DOUBT = 0.7  # what a box of another size than the drawn one is worth
@@ -66,10 +66,9 @@ class Proposer(nn.Module):
         self.leave = nn.Conv2d(wide, 6 * members, 1, groups=members)
 
     def reduced(self, maps: Mapping[str, Tensor]) -> Tensor:
-        """``(N, 192, h, w)``: the kept channels of all stages, on the grid of the finest."""
+        """``(N, 192, GRID, GRID)``: the kept channels of all stages, on one grid."""
         found = [conv(maps[stage].float()) for stage, conv in self.reduce.items()]
-        sides = maps[GRID].shape[-2:]
-        return torch.cat([F.interpolate(x, sides, mode="bilinear") for x in found], dim=1)
+        return torch.cat([F.interpolate(x, (GRID, GRID), mode="bilinear") for x in found], dim=1)
 
     def cells(self, reduced: Tensor) -> tuple[Tensor, Tensor]:
         """What each network says of each cell.
@@ -231,7 +230,7 @@ def _view(
         for size, boxes in zip(dataset.sizes(), dataset.boxes):
             x0, y0, x1, y1 = torch.from_numpy(boxes / np.tile(size, 2)).float().unbind(1)
             ends = (1 - x1, y0, 1 - x0, y1) if mirrored else (x0, y0, x1, y1)
-            truth.append(targets(torch.stack(ends, dim=1), *maps[0][GRID].shape[-2:]))
+            truth.append(targets(torch.stack(ends, dim=1), GRID, GRID))
     return {stage: torch.cat([one[stage] for one in maps]) for stage in KEPT}, torch.stack(truth)
 
 

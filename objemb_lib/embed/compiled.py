@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, lru_cache, partial
-from pathlib import Path
 from threading import Lock
 
 import numpy as np
@@ -89,27 +88,27 @@ def fingerprint(name: str, state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def write_onnx(
-    module: nn.Module,
-    inputs: Mapping[str, Tensor],
-    outputs: Sequence[str],
-    target: str | Path | io.BytesIO,
-    free: Mapping[int, str],
-) -> None:
-    """Write what a module does with such inputs as ONNX.
+def to_onnx(
+    module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str], free: Sequence[int]
+) -> bytes:
+    """What a module does with such inputs, as ONNX.
 
     Args:
-        inputs: examples by name, of two images or more. outputs: names of what it gives.
-        free: names of the inputs' dimensions, by number, that may have another size later. A
-            module whose Python code looks at a size may then be wrong: compare.
+        inputs: examples by name, of two images or more where their number is free.
+        outputs: names of what it gives.
+        free: dimensions of the inputs, by number, that may have another size later. A module whose
+            Python code looks at a size may then be wrong: compare.
     """
+    written = io.BytesIO()
+    axes = {name: {n: f"{name}, {n}" for n in free} for name in inputs}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing is deprecated, and 20 times as fast as its heir
         torch.onnx.export(
-            module, tuple(inputs.values()), target, input_names=list(inputs),
-            output_names=list(outputs), dynamic_axes=dict.fromkeys(inputs, dict(free)),
-            dynamo=False,
+            module.eval(),  # or it would be told to train afterwards
+            tuple(inputs.values()), written, input_names=list(inputs),
+            output_names=list(outputs), dynamic_axes=axes, dynamo=False,
         )  # fmt: skip
+    return written.getvalue()
 
 
 class Flat(nn.Module):
@@ -133,10 +132,8 @@ class Compiled:
         self.alone = sum(t[0].numel() for t in inputs) >= LARGE
         examples = {f"x{k}": t[:1].repeat(1 if self.alone else 3, *[1] * (t.dim() - 1))
                     for k, t in enumerate(inputs)}  # fmt: skip
-        written, names = io.BytesIO(), [f"y{k}" for k in range(len(outputs))]
-        free = {} if self.alone else {0: "n"}
-        write_onnx(Flat(module, form).eval(), examples, names, written, free)
-        self.written = written.getvalue()
+        names, free = [f"y{k}" for k in range(len(outputs))], () if self.alone else (0,)
+        self.written = to_onnx(Flat(module, form), examples, names, free)
         self.sessions: dict[int, onnxruntime.InferenceSession] = {}  # by their threads
 
     def __call__(self, inputs: Sequence[Tensor]) -> PyTree:

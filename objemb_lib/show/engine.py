@@ -1,4 +1,4 @@
-"""What a page needs to look at photographs by itself: the network as ONNX, and what runs it.
+"""What a page needs to look at photographs by itself: networks as ONNX, and what runs them.
 
 ``front/engine.js`` opens it, in a worker. The numbers are those of Python, from a file's bytes on.
 """
@@ -6,62 +6,84 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from pathlib import Path
 
-from objemb_lib import config
+import torch
+from torch import nn
+
 from objemb_lib.attend.detections import TOP
 from objemb_lib.attend.proposer import OVERLAP, load_proposer
-from objemb_lib.attend.sources import fingerprint
+from objemb_lib.cache import atomic_write_bytes
 from objemb_lib.config import DataError
-from objemb_lib.embed.trunks import Trunk, load_trunk
-from objemb_lib.search.retriever import SAME_BOX
+from objemb_lib.embed.regions import CELLS
+from objemb_lib.embed.trunks import load_trunk
+from objemb_lib.search.retriever import SAME_BOX, Embedder, embedder
 from objemb_lib.show import front
-from objemb_lib.teach.export import MAPS, SearchNetwork, export_onnx
+from objemb_lib.teach import export
+from objemb_lib.teach.student import ADAPTIVE
 
 RUNTIME = Path(__file__).parent / "node_modules" / "onnxruntime-web" / "dist"  # `make web`
 FILES = {"ort": "ort.wasm.bundle.min.mjs", "wasm": "ort-wasm-simd-threaded.wasm"}
+POOLINGS = ("spoc", "rmac")  # of front/network.js
 
 
-def write_engine(
-    folder: str | Path,
-    trunk: Trunk | None = None,
-    pair: tuple[str, str] = ("head", "spoc"),
-    context: float = 0.0,
-    size: int = 256,
-) -> dict:
-    """Write the files of an engine for a page; the ONNX is made once, then cached.
+def write_engine(folder: str | Path) -> dict:
+    """Write what runs networks in a page, and what proposes boxes to it.
 
-    Args:
-        trunk, pair, context, size: of the gallery's vectors, as :func:`retriever.embedder` takes
-            them; the trunk is EfficientNet-Lite0, at whose maps the shipped proposer looks.
     Returns:
         what ``open`` of ``front/engine.js`` takes: names of the files in ``folder``, and numbers.
     Raises:
-        DataError: onnxruntime-web is not installed, or no page can make such vectors.
+        DataError: onnxruntime-web is not installed.
     """
-    (stage, pooling), trunk = pair, trunk or load_trunk()
-    channels = {s: trunk.stages[s].channels for s in load_proposer().channels if s in trunk.stages}
-    if stage not in MAPS or pooling != "spoc" or channels != load_proposer().channels:
-        problem = f"a page cannot make vectors of {trunk.name}, {stage}, {pooling}"
-        raise DataError(problem, f"Use the spoc of {' or '.join(MAPS)} of efficientnet_lite0.")
     if absent := [name for name in FILES.values() if not (RUNTIME / name).is_file()]:
         raise DataError(f"onnxruntime-web is not installed: no {absent[0]}", "Run make web.")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    network = SearchNetwork(trunk, load_proposer(), size)
-    told = ("3", trunk.fingerprint(), fingerprint(load_proposer()), size)
-    name = f"network-{hashlib.sha256(repr(told).encode()).hexdigest()[:16]}.onnx"
-    kept = config.cache_root() / "onnx" / name
-    if not kept.exists():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = kept.with_suffix(f".{os.getpid()}")
-        export_onnx(network, unfinished).replace(kept)
-    shutil.copy(kept, folder)
     for file in FILES.values():
         shutil.copy(RUNTIME / file, folder)
     (folder / "worker.js").write_text(front.module("worker"), "utf-8")
-    about = {"network": trunk.name, "inputs": network.inputs, "stage": stage, "context": context,
-             "top": TOP, "overlap": OVERLAP, "same": SAME_BOX}  # fmt: skip
-    return FILES | {"model": name, "worker": "worker.js", "about": about}
+    looks = write_network(folder, embedder(load_trunk(), [("head", "spoc")]))
+    model = _kept(folder, "proposer", export.proposer(load_proposer()))
+    proposes = {"looks": looks, "model": model, "top": TOP, "overlap": OVERLAP, "same": SAME_BOX}
+    return FILES | {"worker": "worker.js", "proposes": proposes}
+
+
+def write_network(folder: str | Path, by: Embedder) -> dict:
+    """Write a network's two parts, for vectors like those of ``by``.
+
+    Returns:
+        what ``look`` of ``front/engine.js`` takes: names of the files in ``folder``, the ``map``
+        that boxes are cut from, into how many ``cells`` (None: see ``adaptive_cells``) of so many
+        ``samples``, whether that is ``before`` the tail, and what else decides the vectors.
+    Raises:
+        DataError: no page can make such vectors.
+    """
+    trunk, (stage, pooling), *more = by.trunk.for_inference(torch.device("cpu")), *by.pairs
+    branch = trunk.embedding if stage == "student" else None
+    if branch:
+        plain = branch.stage.name == export.CUT and isinstance(branch.project, nn.Identity)
+        cells, samples = None if branch.cells == ADAPTIVE else branch.cells, 1
+        pooling = branch.pooling
+    else:
+        plain = stage in (export.CUT, "head")
+        cells, samples = (1, 2 * CELLS) if pooling == "spoc" else (CELLS, 2)  # a mean of means
+    cut = {"map": export.CUT if branch else stage, "cells": cells, "samples": samples}
+    try:
+        if more or not plain or pooling not in POOLINGS:
+            raise KeyError(stage)
+        parts = {"body": export.body(trunk), "tail": export.tail(trunk, branch)}
+    except KeyError:
+        problem = f"a page cannot make vectors of {trunk.name}, {stage}, {pooling}"
+        remedy = "Use the spoc of stage4 or head of efficientnet_lite0, or a student."
+        raise DataError(problem, remedy) from None
+    files = {part: _kept(Path(folder), part, content) for part, content in parts.items()}
+    return files | cut | {"before": bool(branch), "pooling": pooling, "size": by.size,
+                          "context": by.context}  # fmt: skip
+
+
+def _kept(folder: Path, name: str, content: bytes) -> str:
+    """The name of a file that has this content: networks share what is the same in them."""
+    file = f"{name}-{hashlib.sha256(content).hexdigest()[:16]}.onnx"
+    atomic_write_bytes(folder / file, content)
+    return file

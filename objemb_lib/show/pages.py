@@ -18,17 +18,19 @@ from objemb_lib.attend.detections import PROPOSER
 from objemb_lib.cache import atomic_write_bytes, atomic_write_text
 from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.embed.trunks import load_trunk
 from objemb_lib.measure.analysis import PROJECTIONS
 from objemb_lib.search.calibration import Calibration, made_of, shipped
 from objemb_lib.search.retriever import Embedder, Retriever
 from objemb_lib.show import front
-from objemb_lib.show.engine import write_engine
+from objemb_lib.show.engine import write_engine, write_network
 from objemb_lib.show.pictures import encoded, picture
 from objemb_lib.show.widgets import Compare, Map, ObjectSearch, Retrieval
 from objemb_lib.show.widgets.front import number
 from objemb_lib.show.widgets.objects import COLOURS
 
 KEPT = 320  # pixels of the longer side of photographs that are kept beside a script, or in it
+FOLDER = 384  # pixels of what a network sees of photographs of a folder that somebody drops
 TITLE = "Find the same thing again"
 PAGE = Template("""<!doctype html>
 <html lang="en">
@@ -102,28 +104,29 @@ def index_of(
 
 
 def _network(ways: Sequence[Retriever], told: Sequence[dict], folder: Path) -> dict:
-    """What the page opens for vectors like those of the first way for which it can, or why it
-    cannot. What is told of the ways then says which have such vectors."""
-    missing = ""
-    for way in ways:
-        by = way.embed
-        if isinstance(by, Embedder) and len(by.pairs) == 1:
+    """What the page opens to look at photographs, or why it cannot. What is told of the ways then
+    says how, where a page can make their vectors."""
+    try:
+        network, looks, missing = write_engine(folder), {}, ""
+        for by in dict.fromkeys(way.embed for way in ways if isinstance(way.embed, Embedder)):
             try:
-                files = write_engine(folder, by.trunk, by.pairs[0], by.context, by.size)
+                looks[by] = write_network(folder, by)
             except DataError as error:
                 missing = str(error)
-                continue
-            for other, said in zip(ways, told):
-                said["embeds"] = other.embed is by
-            return {"network": files | {"folder": _folder(by)}}
-    return {"missing": missing}
+        for way, said in zip(ways, told):
+            said["looks"] = looks.get(way.embed)
+        return {"network": network | {"folder": _folder(folder)}} if looks else {"missing": missing}
+    except DataError as error:
+        return {"missing": str(error)}
 
 
-def _folder(by: Embedder) -> dict:
-    """How a folder that somebody drops is searched: as photographs, whatever the gallery is."""
-    pair, context = ("head", "spoc"), 0.0
-    made = made_of(by.trunk, [pair], context, by.size, PROPOSER)
-    return {"stage": pair[0], "context": context, "calibration": calibrated(shipped(made))}
+def _folder(folder: Path) -> dict:
+    """How a folder that somebody drops is searched: as photographs, whatever the gallery is. One
+    pass gives boxes and vectors."""
+    by = Embedder(load_trunk(), [("head", "spoc")], FOLDER)
+    made = made_of(by.trunk, by.pairs, by.context, by.size, PROPOSER)
+    looks = write_network(folder, by) | {"once": True}
+    return {"looks": looks, "calibration": calibrated(shipped(made))}
 
 
 Table = tuple[Sequence[np.ndarray], np.ndarray]  # boxes of each image, (M, D) vectors
@@ -143,7 +146,7 @@ def _ways(widget: ObjectSearch | Compare | Retrieval) -> tuple[list[dict], list[
         told = [_compared(widget, name) for name in widget.vectors]
     for way, (boxes, vectors) in zip(told, tables):
         counts = [len(some) for some in boxes]
-        way |= {"dim": vectors.shape[1], "counts": counts, "embeds": False}
+        way |= {"dim": vectors.shape[1], "counts": counts, "looks": None}
     return told, tables
 
 

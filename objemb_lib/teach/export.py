@@ -1,61 +1,76 @@
-"""The search's network as ONNX: for a browser (``show/front/network.js``), or another engine."""
+"""Networks as ONNX: for a browser (``show/front/network.js``), or another engine.
+
+A trunk comes in two parts, the *body* up to the map that a student's branch cuts, and the *tail*
+after it. A whole map goes through both, and boxes are cut out of what comes; or they are cut out of
+the body's map, and each goes through the tail alone. The same two parts serve both orders.
+"""
 
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from objemb_lib.attend.proposer import Proposer
-from objemb_lib.embed.compiled import write_onnx
+from objemb_lib.attend.proposer import KEPT, Proposer
+from objemb_lib.embed.compiled import to_onnx
 from objemb_lib.embed.trunks import Trunk
+from objemb_lib.teach.student import EmbeddingHead
 
-MAPS = ("stage4", "head")  # of the trunk, whose boxes are pooled
-PROPOSES = 256  # side in pixels of what the shipped proposer learned from
+CUT, INSIDE = "stage4", "stage5"  # the body's map; one of the tail that the proposer looks at, too
 
 
-class SearchNetwork(nn.Module):
-    """A trunk and the proposer on its maps: all that a photograph costs once, however many boxes.
+class _Body(nn.Module):
+    def __init__(self, trunk: Trunk) -> None:
+        super().__init__()
+        self.trunk = trunk
 
-    Both are copied, to the CPU.
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.trunk(self.trunk.normalise(pixels.permute(0, 3, 1, 2)), CUT)[CUT]
+
+
+class _Tail(nn.Module):
+    def __init__(self, layers: nn.Sequential, last: int) -> None:
+        super().__init__()
+        self.first, self.last = layers[: len(layers) - last], layers[len(layers) - last :]
+
+    def forward(self, cut: Tensor) -> tuple[Tensor, Tensor]:
+        inside = self.first(cut)
+        return inside, self.last(inside)
+
+
+class _Proposer(nn.Module):
+    def __init__(self, proposer: Proposer) -> None:
+        super().__init__()
+        self.proposer = proposer
+
+    def forward(self, *maps: Tensor) -> tuple[Tensor, Tensor]:
+        return self.proposer(dict(zip(KEPT, maps)))
+
+
+def body(trunk: Trunk) -> bytes:
+    """ONNX: ``pixels`` ``(N, H, W, 3)`` uint8, as :func:`regions.model_input` gives them, to the
+    map :data:`CUT`; sides are multiples of 32."""
+    pixels = torch.zeros(2, 64, 64, 3, dtype=torch.uint8)
+    return to_onnx(_Body(trunk), {"pixels": pixels}, [CUT], (0, 1, 2))
+
+
+def tail(trunk: Trunk, branch: EmbeddingHead | None = None) -> bytes:
+    """ONNX: :data:`CUT`, or parts of it, of even sides, to the maps :data:`INSIDE` and ``head``.
 
     Args:
-        size: side in pixels of what vectors come from; the proposer always looks at 256.
+        branch: whose layers it is to have, on the body ``trunk``; default all of the trunk's own.
+    Raises:
+        KeyError: a trunk without these stages, or without layers after them.
     """
-
-    def __init__(self, trunk: Trunk, proposer: Proposer, size: int = PROPOSES) -> None:
-        super().__init__()
-        self.trunk = trunk.for_inference(torch.device("cpu"))
-        self.proposer = copy.deepcopy(proposer).cpu().eval()
-        self.inputs = {"pixels": PROPOSES} | ({} if size == PROPOSES else {"large": size})
-
-    def forward(self, pixels: Tensor, large: Tensor | None = None) -> tuple[Tensor, ...]:
-        """The maps of :data:`MAPS`, and boxes and scores of :meth:`Proposer.forward`.
-
-        Args:
-            pixels, large: ``(N, S, S, 3)`` uint8, as :func:`regions.model_input` gives them; those
-                and of those sizes that ``inputs`` says.
-        """
-        maps = every = self._maps(pixels)
-        if large is not None:
-            maps = self._maps(large)
-        return *(maps[stage] for stage in MAPS), *self.proposer(every)
-
-    def _maps(self, pixels: Tensor) -> dict[str, Tensor]:
-        return self.trunk(self.trunk.normalise(pixels.permute(0, 3, 1, 2)))
+    owner, layers = branch.layers(trunk) if branch else (trunk, nn.Sequential(*trunk.after(CUT)))
+    cut = torch.zeros(2, trunk.stages[CUT].channels, 8, 8)
+    module = _Tail(layers, len(owner.after(INSIDE)))
+    return to_onnx(module, {CUT: cut}, [INSIDE, "head"], (0, 2, 3))
 
 
-def export_onnx(network: SearchNetwork, path: str | Path) -> Path:
-    """Write a network as ONNX, for any number of images.
-
-    Inputs are called as in ``network.inputs``, outputs as the maps, ``boxes`` and ``scores``;
-    :meth:`Proposer.best` is left to do.
-    """
-    given = {
-        name: torch.zeros(2, size, size, 3, dtype=torch.uint8)
-        for name, size in network.inputs.items()
-    }
-    write_onnx(network.eval(), given, [*MAPS, "boxes", "scores"], path, {0: "images"})
-    return Path(path)
+def proposer(network: Proposer) -> bytes:
+    """ONNX: the maps of :data:`proposer.KEPT` of one image, of any size, to ``boxes`` and
+    ``scores`` of :meth:`Proposer.forward`; :meth:`Proposer.best` is left to do."""
+    maps = {stage: torch.zeros(1, network.channels[stage], 16, 16) for stage in KEPT}
+    return to_onnx(_Proposer(copy.deepcopy(network).cpu()), maps, ["boxes", "scores"], (2, 3))

@@ -135,15 +135,19 @@ class EmbeddingHead(nn.Module):
         said = f"{self.stage.name}, {cells}, without {list(self.leave_out)}, {self.pooling}"
         return f"{said}, tail {self._trunk[0].fingerprint()}" if self.tail else said
 
+    def layers(self, body: Trunk) -> tuple[Trunk, nn.Sequential]:
+        """What a region that was cut out goes through, and the trunk whose layers they are."""
+        trunk = self._trunk[0] if self._trunk else body
+        every = enumerate(trunk.after(self.stage.name))
+        return trunk, nn.Sequential(*(x for n, x in every if n not in self.leave_out))
+
     def forward(self, body: Trunk, maps: dict[str, Tensor], boxes: Boxes) -> Tensor:
         """``(M, dim)`` vectors, not normalised, of ``N`` times ``(K_i, 4)`` boxes in input pixels.
 
         Args:
             body: whose layers are run. maps: of ``N`` images, as it gives them.
         """
-        trunk = self._trunk[0] if self._trunk else body
-        every = trunk.after(self.stage.name)
-        layers = nn.Sequential(*(x for n, x in enumerate(every) if n not in self.leave_out))
+        trunk, layers = self.layers(body)
         run = partial(trunk.engine, layers, asked=(self.stage.name, self.leave_out))
         boxes = per_image(boxes, maps[self.stage.name].device)
         if not sum(map(len, boxes)):  # not every layer takes an empty batch

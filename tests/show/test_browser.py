@@ -124,16 +124,17 @@ def test_the_app_by_mouse_finger_and_keys(tmp_path, monkeypatch) -> None:
     with chromium() as watched:
         with server(tmp_path, start, "/") as base:
             watched.page.goto(base)
-            way = app.ways(folder(photos, progress=False))[0]  # from the cache of the app
+            way, students = app.ways(folder(photos, progress=False))[::2]  # from the app's cache
             search = Search(watched.page)
             objects_are_found(search, way)
             photographs_of_ones_own_ask(search, way)
+            a_photograph_of_ones_own_asks_the_student(search, students)
             answers_are_enlarged_explained_and_saved(watched, search, way.dataset)
             a_folder_is_searched_and_deleted(watched, search, photos)
             watched.check()
             a_finger_scrolls_and_taps(watched, base)
         search.it.get_by_text("advanced").click()
-        search.it.get_by_label("network").select_option("fork")
+        search.it.get_by_label("boxes").select_option("detected")
         search.it.get_by_text("The app does not answer").wait_for()  # never silence
 
 
@@ -194,6 +195,19 @@ def photographs_of_ones_own_ask(search: Search, way: Retriever) -> None:
     search.it.get_by_text("That is no photograph").wait_for()
     search.give("drop", "words.jpg", b"words")
     search.it.get_by_text("not an image").wait_for()
+
+
+def a_photograph_of_ones_own_asks_the_student(search: Search, way: Retriever) -> None:
+    """The one that was brought last."""
+    search.it.get_by_text("advanced").click()
+    menu = search.it.get_by_label("network")
+    other = menu.input_value()
+    search.after(functools.partial(menu.select_option, way.network))
+    own = way.query_photograph(photograph(way.dataset.root / way.dataset.files[4]))
+    search.finds(found(way, own, own.boxes[0]))
+    assert search.it.locator(".error").inner_text() == ""
+    search.after(functools.partial(menu.select_option, other))
+    search.it.get_by_text("advanced").click()
 
 
 def answers_are_enlarged_explained_and_saved(watched: Watched, search: Search, gallery) -> None:

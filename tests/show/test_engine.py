@@ -22,12 +22,13 @@ from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.embed.boxes import Boxes
 from objemb_lib.embed.extract import ExtractOptions
 from objemb_lib.embed.regions import Region, model_input
-from objemb_lib.embed.trunks import load_trunk
+from objemb_lib.embed.trunks import Trunk, load_trunk
 from objemb_lib.embed.whitening import l2
 from objemb_lib.search.explain import explain
 from objemb_lib.search.objects import photograph
-from objemb_lib.search.retriever import Retriever
-from objemb_lib.show import engine, front
+from objemb_lib.search.retriever import Retriever, embedder
+from objemb_lib.show import app, engine, front
+from objemb_lib.teach.student import StudentTrunk, load_student
 
 QUIET = ExtractOptions(cache=False, progress=False)
 PAGE = """<!doctype html><link rel="icon" href="data:,"><title>engine</title><script type="module">
@@ -44,9 +45,9 @@ document.ondrop = (event) => {
 };
 Object.assign(window, { open, blob, folder, plain, seen });
 </script>"""
-INDEX = """async ([files, base]) => {
+INDEX = """async ([files, base, looks]) => {
   const told = [];
-  const way = { ways: [{ settings: {}, calibration: {} }] };
+  const way = { ways: [{ settings: {}, calibration: {}, looks }] };
   const start = () => open(files, base);
   const made = await folder.index(await given, start, way, ({ done }) => told.push(done));
   return { ...made, told, bytes: [...new Uint8Array(await made.part("0.bin"))] };
@@ -60,11 +61,11 @@ KEPT = """async () => {
   return { about: kept.about, sides, forgotten: await folder.kept() };
 }"""
 OPEN = "async (of) => { window.network = await open(...of); }"
-LOOK = "async ([name, boxes]) => plain(await network.look(await blob(name), boxes))"
-WHY = """async (asked) => {
+LOOK = "async ([looks, name, boxes]) => plain(await network.look(looks, await blob(name), boxes))"
+WHY = """async ([looks, ...asked]) => {
   const [query, match] = await Promise.all(
     asked.map(async ([name, box]) => ({ blob: await blob(name), box })));
-  const why = await network.why(query, match);
+  const why = await network.why(looks, query, match);
   return { ...why, vectors: why.vectors.map((many) => many.map((one) => [...one])) };
 }"""
 
@@ -141,14 +142,28 @@ def way(kinds: ImageDataset) -> Retriever:
 
 
 def retriever(dataset: ImageDataset, stage: str, context: float, size: int = 256) -> Retriever:
+    return of_network(dataset, load_trunk(), [(stage, "spoc")], context, size)
+
+
+def of_network(dataset: ImageDataset, trunk: Trunk, *how: object) -> Retriever:
+    """A gallery by a network's pairs, context and size."""
     find = lambda data: propose(data, options=QUIET)  # noqa: E731
-    region, pairs = Region(find(dataset), context=context), [(stage, "spoc")]
-    return Retriever.build(dataset, load_trunk(), pairs, region, size, find, progress=False)
+    pairs, context, size = how
+    region = Region(find(dataset), context=context)
+    return Retriever.build(dataset, trunk, pairs, region, size, find, progress=False)
 
 
-def looked(watched: Watched, file: str, boxes: list | None = None) -> tuple[np.ndarray, ...]:
+@functools.cache
+def looks(watched: Watched, way: Retriever) -> dict:
+    """How the page looks, for vectors like a gallery's."""
+    return engine.write_network(watched.root / "engine", way.embed)
+
+
+def looked(
+    watched: Watched, way: Retriever, file: str, boxes: list | None = None
+) -> tuple[np.ndarray, ...]:
     """Boxes and vectors of a file."""
-    found = watched.page.evaluate(LOOK, [file, boxes])
+    found = watched.page.evaluate(LOOK, [looks(watched, way), file, boxes])
     return np.array(found["boxes"]), np.array(found["vectors"]), (found["width"], found["height"])
 
 
@@ -164,27 +179,24 @@ def test_every_kind_of_file_gives_pythons_boxes_and_vectors(watched, way) -> Non
         theirs = np.reshape(watched.page.evaluate("seen", file), ours.shape)
         reduced = file.startswith("beyond")  # by another filter
         assert np.abs(ours - theirs).max() <= (8 if reduced else 0), file
-        query, (boxes, vectors, size) = way.query(i), looked(watched, file)
+        query, (boxes, vectors, size) = way.query(i), looked(watched, way, file)
         assert size == tuple(way.dataset.sizes()[i])
         near = max(size) * (0.01 if reduced else 1e-5)
         assert np.allclose(boxes, query.boxes, atol=near) and agree(vectors, query.vectors), file
     with pytest.raises(Exception, match="not an image"):
-        looked(watched, "index.html")
+        looked(watched, way, "index.html")
 
 
 @needs_chromium
 @needs_runtime
 def test_boxes_drawn_by_hand_of_another_stage_and_size_with_a_context(watched, kinds) -> None:
-    files = engine.write_engine(kinds.root / "engine", None, ("stage4", "spoc"), -0.3, 384)
-    watched.page.evaluate(OPEN, [files, watched.files[1]])
     file = "jpeg.jpg"
     data = photograph(kinds.root / file)
     way = retriever(data, "stage4", -0.3, 384)
     width, height = data.sizes()[0].tolist()
     drawn = [[10, 20, 300.5, 200], [0, 0, width, height], [-5, 0, 3, 2], [width - 9, 0, width, 40]]
-    proposed, of_proposed, _ = looked(watched, file)
-    boxes, vectors, _ = looked(watched, file, drawn)
-    watched.page.evaluate(OPEN, watched.files)
+    proposed, of_proposed, _ = looked(watched, way, file)
+    boxes, vectors, _ = looked(watched, way, file, drawn)
     query = way.query(0)
     assert np.allclose(proposed, query.boxes, atol=0.1) and agree(of_proposed, query.vectors)
     assert np.allclose(boxes, drawn)
@@ -200,7 +212,7 @@ def test_why_a_match_was_found_is_pythons_explanation(watched, way) -> None:
     match = next(one for one in found if names[one.image] == "12 megapixels.jpg")
     ours = explain(way, query, 0, match, "box")
     asked = [["jpeg.jpg", query.boxes[0].tolist()], [names[match.image], list(match.box)]]
-    found = watched.page.evaluate(WHY, asked)
+    found = watched.page.evaluate(WHY, [looks(watched, way), *asked])
     assert np.allclose(found["cells"], ours.cells, atol=0.1)
     assert np.allclose(found["heat"], ours.heat, atol=1e-3)
     scores = [max(np.array(vectors) @ query.vectors[0]) for vectors in found["vectors"]]
@@ -210,15 +222,20 @@ def test_why_a_match_was_found_is_pythons_explanation(watched, way) -> None:
 
 @needs_chromium
 @needs_runtime
-def test_a_photograph_that_is_brought_finds_the_same_first_answers(watched) -> None:
-    """Queries that the browser looked at ask Python's index, as those of Python do."""
+@pytest.mark.parametrize("name", ["", "student", "fork"])
+def test_a_photograph_that_is_brought_finds_the_same_first_answers(watched, name) -> None:
+    """Queries that the browser looked at ask Python's index, as those of Python do: by the plain
+    network, the student for scenes and the one for photographs."""
     data = scenes(15)
-    way = retriever(data, "head", 0.0)
+    taken = {**app.PHOTOGRAPHS, "student": app.SCENES["student"]}[name]
+    network = StudentTrunk(load_student(name)) if name else load_trunk()
+    way = of_network(data, network, *taken)
     for i in range(len(data)):
         file = data.root / data.files[i]
         (watched.root / file.name).write_bytes(file.read_bytes())
-        boxes, vectors, _ = looked(watched, file.name)
+        boxes, vectors, _ = looked(watched, way, file.name)
         ours = way.query_photograph(photograph(file))
+        assert agree(vectors, ours.vectors)
         theirs = replace(ours, boxes=boxes, vectors=vectors.astype(np.float32))
         for box in range(len(boxes)):
             one, other = (way.search(q, box).matches for q in (ours, theirs))
@@ -246,7 +263,7 @@ def test_a_dropped_folder_is_searched_in_the_page_and_kept_until_it_is_deleted(
     for kind in ("dragEnter", "dragOver", "drop"):
         mouse.send("Input.dispatchDragEvent", {"type": kind, "x": 9, "y": 9, "data": data})
     page.wait_for_function("window.given")
-    found = page.evaluate(INDEX, [files, base])
+    found = page.evaluate(INDEX, [files, base, looks(watched, way)])
     skipped = {one["file"]: one["why"] for one in found["skipped"]}
     assert skipped.keys() == {"drop/broken.jpg", "drop/phone.heic"} and found["told"][-1] == 5
     assert all("not an image" in why for why in skipped.values())
@@ -274,7 +291,7 @@ def test_a_dropped_folder_is_searched_in_the_page_and_kept_until_it_is_deleted(
 
 def test_what_a_page_cannot_do_is_said_before_it_is_opened(tmp_path, monkeypatch) -> None:
     with pytest.raises(DataError, match="cannot make vectors of efficientnet_lite0, head, gem"):
-        engine.write_engine(tmp_path, pair=("head", "gem"))
+        engine.write_network(tmp_path, embedder(load_trunk(), [("head", "gem")]))
     monkeypatch.setattr(engine, "RUNTIME", tmp_path)
     with pytest.raises(DataError, match="onnxruntime-web is not installed") as raised:
         engine.write_engine(tmp_path)

@@ -27,8 +27,8 @@ from objemb_lib.show.widgets import Attention, Compare, Map, ObjectSearch, Retri
 KNOWN = Calibration({"box": (8.0, 6.0), "both": (6.0, 4.0)}, 0.15)
 MODULE = """(() => {%s
 globalThis.opened = async (of, looks) => browser(await $index.packed(of), looks, link);})()"""
-LOOK = """async () => ({ look: async (_, boxes) => ({ width: 40, height: 30,
-  boxes: boxes ?? [[0, 0, 40, 30]], vectors: [Array(12).fill(0.3)] }) })"""
+LOOK = """async () => ({ look: async (looks, blob, boxes) => ({ width: 40, height: 30,
+  boxes: boxes ?? [[0, 0, 40, 30]], vectors: [Array(looks.dim).fill(0.3)] }) })"""
 
 
 def gallery(folder: Path, count: int = 90, dim: int = 48) -> Retriever:
@@ -133,20 +133,28 @@ def test_what_cannot_be_done_is_said(opened, tmp_path) -> None:
 
 
 @needs_chromium
-def test_another_way_that_can_look_at_what_is_new_is_named(opened, watched, tmp_path) -> None:
-    """A photograph, or a box drawn by hand, where the menus say a network that no page runs."""
+def test_what_is_new_is_looked_at_by_the_network_of_the_menus(opened, watched, tmp_path) -> None:
+    """A photograph, or a box drawn by hand; where no page runs that network, one is named that a
+    page runs."""
     data = coloured(tmp_path)
-    index = pages.index_of(ObjectSearch([retriever(data), retriever(data, 2)]))
-    one, other = (way["settings"] for way in index.about["ways"])
-    index.about["ways"][1]["embeds"] = True
+    index = pages.index_of(ObjectSearch([retriever(data, n) for n in (1, 2, 3)]))
+    ways = index.about["ways"]
+    one, other, third = (way["settings"] for way in ways)
+    for way in ways[1:]:
+        way["looks"] = {"dim": way["dim"]}
     opened(index, LOOK)
     new = "given => backend.embed({...given, file: 'a.jpg', bytes: ''}).catch(e => e.settings)"
     assert watched.page.evaluate(new, {"settings": one}) == other
     mine = watched.page.evaluate(new, {"settings": other})
     assert (mine["id"], mine["width"], mine["boxes"]) == ("own/0/a.jpg", 40, [])
-    drawn = "given => backend.ask(given).catch(e => e.settings)"
-    given = {"id": "a.png", "box": [1, 1, 9, 9], "kind": "box", "k": 8}
-    assert watched.page.evaluate(drawn, given | {"settings": one}) == other
+    asks = "given => backend.ask(given).catch(e => e.settings)"
+    given = {"id": "own/0/a.jpg", "box": None, "kind": "whole", "k": 8}
+    assert watched.page.evaluate(asks, given | {"settings": third})["rows"]
+    assert watched.page.evaluate(asks, given | {"settings": one}) == other
+    drawn = {"box": [1, 1, 9, 9], "kind": "box"}
+    assert watched.page.evaluate(asks, given | drawn | {"settings": third})["rows"]
+    drawn = given | drawn | {"id": "a.png"}
+    assert watched.page.evaluate(asks, drawn | {"settings": one}) == other
 
 
 @needs_chromium

@@ -46,7 +46,7 @@ function nearest({ first, box, code }, cosines, count, own) {
 // network: a function that gives the engine of engine.js, or null where there is none.
 function searching(photographs, network) {
   const { chosen, missing, names, number, original, seen, sizes, truth, ways } = photographs;
-  const own = new Map(); // photographs that somebody brought, as look gave them
+  const own = new Map(); // photographs that somebody brought, and what was found in each
   const whole = (n) => [0, 0, ...sizes[n]];
   let asked = null; // the last question, for explain
 
@@ -56,22 +56,29 @@ function searching(photographs, network) {
     return way;
   }
 
-  // What can look at photographs, for vectors like a way's; an error says by which settings it can.
-  async function engine(way) {
+  // What looks at photographs for vectors like a way's; an error says by which settings it can.
+  async function engine({ looks }) {
     if (!network) throw new Error(`Only objects with a dot can be searched here. ${missing}`);
-    if (way.embeds) return network();
-    const { settings } = ways.find(({ embeds }) => embeds);
+    if (looks) {
+      const { look, why } = await network();
+      return { look: (...given) => look(looks, ...given), why: (...given) => why(looks, ...given) };
+    }
+    const { settings } = ways.find((way) => way.looks);
     const words = `Only ${settings.network} can look at photographs here: see "advanced".`;
     throw Object.assign(new Error(words), { settings });
+  }
+
+  // A photograph that somebody brought, as a way sees it.
+  async function brought({ found, ...mine }, way) {
+    if (!found.has(way.looks)) found.set(way.looks, await (await engine(way)).look(mine.blob));
+    const seen = found.get(way.looks);
+    return { n: null, ...mine, ...seen, whole: seen.boxes.length - 1 };
   }
 
   // A photograph that asks: its number or null, its size, boxes, vectors, and which is the whole.
   async function query(id, way) {
     const mine = own.get(id);
-    if (mine) {
-      await engine(way);
-      return { n: null, ...mine, whole: mine.boxes.length - 1 };
-    }
+    if (mine) return brought(mine, way);
     const n = number(id);
     const rows = Array.from({ length: way.first[n + 1] - way.first[n] }, (_, k) => way.first[n] + k);
     const boxes = rows.map(way.box);
@@ -92,11 +99,10 @@ function searching(photographs, network) {
   const file = (asking) => asking.blob ?? original(asking.n);
 
   async function embed({ file: name, bytes, settings }) {
-    const { look } = await engine(await one(settings));
-    const blob = new Blob([bytes]);
-    const [id, src] = [`own/${own.size}/${name}`, URL.createObjectURL(blob)];
-    const found = await look(blob);
-    own.set(id, { id, file: name, src, blob, ...found });
+    const [way, blob, id] = [await one(settings), new Blob([bytes]), `own/${own.size}/${name}`];
+    const mine = { id, file: name, src: URL.createObjectURL(blob), blob, found: new Map() };
+    await brought(mine, way);
+    own.set(id, mine);
     return objects({ id, settings });
   }
   async function objects({ id, settings }) {

@@ -1,19 +1,20 @@
 // Photographs become boxes and vectors, in a worker. Nothing leaves the page.
 /**
- * @typedef {object} Engine
- * @property look (Blob, boxes?, side?) -> {width, height, boxes, vectors, picture}: the boxes given,
+ * @typedef {object} Engine `looks` is what write_network of show/engine.py says of a network, whose
+ *   files are fetched once they are needed
+ * @property look (looks, Blob, boxes?, side?) -> {width, height, boxes, vectors, picture}: the boxes given,
  *   else those that are proposed, best first, and the whole photograph last; a Float32Array of
  *   length 1 for each; where a side is given a JPEG of at most so many pixels
- * @property why ({blob, box}, {blob, box}) -> {cells, heat, vectors}, as search/explain.py, for a
+ * @property why (looks, {blob, box}, {blob, box}) -> {cells, heat, vectors}, as search/explain.py, for a
  *   query and a match: vectors of [the box, the whole] of the match as it is, without its
  *   background, without its object
  * @property close () ends the worker
  */
 
-// `files`: what show/engine.py gave, its names relative to the address `base` -> Promise<Engine>
+// `files`: what write_engine of show/engine.py says, names relative to the address `base` ->
+// Promise<Engine>
 async function open(files, base) {
-  const at = (name) => new URL(files[name], base).href;
-  const thread = new Worker(at("worker"), { type: "module" });
+  const thread = new Worker(new URL(files.worker, base).href, { type: "module" });
   const waiting = new Map();
   let [count, stopped] = [0, ""];
   thread.onmessage = ({ data: { number, answer, error } }) => {
@@ -36,7 +37,7 @@ async function open(files, base) {
     }); // prettier-ignore
   const close = () => stop("The network was closed.");
   try {
-    await ask("load")({ ort: at("ort"), wasm: at("wasm"), model: at("model"), about: files.about });
+    await ask("load")(files, base);
   } catch (error) {
     close();
     throw error;

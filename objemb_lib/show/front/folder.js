@@ -34,7 +34,7 @@ function photographs(found) {
 /**
  * @param some [{path, file}], of `dropped` or `chosen`
  * @param start gives a Promise of an engine (engine.js); is called for each worker
- * @param about of an index, whose only way says `settings` and `calibration`
+ * @param about of an index, whose only way says `settings`, `calibration` and `looks`
  * @param tell is called with {done, total}
  * @returns Promise of an index, and `skipped`: [{file, why}]
  */
@@ -47,14 +47,14 @@ async function index(some, start, about, tell = () => {}) {
       const at = (next += 1) - 1;
       const { path, file } = some[at];
       try {
-        seen[at] = { path, file, ...(await engine.look(file, null, SIDE)) };
+        seen[at] = { path, file, ...(await engine.look(about.ways[0].looks, file, null, SIDE)) };
       } catch (error) {
         skipped.push({ file: path, why: error.message });
       }
       tell({ done: (done += 1), total: some.length });
     }
   }
-  const many = Math.min(CREW, some.length, Math.ceil((navigator.hardwareConcurrency || 2) / 2));
+  const many = Math.min(CREW, some.length, navigator.hardwareConcurrency || 2);
   const crew = await Promise.all(Array.from({ length: many }, start));
   await Promise.all(crew.map(work));
   for (const engine of crew) engine.close();
@@ -77,7 +77,7 @@ function told(found, way) {
     sizes: found.map(({ width, height }) => [width, height]),
     truth: null,
     map: null,
-    ways: [{ ...way, dim: found[0].vectors[0].length, counts, embeds: true }],
+    ways: [{ ...way, dim: found[0].vectors[0].length, counts }],
   };
 }
 

@@ -3,8 +3,8 @@
  * @typedef {object} Index what pages.py makes, or folder.js of a folder
  * @property about {views: [{view, about, start}], names, sizes: [[width, height]], truth: {labels,
  *   names, boxes: of each photograph [[x0, y0, x1, y1, label]]} or null, ways: [{settings: what
- *   menus say, dim, counts: of each photograph's objects, calibration, embeds: by the browser's
- *   network}], map: of Map or null, network}
+ *   menus say, dim, counts: of each photograph's objects, calibration, looks: of engine.js, or null
+ *   where no page makes such vectors}], map: of Map or null, network: what opens engine.js, or null}
  * @property part name -> Promise of an ArrayBuffer; "0.bin" is the first way's: a box of float32
  *   for each object, then a vector of int8 each
  * @property picture (n, side) -> an address

@@ -46,15 +46,13 @@ async function begin(el) {
   try {
     const index = await (place.endsWith("/") ? fetched(place) : packed(place));
     const files = location.protocol === "file:" ? null : index.about.network; // no workers there
-    const starts = (more) => () => open({ ...files, about: { ...files.about, ...more } }, index.address("engine/"));
-    const network = files && once(starts({}));
+    const start = () => open(files, index.address("engine/"));
+    const network = files && once(start);
     el.replaceChildren(banner, error);
     if (files && alone) {
-      const start = starts({ stage: files.folder.stage, context: files.folder.context });
-      const looks = once(start);
       const other = (one) => {
         history.replaceState(null, "", "#");
-        show(one, one === index ? network : looks);
+        show(one, network);
       };
       el.append(shelf(el, index, start, other, say));
     }

@@ -3,16 +3,16 @@
 import { button, make } from "./dom.js";
 import { chosen, dropped, forget, index, kept } from "./folder.js";
 
-// What a folder is searched by: the network's way for photographs, without menus.
+// What a folder is searched by: one way, without menus.
 function alone({ network, views, ...about }) {
   const [search] = views.filter(({ view }) => view === "search");
-  const way = { settings: {}, calibration: network.folder.calibration };
+  const way = { settings: {}, ...network.folder };
   const kinds = ["both", "box", "whole"]; // of photographs, the whole counts
   const plain = { ...search, start: { id: "" }, about: { ...search.about, kinds, choices: [] } };
   return { ...about, network, ways: [way], views: [plain] };
 }
 
-// gallery: the index of the page. start: opens an engine for photographs. show(index): makes its views.
+// gallery: the index of the page. start: opens an engine. show(index): makes its views.
 function shelf(el, gallery, start, show, say) {
   const about = alone(gallery.about);
   const bar = make("div", { class: "actions shelf" });
@@ -42,6 +42,7 @@ function shelf(el, gallery, start, show, say) {
     }
   }
 
+  const network = (one) => JSON.stringify(one?.about.ways[0].looks);
   const count = () => `${mine.about.names.length} photographs`;
   function folder() {
     const skipped = mine.skipped.map(({ file, why }) => make("li", {}, `${file}: ${why}`));
@@ -70,7 +71,7 @@ function shelf(el, gallery, start, show, say) {
   el.addEventListener("dragover", (event) => event.preventDefault());
   home();
   kept().then((found) => {
-    if (mine || found?.about.network.model !== about.network.model) return; // of another network
+    if (mine || network(found) !== network({ about })) return; // of another network, or none
     mine = found;
     if (bar.contains(choose)) home();
   });
