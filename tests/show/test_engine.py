@@ -201,6 +201,9 @@ def test_boxes_drawn_by_hand_of_another_stage_and_size_with_a_context(watched, k
     assert np.allclose(proposed, query.boxes, atol=0.1) and agree(of_proposed, query.vectors)
     assert np.allclose(boxes, drawn)
     assert agree(vectors, way.embed(data, Boxes("drawn", [drawn])))
+    once = [looks(watched, way) | {"once": True}, file, None]  # boxes from the vectors' own maps
+    large = propose(data, options=replace(QUIET, size=384)).boxes[0]
+    assert np.allclose(watched.page.evaluate(LOOK, once)["boxes"][:-1], large, atol=0.1)
 
 
 @needs_chromium
