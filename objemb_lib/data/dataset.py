@@ -17,7 +17,6 @@ import hashlib
 import json
 import time
 import warnings
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -130,7 +129,12 @@ class ImageDataset:
 
         A part of the key of every cache. Raises DataError, naming a file that cannot be read.
         """
-        content = self.content or content_hash(self.root, self.files)
+        content = (
+            self.content
+            or hashlib.sha256(
+                "".join(file_digests(self.root, self.files).values()).encode()
+            ).hexdigest()
+        )
         told = [content, list(self.files), list(self.crops), self.masks]
         digest = hashlib.sha256(json.dumps(told, default=_as_json).encode())
         for boxes in self.boxes:
@@ -198,8 +202,10 @@ class ImageDataset:
 
         Warns of those with a label, once. A benchmark is taken as it is.
         """
-        known = self.content or self.protocol != "objects"
-        same, first = {} if known else same_bytes(self.root, self.files), {}
+        same, first = {}, {}
+        if not self.content and self.protocol == "objects":
+            with suppress(DataError):  # of files that are not there nobody knows
+                same = file_digests(self.root, self.files)
         parts = zip((same.get(file, file) for file in self.files), self.crops or [None] * len(self))
         found = np.array([first.setdefault(part, i) for i, part in enumerate(parts)])
         again = np.flatnonzero((found < np.arange(len(self))) & (self.labels >= 0))
@@ -284,8 +290,8 @@ def backgrounds(dataset: ImageDataset) -> np.ndarray | None:
 # --- content --------------------------------------------------------------------------------
 
 
-def content_hash(root: Path, files: Sequence[str]) -> str:
-    """Hash of the bytes in ``files``, in their order. Raises DataError, naming an unreadable file.
+def file_digests(root: Path, files: Sequence[str]) -> dict[str, str]:
+    """SHA-256 of the bytes in each of ``files``. Raises DataError, naming an unreadable file.
 
     A file is read once: its hash is kept in the cache folder, and believed while the file's size,
     inode and times stay (the inode's own time too: a program that sets a photograph's date back
@@ -308,23 +314,12 @@ def content_hash(root: Path, files: Sequence[str]) -> str:
         return (fresh.get(file) or known[file])[-1]
 
     with ThreadPoolExecutor(8) as pool:
-        digests = list(pool.map(digest, dict.fromkeys(files)))
+        found = dict(zip(dict.fromkeys(files), pool.map(digest, dict.fromkeys(files))))
     fresh = {file: one for file, one in fresh.items() if one[-2] < time.time_ns() - SETTLED}
     if fresh:  # of two processes one may be forgotten: it then reads again
         with suppress(OSError, ObjembError):  # as where nothing can be kept
             atomic_write_text(memory, json.dumps(_read_memory(memory) | fresh))
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
-def same_bytes(root: Path, files: Sequence[str]) -> dict[str, str]:
-    """Of each file that is a copy of an earlier one, that one. Reads only files of equal size."""
-    paths = {file: path for file in files if (path := Path(root) / file).is_file()}
-    sizes, first = {file: path.stat().st_size for file, path in paths.items()}, {}
-    often = Counter(sizes.values())
-    return {
-        file: first.setdefault(hashlib.sha256(path.read_bytes()).digest(), file)
-        for file, path in paths.items() if often[sizes[file]] > 1
-    }  # fmt: skip
+    return found
 
 
 def _read_memory(memory: Path) -> dict[str, list]:

@@ -11,7 +11,6 @@ import shutil
 import tarfile
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -284,22 +283,8 @@ def test_absent_data_and_unknown_splits_say_what_to_do(tiny_root: Path, tmp_path
 # Where the photographs come from ----------------------------------------------------------
 
 
-@dataclass
-class Origin:
-    """A collection of two photographs, and the places where it can lie."""
-
-    place: Path
-    wanted: dict[str, str]
-
-    def gather(self, **options: object) -> dict[str, bytes]:
-        raw = self.place / "work" / "raw" / "photos"
-        shutil.rmtree(self.place / "work", ignore_errors=True)
-        (self.place / "work").mkdir()
-        mini_battles.gather("photos", self.wanted, raw, self.place / "dl", **options)
-        return content(raw)
-
-
 PHOTOS = {"birds/wren.png": b"a wren", "seas/île.jpg": b"an island"}
+Gather = Callable[..., dict[str, bytes]]
 
 
 def put(folder: Path, files: dict[str, bytes] = PHOTOS) -> Path:
@@ -310,8 +295,11 @@ def put(folder: Path, files: dict[str, bytes] = PHOTOS) -> Path:
 
 
 @pytest.fixture
-def origin(tmp_path: Path, naps: list, serve_folder, monkeypatch: pytest.MonkeyPatch) -> Origin:
-    """Its archive lies at its public address; apt has nothing."""
+def gather(tmp_path: Path, naps: list, serve_folder, monkeypatch: pytest.MonkeyPatch) -> Gather:
+    """``gather(source=, mirror=)`` -> the photographs of a collection, fetched anew.
+
+    Its archive lies at its public address; apt has nothing.
+    """
     public = tmp_path / "public" / "photos-1.0.tar.gz"
     public.parent.mkdir()
     with tarfile.open(public, "w:gz") as tar:
@@ -324,51 +312,50 @@ def origin(tmp_path: Path, naps: list, serve_folder, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(fetch, "REGISTRY", tmp_path / "registry.csv")
     monkeypatch.setattr(fetch, "debian_package", lambda *args: None)
     monkeypatch.setitem(mini_battles.PACKAGES, "photos", "photos")
-    return Origin(tmp_path, {path: sha256_file(tmp_path / "upstream" / path) for path in PHOTOS})
+    wanted, runs = {p: sha256_file(tmp_path / "upstream" / p) for p in PHOTOS}, itertools.count()
+
+    def run(**options: object) -> dict[str, bytes]:
+        work = tmp_path / f"work {next(runs)}"
+        work.mkdir()
+        mini_battles.gather("photos", wanted, work / "raw/photos", work / "downloads", **options)
+        return content(work / "raw/photos")
+
+    return run
 
 
 @pytest.mark.parametrize("layout", ["", "photos-1.0/pictures", "usr/share/photos"])
-def test_a_folder_of_the_users_in_any_layout(origin: Origin, tmp_path: Path, layout: str) -> None:
+def test_a_folder_of_the_users_in_any_layout(gather: Gather, tmp_path: Path, layout: str) -> None:
     shutil.rmtree(tmp_path / "public")
     put(tmp_path / "mine" / layout)
     put(tmp_path / "mine" / "another", {"birds/wren.png": b"another wren"})
-    assert origin.gather(source=tmp_path / "mine") == PHOTOS
+    assert gather(source=tmp_path / "mine") == PHOTOS
 
 
-def test_a_mirror_is_taken_before_what_needs_the_internet(
-    origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A classroom without it would wait for apt's answer."""
-    (tmp_path / "public").rename(tmp_path / "mirror")
-    monkeypatch.setattr(fetch, "debian_package", lambda *args: pytest.fail("apt was asked"))
-    assert origin.gather(mirror=str(tmp_path / "mirror")) == PHOTOS
-    shutil.rmtree(tmp_path / "dl")
-    with pytest.raises(DownloadError, match="gone(.|\n)*photos-1.0.tar.gz(.|\n)*--source"):
-        origin.gather(mirror=str(tmp_path / "gone"))
-
-
-def test_a_package_of_another_release_is_passed_over(
-    origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_mirror_package_and_public_address_in_their_order(
+    gather: Gather, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package = put(tmp_path / "package" / "usr/share", PHOTOS | {"birds/wren.png": b"another"})
     monkeypatch.setattr(fetch, "debian_package", lambda *args: package)
-    assert origin.gather(source=package) == PHOTOS  # from upstream
-    shutil.rmtree(tmp_path / "public")
-    shutil.rmtree(tmp_path / "dl")
+    assert gather(source=package) == PHOTOS  # from upstream: the package is of another release
+    (tmp_path / "public").rename(tmp_path / "mirror")
     put(package)
-    assert origin.gather() == PHOTOS  # from the package
+    assert gather() == PHOTOS  # from the package
+    monkeypatch.setattr(fetch, "debian_package", lambda *args: pytest.fail("apt was asked"))
+    assert gather(mirror=str(tmp_path / "mirror")) == PHOTOS  # a classroom need not wait for apt
+    with pytest.raises(DownloadError, match="gone(.|\n)*photos-1.0.tar.gz(.|\n)*--source"):
+        gather(mirror=str(tmp_path / "gone"))
 
 
 def test_a_python_package_is_not_imported(
-    origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gather: Gather, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delitem(mini_battles.PACKAGES, "photos")
     put(tmp_path / "lib/photos", {"__init__.py": b"raise RuntimeError('must not be imported')"})
     monkeypatch.syspath_prepend(tmp_path / "lib")
     with pytest.raises(DataError, match="photos: its 2 files(.|\n)*--source(.|\n)*--mirror"):
-        origin.gather()
+        gather()
     put(tmp_path / "lib/photos/data")
-    assert origin.gather() == PHOTOS
+    assert gather() == PHOTOS
 
 
 # A classroom's mirror ---------------------------------------------------------------------
