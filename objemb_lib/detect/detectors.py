@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 import torchvision
@@ -19,6 +20,8 @@ from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, MultiScale
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from objemb_lib.config import DataError
+from objemb_lib.embed.compiled import ByEngine, engine, fingerprint
+from objemb_lib.embed.regions import roi_align
 from objemb_lib.embed.trunks import Trunk, from_hub, torchvision_trunk_of, torchvision_weights
 
 KINDS = ("faster_rcnn", "mask_rcnn", "fcos")
@@ -31,6 +34,8 @@ COCO_DETECTORS = (
     "retinanet_resnet50_fpn",
     "fcos_resnet50_fpn",
 )
+
+PARTS = ("backbone.fpn", "head", "rpn.head", "roi_heads.box_head")  # that an engine makes faster
 
 Target = dict[str, Tensor]
 Losses = dict[str, Tensor]
@@ -55,6 +60,30 @@ class Pyramid(nn.Module):
     def pyramid(self, maps: dict[str, Tensor]) -> OrderedDict[str, Tensor]:
         """The levels, from the trunk's maps."""
         return self.fpn(OrderedDict((level, maps[stage]) for level, stage in self.levels.items()))
+
+
+class Pool(nn.Module):
+    """torchvision's RoIAlign of a pyramid as matrix products, see :func:`regions.roi_align`."""
+
+    def __init__(self, pool: MultiScaleRoIAlign) -> None:
+        super().__init__()
+        self.pool = pool
+
+    def forward(
+        self, maps: dict[str, Tensor], boxes: list[Tensor], sizes: list[tuple[int, int]]
+    ) -> Tensor:
+        """``(K_1 + ... + K_N, C, h, w)``, as :class:`MultiScaleRoIAlign` gives it."""
+        pool, (first, *_) = self.pool, boxes
+        if pool.scales is None or not first.is_cpu:  # what it learns from the first image
+            return pool(maps, boxes, sizes)
+        levels = pool.map_levels(boxes)
+        each, found = levels.split([len(b) for b in boxes]), []
+        for k, (name, scale) in enumerate(zip(pool.featmap_names, pool.scales)):
+            some = [b[level == k] for b, level in zip(boxes, each)]
+            least = [torch.maximum(b[:, 2:], b[:, :2] + 1 / scale) for b in some]
+            half = [torch.cat([b[:, :2], c], 1) + 0.5 / scale for b, c in zip(some, least)]
+            found.append(roi_align(maps[name], half, pool.output_size[0], scale))
+        return torch.cat(found)[levels.argsort(stable=True).argsort()]
 
 
 class FrozenNorm(nn.Module):
@@ -109,11 +138,20 @@ class Detector(FrozenNorm):
         return what | {"categories": list(self.categories), "size": self.size}
 
     def for_inference(self, device: torch.device) -> Detector:
-        """A copy that only detects, with a faster trunk; such a copy gives itself."""
+        """A copy that only detects, faster; such a copy gives itself."""
         if self.ready == device:
             return self
         fast = copy.deepcopy(self).to(device, memory_format=torch.channels_last).eval()
         fast.network.backbone.body, fast.ready = fast.trunk.for_inference(device), device
+        own = engine(fingerprint(self.kind, self.state_dict()))
+        for name in PARTS:
+            above, _, last = name.rpartition(".")
+            with suppress(AttributeError):  # each kind has some of them
+                owner = fast.network.get_submodule(above)
+                setattr(owner, last, ByEngine(owner.get_submodule(last), own, name))
+        for name in ("box_roi_pool", "mask_roi_pool") if self.two_stage and own.on else ():
+            if pool := getattr(fast.network.roi_heads, name):
+                setattr(fast.network.roi_heads, name, Pool(pool))
         return fast
 
     def forward(

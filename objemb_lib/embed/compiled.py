@@ -22,7 +22,7 @@ from torch.utils._pytree import PyTree, TreeSpec, tree_flatten, tree_unflatten
 from objemb_lib.config import DataError, setting
 
 ENOUGH = 32  # inputs of a size that torch sees before a module is compiled for it
-SIZES = 12  # that are compiled at most: each holds the weights once more
+SIZES = 24  # that are compiled at most: each holds the weights once more
 LARGE = 50_000  # numbers of an input from which each is run alone: more at once overflow caches
 SAME = 1e-4  # of a map's largest value, by which the two may differ
 
@@ -57,7 +57,7 @@ class Engine:
         size = asked, *(t.shape[1:] for t in inputs)
         if found := self.compiled.get(size):
             return found(inputs)
-        result = module(x)
+        result = _by_torch(module, x)
         self.seen[size] += len(inputs[0])
         with self.lock:
             room = size not in self.compiled and len(self.compiled) < SIZES
@@ -72,6 +72,17 @@ def wanted() -> bool:
     if chosen not in ("onnx", "torch"):
         raise DataError(f"no engine {chosen!r}", "Set OBJEMB_ENGINE to onnx or torch.")
     return chosen == "onnx"
+
+
+class ByEngine(nn.Module):
+    """A part of a network, by an engine; ``asked`` as :class:`Engine` takes it."""
+
+    def __init__(self, part: nn.Module, engine: Engine, asked: str) -> None:
+        super().__init__()
+        self.part, self.engine, self.asked = part, engine, asked
+
+    def forward(self, x: PyTree) -> PyTree:
+        return self.engine(self.part, x, self.asked)
 
 
 @lru_cache(8)
@@ -142,14 +153,15 @@ class Compiled:
         outputs = [torch.empty(n, *shape) for shape in self.shapes]
         parts = zip(*(t.split(1 if several else n) for t in (*inputs, *outputs)))
         run = partial(_run, self.session(1 if several else torch.get_num_threads()), len(inputs))
-        list(_threads().map(run, parts) if several else map(run, parts))
+        list(threads().map(run, parts) if several else map(run, parts))
         return tree_unflatten(outputs, self.form)
 
     def session(self, threads: int) -> onnxruntime.InferenceSession:
         """One with threads of its own."""
         if threads not in self.sessions:
             how = onnxruntime.SessionOptions()
-            how.intra_op_num_threads = threads
+            how.intra_op_num_threads = threads  # which then wait, as torch's want to run
+            how.add_session_config_entry("session.force_spinning_stop", "1")
             self.sessions[threads] = onnxruntime.InferenceSession(
                 self.written, how, ["CPUExecutionProvider"]
             )
@@ -157,7 +169,8 @@ class Compiled:
 
 
 @cache
-def _threads() -> ThreadPoolExecutor:
+def threads() -> ThreadPoolExecutor:
+    """As many as torch has."""
     return ThreadPoolExecutor(torch.get_num_threads())
 
 
@@ -169,6 +182,14 @@ def _run(session: onnxruntime.InferenceSession, given: int, tensors: Sequence[Te
     for k, t in enumerate(tensors[given:]):
         bound.bind_output(f"y{k}", "cpu", 0, np.float32, t.shape, t.data_ptr())
     session.run_with_iobinding(bound)
+
+
+def _by_torch(module: nn.Module, x: PyTree) -> PyTree:
+    """Four inputs at a time: more are no faster, and their maps are large."""
+    inputs, form = tree_flatten(x)
+    found = [tree_flatten(module(tree_unflatten(part, form)))
+             for part in zip(*(t.split(4) for t in inputs))]  # fmt: skip
+    return tree_unflatten([torch.cat(some) for some in zip(*(y for y, _ in found))], found[0][1])
 
 
 def _plain(x: Tensor) -> bool:
