@@ -65,9 +65,10 @@ def ratios(results: Path = RESULTS) -> dict[str, dict[str, float]]:
         found["extraction, x the plain loop"] = {n: s / base for n, s in speed.items()
                                                  if "cache" not in n}  # fmt: skip
     if detected := read.get("detect", {}).get("ways"):
-        found["detection: torch's time, x the engine's"] = {
-            name: 1 / one["engine_over_torch"] for name, one in detected.items()
-        }
+        for way in ("as loaded", "torch"):
+            found[f"detection: time {way}, x the engine's"] = {
+                name: 1 / one[f"engine_over_{way}"] for name, one in detected.items()
+            }
     if cost := read.get("objects", {}).get("cost_in_whole_images"):
         found["objects, in passes of a whole image"] = cost
     exact = {many: known["seconds"] for size in ("search", "search_million")

@@ -3,16 +3,17 @@
     python benchmarks/detect.py [--images 16] [--rounds 5]
 
 One battle scene at a time: the shipped detectors, the student, and Faster R-CNN with the trunk's
-vectors of its ten best boxes; each by torch alone and by the engine that ``for_inference`` takes,
-in turns, as medians. Of each, the parts: the trunk, the pyramid with the heads on it, proposals
-(decoding and NMS), and what looks at single boxes (RoIAlign, heads, NMS, masks). In the same run
-the two are compared box by box. Needs mini-battles, and the engine (``make extras``). Writes
-benchmarks/results/detect.json; exits with 1 if a box or score is another.
+vectors of its ten best boxes; each as loaded, by torch as ``for_inference`` prepares it, and by the
+engine, in turns, as medians. Of each, the parts: the trunk, the pyramid with the heads on it,
+proposals (decoding and NMS), and what looks at single boxes (RoIAlign, heads, NMS, masks), of which
+RoIAlign. In the same run torch and the engine are compared box by box, and by their AP on the whole
+split. Needs mini-battles. Writes benchmarks/results/detect.json; exits with 1 if a box, score or AP
+is another.
 """
 
 from __future__ import annotations
 
-import copy
+import os
 import sys
 import time
 from collections import defaultdict
@@ -25,16 +26,20 @@ from torch import nn
 from torchvision.ops import box_iou
 from turns import arguments, in_turns, write
 
+from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.mini_battles import mini_battles
+from objemb_lib.detect.metrics import coco_ap, detect
 from objemb_lib.detect.weights import load_detector
-from objemb_lib.embed.compiled import ENOUGH
+from objemb_lib.embed import compiled
+from objemb_lib.embed.compiled import engine
 from objemb_lib.embed.pooling import POOLINGS
 from objemb_lib.embed.regions import cut
 from objemb_lib.embed.trunks import Trunk, load_trunk
 from objemb_lib.teach.student import load_student
 
 CPU, TOP = torch.device("cpu"), 10
-OVERLAP, APART = 0.99, 1e-3  # boxes that are the same, and how far their scores may be apart
+OVERLAP, APART, AP = 0.99, 1e-3, 2e-3  # boxes that are the same; how far may scores and AP be apart
+WAYS = ("as loaded", "torch", "onnx")
 DETECTORS = ("faster_rcnn", "mask_rcnn", "fcos")
 
 
@@ -53,16 +58,23 @@ class TwoPasses(nn.Module):
         return found
 
 
-def networks() -> dict[str, nn.Module]:
-    """By the engine, as ``for_inference`` makes them."""
-    found = {name: load_detector(name).for_inference(CPU) for name in DETECTORS}
-    found["student"] = load_student()
-    found["student"].detector = found["student"].detector.for_inference(CPU)
-    two = TwoPasses(found["faster_rcnn"], load_trunk().for_inference(CPU))
-    for trunk in (part for one in (*found.values(), two) for part in one.modules()):
-        if isinstance(trunk, Trunk):  # a single photograph, at each depth and of a few boxes
-            trunk.engine.seen = defaultdict(lambda: ENOUGH)
-    return found | {"faster_rcnn, then the trunk": two}
+def networks(way: str) -> dict[str, nn.Module]:
+    """``as loaded``, or by ``torch`` or ``onnx``, as ``for_inference`` makes them."""
+    ready = way != "as loaded"
+    os.environ["OBJEMB_ENGINE"] = way if ready else "torch"
+    engine.cache_clear()
+    found = {name: load_detector(name) for name in DETECTORS} | {"student": load_student()}
+    trunk = load_trunk()
+    if ready:
+        found = {name: one.for_inference(CPU) if name in DETECTORS else one
+                 for name, one in found.items()}  # fmt: skip
+        found["student"].detector = found["student"].detector.for_inference(CPU)
+        trunk = trunk.for_inference(CPU)
+    found["faster_rcnn, then the trunk"] = TwoPasses(found["faster_rcnn"], trunk)
+    for part in (part for one in found.values() for part in one.modules()):
+        if hasattr(part, "engine"):  # a single photograph, at each depth and of a few boxes
+            part.engine.seen = defaultdict(lambda: compiled.ENOUGH)
+    return found
 
 
 def parts(network: nn.Module) -> dict[str, list[nn.Module]]:
@@ -72,8 +84,9 @@ def parts(network: nn.Module) -> dict[str, list[nn.Module]]:
     if not hasattr(inside, "roi_heads"):
         return {"trunk": [inside.backbone.body], "pyramid, heads": [*heads, inside.head]}
     heads.append(inside.rpn.head)
-    return {"trunk": [inside.backbone.body], "pyramid, heads": heads,
-            "proposals": [inside.rpn], "boxes": [inside.roi_heads]}  # fmt: skip
+    pools = [inside.roi_heads.box_roi_pool, inside.roi_heads.mask_roi_pool]
+    return {"trunk": [inside.backbone.body], "pyramid, heads": heads, "proposals": [inside.rpn],
+            "boxes": [inside.roi_heads], "RoIAlign": [p for p in pools if p]}  # fmt: skip
 
 
 def clocked(network: nn.Module) -> dict[str, float]:
@@ -107,37 +120,47 @@ def same(a: list[dict], b: list[dict]) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def compare(fast: nn.Module, images: list[torch.Tensor], rounds: int) -> dict:
-    """Milliseconds an image by torch and by the engine, of which its parts; and whether both find
-    the same."""
-    by = {"torch": copy.deepcopy(fast), "engine": fast}  # a copy has no engine
+def compare(ways: dict[str, nn.Module], images: list[torch.Tensor], rounds: int) -> dict:
+    """Milliseconds an image in each way, of which its parts; and whether two find the same."""
     passes = {
-        name: lambda run=run: [run([image])[0] for image in images] for name, run in by.items()
+        way: lambda run=run: [run([image])[0] for image in images] for way, run in ways.items()
     }
-    found = {name: run() for name, run in passes.items()}
-    spent = {name: clocked(network) for name, network in by.items()}
+    found = {way: run() for way, run in passes.items()}
+    spent = {way: clocked(network) for way, network in ways.items()}
     seconds = in_turns(passes, rounds)
-    ms = {name: 1000 * float(np.median(some)) / len(images) for name, some in seconds.items()}
+    ms = {way: 1000 * float(np.median(some)) / len(images) for way, some in seconds.items()}
     once = 1000 / len(images) / (rounds + 1)
-    report = {"ms": {name: round(value, 2) for name, value in ms.items()}}
-    report["engine_over_torch"] = round(ms["engine"] / ms["torch"], 3)
-    report["parts_ms"] = {name: {part: round(once * s, 2) for part, s in some.items()}
-                          for name, some in spent.items()}  # fmt: skip
-    return report | same(found["engine"], found["torch"])
+    report = {"ms": {way: round(value, 2) for way, value in ms.items()}}
+    report |= {f"engine_over_{way}": round(ms["onnx"] / ms[way], 3) for way in WAYS[:2]}
+    report["parts_ms"] = {way: {part: round(once * s, 2) for part, s in some.items()}
+                          for way, some in spent.items()}  # fmt: skip
+    return report | same(found["onnx"], found["torch"])
+
+
+def precision(ways: dict[str, nn.Module], data: ImageDataset) -> float:
+    """How far the AP by the engine is from torch's, over a data set."""
+    ap = [coco_ap(detect(ways[way], data, progress=False, masks=False), data)["AP"]
+          for way in WAYS[1:]]  # fmt: skip
+    return abs(ap[0] - ap[1])
 
 
 def main() -> int:
     """Measure, print, keep."""
     asked = arguments(__doc__, images=16, rounds=5)
-    battle = mini_battles("battle")
+    battle, made = mini_battles("battle"), {way: networks(way) for way in WAYS}
     pixels = [torch.from_numpy(np.array(battle.image(i))) for i in range(asked.images)]
     images = [p.permute(2, 0, 1).float() / 255 for p in pixels]
-    report = {name: compare(one, images, asked.rounds) for name, one in networks().items()}
+    report = {}
+    for name in made["onnx"]:
+        ways = {way: every[name] for way, every in made.items()}
+        report[name] = compare(ways, images, asked.rounds)
+        if name in DETECTORS:
+            report[name]["difference_of_AP"] = precision(ways, battle)
     print(pd.json_normalize(list(report.values())).set_index([list(report)]).T.to_string())
     write("detect", {"images": asked.images, "rounds": asked.rounds,
                      "threads": torch.get_num_threads(), "ways": report})  # fmt: skip
     kept = [one["least_iou"] >= OVERLAP and one["largest_difference_of_scores"] <= APART
-            for one in report.values()]  # fmt: skip
+            and one.get("difference_of_AP", 0) <= AP for one in report.values()]  # fmt: skip
     return 0 if all(kept) else 1
 
 
