@@ -149,7 +149,7 @@ def detection_ms(source: Source, dataset: ImageDataset) -> float:
     """
     source, taken = _opened(source), []
     if isinstance(source, Detector):  # not from the cache
-        network = source.for_inference(config.device())
+        network = source.for_inference(config.device(), masks=False)
         look = partial(detect, network, progress=False, masks=False)
     elif source == PROPOSER:
         look = partial(propose, options=ExtractOptions(progress=False))

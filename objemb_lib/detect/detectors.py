@@ -137,8 +137,9 @@ class Detector(FrozenNorm):
         what |= {"frozen": self.frozen} if self.frozen else {}
         return what | {"categories": list(self.categories), "size": self.size}
 
-    def for_inference(self, device: torch.device) -> Detector:
-        """A copy that only detects, faster; such a copy gives itself."""
+    def for_inference(self, device: torch.device, masks: bool = True) -> Detector:
+        """A copy that only detects, faster, and without masks if nobody wants them; such a copy
+        gives itself."""
         if self.ready == device:
             return self
         fast = copy.deepcopy(self).to(device, memory_format=torch.channels_last).eval()
@@ -149,6 +150,8 @@ class Detector(FrozenNorm):
             with suppress(AttributeError):  # each kind has some of them
                 owner = fast.network.get_submodule(above)
                 setattr(owner, last, ByEngine(owner.get_submodule(last), own, name))
+        if self.two_stage and not masks:
+            fast.network.roi_heads.mask_roi_pool = None
         for name in ("box_roi_pool", "mask_roi_pool") if self.two_stage and own.on else ():
             if pool := getattr(fast.network.roi_heads, name):
                 setattr(fast.network.roi_heads, name, Pool(pool))

@@ -34,7 +34,7 @@ def detect(
     Masks, where there are any, become COCO run-length encodings under ``"rles"``: the maps of
     all images at once would take gigabytes. ``batch_size`` is halved where memory runs out.
     """
-    detector, found = detector.for_inference(config.device()), []
+    detector, found = detector.for_inference(config.device(), masks), []
     every = range(len(dataset))
     with tqdm(total=len(dataset), desc="detecting", unit="image", disable=not progress) as bar:
         while rest := every[len(found) :]:

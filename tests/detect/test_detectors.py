@@ -108,6 +108,14 @@ def test_detections_lie_in_the_image_and_come_best_first(kind: str) -> None:
 
 
 @torch.inference_mode()
+def test_without_masks_the_boxes_are_the_same() -> None:
+    detector, cpu, image = small("mask_rcnn"), torch.device("cpu"), torch.rand(3, 64, 64)
+    (found,), (bare,) = (detector.for_inference(cpu, masks)([image]) for masks in (True, False))
+    assert len(bare["boxes"]) and found.keys() - bare.keys() == {"masks"}
+    assert all(torch.equal(found[key], bare[key]) for key in bare)
+
+
+@torch.inference_mode()
 def test_the_trunk_sees_images_normalised_as_it_wants_them() -> None:
     detector, seen = small("fcos", "efficientnet_lite0"), {}
     detector.network.backbone.register_forward_pre_hook(lambda _, given: seen.update(x=given[0]))

@@ -110,7 +110,7 @@ class Finder(nn.Module):
         super().__init__()
         self.batches = []
 
-    def for_inference(self, device: torch.device) -> Finder:
+    def for_inference(self, device: torch.device, masks: bool) -> Finder:
         return self.eval()
 
     def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
