@@ -25,7 +25,7 @@ from objemb_lib.embed.memory import until_it_fits
 def detect(
     detector: Detector,
     dataset: ImageDataset,
-    batch_size: int = 8,
+    batch_size: int = 4,
     progress: bool = True,
     masks: bool = True,
 ) -> list[Target]:
