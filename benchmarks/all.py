@@ -65,8 +65,8 @@ def ratios(results: Path = RESULTS) -> dict[str, dict[str, float]]:
         found["extraction, x the plain loop"] = {n: s / base for n, s in speed.items()
                                                  if "cache" not in n}  # fmt: skip
     if detected := read.get("detect", {}).get("ways"):
-        for way in ("as loaded", "torch"):
-            found[f"detection: time {way}, x the engine's"] = {
+        for way, time_ in (("as loaded", "time as loaded"), ("torch", "torch's best time")):
+            found[f"detection: {time_}, x the engine's"] = {
                 name: 1 / one[f"engine_over_{way}"] for name, one in detected.items()
             }
     if cost := read.get("objects", {}).get("cost_in_whole_images"):

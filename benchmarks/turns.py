@@ -20,7 +20,7 @@ from objemb_lib.cache import atomic_write_text
 
 RESULTS = Path(__file__).parent / "results"
 PEERS = ("numpy", "torch", "torchvision", "faiss-cpu", "scikit-learn", "chroma-hnswlib", "usearch",
-         "openvino", "onnxruntime")  # fmt: skip
+         "onnxruntime")  # fmt: skip
 
 
 def arguments(doc: str, **defaults: int | bool) -> argparse.Namespace:
