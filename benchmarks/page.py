@@ -1,8 +1,9 @@
 """What the app's page costs: first paint and answers, reloads, visitors, sizes, many photographs.
 
-    python benchmarks/page.py [--reloads 50] [--visitors 20] [--queries 100] [--times 29]
+    python benchmarks/page.py [--reloads 50] [--visitors 20] [--queries 100] [--times 29] [...]
 
-Chromium and the app share this machine. The gallery is the app's own, of mini-battles; `times` as
+Chromium and the app share this machine, maybe with others: what a network costs is told as the
+processor's time, too. The gallery is the app's own, of mini-battles; `times` as
 many of the same photographs stand for a large one. Writes benchmarks/results/page.json.
 """
 
@@ -23,6 +24,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import psutil
+from playwright.sync_api import Route
 from turns import arguments, write
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
@@ -31,11 +33,14 @@ from browser import chromium
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.embed.boxes import Boxes
 from objemb_lib.embed.extract import Objects
+from objemb_lib.embed.trunks import load_trunk
 from objemb_lib.search.objects import ObjectIndex
-from objemb_lib.search.retriever import Retriever
-from objemb_lib.show import app, pages
+from objemb_lib.search.retriever import Retriever, embedder
+from objemb_lib.show import app, front, pages
+from objemb_lib.show.engine import write_network
 from objemb_lib.show.pictures import picture
 from objemb_lib.show.serve import Server
+from objemb_lib.teach.student import StudentTrunk, load_student
 
 FIRST = 8
 WATCH = """addEventListener("DOMContentLoaded", () => new MutationObserver((_, all) => {
@@ -54,6 +59,30 @@ PRESS = """async (n) => {
   dots[n % dots.length].click();
   return (await answered) - start;
 }"""
+
+
+LOOKS = """<!doctype html><link rel="icon" href="data:,"><script type="module">
+import { open } from "./engine.js";
+import { index } from "./folder.js";
+const base = new URL("engine/", location).href;
+const get = async (n) => ({ path: `${n}`, file: await (await fetch(`original/${n}`)).blob() });
+window.looks = async (files, looks, count) => {
+  const some = await Promise.all(Array.from({ length: count }, (_, n) => get(n)));
+  const [engine, taken] = [await open(files, base), []];
+  for (const { file } of some) {
+    const start = performance.now();
+    await engine.look(looks, file);
+    taken.push(performance.now() - start);
+  }
+  engine.close();
+  return taken;
+};
+window.folder = async (files, looks, count) => {
+  const some = await Promise.all(Array.from({ length: count }, (_, n) => get(n)));
+  const start = () => open(files, base);
+  await index(some, start, { ways: [{ settings: {}, calibration: {}, looks }] });
+};
+</script>"""
 
 
 @contextmanager
@@ -136,8 +165,55 @@ def sizes(index: pages.Index) -> dict[str, float]:
         told = {path.name: path.stat().st_size for path in Path(folder).iterdir()}
     told |= {"page.js": len(pages.program()), "one picture": len(one_picture(index))}
     if index.about["network"]:
-        told |= {path.suffix: path.stat().st_size for path in index.engine.iterdir()}
+        told |= {path.name: path.stat().st_size for path in index.engine.iterdir()}
     return {name: round(size / 1e6, 3) for name, size in sorted(told.items())}
+
+
+def of_networks(index: pages.Index, count: int) -> dict:
+    """Milliseconds until a page has seen a photograph and its boxes, by each network of the app;
+    and those of the processor's time that a photograph of a folder costs."""
+    files, told, ways = index.about["network"], {"look": {}, "folder": {}}, {}
+    for name, (pairs, context, size) in (*app.SCENES.items(), *app.PHOTOGRAPHS.items()):
+        network = StudentTrunk(load_student(name)) if name else load_trunk()
+        by = embedder(network, pairs, size, context)
+        ways[f"{name or network.name}, {size} pixels"] = write_network(index.engine, by)
+    once, me = files["folder"]["looks"], psutil.Process()
+    sides = {"its size": once, "256 pixels": once | {"size": 256}}
+    sides["boxes by a pass of their own"] = {**once, "once": False}
+
+    def cpu() -> float:
+        every = (one for one in me.children(recursive=True) if "chrom" in one.name())
+        return sum(sum(one.cpu_times()[:2]) for one in every)
+
+    with tempfile.TemporaryDirectory() as folder, Server() as server, chromium() as watched:
+        pages.write_folder(index, folder)
+        server.show(Path(folder))
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        page, base = watched.page, f"{server.address}{Path(folder).name}/"
+        ours = {f"{name}.js": front.module(name) for name in ("engine", "folder")}
+        ours["looks.html"] = LOOKS
+
+        def send(route: Route) -> None:
+            name = route.request.url.removeprefix(base)
+            kind = "text/html" if name == "looks.html" else "text/javascript"
+            route.fulfill(body=ours[name], content_type=kind)
+
+        for name in ours:
+            page.route(base + name, send)
+        page.goto(f"{base}looks.html")
+        page.wait_for_function("() => !!window.folder")
+        for name, looks in ways.items():
+            taken = page.evaluate("(of) => looks(...of)", [files, looks, count])
+            told["look"][name] = {"first": round(taken[0], 1)} | middle(taken[1:])
+        for name, looks in sides.items():
+            spent = []
+            for many in (count // 4, count):
+                start = cpu()
+                page.evaluate("(of) => folder(...of)", [files, looks, many])
+                spent.append(cpu() - start)
+            told["folder"][name] = round(1000 * (spent[1] - spent[0]) / (count - count // 4), 1)
+        server.shutdown()
+    return told
 
 
 def one_picture(index: pages.Index) -> bytes:
@@ -194,11 +270,11 @@ def large(index: pages.Index, times: int, folder: Path) -> dict:
 
 
 def main() -> None:
-    asked = arguments(__doc__, reloads=50, visitors=20, queries=100, times=29)
+    asked = arguments(__doc__, reloads=50, visitors=20, queries=100, times=29, looks=60)
     ways = app.ways(app.gallery())
     index, _ = app.index_folder(ways)
     report = {"photographs": len(index.dataset), "milliseconds": of_browsers(asked),
-              "mb": sizes(index),
+              "mb": sizes(index), "networks": of_networks(index, asked.looks),
               "first_eight_kept": {f"{way.network}, {way.boxes}, {way.index.vectors.shape[1]}":
                                    kept(way, asked.queries) for way in ways}}  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:

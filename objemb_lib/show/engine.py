@@ -17,7 +17,7 @@ from objemb_lib.attend.proposer import OVERLAP, load_proposer
 from objemb_lib.cache import atomic_write_bytes
 from objemb_lib.config import DataError
 from objemb_lib.embed.regions import CELLS
-from objemb_lib.embed.trunks import load_trunk
+from objemb_lib.embed.trunks import PIP_WEIGHTS, load_trunk
 from objemb_lib.search.retriever import SAME_BOX, Embedder, embedder
 from objemb_lib.show import front
 from objemb_lib.teach import export
@@ -62,24 +62,20 @@ def write_network(folder: str | Path, by: Embedder) -> dict:
     trunk, (stage, pooling), *more = by.trunk.for_inference(torch.device("cpu")), *by.pairs
     branch = trunk.embedding if stage == "student" else None
     if branch:
-        plain = branch.stage.name == export.CUT and isinstance(branch.project, nn.Identity)
+        known = branch.stage.name == export.CUT and isinstance(branch.project, nn.Identity)
         cells, samples = None if branch.cells == ADAPTIVE else branch.cells, 1
-        pooling = branch.pooling
+        stage, pooling = export.CUT, branch.pooling
     else:
-        plain = stage in (export.CUT, "head")
+        known = trunk.name in PIP_WEIGHTS and stage in (export.CUT, "head")
         cells, samples = (1, 2 * CELLS) if pooling == "spoc" else (CELLS, 2)  # a mean of means
-    cut = {"map": export.CUT if branch else stage, "cells": cells, "samples": samples}
-    try:
-        if more or not plain or pooling not in POOLINGS:
-            raise KeyError(stage)
-        parts = {"body": export.body(trunk), "tail": export.tail(trunk, branch)}
-    except KeyError:
+    if more or not known or pooling not in POOLINGS:
         problem = f"a page cannot make vectors of {trunk.name}, {stage}, {pooling}"
         remedy = "Use the spoc of stage4 or head of efficientnet_lite0, or a student."
-        raise DataError(problem, remedy) from None
+        raise DataError(problem, remedy)
+    cut = {"map": stage, "cells": cells, "samples": samples, "before": bool(branch)}
+    parts = {"body": export.body(trunk), "tail": export.tail(trunk, branch)}
     files = {part: _kept(Path(folder), part, content) for part, content in parts.items()}
-    return files | cut | {"before": bool(branch), "pooling": pooling, "size": by.size,
-                          "context": by.context}  # fmt: skip
+    return files | cut | {"pooling": pooling, "size": by.size, "context": by.context}
 
 
 def _kept(folder: Path, name: str, content: bytes) -> str:

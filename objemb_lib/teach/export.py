@@ -60,8 +60,6 @@ def tail(trunk: Trunk, branch: EmbeddingHead | None = None) -> bytes:
 
     Args:
         branch: whose layers it is to have, on the body ``trunk``; default all of the trunk's own.
-    Raises:
-        KeyError: a trunk without these stages, or without layers after them.
     """
     owner, layers = branch.layers(trunk) if branch else (trunk, nn.Sequential(*trunk.after(CUT)))
     cut = torch.zeros(2, trunk.stages[CUT].channels, 8, 8)
