@@ -208,7 +208,11 @@ def test_boxes_drawn_by_hand_of_another_stage_and_size_with_a_context(watched, k
 
 @needs_chromium
 @needs_runtime
-def test_why_a_match_was_found_is_pythons_explanation(watched, way) -> None:
+@pytest.mark.parametrize("name", ["", "fork"])
+def test_why_a_match_was_found_is_pythons_explanation(watched, kinds, way, name) -> None:
+    if name:
+        network = StudentTrunk(load_student(name))
+        way = of_network(kinds, network, *app.PHOTOGRAPHS[name])
     names = list(way.dataset.files)
     query = way.query(names.index("jpeg.jpg"))
     found = way.search(query, 0, kind="box").matches
