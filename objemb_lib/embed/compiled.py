@@ -161,6 +161,7 @@ class Compiled:
         if threads not in self.sessions:
             how = onnxruntime.SessionOptions()
             how.intra_op_num_threads = threads  # which then wait, as torch's want to run
+            how.enable_cpu_mem_arena = self.alone  # else it keeps what most inputs at once needed
             how.add_session_config_entry("session.force_spinning_stop", "1")
             self.sessions[threads] = onnxruntime.InferenceSession(
                 self.written, how, ["CPUExecutionProvider"]
