@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -90,3 +91,10 @@ def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     clock = SimpleNamespace(time=time.time, sleep=waits.append)
     monkeypatch.setattr("urllib3.util.retry.time", clock)
     return waits
+
+
+@pytest.fixture
+def without_heif(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where pillow-heif is not installed."""
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)

@@ -11,13 +11,16 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from unicodedata import normalize
 
 import numpy as np
 import torch
+import torchvision
 from PIL import Image
+from pycocotools import mask as coco_mask
+from torchvision.transforms.functional import pil_to_tensor
 from tqdm.auto import tqdm
 
 from objemb_lib import config
@@ -30,20 +33,23 @@ from objemb_lib.attend.sources import (
     random_like,
 )
 from objemb_lib.config import DataError
+from objemb_lib.data.coco import VISIBLE
 from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.data.folder import check_boxes, images_by_id
+from objemb_lib.data.folder import check_boxes, covers, encode_mask, images_by_id
 from objemb_lib.detect.detectors import Detector
 from objemb_lib.detect.metrics import detect
 from objemb_lib.detect.weights import load_detector
 from objemb_lib.embed.boxes import Boxes, or_whole, true_boxes
 from objemb_lib.embed.extract import ExtractOptions
 from objemb_lib.embed.regions import WHOLE, Region, crop, every_image_has_a_box
-from objemb_lib.embed.trunks import load_trunk
+from objemb_lib.embed.trunks import from_hub, load_trunk
 
 PROPOSER = "proposer"  # made for photographs, comes with the course
 TOP = 5  # boxes of an image that a lesson looks at
+# torchvision's light COCO detectors, which give boxes and no embedding
+LIGHT = ("ssdlite320_mobilenet_v3_large", "fasterrcnn_mobilenet_v3_large_320_fpn")
 
-Found = tuple[np.ndarray, np.ndarray]  # boxes (K, 4), scores (K,)
+Found = tuple  # boxes (K, 4), scores (K,), and masks, if there are any, (K, H, W)
 Find = Callable[[Image.Image], Found]
 Source = str | Path | Find | Detector
 
@@ -51,7 +57,7 @@ Source = str | Path | Find | Detector
 def source_name(source: Source) -> str:
     """What tables call a source of boxes: the name of its file, function or detector.
 
-    >>> source_name("photos/yolox_nano.json"), source_name("torchvision/fcos_resnet50_fpn")
+    >>> source_name("photos/yolox_nano_*.json"), source_name("torchvision/fcos_resnet50_fpn")
     ('yolox_nano', 'fcos_resnet50_fpn')
     """
     if isinstance(source, Detector):
@@ -59,23 +65,23 @@ def source_name(source: Source) -> str:
     if callable(source):
         return getattr(source, "__name__", "find")
     path = Path(source)
-    return path.stem if path.suffix == ".json" else path.name.partition(":")[0]
+    return path.stem.strip("*_") if path.suffix == ".json" else path.name.partition(":")[0]
 
 
 def boxes_from(source: Source, dataset: ImageDataset, progress: bool = True) -> Boxes:
     """The boxes that somebody or something gives for the images of a data set.
 
     Args:
-        source: a file of COCO results (a list of ``image_id``, ``bbox``, ``score``), or of COCO
-            annotations that are detections; a function ``find(image) -> boxes, scores`` with
-            ``boxes`` ``(K, 4)`` x0, y0, x1, y1 in pixels of the upright image; a detector, or its
-            name: one of ours, ``torchvision/MODEL`` for those of COCO, or ``proposer``.
+        source: a file of COCO results (a list of ``image_id``, ``bbox``, ``score`` and, if you
+            like, ``segmentation``), or of COCO annotations that are detections, or several, as
+            ``yolox_*.json``; a function ``find(image) -> boxes, scores[, masks]`` with ``boxes``
+            ``(K, 4)`` x0, y0, x1, y1 in pixels of the upright image; a detector, or its name: one
+            of ours, ``torchvision/MODEL`` for those of COCO, one of :data:`LIGHT`, or ``proposer``.
     Returns:
         named after its source, the whole image where there is no box (``fell_back`` says where).
     Raises:
         DataError: naming the image: boxes that are not ``(K, 4)``, as many scores as boxes, finite,
-            in pixels and on the image. Or no such file or detector, or a file for a data set of
-            windows. DownloadError: its weights.
+            in pixels and on the image. Or no such file or detector. DownloadError: its weights.
     """
     name, source = source_name(source), _opened(source)
     if source == PROPOSER:
@@ -85,7 +91,7 @@ def boxes_from(source: Source, dataset: ImageDataset, progress: bool = True) -> 
         return detector_boxes(dataset, source, found)
     if callable(source):
         return _from_function(source, dataset, name, progress)
-    return _from_file(Path(source), dataset, name)
+    return _from_files(Path(source), dataset, name)
 
 
 def _proposed(dataset: ImageDataset, progress: bool) -> Boxes:
@@ -107,7 +113,8 @@ def _opened(source: Source) -> Source:
     """A detector in place of its name."""
     if callable(source) or source == PROPOSER or Path(source).suffix == ".json":
         return source
-    return load_detector(str(source))
+    name = source_name(source)
+    return light_detector(name) if name in LIGHT else load_detector(str(source))
 
 
 def box_sources(
@@ -142,57 +149,83 @@ def box_sources(
     return found | ({"crop": crop(dataset)} if true else {})
 
 
-def detection_ms(source: Source, dataset: ImageDataset) -> float:
+def detection_ms(source: Source, dataset: ImageDataset, images: int = 10) -> float:
     """Median time in ms that a source needs to look at one image; of a file, 0.
 
-    Of the first ten, one at a time, the very first not counted.
+    One image at a time, the first not counted.
     """
     source, taken = _opened(source), []
-    if isinstance(source, Detector):  # not from the cache
-        network = source.for_inference(config.device(), masks=False)
-        look = partial(detect, network, progress=False, masks=False)
-    elif source == PROPOSER:
-        look = partial(propose, options=ExtractOptions(progress=False))
-    elif callable(source):
-        look = partial(boxes_from, source, progress=False)
-    else:
+    if isinstance(source, (str, Path)) and source != PROPOSER:
         return 0.0
-    for i in range(min(10, len(dataset))):
+    source = source.for_inference(config.device()) if isinstance(source, Detector) else source
+    for i in range(min(images, len(dataset))):
         one, start = dataset.subset([i]), time.perf_counter()
-        look(dataset=one)
+        if isinstance(source, Detector):  # not from the cache
+            detect(source, one, progress=False, masks=False)
+        elif source == PROPOSER:
+            propose(one, options=ExtractOptions(progress=False))
+        else:
+            boxes_from(source, one, progress=False)
         taken.append(1000 * (time.perf_counter() - start))
     return statistics.median(taken[1:] or taken)
+
+
+def light_detector(name: str, pretrained: bool = True) -> Find:
+    """One of :data:`LIGHT` as a function of an image; False gives random weights, asking nobody."""
+    make = torchvision.models.get_model
+    weights = torchvision.models.get_model_weights(name).DEFAULT if pretrained else None
+    network = from_hub(name, lambda: make(name, weights=weights, weights_backbone=None))
+    network = network.eval().requires_grad_(False).to(config.device())
+
+    def find(image: Image.Image) -> Found:
+        (found,) = network([pil_to_tensor(image).to(config.device()) / 255])
+        return found["boxes"].cpu().numpy(), found["scores"].cpu().numpy()
+
+    find.__name__ = name
+    return find
 
 
 def _from_function(find: Find, dataset: ImageDataset, name: str, progress: bool) -> Boxes:
     found = []
     with torch.inference_mode():
         for i in tqdm(range(len(dataset)), name, unit="image", disable=not progress):
-            found.append(checked(dataset, i, *find(dataset.image(i))))
+            boxes, scores, *masks = find(dataset.image(i))
+            one = checked(dataset, i, boxes, scores, *masks)
+            runs = [
+                [coco_mask.encode(np.asfortranarray(m, np.uint8)) for m in some] for some in masks
+            ]
+            found.append((*one, *runs))
     return _gathered(name, dataset, found)
 
 
-def _from_file(path: Path, dataset: ImageDataset, name: str) -> Boxes:
-    if any(window is not None for window in dataset.crops):
-        problem = f"{path} says where to look on photographs, {dataset} has windows of them"
-        raise DataError(problem, "Name a detector, which looks at each window.")
-    images, entries = _content(path)
-    owners, mine = _image_numbers(dataset, images), [[] for _ in range(len(dataset))]
-    for entry in entries:
-        for i in owners.get(normalize("NFC", str(entry["image_id"])), ()):
-            mine[i].append(entry)
-    if entries and not any(mine):
+def _from_files(pattern: Path, dataset: ImageDataset, name: str) -> Boxes:
+    """Boxes of COCO files; windows of photographs get what lies in them."""
+    mine, count = [[] for _ in range(len(dataset))], 0
+    paths = sorted(pattern.parent.glob(pattern.name))
+    if not paths:
+        raise DataError(f"{pattern}: no such file", "Name a COCO file of boxes, or a detector.")
+    for path in paths:
+        images, entries = _content(path)
+        owners, count = _image_numbers(dataset, images), count + len(entries)
+        for entry in entries:
+            for i in owners.get(normalize("NFC", str(entry["image_id"])), ()):
+                mine[i].append(entry)
+    if count and not any(mine):
         raise DataError(
-            f"{path}: none of its {len(entries)} boxes is of an image of {dataset}",
+            f"{pattern}: none of its {count} boxes is of an image of {dataset}",
             "Let image_id be the number in the file's name, the name itself, or the id of an entry "
             "in `images` that gives its file_name.",
         )
-    found = [_read(dataset, i, some) for i, some in enumerate(mine)]
+    photographs = replace(dataset, crops=()) if len(dataset.crops) else dataset
+    found = [_read(photographs, i, some) for i, some in enumerate(mine)]
     told = [
-        {"objects": [{"bbox": [*b[:2], *(b[2:] - b[:2])], "id": f"of {file}"} for b in boxes]}
-        for (boxes, _), file in zip(found, dataset.files)
+        {"objects": [{"bbox": [*b[:2], *(b[2:] - b[:2])], "id": f"of {file}"} for b in one[0]]}
+        for one, file in zip(found, dataset.files)
     ]
-    check_boxes(told, dataset.sizes().tolist())
+    check_boxes(told, photographs.sizes().tolist())
+    for i, window in enumerate(dataset.crops):
+        if window is not None:
+            found[i] = _inside(window, *found[i][:2])
     return _gathered(name, dataset, found)
 
 
@@ -231,6 +264,14 @@ def _image_numbers(dataset: ImageDataset, images: Mapping) -> dict[str, list[int
     return {k: by_name.get(str(file)) or by_name.get(file.name, []) for k, file in named.items()}
 
 
+def _inside(window: Sequence[int], boxes: np.ndarray, scores: np.ndarray) -> Found:
+    """Of a photograph's boxes those that show half of themselves in a window, and where."""
+    low, high = np.array(window[:2] * 2, np.float32), np.array(window[2:] * 2, np.float32)
+    seen, area = boxes.clip(low, high), lambda some: np.prod(some[:, 2:] - some[:, :2], axis=1)
+    there = area(seen) >= VISIBLE * np.maximum(area(boxes), 1e-9)
+    return seen[there] - low, scores[there]
+
+
 def _read(dataset: ImageDataset, i: int, entries: Sequence[Mapping]) -> Found:
     """The boxes of an image's entries of a COCO file, whose boxes are x, y, width, height."""
     if not entries:
@@ -243,11 +284,21 @@ def _read(dataset: ImageDataset, i: int, entries: Sequence[Mapping]) -> Found:
         raise DataError(problem, "Give x, y, width, height and a score.") from error
     if corners.shape[1:] == (4,):
         corners[:, 2:] += corners[:, :2]
-    return checked(dataset, i, corners, scores)
+    found = checked(dataset, i, corners, scores)
+    if not all(entry.get("segmentation") for entry in entries):
+        return found
+    size = tuple(dataset.sizes()[i].tolist())
+    try:
+        return *found, [encode_mask(e["segmentation"], b, size) for e, b in zip(entries, corners)]
+    except ValueError as error:
+        problem = f"{dataset.names[i]}: a segmentation that cannot be used ({error})"
+        raise DataError(problem, "Give polygons or run lengths of the whole image.") from error
 
 
-def checked(dataset: ImageDataset, i: int, boxes: object, scores: object) -> Found:
-    """Boxes and scores of image ``i``, if they can be what they are said to be.
+def checked(
+    dataset: ImageDataset, i: int, boxes: object, scores: object, masks: object = None
+) -> Found:
+    """Boxes and scores (and masks) of image ``i``, if they can be what they are said to be.
 
     Raises:
         DataError: naming the image, see :func:`boxes_from`.
@@ -261,8 +312,11 @@ def checked(dataset: ImageDataset, i: int, boxes: object, scores: object) -> Fou
 
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         refuse(f"boxes of shape {boxes.shape}", "Give (K, 4): x0, y0, x1, y1 in pixels.")
-    if scores.shape != (len(boxes),):
-        refuse(f"{len(boxes)} boxes, scores of shape {scores.shape}", "Give one a box.")
+    if scores.shape != (len(boxes),) or (masks is not None and len(masks) != len(boxes)):
+        masked = "" if masks is None else f", {len(masks)} masks"
+        refuse(f"{len(boxes)} boxes, scores of shape {scores.shape}{masked}", "Give one a box.")
+    if masks is not None and any(np.shape(m) != tuple(size[::-1]) for m in masks):
+        refuse(f"masks that are not {size[1]} x {size[0]}", "Give (K, height, width).")
     if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
         refuse("a box or a score that is not a finite number", "Leave it out.")
     if len(boxes) and (boxes[:, 2:] < boxes[:, :2]).any():
@@ -278,7 +332,20 @@ def checked(dataset: ImageDataset, i: int, boxes: object, scores: object) -> Fou
 
 
 def _gathered(name: str, dataset: ImageDataset, found: Sequence[Found]) -> Boxes:
-    order = [np.argsort(-scores, kind="stable") for _, scores in found]  # best first
-    boxes = [boxes[o] for (boxes, _), o in zip(found, order)]
-    scores = [scores[o] for (_, scores), o in zip(found, order)]
-    return or_whole(name, dataset, boxes, scores, source=name)
+    order = [np.argsort(-one[1], kind="stable") for one in found]  # best first
+    sizes = dataset.sizes().tolist() if any(len(one) > 2 for one in found) else [None] * len(found)
+    masks = [
+        # a mask of nothing, or of what lies beside its box, leaves nothing to embed
+        [m if covers(m, b) else encode_mask(None, b, size)
+         for b, m in ((one[0][k], one[2][k]) for k in o)] if len(one) > 2 else []
+        for one, o, size in zip(found, order, sizes)
+    ]  # fmt: skip
+    masked = all(len(m) == len(o) for m, o in zip(masks, order))
+    return or_whole(
+        name,
+        dataset,
+        [one[0][o] for one, o in zip(found, order)],
+        [one[1][o] for one, o in zip(found, order)],
+        masks if masked else None,
+        name,
+    )

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from torchvision.ops import box_iou
 
+from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.embed.boxes import Boxes, whole_image
 from objemb_lib.embed.extract import ExtractOptions, Objects, extract_objects
@@ -31,12 +32,18 @@ def image_scores(queries: np.ndarray, vectors: np.ndarray, image: np.ndarray) ->
         image: ``(M,)`` the image of each object, in order: 0 .. N - 1, each at least once.
     Returns:
         ``(Q, N)``.
+    Raises:
+        DataError: images out of order, or without objects.
 
     >>> objects = np.array([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
     >>> image_scores(np.array([[1.0, 0.0]]), objects, np.array([0, 0, 1])).tolist()
     [[1.0, 0.0]]
     """
+    image = np.asarray(image)
     starts = np.flatnonzero(np.diff(image, prepend=-1))
+    if len(image) != len(vectors) or not np.array_equal(image[starts], np.arange(len(starts))):
+        problem = f"{len(vectors)} objects of images {image[:5].tolist()} ..."
+        raise DataError(problem, "Pass the objects image by image, at least one of each.")
     every = as_floats(queries) @ as_floats(vectors).T
     return np.maximum.reduceat(every, starts, axis=1)
 

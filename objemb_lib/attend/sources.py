@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import torch
@@ -46,8 +48,11 @@ def kept(key: Sequence[str | bool], find: Callable[[], list[Target]]) -> list[Ta
     with FileLock(path.with_suffix(".lock")):
         if path.exists():
             try:
+                with ZipFile(path) as parts:  # their checksums torch writes, but does not look at
+                    if parts.testzip() or any(one.external_attr for one in parts.infolist()):
+                        raise BadZipFile("the checksum or a flag of a part is another")
                 return torch.load(path, weights_only=True)
-            except (RuntimeError, EOFError, OSError, ValueError) as error:
+            except (BadZipFile, zlib.error, RuntimeError, EOFError, OSError, ValueError) as error:
                 warnings.warn(f"{path} is damaged ({error}): detecting again", stacklevel=2)
         found = find()
         with atomic_path(path) as part:

@@ -86,9 +86,21 @@ def choose(numbers: Sequence[str]) -> list[Path]:
 
 
 def defaults(notebook: Path) -> dict:
-    """The parameters of a notebook with the values it has when opened by hand."""
-    stated = papermill.inspect_notebook(notebook)
-    return {name: ast.literal_eval(about["default"]) for name, about in stated.items()}
+    """The parameters of a notebook with the values it has when opened by hand.
+
+    Raises ReproduceError: it is no notebook, or they are no plain values.
+    """
+    try:
+        stated = papermill.inspect_notebook(literal(notebook))
+        return {name: ast.literal_eval(about["default"]) for name, about in stated.items()}
+    except (OSError, ValueError, SyntaxError) as error:
+        problem = f"{notebook}: its parameters cannot be read ({error})"
+        raise ReproduceError(problem, "Get the notebook again.") from error
+
+
+def literal(path: Path) -> str:
+    """A path whose braces papermill does not take for parameters."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def minutes(name: str = "workshop") -> pd.DataFrame:

@@ -127,10 +127,14 @@ def manifest(data: str) -> dict:
 def run_on(data: str, run: str, stated: profiles.Profile, notebooks: Sequence[Path]) -> dict:
     """Run notebooks on one data set, into ``runs/<run>/``; returns a report of what they measured.
 
-    Raises ReproduceError with the cell that failed.
+    Raises ReproduceError with the cell that failed, or without a place to write.
     """
     run_dir = config.PROJECT / "runs" / run
-    run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        problem = f"{run_dir} cannot be made: {error.strerror}"
+        raise ReproduceError(problem, "Change the permissions above it, or free space.") from error
     fresh = {"environment": environment(stated.seed), **{part: {} for part in PARTS}}
     for notebook in notebooks:
         rows = run_dir / "leaderboard" / f"{notebook.stem}.jsonl"
@@ -153,9 +157,10 @@ def execute(notebook: Path, output: Path, parameters: dict) -> None:
     config.fix_places()
     for name in ("traitlets", "asyncio"):  # what they would say is raised, too
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    places = profiles.literal(notebook), profiles.literal(output)
     try:
         papermill.execute_notebook(
-            notebook, output, parameters, cwd=notebook.parent, kernel_name="python3",
+            *places, parameters, cwd=notebook.parent, kernel_name="python3",
             extra_arguments=["--log-level=CRITICAL"],  # no note on TCP, nor a trace on Ctrl-C
             progress_bar=sys.stderr.isatty(),
         )  # fmt: skip
@@ -167,12 +172,29 @@ def execute(notebook: Path, output: Path, parameters: dict) -> None:
             f"{error.ename}: {error.evalue}",
             f"The executed copy is {output}, with the whole traceback.",
         ) from error
+    except KeyError as error:  # Jupyter's NoSuchKernel is one
+        remedy = "Run `make install`, or `python -m ipykernel install --sys-prefix`."
+        problem = f"{notebook.name}: Jupyter has no kernel ({error})"
+        raise ReproduceError(problem, remedy) from error
     except RuntimeError as error:  # of the kernel: it died, or did not even start
         raise ReproduceError(
-            f"{notebook.name}: {error}",
-            f"Most often memory ran out in the last cell that {output} shows: close other programs "
-            "and notebooks, then run the same command again; what was computed is kept.",
+            f"{notebook.name}, {running_cell(output)}\n\n{error}",
+            "Most often memory ran out: close other programs and notebooks, then run the same "
+            "command again; what was computed is kept.",
         ) from error
+    except OSError as error:
+        problem = f"{notebook.name} could not be run into {output}: {error}"
+        remedy = f"Free some space on the disk of {output}, or run `make install` if a program is "
+        remedy += "not there; the same command then goes on."
+        raise ReproduceError(problem, remedy) from error
+
+
+def running_cell(output: Path) -> str:
+    """The cell at which an executed copy ends, with its source."""
+    cells = nbformat.read(output, as_version=4).cells if output.exists() else []
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    begun = [cell for cell in code if cell.metadata.get("papermill", {}).get("start_time")]
+    return f"cell {len(begun)}:\n\n{begun[-1].source}" if begun else "before its first cell"
 
 
 def environment(seed: int) -> dict:
@@ -188,9 +210,10 @@ def environment(seed: int) -> dict:
     }
 
 
-def cached_files() -> set[Path]:
-    """Finished tables of vectors in the cache."""
-    return set((config.cache_root() / "embeddings").glob("*/*[!0-9].safetensors"))
+def cached_files() -> set[tuple[Path, int]]:
+    """Finished tables of vectors in the cache, with the time each was written."""
+    tables = (config.cache_root() / "embeddings").glob("*/*[!0-9].safetensors")
+    return {(table, table.stat().st_mtime_ns) for table in tables}
 
 
 def finish(run: str, fresh: dict, commit: bool, outputs: Sequence[Path]) -> list[str]:

@@ -91,11 +91,15 @@ def _photographs(split: str, root: Path | None) -> tuple[ImageDataset, list[list
 # --- photographs -> objects ---------------------------------------------------------------
 
 
-def objects(data: ImageDataset, annotations: Sequence[Sequence[dict]] = ()) -> ImageDataset:
+def objects(
+    data: ImageDataset,
+    annotations: Sequence[Sequence[dict]] = (),
+    per_category: int = PER_CATEGORY,
+) -> ImageDataset:
     """Windows around the objects of photographs, to be found again by their category.
 
     A window is the object's box with :data:`CONTEXT` on each side, inside the photograph. Of a
-    category's objects in one photograph the largest is taken; of all of them :data:`PER_CATEGORY`,
+    category's objects in one photograph the largest is taken; of all of them ``per_category``,
     chosen by the hash of their annotation's id. ``train`` has every other category, beginning
     with the first, ``test`` the rest: no category is in both.
 
@@ -107,7 +111,7 @@ def objects(data: ImageDataset, annotations: Sequence[Sequence[dict]] = ()) -> I
     Raises:
         DataError: no object large enough in these photographs.
     """
-    chosen = _choose(data)
+    chosen = _choose(data, per_category)
     if not chosen:
         raise DataError(f"{data.root}: no object of {MIN_AREA} pixels or more", "Add photographs.")
     photos = data.subset([i for i, _ in chosen])  # one a window
@@ -133,7 +137,7 @@ def _areas(boxes: np.ndarray) -> np.ndarray:
     return np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
 
 
-def _choose(data: ImageDataset) -> list[tuple[int, int]]:
+def _choose(data: ImageDataset, per_category: int) -> list[tuple[int, int]]:
     """``(photograph, object)`` pairs, category by category."""
     parity = SPLITS.index(data.split)
     candidates = {category: {} for category in range(parity, len(data.category_names), 2)}
@@ -142,7 +146,7 @@ def _choose(data: ImageDataset) -> list[tuple[int, int]]:
         for category, k in zip(*np.unique(categories, return_index=True)):  # the first: the largest
             if areas[k] >= MIN_AREA and category in candidates:
                 candidates[category][_hash(data.extra[i]["annotation_ids"][k])] = i, int(k)
-    return [many[key] for many in candidates.values() for key in sorted(many)[:PER_CATEGORY]]
+    return [many[key] for many in candidates.values() for key in sorted(many)[:per_category]]
 
 
 def _hash(name: int | str) -> str:

@@ -45,6 +45,7 @@ GONE = {404, 410}  # the only answers that are final
 BUSY = {408, 425, 429, *range(500, 600)}  # these may pass within seconds
 TRIES = 4  # requests in a row that bring no new byte before a place is given up
 BACKOFF = 0.5  # seconds; doubles with each
+RETRY_AFTER_CAP = 30.0  # seconds: the longest wait a server can ask of us
 SPACE_MARGIN = 64 << 20  # bytes that stay free
 
 REPORT = "links.json"
@@ -115,15 +116,19 @@ def fetch(
         else:
             raise DownloadError(f"{lying}: not the official archive's bytes", "Get it again.")
     places = [f"{mirror.rstrip('/')}/{remote.file}"] if mirror else []
-    download, tried = Downloader(dest, remote.size, check), ""
-    for place in [*places, remote.url] if remote.url else places:
+    places += [remote.url] if remote.url else []
+    download, tried = Downloader(dest, remote.size, check), []
+    while places:
+        place = places.pop(0)
         try:
             pooch.retrieve(place, remote.digest or None, dest.name, folder, downloader=download)
             return dest
         except (GiveUp, ValueError) as error:
-            tried += f"\n  - {place}: {error}"
+            tried.append(f"\n  - {place}: {error}")
+            if download.resumed and isinstance(error, ValueError):
+                places.insert(0, place)  # the old half was another file's: now from the start
     raise DownloadError(
-        f"{dest.name} could not be fetched. Tried:{tried}",
+        f"{dest.name} could not be fetched. Tried:{''.join(tried)}",
         "Check the network and run again (a cut download resumes), or use a copy you have: "
         "`--source FOLDER` with the files, `--mirror DIR_OR_URL` (or OBJEMB_MIRROR) with a "
         f"folder or server that holds {dest.name}. See data/README.md.",
@@ -147,6 +152,13 @@ class Gone(GiveUp):
     """The source answered that it has no such file."""
 
 
+class Patience(Retry):
+    """urllib3's retries, in which no server can make us wait for longer than we would."""
+
+    def parse_retry_after(self, retry_after: str) -> float:
+        return min(super().parse_retry_after(retry_after), RETRY_AFTER_CAP)
+
+
 class Downloader:
     """What pooch takes as ``downloader=``: goes on where ``<dest>.part`` ends, if the server can.
 
@@ -158,11 +170,11 @@ class Downloader:
     ) -> None:
         self.part = dest.with_name(f"{dest.name}.part")
         self.size, self.check, self.bar = size, check, bar
+        self.resumed = False  # an earlier call's bytes were built upon
         self.session = requests.Session()
-        patience = Retry(
-            TRIES, connect=0, status_forcelist=BUSY, backoff_factor=BACKOFF, raise_on_status=False,
-            respect_retry_after_header=False,  # a server may ask for hours
-        )  # fmt: skip
+        patience = Patience(
+            TRIES, connect=0, status_forcelist=BUSY, backoff_factor=BACKOFF, raise_on_status=False
+        )
         for scheme in ("http://", "https://"):
             self.session.mount(scheme, HTTPAdapter(max_retries=patience))
 
@@ -177,13 +189,14 @@ class Downloader:
         Raises:
             GiveUp: it is not to be had there. ValueError: not the right bytes.
         """
+        self.resumed = self.have > 0
         require_space(self.part, (self.size or 0) - self.have)
         if place.startswith(("http://", "https://")):
             self.download(place)
         elif (file := Path(place).expanduser()).is_file():
             shutil.copyfile(file, self.part)
         else:
-            raise GiveUp("no such file")
+            raise (Gone if file.parent.is_dir() else GiveUp)("no such file")
         try:
             if self.size not in (None, self.have):
                 raise ValueError(f"{self.have} bytes or more, expected {self.size}")

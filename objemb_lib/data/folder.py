@@ -7,10 +7,10 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
-from operator import itemgetter
 from pathlib import Path, PurePosixPath
+from types import NoneType
 from unicodedata import normalize
 
 import numpy as np
@@ -21,7 +21,14 @@ from pycocotools import mask as coco_mask
 from objemb_lib import config
 from objemb_lib.config import DataError, ImageError, printable
 from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.data.images import IMAGE_SUFFIXES, OTHER_SUFFIXES, fit_within, measure_images
+from objemb_lib.data.images import (
+    HEIC_SUFFIXES,
+    IMAGE_SUFFIXES,
+    fit_within,
+    inspect_images,
+    left_out,
+    reads_heic,
+)
 
 Size = tuple[int, int]  # (width, height) in pixels
 PARTS = 1.5  # what boxes in parts of the sides, of which some reach out, do not exceed
@@ -47,8 +54,9 @@ ARRANGE = (
 def folder(
     root: str | os.PathLike[str],
     annotations: str | os.PathLike[str] | None = None,
-    labels: str | os.PathLike[str] | None = None,
+    split: str = "all",
     progress: bool = True,
+    labels: str | os.PathLike[str] | None = None,
 ) -> ImageDataset:
     """A user's own photographs as a data set, in the order of their names.
 
@@ -62,93 +70,106 @@ def folder(
 
     Args:
         root: the folder.
-        annotations: COCO-format JSON whose ``file_name`` are relative to the folder. Boxes are
-            clipped to the image, those without area are dropped; segmentations become compressed
-            run lengths, the box itself where an object has none. ``extra`` keeps each image's
-            ``annotation_ids`` and ``iscrowd`` in the order of its boxes.
+        annotations: COCO-format JSON whose ``file_name`` are relative to the folder read. Boxes
+            are clipped to the image, those without area are dropped; segmentations become
+            compressed run lengths, the box itself where an object has none. ``extra`` keeps each
+            image's ``annotation_ids`` and ``iscrowd`` in the order of its boxes.
+        split: sub-folder of ``root`` to read ("train"), or "all" for ``root`` itself.
+        progress: show a progress bar while every image is checked; those that cannot be used
+            are left out, with a warning that counts them.
         labels: CSV with the columns ``file`` and ``label``, and if you like ``category`` and
             ``role``: "query" for photographs that only ask, "gallery" for those that are only
             searched. Photographs that it does not name have no label.
-        progress: show a progress bar while every image is checked.
     Raises:
         DataError: when the folder is missing or has no usable image, or ``annotations`` or
             ``labels`` are none, inconsistent, or name images that are not in the folder.
     """
-    place = Path(os.path.expanduser(root))
+    root = Path(os.path.expanduser(root))
+    place = root / split if split != "all" else root
     images, categories = read_coco(Path(annotations)) if annotations else ({}, [])
     listed = read_labels(Path(labels)) if labels else {}
-    files, others = _walk(place)
+    files, others = _walk(place, images.keys() | listed.keys())
     images, listed = _as_stored(images, files), _as_stored(listed, files)
     for path, named in ((annotations, images), (labels, listed)):
         if missing := sorted(named.keys() - set(files)):
             raise DataError(
                 f"{path}: names {len(missing)} images that are not in {place}, as {missing[0]}",
-                "Read the folder that its paths are relative to, fetch the missing images, or take "
-                "their entries out of the file.",
+                "Read the folder that its paths are relative to (root, split), fetch the missing "
+                "images, or take their entries out of the file.",
             )
     good = _usable(place, files, images, others, progress)
     if not labels:
-        listed = _by_sub_folder(place, good, bool(categories))
+        listed = {file: {"label": file.partition("/")[0]} for file in good if "/" in file}
+        named = {row["label"] for row in listed.values()}
+        splits = sorted(filter(SPLIT_NAMES.fullmatch, named))
+        if splits and len(splits) == len(named):
+            note = f"{place}: {', '.join(splits)} are splits, no labels: give the folder of one"
+            warnings.warn(note, stacklevel=2)
+        if len(named) == len(splits) or len(named) == 1 and categories:
+            listed = {}
     parts = _labelled([listed.get(file, {}) for file in good])
     if annotations:
         entries, sizes = [images.get(file, {"objects": []}) for file in good], list(good.values())
         check_boxes(entries, sizes)
         found, objects = annotated(entries, sizes, categories)
-        if dropped := sum(len(e["objects"]) for e in entries) - sum(map(len, objects)):
-            note = f"{annotations}: {dropped} annotated boxes without area in their images dropped"
+        kept = {id(one["bbox"]) for many in objects for one in many}
+        if dropped := [o for e in entries for o in e["objects"] if id(o["bbox"]) not in kept]:
+            note = f"{len(dropped)} annotated boxes without area in their images dropped"
+            note += f": {_called(dropped)}"
             warnings.warn(note, stacklevel=2)
         found["masks"] = encode_masks(objects, sizes)
         if (parts["labels"] >= 0).any():  # they are no categories: other boxes are of none
+            own = [np.where(np.arange(len(boxes)) == 0, label, -1)
+                   for boxes, label in zip(found["boxes"], parts["labels"])]  # fmt: skip
             found |= {part: parts[part] for part in ("labels", "label_names")}
-            found["box_labels"] = [
-                np.where(np.arange(len(boxes)) == 0, label, -1)
-                for boxes, label in zip(found["boxes"], parts["labels"])
-            ]
+            found |= {"box_labels": own}
         parts |= found
-    return ImageDataset(place.resolve().name, "all", place, tuple(good), **parts)
+    return ImageDataset(root.resolve().name, split, place, tuple(good), **parts)
 
 
 def _usable(
-    place: Path, files: list[str], noted: dict, errors: list[ImageError], progress: bool
+    place: Path, files: list[str], noted: dict, others: list[DataError | ImageError], progress: bool
 ) -> dict[str, Size]:
     """``{file: upright size}`` of images that can be used and are as ``noted``; warns of the rest,
-    and of the ``errors`` of others."""
-    good, errors = {}, list(errors)
-    for file, size in zip(files, measure_images([place / file for file in files], progress)):
-        entry = noted.get(file, {})
+    and of boxes that may have been drawn on an image before its rotation by EXIF."""
+    good, broken, turned = {}, [], []
+    for file, seen in zip(files, inspect_images([place / file for file in files], progress)):
+        if isinstance(seen, ImageError):
+            broken.append(seen)
+            continue
+        (size, orientation), entry = seen, noted.get(file, {})
         stated = entry.get("width"), entry.get("height")
-        if isinstance(size, ImageError):
-            errors.append(size)
-        elif all(stated) and stated != size:
+        if all(stated) and stated != size:
             problem = (f"{place / file}: annotated at {stated[0]} x {stated[1]} pixels, "
                        f"but {size[0]} x {size[1]} when upright")  # fmt: skip
             remedy = ("Use the photograph that was annotated; if only its rotation flag differs, "
                       "save it upright and annotate that.")  # fmt: skip
-            errors.append(ImageError(problem, remedy))
-        else:
-            good[file] = size
+            broken.append(ImageError(problem, remedy))
+            continue
+        good[file] = size
+        told = orientation > 4 and all(stated) and size[0] != size[1]  # its sides tell
+        if entry.get("objects") and orientation > 1 and not told:
+            turned.append(file)
+    errors = broken + others
+    lost = sum(isinstance(error, ImageError) for error in errors)
     if not good:
-        problem = f"{place}: none of its {len(errors)} images can be used; {errors[0].problem}"
+        problem = f"{place}: none of its {lost} images can be used; {errors[0].problem}"
         raise DataError(problem, errors[0].remedy)
     if errors:
-        note = f"{place}: {len(errors)} of {len(good) + len(errors)} images skipped"
-        for remedy, count in Counter(error.remedy for error in errors).items():
-            first = next(error for error in errors if error.remedy == remedy)
-            note += f"\n  {count}, as {first}"
+        note = f"{place}: {lost} of {len(good) + lost} images skipped"
+        if lost < len(errors):
+            note += f", {len(errors) - lost} folders not opened"
+        for remedy in dict.fromkeys(error.remedy for error in errors):
+            some = [f"\n  {error.problem}" for error in errors if error.remedy == remedy]
+            more = f"\n  and {len(some) - 3} more" if len(some) > 3 else ""
+            note += "".join(some[:3]) + more + f"\n  What to do: {remedy}"
         warnings.warn(printable(note), stacklevel=3)
+    if turned:
+        note = f"{len(turned)} annotated images are turned by their EXIF flag, as {turned[0]}"
+        doubt = "; boxes that were drawn on them as they are stored are at wrong places"
+        remedy = "What to do: Look at some; save those that are wrong upright, and annotate that."
+        warnings.warn(f"{place}: {note}{doubt}\n  {remedy}", stacklevel=3)
     return good
-
-
-def _by_sub_folder(place: Path, files: Sequence[str], annotated: bool) -> dict[str, dict[str, str]]:
-    """File -> its label by the first level of sub-folders, if those are labels."""
-    listed = {file: {"label": file.partition("/")[0]} for file in files if "/" in file}
-    named = {row["label"] for row in listed.values()}
-    splits = sorted(filter(SPLIT_NAMES.fullmatch, named))
-    if splits and len(splits) == len(named):
-        note = f"{place}: {', '.join(splits)} are splits, no labels: give the folder of one"
-        warnings.warn(note, stacklevel=3)
-    only_one = len(named) == 1 and annotated
-    return {} if only_one or len(named) == len(splits) else listed
 
 
 def _labelled(rows: Sequence[dict[str, str]]) -> dict:
@@ -199,8 +220,11 @@ def list_images(place: Path) -> list[str]:
     return _walk(place)[0]
 
 
-def _walk(place: Path) -> tuple[list[str], list[ImageError]]:
-    """:func:`list_images`, and why other photographs, and folders, are left out."""
+def _walk(
+    place: Path, named: Collection[str] = ()
+) -> tuple[list[str], list[DataError | ImageError]]:
+    """:func:`list_images` and, whatever they are called, those that are ``named`` (NFC); and why
+    other photographs, and folders, are left out."""
     if not place.is_dir():
         here = ", ".join(sorted(p.name for p in place.parent.glob("*/"))[:10]) or "nothing"
         remedy = f"Beside it are: {here}. Relative paths start at {Path.cwd()}."
@@ -209,7 +233,7 @@ def _walk(place: Path) -> tuple[list[str], list[ImageError]]:
 
     def closed(error: OSError) -> None:
         problem = f"{error.filename}: a folder that cannot be opened ({error.strerror})"
-        left.append(ImageError(problem, "Change its permissions."))
+        left.append(DataError(problem, "Change its permissions."))
 
     for where, folders, names in os.walk(place, followlinks=True, onerror=closed):
         if (real := os.path.realpath(where)) in seen:  # a link to a folder already read
@@ -217,20 +241,21 @@ def _walk(place: Path) -> tuple[list[str], list[ImageError]]:
             continue
         seen.add(real)
         folders[:] = sorted(f for f in folders if f[0] != "." and not SYSTEM.fullmatch(f))
-        for path in (Path(where, name) for name in sorted(names) if name[0] != "."):
-            suffix, file = path.suffix.lower(), path.relative_to(place).as_posix()
-            if suffix in OTHER_SUFFIXES:
-                remedy = "Convert it to JPEG or PNG, or remove it."
-                left.append(ImageError(f"{path}: {suffix} cannot be read here", remedy))
-            elif suffix not in IMAGE_SUFFIXES:
-                kinds[suffix or path.name] += 1
-            elif file != printable(file):
-                left.append(ImageError(f"{path}: its name is not UTF-8", "Rename it."))
-            else:
-                found.append(file)
+        for path in map(Path(where).joinpath, sorted(names)):
+            file, suffix = path.relative_to(place).as_posix(), path.suffix.lower()
+            hidden, error = path.name.startswith(".") and suffix != ".icloud", None
+            image = suffix in IMAGE_SUFFIXES or (suffix in HEIC_SUFFIXES and reads_heic())
+            if hidden or not image:
+                if normalize("NFC", file) not in named:
+                    kinds[suffix or path.name] += 1
+                    if hidden or not (error := left_out(path)):
+                        continue
+            if file != printable(file):
+                error = ImageError(f"{path}: its name is not UTF-8", "Rename it.")
+            left.append(error) if error else found.append(file)
     if not found:
-        held = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(3)) or "nothing else"
-        why = "; ".join([*(error.problem for error in left[:1]), f"it holds {held}"])
+        held = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(3)) or "nothing at all"
+        why = "; ".join([f"it holds {held}", *(error.problem for error in left[:1])])
         remedy = " ".join(error.remedy for error in left[:1])
         raise DataError(
             f"{place}: no images in this folder ({why})",
@@ -288,45 +313,84 @@ def read_coco(path: Path) -> tuple[dict[str, dict], list[str]]:
     """
     try:
         content = json.loads(path.read_bytes())
-        names: dict[str, int] = {}
-        categories = {one["id"]: names.setdefault(normalize("NFC", str(one["name"])), len(names))
-                      for one in sorted(content["categories"], key=itemgetter("id"))}  # fmt: skip
+        names, number = _categories(content["categories"])
         by_id = images_by_id(content["images"])
         for entry in content["annotations"]:
             image, category = entry["image_id"], entry["category_id"]
-            if image not in by_id or category not in categories:
+            if image not in by_id or category not in number:
                 problem = f"{_called([entry])} is of image {image!r} and category {category!r}"
                 remedy = "Write ids alike, all as numbers or all as text; or take it out."
                 raise DataError(f"{problem}, which are not both listed", remedy)
-            entry |= {"number": categories[category], "file": by_id[image]["file_name"]}
-            if np.shape(box := entry.get("bbox")) != (4,) or {*map(type, box)} - {int, float}:
-                raise _unusable([entry], f"its bbox {str(box)[:80]} is not four numbers of pixels")
+            entry |= {"number": number[category], "file": by_id[image]["file_name"]}
+            _check_annotation(entry)
             by_id[image]["objects"].append(entry)
+        ids = Counter(entry.get("id") for entry in content["annotations"])
     except DataError as error:
         raise DataError(f"{path}: {error.problem}", error.remedy) from error
     except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
         remedy = "Give a COCO instances file: JSON with images, annotations and categories."
         raise DataError(f"{path}: not COCO annotations ({error!r})", remedy) from error
-    return {entry["file_name"]: entry for entry in by_id.values()}, list(names)
+    for what, many in (("annotations share the id", ids),
+                       ("categories, taken as one, share the name",
+                        Counter(names[n] for n in number.values()))):  # fmt: skip
+        if twice := [str(one) for one, n in many.items() if n > 1 and one is not None]:
+            warnings.warn(f"{path}: {what} {', '.join(twice[:5])}", stacklevel=3)
+    return {entry["file_name"]: entry for entry in by_id.values()}, names
+
+
+def _categories(entries: Sequence[dict]) -> tuple[list[str], dict]:
+    """The names of categories in the order of their ids, and id -> number among them."""
+    by_id: dict = {}
+    for entry in entries:
+        one, name = entry["id"], entry["name"]
+        if type(name) not in (str, int) or not (name := normalize("NFC", str(name)).strip()):
+            raise DataError(f"category {one!r} is called {name!r}", "Give it a name.")
+        if by_id.setdefault(one, name) != name:
+            problem = f"category {one!r} is called {by_id[one]} and {name}"
+            raise DataError(problem, "Give each category an id of its own.")
+    names: dict[str, str] = {}
+    for one in sorted(by_id):
+        names.setdefault(by_id[one].casefold(), by_id[one])
+    number = {name: i for i, name in enumerate(names)}
+    return [*names.values()], {one: number[name.casefold()] for one, name in by_id.items()}
 
 
 def images_by_id(entries: Sequence[dict]) -> dict:
     """id -> image, with no ``objects`` yet. Raises DataError: two of one id or one name."""
-    by_id = {e["id"]: e | {"file_name": _path(e["file_name"]), "objects": []} for e in entries}
-    files = Counter(entry["file_name"] for entry in by_id.values())
-    if len(by_id) < len(entries) or len(files) < len(by_id):
-        ids = Counter(entry["id"] for entry in entries)
-        twice, count = max(*ids.items(), *files.items(), key=itemgetter(1))
-        problem = f"{count} images have the id or file_name {twice!r}"
-        raise DataError(problem, "Nobody can tell whose the boxes are: list each image once.")
+    by_id, ids = {}, {}
+    for entry in entries:
+        one, file = entry["id"], _path(entry["file_name"])
+        entry = entry | {"file_name": file, "objects": []}
+        for side in ("width", "height"):
+            if type(entry.get(side)) not in (int, float, type(None)):
+                problem = f"{file}: its {side} {entry[side]!r} is no number"
+                raise DataError(problem, "Give pixels, without quotes.")
+        first, again = [[e["file_name"], e.get("width"), e.get("height")]
+                        for e in (by_id.setdefault(one, entry), entry)]  # fmt: skip
+        if first != again:
+            problem = f"two images have the id {one!r}, {first} and {again}"
+            raise DataError(problem, "Nobody can tell whose the boxes are: give each its own id.")
+        if ids.setdefault(again[0], one) != one:
+            problem = f"{file} is listed twice, under the ids {ids[again[0]]!r} and {one!r}"
+            raise DataError(problem, "List it once, and give its annotations that id.")
     return by_id
+
+
+def _check_annotation(entry: dict) -> None:
+    """Raise DataError where text or nothing stands for a number."""
+    box, crowd = entry.get("bbox"), entry.get("iscrowd")
+    four = type(box) is list and len(box) == 4 and {*map(type, box)} <= {int, float}
+    if not four or any(abs(side) > 1e9 for side in box):
+        raise _unusable([entry], f"its bbox {str(box)[:80]} is not four numbers of pixels")
+    if crowd not in (None, 0, 1):
+        raise _unusable([entry], f"its iscrowd {crowd!r} is neither 0 nor 1")
 
 
 def check_boxes(entries: Sequence[dict], sizes: Sequence[Size]) -> None:
     """Whether the ``bbox`` of all ``objects`` of ``entries`` can be x, y, width, height in pixels.
 
     Raises DataError: they are parts of the sides (0 to 1); or 95% fit their images as corners and
-    25% do not as they should.
+    25% do not as they should. Warns where fewer do not.
     """
     many = [one for entry in entries for one in entry["objects"]]
     xywh = np.array([one["bbox"] for one in many], np.float64).reshape(-1, 4)
@@ -340,9 +404,12 @@ def check_boxes(entries: Sequence[dict], sizes: Sequence[Size]) -> None:
         raise _unusable(some, "coordinates from 0 to 1: multiply by the image's width and height")
     corners = ((low >= 0) & (extent > low) & (extent <= size + 1)).all(axis=1)
     out = real & (low + extent > 1.02 * size + 1).any(axis=1)
-    if real.any() and corners[real].mean() >= 0.95 and out[real].mean() >= 0.25:
+    if out.any() and corners[real].mean() >= 0.95:
         some = [many[k] for k in np.flatnonzero(out)]
-        raise _unusable(some, "out of the image, while as corners x0, y0, x1, y1 it fits")
+        if out[real].mean() >= 0.25:
+            raise _unusable(some, "out of the image, while as corners x0, y0, x1, y1 it fits")
+        note = f"{_called(some)} reaches out of the image: is bbox x, y, width, height?"
+        warnings.warn(note, stacklevel=3)
 
 
 def encode_mask(segmentation: list | dict | None, box: np.ndarray, size: Size) -> dict:
@@ -350,8 +417,8 @@ def encode_mask(segmentation: list | dict | None, box: np.ndarray, size: Size) -
 
     It is polygons ``[x, y, x, y, ...]``, or run lengths, plain or compressed, or nothing: then the
     mask fills ``box``, ``(x0, y0, x1, y1)``, one pixel at least. Raises ValueError: run lengths of
-    an image of another size, or points that are not pairs of numbers near the image: on these
-    pycocotools guesses, or does not come back.
+    an image of another size, or points that are not pairs of numbers near the image, or parts of
+    its sides: on these pycocotools guesses, or does not come back.
     """
     try:
         return _encode_mask(segmentation, box, size)
@@ -371,10 +438,14 @@ def _encode_mask(segmentation: list | dict | None, box: np.ndarray, size: Size) 
             return coco_mask.frPyObjects(segmentation, height, width)
         coco_mask.decode(segmentation)  # fails where damaged: better now than in a later cell
         return {"size": [height, width], "counts": counts}
+    if not isinstance(segmentation, (list, NoneType)):
+        raise ValueError(f"a segmentation of {type(segmentation).__name__}")
     polygons = [p for p in segmentation or () if len(p) > 4]  # two points have no inside
     for polygon in polygons:
         if len(polygon) % 2 or not np.all(np.abs(polygon) < 10 * max(size)):
             raise ValueError("a polygon that is not pairs of numbers near the image")
+    if polygons and min(size) > 2 and max(np.abs(p).max() for p in polygons) <= PARTS:
+        raise ValueError("a polygon in coordinates from 0 to 1")
     x0, y0, x1, y1 = map(float, box)
     filled = polygons or [[x0, y0, x0, y1, x1, y1, x1, y0]]
     mask = coco_mask.merge(coco_mask.frPyObjects(filled, height, width))
@@ -402,11 +473,16 @@ def annotated(
     Args:
         entries: of the images, as :func:`read_coco` gives them. names: of the categories.
         sizes: (width, height) of the images as they are stored, upright.
+    Raises:
+        DataError: naming annotations without a usable box.
     """
     boxes, objects = [], []
     for entry, size in zip(entries, sizes):
         many = entry["objects"]
-        xywh = np.array([one["bbox"] for one in many], np.float64).reshape(-1, 4)
+        try:
+            xywh = np.array([one["bbox"] for one in many], np.float64).reshape(-1, 4)
+        except (KeyError, TypeError, ValueError) as error:
+            raise _unusable(many, error) from error
         corners = np.hstack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]])
         corners = corners.clip(0, [*size, *size]).astype(np.float32)
         extent = corners[:, 2:] - corners[:, :2]
@@ -428,11 +504,13 @@ def annotated(
 def encode_masks(objects: list[list[dict]], sizes: Sequence[Size]) -> list[list[dict]] | None:
     """Annotations' masks, as run lengths of the images as they are loaded; None without any.
 
-    The box stands in where an outline covers no pixel of it: such a mask leaves nothing to embed.
-    Raises DataError, naming an annotation without a usable outline.
+    The box stands in, with a warning, where an outline covers no pixel of it: such a mask leaves
+    nothing to embed. Raises DataError, naming an annotation without a usable outline.
     """
     if not any(one.get("segmentation") for many in objects for one in many):
         return None
+
+    beside = []
 
     def encode(one: dict, size: Size) -> dict:
         try:
@@ -440,6 +518,7 @@ def encode_masks(objects: list[list[dict]], sizes: Sequence[Size]) -> list[list[
         except ValueError as error:
             raise _unusable([one], error) from error
         if not covers(mask, one["corners"]):
+            beside.append(one)
             mask = encode_mask(None, one["corners"], size)
         if (loaded := fit_within(size)) == tuple(size):
             return mask
@@ -447,7 +526,11 @@ def encode_masks(objects: list[list[dict]], sizes: Sequence[Size]) -> list[list[
         small = Image.fromarray(coco_mask.decode(mask)).resize(loaded, Image.Resampling.NEAREST)
         return coco_mask.encode(np.asfortranarray(small))
 
-    return [[encode(one, size) for one in many] for many, size in zip(objects, sizes)]
+    masks = [[encode(one, size) for one in many] for many, size in zip(objects, sizes)]
+    if beside:
+        note = f"{_called(beside)}: its segmentation covers no pixel of its bbox, which stands in"
+        warnings.warn(note, stacklevel=3)
+    return masks
 
 
 def _unusable(objects: Sequence[dict], error: object) -> DataError:

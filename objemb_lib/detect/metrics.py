@@ -8,10 +8,11 @@ import warnings
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from torchvision.ops import box_convert, box_iou
+from torchvision.ops import box_convert, box_iou, clip_boxes_to_image
 from torchvision.transforms.functional import pil_to_tensor
 from tqdm.auto import tqdm
 
@@ -19,6 +20,8 @@ from objemb_lib import config
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.detect.detectors import Detector, Target
 from objemb_lib.embed.memory import until_it_fits
+
+THIN = 64  # sides of an image, one by the other, beyond which a detector sees it padded
 
 
 @torch.inference_mode()
@@ -48,10 +51,18 @@ def detect(
 
 def _detected(detector: Detector, dataset: ImageDataset, some: range, masks: bool) -> list[Target]:
     """Detections of some images, all at once."""
-    images, found = [pil_to_tensor(dataset.image(i)) for i in some], []
-    for one in detector([image.to(config.device()).float() / 255 for image in images]):
+    pixels = [pil_to_tensor(dataset.image(i)).to(config.device()).float() / 255 for i in some]
+    sizes, found = [image.shape[1:] for image in pixels], []
+    least = [-(-max(size) // THIN) for size in sizes]  # or a side that is resized has no pixel
+    images = [F.pad(image, (0, max(0, few - w), 0, max(0, few - h)))
+              for image, (h, w), few in zip(pixels, sizes, least)]  # fmt: skip
+    for one, (h, w), few in zip(detector(images), sizes, least):
         maps = one.pop("masks", None)
         one = {key: value.cpu() for key, value in one.items()}
+        if min(h, w) < few:
+            maps = maps if maps is None else maps[..., :h, :w]
+            one |= {key: clip_boxes_to_image(one[key], (h, w))
+                    for key in ("boxes", "proposals") if key in one}  # fmt: skip
         if maps is not None and masks:
             whole = (maps[:, 0] > 0.5).permute(1, 2, 0).cpu().numpy().astype(np.uint8)
             rles = coco_mask.encode(np.asfortranarray(whole))

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -20,6 +22,8 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError
 from timm.models import is_model_in_modules
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -36,6 +40,9 @@ PIP_WEIGHTS = {  # name: (Python package, file inside it, sha256 of the file)
         "efficientnet_lite2": "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
     }.items()
 }
+
+
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # timm's names of weights on its hub
 TRANSFORMERS = ("vision_transformer", "deit", "eva")  # timm's files of those that take any size
 
 
@@ -252,10 +259,10 @@ def load_trunk(
             network.load_state_dict(_pip_weights(name, network))
         weights = "ImageNet (pip)"
     else:
-        if not timm.is_model(name):
-            remedy = f"Use {', '.join(PIP_WEIGHTS)}, or a timm model name."
-            raise DataError(f"no trunk called {name!r}", remedy)
+        _check_timm_name(name)
         how = {"dynamic_img_size": True} if transformer else {}
+        if pretrained:
+            from_hub(name, lambda: _ask_hub(timm.get_pretrained_cfg(name).hf_hub_id))
         network = from_hub(name, lambda: timm.create_model(name, pretrained=pretrained, **how))
         weights = f"{network.pretrained_cfg.get('tag')} (timm)"
     network.reset_classifier(0)
@@ -266,6 +273,17 @@ def load_trunk(
     name += f" at stride {stride}" if stride != 32 else ""
     weights = weights if pretrained else "random"
     return Trunk(name, network, stages, config["mean"], config["std"], weights).eval()
+
+
+def _check_timm_name(name: str) -> None:
+    """Raise DataError for a name, or weights, that timm lacks: no download."""
+    try:
+        known = timm.is_model(name) and timm.get_pretrained_cfg(name)
+    except RuntimeError:  # of a known network, but no such weights: resnet18.nobody
+        known = False
+    if not known:
+        remedy = f"Use {', '.join(PIP_WEIGHTS)}, or a timm model name."
+        raise DataError(f"no trunk called {name!r}", remedy)
 
 
 def _stages(name: str, network: nn.Module) -> list[Stage]:
@@ -305,6 +323,18 @@ def _pip_weights(name: str, network: nn.Module) -> dict[str, Tensor]:
         raise DataError(f"{path} is not the file this course uses (its sha256 differs)", remedy)
     state = torch.load(path, map_location="cpu", weights_only=True)
     return dict(zip(network.state_dict(), state.values()))
+
+
+def _ask_hub(repository: str | None) -> None:
+    """Ask the hub once for weights that its cache has not: offline, it would ask for a minute.
+
+    Raises what its client raises where nobody answers within seconds.
+    """
+    if not repository or any(try_to_load_from_cache(repository, file) for file in HUB_FILES):
+        return
+    seconds = int(os.environ.get("HF_HUB_ETAG_TIMEOUT") or 4)  # the hub's own setting
+    with suppress(HfHubHTTPError):  # an answer: what is wrong the hub says itself
+        get_hf_file_metadata(hf_hub_url(repository, HUB_FILES[0]), timeout=seconds)
 
 
 def from_hub(name: str, load: Callable[[], nn.Module]) -> nn.Module:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import torch
 
 from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
@@ -329,7 +330,14 @@ def as_floats(values: np.ndarray) -> np.ndarray:
     >>> (as_floats(np.array([[127, -128]], np.int8)) @ as_floats([127, -128])).tolist()
     [32513.0]
     """
-    values = np.asarray(values)
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        values = values.float() if values.dtype == torch.bfloat16 else values  # NumPy has none
+    try:
+        values = np.asarray(values)
+    except ValueError as error:  # lists of several lengths
+        problem = f"values that cannot be ranked ({error})"
+        raise DataError(problem, "Pass an array of real numbers.") from error
     if values.dtype.kind not in "biuf":
         raise DataError(f"{values.dtype} numbers cannot be ranked", "Pass real numbers.")
     return values.astype(np.promote_types(values.dtype, np.float32), copy=False)

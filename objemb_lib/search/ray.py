@@ -73,7 +73,7 @@ def ray_extract(
     key = {"data": dataset.fingerprint, "stage": pair[0], "pooling": pair[1],
            "size": str(size), "part": str(part)}  # fmt: skip
     if done:
-        key = _agreed(folder, pd.read_parquet(done[min(done)]).attrs["key"], key)
+        key = _agreed(folder, _read(done[min(done)]).attrs["key"], key)
     todo = [start for start in range(0, len(dataset), part) if start not in done]
     here = {"num_cpus": workers, "include_dashboard": False, "object_store_memory": SHARED,
             "log_to_driver": False, "logging_level": "warning"}  # fmt: skip
@@ -167,9 +167,9 @@ def read_parts(folder: str | Path) -> Extracted:
     """All that :func:`ray_extract` wrote into a folder, as one table in memory.
 
     Raises:
-        DataError: no files, or files of different settings.
+        DataError: no files, one that is damaged, or files of different settings.
     """
-    tables = [pd.read_parquet(path) for _, path in sorted(_parts(Path(folder)).items())]
+    tables = [_read(path) for _, path in sorted(_parts(Path(folder)).items())]
     if not tables:
         raise DataError(f"{folder} has no part-*.parquet", "Run ray_extract with this folder.")
     for table in tables:
@@ -194,6 +194,16 @@ def _extracted(tables: list[pd.DataFrame]) -> Extracted:
 def _parts(folder: Path) -> dict[int, Path]:
     """First image -> file. Names are zero-padded, so that every tool lists them in order."""
     return {int(path.stem.partition("-")[2]): path for path in folder.glob("part-*.parquet")}
+
+
+def _read(path: Path) -> pd.DataFrame:
+    try:
+        table = pd.read_parquet(path)
+        _ = table.attrs["key"], table.attrs["broken"]
+    except (ValueError, OSError, KeyError) as error:  # pyarrow's are ValueErrors
+        remedy = "Delete it and run again: only it is made anew."
+        raise DataError(f"{path} is damaged, or not ray_extract's ({error})", remedy) from error
+    return table
 
 
 def _agreed(folder: str | Path, there: Mapping[str, str], asked: Mapping[str, str]) -> dict:

@@ -23,6 +23,7 @@ from objemb_lib.attend.objects import (
     query_strata,
     retrieval_scores,
 )
+from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.embed.boxes import Boxes, true_boxes
 from objemb_lib.embed.whitening import l2
@@ -138,3 +139,16 @@ def test_suspects_are_told_by_what_the_data_set_knows(tmp_path: Path) -> None:
     assert np.flatnonzero(kinds["partly covered"]).tolist() == [2]
     assert kinds["wholly visible"].sum() == 4
     assert query_strata(pictures(tmp_path, list(range(6))), found) == {}
+
+
+def test_objects_out_of_order_are_refused() -> None:
+    for image in ([0, 1, 0], [0, 2, 2], [1, 1, 2], [0, 1]):
+        with pytest.raises(DataError, match="image by image"):
+            image_scores(np.eye(3), np.eye(3), np.array(image))
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.float16])
+def test_scores_of_other_kinds_of_numbers_do_not_overflow(kind) -> None:
+    vectors = np.array([[127, 0], [100, 90], [0, 127]]).astype(kind)
+    found = image_scores(vectors[:1] * kind(1), vectors, np.arange(3))
+    assert found.tolist() == [[127 * 127, 12700, 0]]

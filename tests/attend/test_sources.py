@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 from dataclasses import replace
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -19,6 +21,14 @@ from objemb_lib.detect.metrics import detect, main_recall
 from objemb_lib.embed.boxes import Boxes
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
+
+
+def flipped(raw: bytes) -> bytes:
+    """A zip with one bit of its largest member changed."""
+    with ZipFile(io.BytesIO(raw)) as parts:
+        content = parts.read(max(parts.infolist(), key=lambda one: one.file_size))
+    k = raw.index(content)
+    return raw[:k] + bytes([raw[k] ^ 1]) + raw[k + 1 :]
 
 
 def test_a_detector_that_finds_nothing_falls_back(data: ImageDataset) -> None:
@@ -51,12 +61,14 @@ def test_what_was_detected_once_is_not_detected_again(data, monkeypatch) -> None
     sources.detect_cached(detector, data, progress=False)
     sources.detect_cached(detector, data.subset([1, 2]), progress=False)
     assert len(calls) == 4
-    for file in Path(os.environ["OBJEMB_CACHE"]).glob("detections/*.pt"):
-        file.write_bytes(file.read_bytes()[:-8])
-    with pytest.warns(UserWarning, match="damaged"):
+    for times, damage in enumerate((flipped, lambda raw: raw[:-8]), 5):
+        for file in Path(os.environ["OBJEMB_CACHE"]).glob("detections/*.pt"):
+            file.write_bytes(damage(file.read_bytes()))
+        with pytest.warns(UserWarning, match="damaged"):
+            sources.detect_cached(detector, data, progress=False)
+        assert len(calls) == times
         sources.detect_cached(detector, data, progress=False)
-    sources.detect_cached(detector, data, progress=False)
-    assert len(calls) == 5
+    assert len(calls) == 6
 
 
 def test_one_object_called_by_two_names_is_found_once(data: ImageDataset) -> None:

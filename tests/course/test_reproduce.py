@@ -1,6 +1,7 @@
 """A reproduction: notebooks run, numbers are compared, failures are named."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -119,14 +120,22 @@ def test_a_notebook_run_alone_keeps_the_others_results(project):
 
 
 def test_times_of_an_empty_and_of_a_full_cache_are_kept_apart(project, capsys):
-    (project / "cache" / "embeddings" / "key").mkdir(parents=True)
-    made = str(project / "cache" / "embeddings" / "key" / "new.safetensors")
-    code = f"import pathlib\nfile = pathlib.Path({made!r})\n"
-    _write(project, "01_second", code + "file.exists() or file.write_text('whole')")
+    """A table of vectors counts also where a damaged one is written anew under its old name."""
+    place = project / "cache" / "embeddings" / "key"
+    place.mkdir(parents=True)
+    for name in ("damaged", "kept"):
+        (place / f"{name}.safetensors").write_text("")
+        os.utime(place / f"{name}.safetensors", (1, 1))
+    code = f"import os, pathlib\nplace = pathlib.Path({str(place)!r})\n"
+    code += "for name in ('damaged', 'new'):\n    file = place / f'{name}.safetensors'\n"
+    code += (
+        "    if not file.exists() or not file.read_text():\n        _ = file.write_text('whole')"
+    )
+    _write(project, "01_second", code)
     reproduce.main(["--update"])
     shown = capsys.readouterr().out
     assert re.search("00_first.ipynb: .* no new tables of vectors", shown)
-    assert re.search("01_second.ipynb: .* 1 new tables of vectors", shown)
+    assert re.search("01_second.ipynb: .* 2 new tables of vectors", shown)
     report = _report(project)
     assert set(report["seconds"]) == {"01_second"}
     assert set(report["seconds_full_cache"]) == {"00_first"}
@@ -172,20 +181,70 @@ def test_a_failing_cell_is_shown(project, capsys):
     assert "00_first.ipynb" in said and "y = x / 0  # here" in said and "ZeroDivisionError" in said
 
 
-def test_a_kernel_that_dies_is_told_and_the_other_data_go_on(project, monkeypatch, capsys):
-    """nteract/papermill#478: as where memory ran out, once a bare traceback."""
+@pytest.mark.parametrize("end", ["os.kill(os.getpid(), 9)", "os._exit(3)", "os.abort()"])
+def test_a_kernel_that_dies_is_told_with_its_cell_and_the_others_go_on(
+    project, monkeypatch, capsys, end
+):
+    """nteract/papermill#478, #476: as where memory ran out, once a traceback without a cell."""
     _profile(project, "many", "data: [one, two]\nseed: 0\n")
     data = dataset([0, 0, 1, 1])
     monkeypatch.setattr(catalogue, "load_splits", lambda name: Splits(data, {"test": data}))
     parameters = 'DATA = ""\nRUN_DIR = ""\nSEED = 0'
-    end = "import os\nDATA == 'two' or os.kill(os.getpid(), 9)"
-    _write(project, "00_first", end, parameters=parameters)
+    _write(project, "00_first", f"import os\nDATA == 'two' or {end}", parameters=parameters)
     assert reproduce.main(["--profile", "many", "--notebooks", "00"]) == 1
     said = capsys.readouterr().err
-    assert "00_first.ipynb: " in said and "memory" in said
+    assert "00_first.ipynb, cell 3:" in said and end in said and "memory" in said
     assert "many/one failed" in said and "many/two" not in said
     report = _report(project, "runs/many/two/results.json")
     assert report["data"]["two"]["splits"]["test"]["images"] == 4
+
+
+def test_what_hinders_a_notebook_from_starting_is_told(project, monkeypatch, capsys):
+    """No kernel, a kernel whose program is gone, no place to write, no notebook."""
+    with monkeypatch.context() as patch:
+        patch.setattr("ipykernel.kernelspec.RESOURCES", "/nowhere", raising=False)
+        gone = project / "jupyter" / "kernels" / "python3"
+        gone.mkdir(parents=True)
+        spec = {"argv": ["/nowhere/python"], "display_name": "gone", "language": "python"}
+        (gone / "kernel.json").write_text(json.dumps(spec))
+        patch.setenv("JUPYTER_PATH", str(project / "jupyter"))
+        assert reproduce.main(["--notebooks", "00"]) == 1
+        assert "/nowhere/python" in capsys.readouterr().err
+
+    kernels = pytest.importorskip("jupyter_client.kernelspec")
+
+    def absent(*_, **__):
+        raise kernels.NoSuchKernel("python3")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels.KernelSpecManager, "get_kernel_spec", absent)
+        assert reproduce.main(["--notebooks", "00"]) == 1
+        assert "ipykernel install" in capsys.readouterr().err
+    (project / "runs" / "workshop" / "00_first.ipynb").unlink()
+    (project / "runs" / "workshop" / "00_first.ipynb").mkdir()  # a disk that cannot be written
+    assert reproduce.main(["--notebooks", "00"]) == 1
+    assert "00_first.ipynb could not be run" in capsys.readouterr().err
+    (project / "notebooks" / "00_first.ipynb").write_text("{")
+    assert reproduce.main(["--notebooks", "00"]) == 1
+    assert "00_first.ipynb: its parameters" in capsys.readouterr().err
+
+
+def test_a_run_without_a_place_to_write_is_told(project, capsys):
+    (project / "runs").write_text("a file where a folder should be")
+    assert reproduce.main(["--notebooks", "00"]) == 1
+    assert "workshop cannot be made: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["{course}", "a{}b", "50%{x", "}{"])
+def test_braces_in_a_path_are_no_parameters(project, monkeypatch, name):
+    """nteract/papermill#392."""
+    (project / "notebooks").rename(project / name)
+    monkeypatch.setattr(profiles, "NOTEBOOKS", project / name)
+    (notebook,) = profiles.choose(["00"])
+    assert profiles.defaults(notebook) == {"RUN_DIR": "", "SEED": 0}
+    reproduce.execute(notebook, project / name / "out.ipynb", {"SEED": 5})
+    done = nbformat.read(project / name / "out.ipynb", 4)
+    assert done.cells[-1].outputs[0].text == "5\n"
 
 
 def test_relative_folders_are_the_same_in_the_notebooks(project, monkeypatch):

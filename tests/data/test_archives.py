@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from local_server import BODY, archive
 
 from objemb_lib.config import DownloadError
@@ -103,6 +105,29 @@ def test_refuses_cut_archives(tmp_path: Path, name: str, share: float) -> None:
     with pytest.raises(DownloadError, match="damaged or cut short") as caught:
         unpack(archive, tmp_path / "out")
     assert str(archive) in str(caught.value)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    name=st.sampled_from(["a.tar.gz", "a.tar.xz", "a.zip"]),
+    place=st.floats(0, 1),
+    bit=st.integers(0, 7),
+)
+def test_one_flipped_bit_never_passes_unseen(
+    tmp_path_factory: pytest.TempPathFactory, name: str, place: float, bit: int
+) -> None:
+    folder = tmp_path_factory.mktemp("flip")
+    archive = make(folder / name, FILES)
+    data = bytearray(archive.read_bytes())
+    data[min(int(place * len(data)), len(data) - 1)] ^= 1 << bit
+    archive.write_bytes(data)
+    try:
+        held = tree(unpack(archive, folder / "out"))
+    except DownloadError as error:
+        assert str(archive) in str(error)
+    else:  # a bit that bears no content, such as a time
+        assert set(held.values()) <= set(FILES.values())
+        assert name == "a.zip" or held == FILES  # a zip's list of names has no checksum
 
 
 def test_the_checksum_at_the_end_is_read(tmp_path: Path) -> None:

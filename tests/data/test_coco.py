@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from local_server import Server, serve, status, whole
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -19,7 +21,7 @@ from objemb_lib.data import coco as module
 from objemb_lib.data.catalogue import load_splits
 from objemb_lib.data.coco import coco, coco_photographs, objects, open_images
 from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.data.folder import annotated, encode_mask, folder
+from objemb_lib.data.folder import annotated, check_boxes, encode_mask, folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*images of .* are here")
 NAMES = ["cat", "dog", "cup", "car"]  # cat and cup train, dog and car test
@@ -67,11 +69,10 @@ def test_windows_end_with_the_photograph(tmp_path: Path) -> None:
     assert data.boxes[0][0].tolist() == [25, 30, 75, 90] and data.masks is None
 
 
-def test_no_category_is_in_both_splits_and_none_has_too_many(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(module, "PER_CATEGORY", 3)
+def test_no_category_is_in_both_splits_and_none_has_too_many(tmp_path: Path) -> None:
     images = [[((0, 0, 50, 50), i % 4, i)] for i in range(40)]
     train, test, again = (
-        objects(*photographs(tmp_path, split, (60, 60), *some))
+        objects(*photographs(tmp_path, split, (60, 60), *some), per_category=3)
         for split, some in (("train", images), ("test", images), ("train", images[::-1]))
     )
     assert train.labels.tolist() == [0, 0, 0, 2, 2, 2]
@@ -232,15 +233,15 @@ def one(box: list, image: int = 1, category: int = 1, **more) -> dict:
 
 @pytest.fixture
 def told(tmp_path: Path) -> Callable[..., ImageDataset]:
-    """``told(annotations, images=, categories=, turn=)``: 1.png and 2.png, of ``SIDES`` and turned
-    by EXIF, read with such a file."""
+    """``told(annotations, images=, categories=, turn=)``: 1.png and 2.png, of ``SIDES`` or
+    ``size`` and turned by EXIF, read with such a file."""
 
-    def read(annotations=(), images=IMAGES, categories=CATEGORIES, turn=1):
+    def read(annotations=(), images=IMAGES, categories=CATEGORIES, turn=1, size=SIDES):
         exif = Image.Exif()
         exif[0x0112] = turn
         (tmp_path / "p").mkdir()
         for k in (1, 2):
-            Image.new("RGB", SIDES).save(tmp_path / f"p/{k}.png", exif=exif)
+            Image.new("RGB", size).save(tmp_path / f"p/{k}.png", exif=exif)
         content = {"images": images, "annotations": list(annotations), "categories": categories}
         (tmp_path / "a.json").write_text(json.dumps(content))
         return folder(tmp_path / "p", tmp_path / "a.json", progress=False)
@@ -255,17 +256,28 @@ BOX = [1, 1, 30, 30]
     ("words", "told_of"),
     [
         # ethology#40, cvat#4185, cvat#7523, sahi#98: all boxes went to the last
-        ("2 images have the id or file_name 1", {"images": [IMAGES[0], IMAGES[1] | {"id": 1}]}),
-        ("2 images .* '1.png'", {"images": [IMAGES[0], {"id": 2, "file_name": "./1.png"}]}),
+        ("id 1.*1.png.*2.png", {"images": [IMAGES[0], IMAGES[1] | {"id": 1}]}),
+        ("id 1.*64, 48.*640, 48", {"images": [IMAGES[0], IMAGES[0] | {"width": 640}]}),
+        ("1.png.*ids 1 and 2", {"images": [IMAGES[0], IMAGES[0] | {"id": 2}]}),
+        ("1.png.*ids 1 and 2", {"images": [IMAGES[0], {"id": 2, "file_name": "./1.png"}]}),
+        ("category 1.*cup and dog", {"categories": [CATEGORIES[0], {"id": 1, "name": "dog"}]}),
+        ("category 1.*None", {"categories": [{"id": 1, "name": None}]}),
+        ("category 1", {"categories": [{"id": 1, "name": "  "}]}),
+        ("width '64'", {"images": [IMAGES[0] | {"width": "64"}, IMAGES[1]]}),
         ("1.png: annotation 11.*'1'", {"annotations": [one(["1", "1", "9", "9"])]}),
         ("annotation 11", {"annotations": [one([1, 1, 9, True])]}),
         ("annotation 11", {"annotations": [one(None)]}),
+        ("annotation 11", {"annotations": [one([1, 1, 10**400, 9])]}),
+        ("annotation 11", {"annotations": [one([0, 0, float("inf"), 9])]}),
+        ("annotation 11.*iscrowd '0'", {"annotations": [one(BOX, iscrowd="0")]}),
         ("annotation 11.*image '1'", {"annotations": [one(BOX) | {"image_id": "1"}]}),
         # detectron2#3749, automlForImages#27: parts of the sides
         ("annotation 11.*0 to 1", {"annotations": [one([0.25, 0.25, 0.5, 0.5]), one(BOX, 2)]}),
         ("annotation 11.*0 to 1", {"annotations": [one([0, 0, 1, 1])]}),
         ("annotation 21.*0 to 1", {"annotations": [one([0.7, 0.8, 1.001, 1.0], 2)]}),
         ("2.png: annotation 21.*corners", {"annotations": [one(BOX), one([30, 20, 60, 40], 2)]}),
+        ("annotation 11.*0 to 1", {
+            "annotations": [one(BOX, segmentation=[[0.1, 0.1, 0.6, 0.1, 0.6, 0.6]])]}),
     ],
 )  # fmt: skip
 def test_nonsense_is_named_with_its_remedy(told, words: str, told_of: dict) -> None:
@@ -284,7 +296,8 @@ RUNS = {"size": [48, 64], "counts": [3072]}
 )  # fmt: skip
 def test_the_box_stands_in_for_a_mask_of_nothing(told, outline) -> None:
     """cocoapi#175, BlenderProc#34: outside, empty, beside its box, a point: vectors of zeros."""
-    data = told([one([6, 5, 20, 20], segmentation=outline)])
+    with pytest.warns(UserWarning, match=r"1\.png: annotation 11: .*no pixel"):
+        data = told([one([6, 5, 20, 20], segmentation=outline)])
     assert data.mask(0).sum() == 400 and data.mask(0)[5:25, 6:26].all()
 
 
@@ -296,17 +309,52 @@ def test_an_object_of_less_than_a_pixel_has_a_mask(told) -> None:
         assert mask_area(encode_mask(None, np.array(box), SIDES))
 
 
-@pytest.mark.parametrize("names", [("cup", "cup"), ("caf\u00e9", "cafe\u0301")])
+@pytest.mark.parametrize("names", [("cup", "cup"), ("Cup ", "cup"), ("caf\u00e9", "cafe\u0301")])
 def test_categories_of_one_name_are_one(told, names: tuple) -> None:
     """make-sense#136, mmdetection#3019: two files merged, the same class twice."""
     categories = [{"id": k, "name": name} for k, name in zip((1, 7), names)]
-    data = told([one(BOX, 1), one(BOX, 2, 7)], categories=categories)
-    assert len(data.label_names) == 1
+    with pytest.warns(UserWarning, match="share the name") as caught:
+        data = told([one(BOX, 1), one(BOX, 2, 7)], categories=categories)
+    assert len(caught) == 1 and len(data.label_names) == 1
     assert data.relevant(0)[1]
 
 
+@pytest.mark.parametrize(("turn", "size", "sides"), [
+    (3, SIDES, True), (2, SIDES, True), (4, SIDES, False), (6, (64, 64), True), (8, SIDES, False),
+])  # fmt: skip
+def test_boxes_on_turned_photographs_are_doubtful(told, turn, size, sides) -> None:
+    """coralnet#107, labelImg#395: by 180 degrees, on a square, or with no sizes to tell it."""
+    stated = {"width": size[0], "height": size[1]} if sides else {"width": None, "height": None}
+    with pytest.warns(UserWarning, match="2 annotated images are turned.*1.png"):
+        told([one(BOX), one(BOX, 2)], [image | stated for image in IMAGES], turn=turn, size=size)
+
+
+def test_what_is_only_doubtful_is_a_warning(told) -> None:
+    out = [one([2, 2, 30 + k, 30], category=1, id=k) for k in range(5)]
+    with pytest.warns(UserWarning, match="annotation 9 reaches out"):
+        told([*out, one([20, 2, 50, 40], id=9)])
+
+
+def test_annotations_of_one_id(told) -> None:
+    with pytest.warns(UserWarning, match="annotations share the id 11"):
+        assert len(told([one(BOX), one(BOX, category=2, id=11)]).boxes[0]) == 2
+
+
+edge = st.integers(0, 40)
+
+
+@given(st.lists(st.tuples(edge, edge, edge, edge), max_size=5))
+def test_boxes_inside_their_images_are_quiet(xyxy: list[tuple]) -> None:
+    objects = [{"id": 1, "bbox": [x, y, w + 2, h + 2]} for x, y, w, h in xyxy]
+    inside = [o for o in objects if o["bbox"][0] + o["bbox"][2] <= 64
+              and o["bbox"][1] + o["bbox"][3] <= 48]  # fmt: skip
+    check_boxes([{"objects": inside}], [SIDES])
+
+
 def test_sound_files_are_quiet(told) -> None:
-    """Sizes as floats or none; a turned one stated upright."""
+    """Sizes as floats or none, an image twice in the same words, a turned one stated upright."""
     images = [IMAGES[0] | {"width": 48.0, "height": 64}, IMAGES[1] | {"width": None, "height": 0}]
+    images[1]["file_name"] = "none.png"
+    images = [images[0], images[0]]
     data = told([one(BOX), one(BOX, category=2)], images, turn=6)
     assert len(data.boxes[0]) == 2

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import email.utils
 import hashlib
 import json
 import shutil
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -81,11 +83,11 @@ def test_cuts_without_range_end(server: Server, tmp_path: Path, cuts: list[int])
     assert len(server.seen) <= fetch.TRIES + 2
 
 
-def test_a_part_of_another_file_is_thrown_away(server: Server, tmp_path: Path) -> None:
-    (tmp_path / "file.bin.part").write_bytes(WRONG[:100_000])
-    with pytest.raises(DownloadError, match="run again"):
-        get(server.url(serve()), tmp_path)
-    assert get(server.url(serve()), tmp_path).read_bytes() == BODY and server.ranges[-1] is None
+@pytest.mark.parametrize("length", [1, 100_000, len(BODY), len(BODY) + 9])
+def test_a_part_of_another_file_is_thrown_away(server: Server, tmp_path: Path, length: int) -> None:
+    (tmp_path / "file.bin.part").write_bytes((WRONG * 2)[:length])
+    assert get(server.url(serve()), tmp_path).read_bytes() == BODY
+    assert server.ranges[-1] is None
 
 
 def test_a_whole_part_needs_no_network(server: Server, tmp_path: Path) -> None:
@@ -136,10 +138,26 @@ def test_without_a_digest_the_file_is_read_before_it_gets_its_name(
 # Servers and mirrors ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("code", [408, 429, 503])
-def test_a_busy_server_is_asked_again(server: Server, tmp_path: Path, code: int) -> None:
-    busy = status(code, Retry_After=9999)
+IN_AN_HOUR = email.utils.formatdate(time.time() + 3600, usegmt=True)
+
+
+@pytest.mark.parametrize(
+    ("code", "after", "wait"),
+    [
+        (429, "7", 7),
+        (503, "9999", fetch.RETRY_AFTER_CAP),
+        # Its own name: xdist's workers must agree on it, and they start at different seconds.
+        pytest.param(503, IN_AN_HOUR, fetch.RETRY_AFTER_CAP, id="503-date"),
+        (408, None, None),
+        (500, None, None),
+    ],
+)
+def test_a_busy_server_is_waited_for(
+    server: Server, tmp_path: Path, naps: list[float], code: int, after: str | None, wait: float
+) -> None:
+    busy = status(code, **({"Retry_After": after} if after else {}))
     assert get(server.url(busy, serve()), tmp_path).read_bytes() == BODY
+    assert naps == ([wait] if wait else [])
 
 
 @pytest.mark.parametrize("kind", ["folder", "folder/", "URL"])
@@ -154,15 +172,19 @@ def test_the_mirror_comes_first(server: Server, tmp_path: Path, kind: str) -> No
     assert [path for path, _ in server.seen] == ["/class/file.bin"] * (kind == "URL")
 
 
-@pytest.mark.parametrize("content", [None, WRONG, b"short"])
+@pytest.mark.parametrize("content", [None, "folder", WRONG, b"short"])
 def test_a_bad_mirror_is_passed_over(server: Server, tmp_path: Path, content: object) -> None:
-    (tmp_path / "mirror").mkdir()
-    if content is not None:
+    if content == "folder":
+        (tmp_path / "mirror" / "file.bin").mkdir(parents=True)
+    elif content is not None:
+        (tmp_path / "mirror").mkdir()
         (tmp_path / "mirror" / "file.bin").write_bytes(content)
     mirror = str(tmp_path / "mirror")
-    assert get(server.url(serve()), tmp_path / "data", mirror).read_bytes() == BODY
+    file = get(server.url(serve()), tmp_path / "data", mirror)
+    assert file.read_bytes() == BODY
+    file.unlink()
     with pytest.raises(DownloadError, match=rf"{mirror}(.|\n)*HTTP 404"):
-        get(server.url(status(404)), tmp_path / "other", mirror)
+        get(server.url(status(404)), tmp_path / "data", mirror)
 
 
 def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, naps: list[float]) -> None:
@@ -216,17 +238,22 @@ mkdir -p "$3/usr/share" && cp "$2" "$3/usr/share/bird"
 """
 
 
-def test_a_debian_package_is_unpacked_or_passed_over(tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("package", ["bird-photos", "unicorns"])
+@pytest.mark.parametrize("missing", ["", "apt-get", "dpkg-deb"])
+def test_a_debian_package_is_unpacked_or_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, missing: str
+) -> None:
+    for name, script in {"apt-get": APT, "dpkg-deb": DPKG}.items():
+        (tmp_path / name).write_text(script)
+        (tmp_path / name).chmod(0o755 if name != missing else 0)
     for name in ("sh", "mkdir", "cp"):
         (tmp_path / name).symlink_to(shutil.which(name))
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert fetch.debian_package("bird-photos", tmp_path / "no apt") is None
-    for name, script in {"apt-get": APT, "dpkg-deb": DPKG}.items():
-        (tmp_path / name).write_text(script)
-        (tmp_path / name).chmod(0o755)
-    root = fetch.debian_package("bird-photos", tmp_path / "root")
-    assert (root / "usr/share/bird").read_text() == "photo\n"
-    assert fetch.debian_package("unicorns", tmp_path / "none") is None
+    root = fetch.debian_package(package, tmp_path / "root")
+    if package == "bird-photos" and not missing:
+        assert (root / "usr/share/bird").read_text() == "photo\n"
+    else:
+        assert root is None
 
 
 # Very many links --------------------------------------------------------------------------
@@ -328,3 +355,10 @@ def test_one_server_is_asked_at_a_pace(
     files = wanted(server, **{f"f{i}": [serve()] for i in range(5)})
     run(files, tmp_path, per_second=2)
     assert sorted(naps) == [0.5, 1.0, 1.5, 2.0]
+
+
+def test_an_old_half_of_another_file_is_thrown_away(server: Server, tmp_path: Path) -> None:
+    (one,) = wanted(server, file=[serve()])
+    (tmp_path / one.file).parent.mkdir()
+    (tmp_path / "images/file.part").write_bytes(bytes(1000))
+    assert run([one], tmp_path)[0]["files"] == 1 and (tmp_path / one.file).read_bytes() == BODY

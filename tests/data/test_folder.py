@@ -12,13 +12,15 @@ from unicodedata import normalize
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
 
 from objemb_lib.config import DataError
 from objemb_lib.data.catalogue import load_splits
 from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.data.folder import ANNOTATIONS, LABELS, folder, list_images
+from objemb_lib.data.folder import ANNOTATIONS, LABELS, annotated, encode_mask, folder, list_images
 
 MakeImage = Callable[..., Path]
 
@@ -80,7 +82,6 @@ def test_hidden_and_other_files_are_left_out(make_image: MakeImage, tmp_path: Pa
         make_image(name)
     (tmp_path / "notes.txt").write_text("not an image")
     (tmp_path / "Thumbs.db").write_bytes(b"\0")
-    os.mkfifo(tmp_path / "pipe")
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # nothing is wrong with such a folder
         assert read(tmp_path).files == ("a.jpg",)
@@ -94,19 +95,30 @@ def test_links_are_followed_but_not_in_circles(make_image: MakeImage, tmp_path: 
     assert read(tmp_path / "pets").files == ("cat/a.jpg", "dog/b.jpg")
 
 
+def test_a_split_is_a_sub_folder(make_image: MakeImage, tmp_path: Path) -> None:
+    for name in ("birds/train/wren/a.jpg", "birds/test/wren/b.jpg", "birds/test/jay/c.jpg"):
+        make_image(name)
+    data = read(tmp_path / "birds", split="test")
+    assert (data.name, data.split, data.files) == ("birds", "test", ("jay/c.jpg", "wren/b.jpg"))
+    with pytest.raises(DataError, match="val(.|\n)*Beside it are: test, train"):
+        read(tmp_path / "birds", split="val")
+
+
 # ---- folders and images that cannot be used ------------------------------------------------
 
 
+@pytest.mark.usefixtures("without_heif")
 def test_folders_that_hold_nothing_to_read(tmp_path: Path) -> None:
-    (tmp_path / "photos").mkdir()
-    with pytest.raises(DataError, match="no such folder(.|\n)*Beside it are: photos"):
+    with pytest.raises(DataError, match="no such folder") as caught:
         read(tmp_path / "photoss")
-    with pytest.raises(DataError, match="nothing else"):
+    assert "Relative paths start at" in caught.value.remedy
+    with pytest.raises(DataError, match="nothing at all"):
         read(tmp_path)
     for i in range(3):
-        (tmp_path / f"IMG_{i}.CR2").write_bytes(b"II*")
-    with pytest.raises(DataError, match=r"\.cr2(.|\n)*convert them to JPEG"):
+        (tmp_path / f"IMG_{i}.HEIC").write_bytes(b"ftypheic")
+    with pytest.raises(DataError, match=r"3 \.heic") as caught:
         read(tmp_path)
+    assert "convert them to JPEG" in caught.value.remedy
 
 
 def test_broken_images_are_skipped_with_a_count(make_image: MakeImage, tmp_path: Path) -> None:
@@ -116,7 +128,8 @@ def test_broken_images_are_skipped_with_a_count(make_image: MakeImage, tmp_path:
     with pytest.warns(UserWarning, match="5 of 6 images skipped") as caught:
         assert read(tmp_path).files == ("a.png",)
     (warning,) = caught
-    assert "5, as " in str(warning.message) and "p.png: damaged" in str(warning.message)
+    shown = [f"{name}.png" in str(warning.message) for name in "pqrst"]
+    assert shown == [True, True, True, False, False]
     assert warning.filename == __file__  # it points at the reader's line, not into the library
     paths[0].unlink()
     with pytest.raises(DataError, match=r"none of its 5 images(.|\n)*p\.png"):
@@ -124,6 +137,8 @@ def test_broken_images_are_skipped_with_a_count(make_image: MakeImage, tmp_path:
 
 
 # ---- photographs that are lost or gained ----------------------------------------------------
+
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99)
 
 
 def said(read_it: Callable, *words: str) -> ImageDataset:
@@ -136,24 +151,86 @@ def said(read_it: Callable, *words: str) -> ImageDataset:
     return data
 
 
+@pytest.mark.usefixtures("without_heif")
+def test_heic_is_counted_with_the_remedy(make_image: MakeImage, tmp_path: Path) -> None:
+    """photoview#748, burrow#283: 40 of 42 photographs vanished."""
+    for i in range(2):
+        make_image(f"cup/IMG_{i}.JPG", seed=i)
+    for i in range(40):
+        (tmp_path / f"cup/IMG_{100 + i}.HEIC").write_bytes(HEIC)
+    words = "40 of 42 images skipped", "IMG_100.HEIC", "and 37 more", "pip install pillow-heif"
+    assert len(said(lambda: read(tmp_path), *words)) == 2
+
+
+JPEG_2000 = b"\0\0\0\x0cjP  \r\n"
+
+
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "content", "words"),
     [
-        ("d.jxl", ".jxl cannot be read"),
-        ("f.CR2", ".cr2 cannot be read"),  # a TIFF within: Pillow would read the thumbnail
-        ("l.jpg", "cannot be read (No such file"),  # a link to a disk that is not there
-        (os.fsdecode(b"tass\xe9/b.jpg"), "not UTF-8"),  # ownphotos#112, dupeguru#335
+        ("b.jpg_large", "JPEG", "JPEG by another suffix"),
+        ("no_suffix", "PNG", "PNG by another"),
+        ("c.1", "WEBP", "WEBP by another"),
+        ("really.HEIC", "JPEG", "JPEG by another"),
+        (".b.HEIC.icloud", b"bplist00", "still in iCloud"),
+        ("d.jxl", b"\xff\x0a", "JPEG XL"),
+        ("e.dng", b"II*\0", "raw"),
+        ("f.CR2", b"x", "raw"),
+        ("g.jp2", JPEG_2000, "JPEG 2000"),
+        ("h", JPEG_2000, "JPEG 2000"),
+        ("i", HEIC, "pillow-heif"),
+        ("j.HIF", b"", "pillow-heif"),
+        ("k.bin", b"8BPS", "Photoshop"),
+        ("l", None, "cannot be read (No such file"),  # a link to a disk that is not there
+        (os.fsdecode(b"caf\xe9.jpg"), "JPEG", "caf\\udce9.jpg: its name is not UTF-8"),
+        (os.fsdecode(b"tass\xe9/b.jpg"), "JPEG", "not UTF-8"),  # ownphotos#112, dupeguru#335
     ],
 )
+@pytest.mark.usefixtures("without_heif")
 def test_no_photograph_is_lost_in_silence(
-    make_image: MakeImage, tmp_path: Path, name: str, words: str
+    make_image: MakeImage, tmp_path: Path, name: str, content: bytes | str | None, words: str
 ) -> None:
     make_image("a.jpg")
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
-    path.symlink_to(tmp_path / ("elsewhere" if name == "l.jpg" else "a.jpg"))
+    if content is None:
+        path.symlink_to(tmp_path / "elsewhere")
+    elif isinstance(content, str):
+        Image.new("RGB", (8, 8)).save(path, content)
+    else:
+        path.write_bytes(content)
     data = said(lambda: read(tmp_path), "1 of 2 images skipped", words, "What to do: ")
     assert data.files == ("a.jpg",)
+
+
+@pytest.mark.parametrize(
+    "name", ["a.txt", "b.json", "c.mp4", "d.xmp", ".e.pdf.icloud", "f.svg", "Makefile"]
+)
+def test_what_is_no_photograph_is_no_matter(make_image, tmp_path: Path, name: str) -> None:
+    make_image("a.jpg")
+    (tmp_path / name).write_bytes(b"BM or P6, and other words")
+    os.mkfifo(tmp_path / "pipe")  # to read it would take for ever
+    assert read(tmp_path).files == ("a.jpg",)
+
+
+@pytest.mark.parametrize("named", [".hidden.jpg", "no_suffix", "b.jpg_large"])
+def test_what_a_file_names_is_read_whatever_its_name(make_image, tmp_path: Path, named) -> None:
+    make_image("p/a.jpg")
+    make_image("p/b.jpg", seed=1).rename(tmp_path / "p" / named)
+    images = [{"id": 7, "file_name": named}, {"id": 9, "file_name": "a.jpg"}]
+    coco = write_coco(tmp_path / "a.json", [annotation(1, [0, 0, 9, 9])], images=images)
+    assert set(read(tmp_path / "p", coco).files) == {"a.jpg", named}
+    labels = write_labels(tmp_path / "labels.csv", [{"file": named, "label": "cup"}])
+    assert set(read(tmp_path / "p", labels=labels).files) == {"a.jpg", named}
+
+
+@pytest.mark.usefixtures("without_heif")
+def test_a_heic_that_a_file_names_is_no_missing_one(make_image, tmp_path: Path) -> None:
+    make_image("p/a.jpg")
+    (tmp_path / "p/b.HEIC").write_bytes(HEIC)
+    images = [{"id": 7, "file_name": "a.jpg"}, {"id": 9, "file_name": "b.HEIC"}]
+    coco = write_coco(tmp_path / "a.json", [], images=images)
+    said(lambda: read(tmp_path / "p", coco), "1 of 2", "b.HEIC", "pillow-heif")
 
 
 @pytest.mark.parametrize(
@@ -184,7 +261,7 @@ def test_a_folder_that_may_not_be_opened_is_said(make_image, tmp_path: Path, mon
 
     monkeypatch.setattr(os, "scandir", deny)
     denied = "dog"
-    words = "1 of 2 images skipped", "dog: a folder that cannot be opened", "permissions"
+    words = "0 of 1 images skipped, 1 folders not opened", "dog", "permissions"
     assert said(lambda: read(tmp_path), *words).label_names == ["cup"]
     denied = str(tmp_path)
     with pytest.raises(DataError, match=r"cannot be opened(.|\n)*permissions"):
@@ -382,6 +459,7 @@ def test_annotations_of_what_is_not_there(pair: Path, tmp_path: Path) -> None:
         {"segmentation": [[0, 0, 1e9, 5, 5, 5]]},
         {"segmentation": [[0, 0, 5, 5, 5, 0, 2]]},
         {"segmentation": [0, 0, 5, 5, 5, 0]},
+        {"segmentation": "0 0 5 5 5 0"},
         {"segmentation": [["0", "0", "5", "5", "5", "0"]]},
     ],
 )
@@ -391,6 +469,54 @@ def test_annotations_that_cannot_be_used(pair: Path, tmp_path: Path, fault: dict
     with pytest.raises(DataError, match="annotation .*44 cannot be used") as caught:
         read(pair, path)
     assert "bbox" in caught.value.remedy
+
+
+# ---- properties ----------------------------------------------------------------------------
+
+number = st.floats(-1000, 1000, width=32)
+some_boxes = st.lists(st.tuples(number, number, number, number), max_size=6)
+
+
+@given(some_boxes, st.tuples(st.integers(1, 500), st.integers(1, 500)))
+def test_boxes_are_clipped_to_the_image(xywh: list[tuple], size: tuple[int, int]) -> None:
+    objects = [{"id": k, "bbox": box, "number": 0} for k, box in enumerate(xywh)]
+    parts, _ = annotated([{"objects": objects}], [size], ["thing"])
+    for box, k in zip(parts["boxes"][0], parts["extra"][0]["annotation_ids"]):
+        (x, y, w, h), (width, height) = xywh[k], size
+        corners = np.clip([x, y, x + w, y + h], 0, [width, height] * 2)
+        assert box.tolist() == np.float32(corners).tolist()
+        assert box[2] > box[0] and box[3] > box[1]  # none without area survives
+
+
+@given(st.integers(0, 30), st.integers(0, 20), st.integers(1, 10), st.integers(1, 10))
+def test_a_box_on_pixel_edges_is_its_mask(x: int, y: int, w: int, h: int) -> None:
+    encoded = encode_mask(None, np.array([x, y, x + w, y + h]), (40, 30))
+    assert np.array_equal(coco_mask.decode(encoded), block(x, y, x + w, y + h))
+
+
+def test_real_coco(real_photographs: Path) -> None:
+    path = real_photographs / "coco" / "annotations" / "instances_val2017.json"
+    said = json.loads(path.read_text())
+    data = read(real_photographs / "coco", path, split="val2017")
+    assert len(data) == len(said["images"])
+    assert sum(map(len, data.boxes)) == len(said["annotations"])
+    by_id = {entry["id"]: entry for entry in said["annotations"]}
+    names = {entry["id"]: entry["name"] for entry in said["categories"]}
+    areas = np.zeros(2)
+    for i in range(len(data)):
+        entries = [by_id[number] for number in data.extra[i]["annotation_ids"]]
+        for k, entry in enumerate(entries):
+            x, y, w, h = entry["bbox"]
+            assert data.boxes[i][k] == pytest.approx([x, y, x + w, y + h], abs=0.02)
+            assert data.label_names[data.box_labels[i][k]] == names[entry["category_id"]]
+            area = coco_mask.area(data.masks[i][k])
+            if entry["iscrowd"]:  # their "area" is not that of their own run lengths in COCO
+                assert area == sum(entry["segmentation"]["counts"][1::2])
+            else:
+                areas += entry["area"], area
+        plain = [e["bbox"][2] * e["bbox"][3] for e in entries if not e["iscrowd"]]
+        assert plain == sorted(plain, reverse=True)
+    assert areas[1] == pytest.approx(areas[0], rel=0.005)
 
 
 # ---- a list of labels ----------------------------------------------------------------------
@@ -415,6 +541,14 @@ def test_a_list_says_what_folders_do_not(make_image: MakeImage, tmp_path: Path) 
     assert data.gallery[data.relevant(2)].tolist() == [0]
 
 
+@pytest.mark.parametrize("text", ["", "file,name\na.png,x\n", "file,label\na.png,\n", "\0\1"])
+def test_other_lists_are_named(pair: Path, tmp_path: Path, text: str) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text(text)
+    with pytest.raises(DataError, match=r"labels\.csv: (not a list of labels|cannot be read)"):
+        read(pair, labels=path)
+
+
 def test_a_list_in_another_spelling_is_read(make_image, tmp_path: Path) -> None:
     make_image("cup/caf\u00e9.png")
     path = tmp_path / "labels.csv"
@@ -424,18 +558,14 @@ def test_a_list_in_another_spelling_is_read(make_image, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
-    [("", "cannot be read"), ("file,name\na.png,x\n", "not a list of labels"),
-     ("file,label\na.png,\n", "not a list of labels"), ("\0\1", "not a list of labels"),
-     ("file,label\na.png,cup\n./a.png,dog\n", "a.png is listed twice"),
-     ("file,label,role\na.png,cup,Query\n", "role 'Query'")],
+    ("rows", "says"),
+    [("a.png,cup,\n./a.png,dog,", "a.png is listed twice"),
+     ("a.png,cup,\na.png,cup,query", "a.png is listed twice"), ("a.png,cup,Query", "role 'Query'")],
 )  # fmt: skip
-def test_lists_that_are_none_or_contradict_themselves_are_named(
-    pair: Path, tmp_path: Path, text: str, says: str
-) -> None:
+def test_a_list_that_contradicts_itself_is_refused(pair: Path, tmp_path, rows, says) -> None:
     path = tmp_path / "labels.csv"
-    path.write_text(text)
-    with pytest.raises(DataError, match=rf"labels\.csv: .*{says}"):
+    path.write_text(f"file,label,role\n{rows}\n")
+    with pytest.raises(DataError, match=f"labels.csv: .*{says}"):
         read(pair, labels=path)
 
 

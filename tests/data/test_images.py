@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import pillow_heif
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -81,13 +83,19 @@ def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
     assert np.ptp(pixels(tmp_path / "la.png")[0], axis=1).tolist() == [0, 0, 0]
 
 
-@pytest.mark.parametrize("name", ["a.gif", "a.png"])
-def test_transparency_that_no_channel_holds(tmp_path: Path, name: str) -> None:
-    image = Image.new("P", (2, 1))
-    image.putpalette([9, 9, 9, 200, 0, 0])
-    image.putpixel((1, 0), 1)
-    image.save(tmp_path / name, transparency=0)
-    assert pixels(tmp_path / name).tolist() == [[[255, 255, 255], [200, 0, 0]]]
+@pytest.mark.parametrize("kind", ["palette.gif", "palette.png", "key.png", "alphas.png"])
+def test_transparency_that_no_channel_holds(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / kind
+    if kind == "key.png":  # one colour of an RGB image is declared transparent
+        image = Image.new("RGB", (2, 1), (9, 9, 9))
+        image.putpixel((1, 0), (200, 0, 0))
+        image.save(path, transparency=(9, 9, 9))
+    else:
+        image = Image.new("P", (2, 1))
+        image.putpalette([9, 9, 9, 200, 0, 0])
+        image.putpixel((1, 0), 1)
+        image.save(path, transparency=bytes([0, 255]) if kind == "alphas.png" else 0)
+    assert pixels(path).tolist() == [[[255, 255, 255], [200, 0, 0]]]
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif"])
@@ -176,8 +184,8 @@ def encoded(kind: str, size: tuple[int, int] = (24, 16)) -> bytes:
 KINDS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP")
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
 BROKEN = {  # content -> what is said
-    None: "cannot be read",
-    "": "cannot be read",
+    None: "no such file",
+    "": "a folder, not an image",
     b"": "empty",
     b"<html>404 not found</html>": "not an image",
     b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n": "not an image",  # or Ghostscript starts
@@ -233,18 +241,35 @@ def test_damaged_bytes_raise_nothing_but_image_errors(
 # ---- sound files, which Pillow or this one of it does not read -------------------------------
 
 
-def test_a_png_with_much_beside_its_pixels(tmp_path: Path) -> None:
-    """Pillow#8363, #2445, STAMP#76: over a megabyte of text, and of colour profile."""
-    info, much = PngImagePlugin.PngInfo(), bytes(1_100_000)
-    info.add(b"zTXt", b"prompt\0\0" + zlib.compress(much))
-    info.add(b"iTXt", b"workflow\0\1\0\0\0" + zlib.compress(much), after_idat=True)
-    picture().save(tmp_path / "a.png", pnginfo=info, icc_profile=much)
-    assert np.array_equal(pixels(tmp_path / "a.png"), np.asarray(picture()))
+MUCH = zlib.compress(bytes(1_100_000))
 
 
-def tiff(samples: int, bits: int, kind: int) -> bytes:
+@pytest.mark.parametrize("behind", [False, True])  # the pixels
+@pytest.mark.parametrize("chunks", [
+    [(b"zTXt", b"prompt\0\0" + MUCH)],
+    [(b"iTXt", b"workflow\0\1\0\0\0" + MUCH)],
+    [(b"zTXt", b"prompt\0\0" + zlib.compress(bytes(1_000_000)))] * 70,
+    [],
+])  # fmt: skip
+def test_a_png_with_much_beside_its_pixels(tmp_path: Path, chunks: list, behind: bool) -> None:
+    """Pillow#8363, #2445, STAMP#76: over a megabyte of text, or of colour profile."""
+    info, exif, profile = (
+        PngImagePlugin.PngInfo(),
+        Image.Exif(),
+        b"" if chunks else bytes(1_100_000),
+    )
+    exif[0x0112] = 6
+    for name, content in chunks:
+        info.add(name, content, after_idat=behind)
+    picture().save(tmp_path / "a.png", exif=exif, pnginfo=info, icc_profile=profile)
+    upright = np.asarray(picture().transpose(Image.Transpose.ROTATE_270))
+    assert np.array_equal(pixels(tmp_path / "a.png"), upright)
+    assert measure_images([tmp_path / "a.png"], progress=False) == [(30, 40)]
+
+
+def tiff(samples: int, bits: int, kind: int, compression: int = 1) -> bytes:
     """A sound TIFF of 4 x 4 pixels; ``kind``: 1 unsigned, 2 signed, 3 float."""
-    tags = {256: 4, 257: 4, 258: bits, 259: 1, 262: 2 if samples == 3 else 1,
+    tags = {256: 4, 257: 4, 258: bits, 259: compression, 262: 2 if samples == 3 else 1,
             277: samples, 278: 4, 279: 16 * samples * bits // 8, 339: kind}  # fmt: skip
     tags[273] = 8 + 2 + 12 * (len(tags) + 1) + 4 + 200
     data = b"II*\0" + struct.pack("<IH", 8, len(tags))
@@ -255,19 +280,39 @@ def tiff(samples: int, bits: int, kind: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "content", [tiff(3, 32, 3), tiff(5, 16, 1), tiff(3, 32, 1), tiff(1, 16, 3), tiff(1, 64, 3)]
-)
+    "content", [tiff(3, 32, 3), tiff(5, 16, 1), tiff(3, 32, 1), tiff(1, 16, 3), tiff(1, 64, 3),
+                tiff(1, 8, 1, compression=50_002)],
+)  # fmt: skip
 def test_a_tiff_of_another_kind_is_not_damaged(tmp_path: Path, content: bytes) -> None:
-    """Pillow#3984, #2485, labelme#1812: of floats, of five bands."""
+    """Pillow#3984, #2485, labelme#1812: of floats, of five bands, compressed as JPEG XL."""
     (tmp_path / "a.tif").write_bytes(content)
     with pytest.raises(ImageError, match=r"a\.tif: a kind of TIFF(.|\n)*Convert") as caught:
         load_image(tmp_path / "a.tif")
     assert "damaged" not in str(caught.value)
 
 
+FTYP = {"heic": "HEIC", "mif1": "HEIC", "mif1heic": "HEIC", "isom": "a film", "qt  ": "a film",
+        "crx ": "a camera's raw file"}  # fmt: skip
+
+
+@pytest.mark.parametrize(("content", "kind"), [
+    *((b"ftyp" + b[:4].encode() + bytes(4) + b[4:].encode(), kind) for b, kind in FTYP.items()),
+    (b"\xff\x0a", "JPEG XL"), (b"\0\0\0\x0cJXL ", "JPEG XL"), (b"8BPS", "Photoshop"),
+])  # fmt: skip
+@pytest.mark.usefixtures("without_heif")
+def test_another_kind_under_an_image_s_name_is_named(tmp_path: Path, content, kind) -> None:
+    if content.startswith(b"ftyp"):
+        content = struct.pack(">I", len(content) + 4) + content
+    (tmp_path / "a.jpg").write_bytes(content + bytes(99))
+    with pytest.raises(ImageError, match=rf"a\.jpg: {kind}, which") as caught:
+        load_image(tmp_path / "a.jpg")
+    assert ("pip install pillow-heif" in caught.value.remedy) == (kind == "HEIC")
+
+
 @pytest.mark.parametrize("name", ["a.HEIC", "a.jpg"])
-def test_heic_is_read(tmp_path: Path, name: str) -> None:
-    pillow_heif.from_pillow(picture((64, 48))).save(tmp_path / "a.heic", quality=-1)  # without loss
+def test_heic_is_read_where_pillow_heif_is(tmp_path: Path, name: str) -> None:
+    heif = pytest.importorskip("pillow_heif")
+    heif.from_pillow(picture((64, 48))).save(tmp_path / "a.heic", quality=-1)  # without loss
     (tmp_path / "a.heic").rename(tmp_path / name)
     near = np.abs(pixels(tmp_path / name).astype(int) - np.asarray(picture((64, 48))))
     assert near.mean() <= 4  # its colours are kept at half the size
@@ -287,6 +332,22 @@ def test_what_the_system_says_is_no_damage(tmp_path: Path, monkeypatch, error, w
     with pytest.raises(ImageError, match=words) as caught:
         load_image(tmp_path / "a.png")
     assert "damaged" not in str(caught.value)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such pipes")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.jpg")
+    with pytest.raises(ImageError, match=r"a\.jpg: a pipe"):
+        load_image(tmp_path / "a.jpg")
+
+
+def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def deny(*_: object, **__: object) -> None:  # chmod does not stop root, who runs many CIs
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", deny)
+    with pytest.raises(ImageError, match=r"a\.jpg: no permission(.|\n)*permissions"):
+        load_image(tmp_path / "a.jpg")
 
 
 # ---- size ----------------------------------------------------------------------------------
@@ -310,11 +371,26 @@ def test_too_many_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert load_image(tmp_path / "a.png").size == (40, 30)
 
 
-def test_a_huge_jpeg_makes_no_noise(tmp_path: Path) -> None:
-    """19,000 x 10,000: more than Pillow's own limit, which warns or refuses."""
+def test_a_huge_jpeg_takes_little_memory_and_makes_no_noise(tmp_path: Path) -> None:
+    """19,000 x 10,000: more than Pillow's own limit; whole, it would take 190 to 760 MB."""
+    pytest.importorskip("resource")
     Image.new("L", (19_000, 10_000), 200).save(tmp_path / "huge.jpg")
-    image = load_image(tmp_path / "huge.jpg")
-    assert image.size == (4096, 2156) and image.getpixel((0, 0)) == (200, 200, 200)
+    program = """
+import resource, sys
+from objemb_lib.data.images import load_image
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+image = load_image(sys.argv[1])
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+unit = 2**20 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
+print(*image.size, image.getpixel((0, 0))[0], (after - before) // unit)
+"""
+    command = [sys.executable, "-W", "error::UserWarning", "-c", program, tmp_path / "huge.jpg"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    width, height, grey, megabytes = map(int, done.stdout.split())
+    assert (width, height, grey) == (4096, 2156, 200)
+    assert megabytes < 150
 
 
 # ---- threads, the process, real photographs ------------------------------------------------

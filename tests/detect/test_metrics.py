@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pycocotools import mask as coco_mask
 from tiny_scenes import rectangle, scenes, small
 from torch import Tensor, nn
+from torchvision.models.detection.roi_heads import RoIHeads
 
 from objemb_lib.data.dataset import ImageDataset
+from objemb_lib.detect.detectors import load_coco_detector
 from objemb_lib.detect.metrics import coco_ap, detect, main_recall
 
 ONE = [([(10, 10, 30, 30)], [0]), ([(20, 10, 40, 30)], [0])]  # two images, an object each
@@ -151,9 +154,19 @@ def test_detect_gives_every_image_its_own_also_where_memory_runs_out(tmp_path: P
 
 
 def test_proposals_come_with_the_detections_in_pixels_of_the_image(tmp_path, monkeypatch) -> None:
+    """Also where an attempt runs out of memory after it has proposed."""
     monkeypatch.setenv("OBJEMB_DEVICE", "cpu")
     data, detector = scenes(tmp_path, size=(128, 96)), small("faster_rcnn")
-    network, found = detector.network, detect(detector, data, progress=False)
+    network, real = detector.network, RoIHeads.forward
+
+    def full(self: RoIHeads, features: dict, proposals: list, *more: object) -> tuple:
+        if len(proposals) > 1:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return real(self, features, proposals, *more)
+
+    monkeypatch.setattr(RoIHeads, "forward", full)
+    with pytest.warns(UserWarning, match="out of memory"):
+        found = detect(detector, data, batch_size=4, progress=False)
     for i, one in enumerate(found):
         pixels = torch.from_numpy(np.asarray(data.image(i)).copy()).permute(2, 0, 1) / 255
         with torch.inference_mode():
@@ -162,3 +175,18 @@ def test_proposals_come_with_the_detections_in_pixels_of_the_image(tmp_path, mon
         assert torch.allclose(one["proposals"], 2 * proposals, atol=0.05)
         assert len(one["proposals"]) > 5 and one["proposals"][:, 2].max() > 64
     assert "proposals" not in detect(small("fcos"), data, progress=False)[0]
+
+
+@pytest.mark.parametrize("size", [(2000, 1), (1, 2000), (3000, 2), (1, 1), (700, 11)])
+def test_images_however_thin_are_detected_in(size, tmp_path, on_cpu) -> None:
+    """mindee/doctr#695: resized, a side had no pixel, and nobody said of which image."""
+    Image.new("RGB", size, "red").save(tmp_path / "thin.png")
+    Image.new("RGB", (90, 60)).save(tmp_path / "other.png")
+    data = ImageDataset("some", "all", tmp_path, ["thin.png", "other.png"], [-1, -1])
+    for name in ("torchvision/maskrcnn_resnet50_fpn", "torchvision/retinanet_resnet50_fpn"):
+        torch.manual_seed(0)
+        detector = load_coco_detector(name, pretrained=False, size=64)
+        first, _ = detect(detector, data, masks=True, progress=False)
+        for key in first.keys() & {"boxes", "proposals"}:
+            assert (first[key] <= torch.tensor([*size, *size])).all() and (first[key] >= 0).all()
+        assert all(one["size"] == [*size[::-1]] for one in first.get("rles", []))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import os
 import urllib.error
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 import timm
@@ -14,8 +16,9 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from efficientnet_lite_pytorch import EfficientNet
+from local_server import Server, status
 from PIL import Image
-from tiny_scenes import scenes
+from tiny_scenes import objects_of, scenes
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
@@ -23,8 +26,11 @@ from objemb_lib.attend.soft import class_activation_region
 from objemb_lib.config import DataError, DownloadError
 from objemb_lib.detect.detectors import build_detector
 from objemb_lib.embed import trunks
-from objemb_lib.embed.regions import cut
+from objemb_lib.embed.boxes import true_boxes
+from objemb_lib.embed.pooling import POOLINGS
+from objemb_lib.embed.regions import Region, cut
 from objemb_lib.embed.trunks import PIP_WEIGHTS, Stage, Trunk, load_trunk
+from objemb_lib.search.objects import ObjectIndex
 from objemb_lib.teach.student import Teacher
 
 CPU = torch.device("cpu")
@@ -211,6 +217,23 @@ def test_a_box_cut_from_a_transformers_map_lies_where_it_should(vit: Trunk, size
         assert brightest.argmax() == change.argmax() == row * side + column
 
 
+@pytest.mark.parametrize("on", ["map", "pixels"])
+@pytest.mark.usefixtures("on_cpu")
+def test_objects_on_a_transformers_map_are_pooled_and_found(
+    vit: Trunk, on: str, tmp_path: Path
+) -> None:
+    data, context = scenes(tmp_path), 0.5  # without, every crop of a rectangle is one colour
+    wanted = [(stage, pooling) for stage in ("stage3", "head") for pooling in POOLINGS]
+    objects = objects_of(data, Region(true_boxes(data), on, context), vit, wanted, cache=False)
+    for (stage, _), vectors in objects.vectors.items():
+        assert vectors.shape == (5, vit.stages[stage].channels) and np.isfinite(vectors).all()
+    index = ObjectIndex(vit.stages["head"].channels)
+    index.add(objects, ("head", "spoc"), data.names)
+    for image, vector in zip(objects.image, objects.vectors["head", "spoc"]):
+        best = index.search(vector, 1)[0]
+        assert best.image == image and best.score > 0.999
+
+
 @pytest.mark.usefixtures("on_cpu")
 def test_a_transformer_can_teach_but_makes_no_detector_nor_cam(vit: Trunk, tmp_path: Path) -> None:
     boxes = [torch.tensor([[2.0, 3, 40, 30], [0, 0, 64, 48]]), torch.zeros(0, 4)]
@@ -314,7 +337,7 @@ def test_layers_that_run_in_another_order_are_not_folded_wrongly(order, wide, fo
 
 @pytest.mark.parametrize(
     ("name", "stride"),
-    [("torchvision/nothing", 32), ("", 32),
+    [("resnet18.nobody", 32), ("torchvision/nothing", 32), ("", 32),
      ("torchvision/resnet50:IMAGENET1K_V9", 32), ("efficientnet_lite0", 8), ("resnet18", 16)],
 )  # fmt: skip
 def test_what_there_is_not_is_refused_before_anything_is_fetched(name: str, stride: int) -> None:
@@ -349,9 +372,40 @@ def test_no_network_is_one_readable_error(name: str, loader: tuple, monkeypatch)
         raise urllib.error.URLError("Name or service not known")
 
     monkeypatch.setattr(*loader, unreachable)
+    monkeypatch.setattr(trunks, "get_hf_file_metadata", lambda *_, **__: None)
     # The remedy names what works without a network.
     with pytest.raises(DownloadError, match=f"(?s){name}.*Name or service.*efficientnet_lite0"):
         load_trunk(name)
+
+
+@pytest.mark.parametrize(
+    ("answer", "kept", "requests", "loaded"),
+    [(lambda handler: handler.connection.close(), False, 1, False),
+     (lambda handler: handler.connection.close(), True, 0, True),
+     (status(404), False, 1, True), (status(200), False, 1, True)],
+)  # fmt: skip
+def test_a_hub_that_does_not_answer_is_asked_once(
+    answer, kept: bool, requests: int, loaded: bool, server: Server, tmp_path: Path, monkeypatch
+) -> None:
+    """By itself it asks for a minute; not at all where its cache has the weights."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(trunks, "hf_hub_url", lambda *_: server.url(answer))
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    if kept:
+        place = tmp_path / "models--timm--resnet18.a1_in1k"
+        for file, text in {"refs/main": "abc", "snapshots/abc/model.safetensors": ""}.items():
+            (place / file).parent.mkdir(parents=True)
+            (place / file).write_text(text)
+    make, calls = timm.create_model, []
+    random = lambda name, **_: calls.append(name) or make(name)  # noqa: E731
+    monkeypatch.setattr(timm, "create_model", random)
+    if loaded:
+        load_trunk("resnet18")
+    else:
+        with pytest.raises(DownloadError, match="(?s)resnet18.*Connect to the network"):
+            load_trunk("resnet18")
+    assert len(server.seen) == requests and bool(calls) == loaded
 
 
 @pytest.mark.parametrize(

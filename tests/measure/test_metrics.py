@@ -5,6 +5,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
@@ -217,10 +218,20 @@ def test_other_kinds_of_numbers_are_ranked_as_floats(kind):
     assert evaluate_scores(counts, data).mean("mAP") == 1
 
 
-@pytest.mark.parametrize("wrong", [np.full((3, 2), "a"), np.ones((3, 2), complex)])
+@pytest.mark.parametrize("wrong", [np.full((3, 2), "a"), np.ones((3, 2), complex), [[1, 2], [3]]])
 def test_what_is_no_real_number_cannot_be_ranked(wrong):
     with pytest.raises(DataError, match="cannot be ranked"):
         evaluate(wrong, dataset([0, 0, 1]))
+
+
+def test_tensors_are_ranked_as_arrays():
+    vectors, data = (
+        l2(np.random.default_rng(0).standard_normal((6, 4))),
+        dataset([0, 0, 1, 1, 2, 2]),
+    )
+    for tensor in (torch.tensor(vectors, requires_grad=True), torch.tensor(vectors).bfloat16()):
+        known = evaluate(tensor.detach().float().numpy(), data)
+        assert evaluate(tensor, data).mean("mAP") == known.mean("mAP")
 
 
 def test_products_that_overflow_are_refused():

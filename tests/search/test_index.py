@@ -85,6 +85,7 @@ def test_the_same_is_found_a_few_vectors_and_queries_at_a_time(monkeypatch):
         np.full((1, 8), 1e300),
         np.ones((1, 8), complex),
         np.full((1, 8), "a"),
+        [[1], [1, 2]],
     ],
 )
 def test_bad_vectors_are_refused_and_nothing_is_added(bad):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -121,6 +125,38 @@ def test_data_sets_and_categories_are_searched_alone(real, filled) -> None:
     assert {m.file for m in few} == right and 0 < len(few) < len(alone)
     other.remove(other.files)
     assert len(other) == 0 and len(filled) == len(objects)
+
+
+OTHER_PROCESS = """
+import os, sys, numpy as np
+from objemb_lib.config import DataError
+from test_milvus import MilvusIndex, made, PAIR, META
+taken, own, vectors = sys.argv[1], sys.argv[2], np.load(sys.argv[3])
+try:
+    MilvusIndex(112, taken, timeout=1)
+except DataError as error:
+    print(error.remedy, flush=True)
+index = MilvusIndex(112, own, meta=META)
+index.add(made(vectors[:, None].tolist()), PAIR, [str(i) for i in range(len(vectors))])
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_what_a_killed_process_added_is_there_and_only_one_has_the_file(
+    real, filled, tmp_path
+) -> None:
+    vectors, place = real[0].vectors[REAL], str(tmp_path / "objects.db")
+    np.save(tmp_path / "vectors.npy", vectors)
+    command = [sys.executable, "-c", OTHER_PROCESS, filled.uri, place, tmp_path / "vectors.npy"]
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": path}
+    other = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert other.returncode == -signal.SIGKILL, other.stderr
+    assert "Milvus Lite serves one process" in other.stdout
+    index = MilvusIndex(112, place, meta=META)
+    assert len(index) == len(vectors)
+    assert index.search(vectors[5], 1)[0].file == "5"
 
 
 def test_a_collection_of_another_model_is_refused(filled, tmp_path) -> None:

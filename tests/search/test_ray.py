@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from objemb_lib.config import DataError
@@ -153,7 +154,9 @@ def test_broken_images_are_left_out_and_named(in_process, data, alone, log, tmp_
     np.testing.assert_allclose(found.objects.vectors[PAIR], right, rtol=1e-4, atol=1e-3)
 
 
-def test_folders_of_other_settings_are_named(in_process, data, log, tmp_path) -> None:
+def test_folders_of_other_settings_and_damaged_files_are_named(
+    in_process, data, log, tmp_path
+) -> None:
     few, load = data.subset(range(8)), partial(load_true, log)
     with pytest.raises(DataError, match="has no part"):
         read_parts(tmp_path)
@@ -170,6 +173,14 @@ def test_folders_of_other_settings_are_named(in_process, data, log, tmp_path) ->
     other = lambda: (load_trunk(pretrained=False), load()[1])  # noqa: E731
     with pytest.raises(DataError, match="another trunk"):
         extracted(few, other, folder=tmp_path)
+    first = tmp_path / "part-000000000000.parquet"
+    first.write_bytes(first.read_bytes()[:-30])
+    for read in (lambda: read_parts(tmp_path), lambda: extracted(few, load, folder=tmp_path)):
+        with pytest.raises(DataError, match=f"{first.name} is damaged.*\n.*Delete it"):
+            read()
+    pd.DataFrame({"a": [1]}).to_parquet(first)
+    with pytest.raises(DataError, match="not ray_extract's"):
+        read_parts(tmp_path)
 
 
 @pytest.mark.parametrize("package", ["ray.util", "pyarrow.parquet"])
