@@ -126,8 +126,8 @@ def variants(dataset, trunk: Trunk, size: int) -> dict[str, Callable[[], None]]:
     found["10 boxes, masked"] = lambda: objects_pass(fast, batches, many[10], ONE, masks)
     found["10 boxes, head"] = lambda: objects_pass(fast, batches, many[10], HEAD)
     found["10 boxes, three stages"] = lambda: objects_pass(fast, batches, many[10], THREE)
-    cutting, proposer = CutTrunk(trunk, tail=trunk.name, **CUT), load_proposer()
-    cutting.network, large = fast.network, LARGE * size // 256
+    cutting = CutTrunk(trunk, tail=trunk.name, **CUT).for_inference(torch.device("cpu"))
+    proposer, large = load_proposer(), LARGE * size // 256
     wide, pixels = [b * large / size for b in many[10]], decoded(large)
     found["10 boxes, adaptive cut"] = lambda: cut_pass(cutting, batches, many[10])
     found["10 boxes, adaptive cut, larger"] = lambda: cut_pass(cutting, pixels, wide)

@@ -35,7 +35,7 @@ COCO_DETECTORS = (
     "fcos_resnet50_fpn",
 )
 
-PARTS = ("backbone.fpn", "head", "rpn.head", "roi_heads.box_head")  # that an engine makes faster
+PARTS = ("backbone.fpn", "head", "rpn.head")  # that an engine makes faster
 
 Target = dict[str, Tensor]
 Losses = dict[str, Tensor]

@@ -23,7 +23,7 @@ from objemb_lib.config import DataError, setting
 
 ENOUGH = 32  # inputs of a size that torch sees before a module is compiled for it
 SIZES = 24  # that are compiled at most: each holds the weights once more
-LARGE = 50_000  # numbers of an input from which each is run alone: more at once overflow caches
+LARGE = 50_000  # numbers of an input from which it is faster: photographs, not parts of a map
 SAME = 1e-4  # of a map's largest value, by which the two may differ
 
 
@@ -53,6 +53,8 @@ class Engine:
         inputs = tree_flatten(x)[0]
         followed = torch.compiler.is_compiling() or torch.jit.is_tracing()
         if not self.on or followed or not all(map(_plain, inputs)):
+            return module(x)
+        if sum(t[0].numel() for t in inputs) < LARGE:
             return module(x)
         size = asked, *(t.shape[1:] for t in inputs)
         if found := self.compiled.get(size):
@@ -100,7 +102,10 @@ def fingerprint(name: str, state: Mapping[str, Tensor]) -> str:
 
 
 def to_onnx(
-    module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str], free: Sequence[int]
+    module: nn.Module,
+    inputs: Mapping[str, Tensor],
+    outputs: Sequence[str],
+    free: Sequence[int] = (),
 ) -> bytes:
     """What a module does with such inputs, as ONNX.
 
@@ -134,26 +139,23 @@ class Flat(nn.Module):
 
 
 class Compiled:
-    """A module for any number of inputs of one size; several large ones by a thread each."""
+    """A module for inputs of one size; each by a thread of its own: more overflow caches."""
 
     def __init__(self, module: nn.Module, x: PyTree, result: PyTree) -> None:
         inputs, form = tree_flatten(x)
         outputs, self.form = tree_flatten(result)
         self.shapes = [t.shape[1:] for t in outputs]
-        self.alone = sum(t[0].numel() for t in inputs) >= LARGE
-        examples = {f"x{k}": t[:1].repeat(1 if self.alone else 3, *[1] * (t.dim() - 1))
-                    for k, t in enumerate(inputs)}  # fmt: skip
-        names, free = [f"y{k}" for k in range(len(outputs))], () if self.alone else (0,)
-        self.written = to_onnx(Flat(module, form), examples, names, free)
+        examples = {f"x{k}": t[:1] for k, t in enumerate(inputs)}
+        names = [f"y{k}" for k in range(len(outputs))]
+        self.written = to_onnx(Flat(module, form), examples, names)
         self.sessions: dict[int, onnxruntime.InferenceSession] = {}  # by their threads
 
     def __call__(self, inputs: Sequence[Tensor]) -> PyTree:
         n = len(inputs[0])
-        several = self.alone and n > 1
         outputs = [torch.empty(n, *shape) for shape in self.shapes]
-        parts = zip(*(t.split(1 if several else n) for t in (*inputs, *outputs)))
-        run = partial(_run, self.session(1 if several else torch.get_num_threads()), len(inputs))
-        list(threads().map(run, parts) if several else map(run, parts))
+        parts = zip(*(t.split(1) for t in (*inputs, *outputs)))
+        run = partial(_run, self.session(1 if n > 1 else torch.get_num_threads()), len(inputs))
+        list(threads().map(run, parts) if n > 1 else map(run, parts))
         return tree_unflatten(outputs, self.form)
 
     def session(self, threads: int) -> onnxruntime.InferenceSession:
@@ -161,7 +163,6 @@ class Compiled:
         if threads not in self.sessions:
             how = onnxruntime.SessionOptions()
             how.intra_op_num_threads = threads  # which then wait, as torch's want to run
-            how.enable_cpu_mem_arena = self.alone  # else it keeps what most inputs at once needed
             how.add_session_config_entry("session.force_spinning_stop", "1")
             self.sessions[threads] = onnxruntime.InferenceSession(
                 self.written, how, ["CPUExecutionProvider"]

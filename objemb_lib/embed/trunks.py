@@ -167,28 +167,22 @@ class Trunk(nn.Module):
         return fingerprint(self.name, self.state_dict() | {"mean": self.mean, "std": self.std})
 
     def for_inference(self, device: torch.device, precision: str = "fp32") -> Trunk:
-        """A copy for extraction: on a processor by the :mod:`compiled` engine, elsewhere with batch
-        norm folded into convolutions, and channels last.
+        """A copy for extraction: batch norm folded into convolutions, channels last, on a processor
+        by the :mod:`compiled` engine.
 
         The maps stay the same to rounding; ``precision`` is ``fp32`` or ``bf16``.
         """
-        trunk = copy.deepcopy(self).eval().requires_grad_(False).to(device)
-        trunk.engine = engine(self.fingerprint())
-        if not trunk.engine.on or (device.type, precision) != ("cpu", "fp32"):
-            trunk.network = _folded(trunk)
+        trunk, folded = (copy.deepcopy(self).eval().requires_grad_(False).to(device) for _ in "ab")
+        fold_batch_norm(folded.network)
+        made_up = torch.linspace(-2, 2, 3 * 64 * 64, device=device).view(1, 3, 64, 64)
+        with torch.inference_mode():
+            pairs = zip(trunk(made_up).values(), folded(made_up).values())
+            same = all(bool((a - b).abs().max() <= 1e-3 * a.abs().max()) for a, b in pairs)
+        trunk = folded if same else trunk  # a network may not run its layers as written
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-        return trunk.to(device=device, dtype=dtype, memory_format=torch.channels_last)
-
-
-def _folded(trunk: Trunk) -> nn.Module:
-    """A trunk's network with every batch norm folded, if it then gives the same."""
-    folded = copy.deepcopy(trunk)
-    fold_batch_norm(folded.network)
-    made_up = torch.linspace(-2, 2, 3 * 64 * 64, device=trunk.mean.device).view(1, 3, 64, 64)
-    with torch.inference_mode():
-        pairs = zip(trunk(made_up).values(), folded(made_up).values())
-        same = all(bool((a - b).abs().max() <= 1e-3 * a.abs().max()) for a, b in pairs)
-    return (folded if same else trunk).network  # one may not run its layers as written
+        trunk.to(device=device, dtype=dtype, memory_format=torch.channels_last)
+        trunk.engine = engine(trunk.fingerprint())
+        return trunk
 
 
 def fold_batch_norm(module: nn.Module) -> None:

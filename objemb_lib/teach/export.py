@@ -61,9 +61,9 @@ def tail(trunk: Trunk, branch: EmbeddingHead | None = None) -> bytes:
     Args:
         branch: whose layers it is to have, on the body ``trunk``; default all of the trunk's own.
     """
-    owner, layers = branch.layers(trunk) if branch else (trunk, nn.Sequential(*trunk.after(CUT)))
+    layers = branch.layers(trunk) if branch else nn.Sequential(*trunk.after(CUT))
     cut = torch.zeros(2, trunk.stages[CUT].channels, 8, 8)
-    module = _Tail(layers, len(owner.after(INSIDE)))
+    module = _Tail(layers, len(trunk.after(INSIDE)))
     return to_onnx(module, {CUT: cut}, [INSIDE, "head"], (0, 2, 3))
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -135,11 +134,10 @@ class EmbeddingHead(nn.Module):
         said = f"{self.stage.name}, {cells}, without {list(self.leave_out)}, {self.pooling}"
         return f"{said}, tail {self._trunk[0].fingerprint()}" if self.tail else said
 
-    def layers(self, body: Trunk) -> tuple[Trunk, nn.Sequential]:
-        """What a region that was cut out goes through, and the trunk whose layers they are."""
-        trunk = self._trunk[0] if self._trunk else body
-        every = enumerate(trunk.after(self.stage.name))
-        return trunk, nn.Sequential(*(x for n, x in every if n not in self.leave_out))
+    def layers(self, body: Trunk) -> nn.Sequential:
+        """What a region that was cut out goes through."""
+        every = enumerate((self._trunk[0] if self._trunk else body).after(self.stage.name))
+        return nn.Sequential(*(x for n, x in every if n not in self.leave_out))
 
     def forward(self, body: Trunk, maps: dict[str, Tensor], boxes: Boxes) -> Tensor:
         """``(M, dim)`` vectors, not normalised, of ``N`` times ``(K_i, 4)`` boxes in input pixels.
@@ -147,14 +145,12 @@ class EmbeddingHead(nn.Module):
         Args:
             body: whose layers are run. maps: of ``N`` images, as it gives them.
         """
-        trunk, layers = self.layers(body)
-        run = partial(trunk.engine, layers, asked=(self.stage.name, self.leave_out))
         boxes = per_image(boxes, maps[self.stage.name].device)
         if not sum(map(len, boxes)):  # not every layer takes an empty batch
             return maps[self.stage.name].new_zeros(0, self.dim)
-        return self.project(F.normalize(self._cut(run, maps, boxes), dim=1))
+        return self.project(F.normalize(self._cut(self.layers(body), maps, boxes), dim=1))
 
-    def _cut(self, run: Callable, maps: dict[str, Tensor], boxes: Boxes) -> Tensor:
+    def _cut(self, run: nn.Sequential, maps: dict[str, Tensor], boxes: Boxes) -> Tensor:
         """``(M, C)``: boxes that are cut to the same number of cells go through together."""
         every = torch.cat(list(boxes))
         fixed = self.cells != ADAPTIVE

@@ -22,6 +22,7 @@ pytest_plugins = ("tiny_battles",)
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch, torch_alone: None) -> None:
     monkeypatch.setattr(compiled, "ENOUGH", 1)
+    monkeypatch.setattr(compiled, "LARGE", 1)
     monkeypatch.delenv("OBJEMB_ENGINE")
 
 

@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def soon(monkeypatch, torch_alone):
     monkeypatch.setattr(room, "ENOUGH", 4)
-    monkeypatch.setattr(room, "LARGE", 3 * 49 * 71)
+    monkeypatch.setattr(room, "LARGE", 3 * 49 * 64)
     monkeypatch.delenv("OBJEMB_ENGINE")
     room.engine.cache_clear()
     yield
@@ -33,13 +33,12 @@ def images(*shape: int) -> torch.Tensor:
 @torch.inference_mode()
 def test_maps_are_the_same_at_every_size_number_and_depth_once_it_has_taken_over():
     plain, fast = load_trunk(), load_trunk().for_inference(CPU)
-    for last, size in (("head", (64, 96)), ("head", (49, 71)), ("stage3", (48, 64))):
+    for last, size in (("head", (64, 96)), ("stage3", (49, 71)), ("head", (48, 64))):
         for n in (5, 3, 1, 5):  # the first one compiles
             given = images(n, 3, *size)
             for (name, a), b in zip(fast(given, last).items(), plain(given, last).values()):
                 torch.testing.assert_close(a, b, rtol=0, atol=1e-4 * float(b.abs().max()), msg=name)
-    found = fast.engine.compiled.values()
-    assert [one.alone for one in found] == [True, True, False]
+    assert len(fast.engine.compiled) == 2 and all(fast.engine.compiled.values())  # small: by torch
 
 
 def test_a_second_trunk_of_the_same_weights_is_not_compiled_again_and_a_copy_may_learn():
@@ -57,7 +56,7 @@ class Counts(nn.Module):
 
 @torch.inference_mode()
 def test_what_it_would_get_wrong_or_cannot_follow_stays_with_torch():
-    own, given = room.Engine(on=True), images(4, 3, 8, 8)
+    own, given = room.Engine(on=True), images(4, 3, 64, 64)
     for _ in range(3):
         torch.testing.assert_close(own(Counts(), given, "counts"), given * 4)
         torch.testing.assert_close(own(Counts(), given.half(), "half"), given.half() * 4)
@@ -65,7 +64,7 @@ def test_what_it_would_get_wrong_or_cannot_follow_stays_with_torch():
 
 
 def test_gradients_pass_through_torch():
-    own, given = room.Engine(on=True), images(4, 3, 8, 8).requires_grad_()
+    own, given = room.Engine(on=True), images(4, 3, 64, 64).requires_grad_()
     for _ in range(3):
         found = own(Counts(), given, "counts")
     found.sum().backward()
