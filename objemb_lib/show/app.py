@@ -152,8 +152,8 @@ def main() -> int:
     parser.add_argument("--photos", help="folder to search (default: mini-battles)")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--boxes", help="COCO results or annotations beside them: where to look")
-    looks = "what looks: proposer (default), mask_rcnn, torchvision/MODEL, ..."
-    where.add_argument("--detector", help=looks)
+    where.add_argument("--detector", help="what looks: proposer (default), mask_rcnn, "
+                       "ssdlite320_mobilenet_v3_large, torchvision/MODEL, ...")  # fmt: skip
     parser.add_argument("--trunk", help="the network beside the student (efficientnet_lite0), "
                         "such as vit_small_patch14_dinov2.lvd142m")  # fmt: skip
     parser.add_argument("--host", default="127.0.0.1", help="address of this machine that others "
