@@ -144,10 +144,11 @@ def propose(
         proposer: default the shipped one. trunk: its own; default EfficientNet-Lite0.
         options: how the trunk sees the images; 256 pixels, as the shipped one learned.
     Raises:
-        ImageError: an image cannot be used.
+        ImageError, DataError: an image cannot be used, or the trunk lacks a stage.
     """
     trunk = trunk or _usual_trunk(config.device())
     proposer = (proposer or load_proposer()).to(config.device())
+    _check_stages(trunk)
     boxes, scores, sizes = [], [], dataset.sizes()
     for maps in _maps(dataset, trunk, options or ExtractOptions()):
         for some, sure in proposer.best(maps, top):
@@ -168,6 +169,12 @@ def warn_if_learned(dataset: ImageDataset) -> None:
 @functools.cache
 def _usual_trunk(device: torch.device) -> Trunk:
     return load_trunk().for_inference(device)
+
+
+def _check_stages(trunk: Trunk) -> None:
+    if absent := KEPT.keys() - trunk.stages.keys():
+        problem = f"{trunk.name} has no {', '.join(sorted(absent))}, which a proposer looks at"
+        raise DataError(problem, "Use a convolutional network, such as efficientnet_lite0.")
 
 
 @torch.inference_mode()
@@ -202,10 +209,15 @@ def train_proposer(
     Args:
         datasets: their first boxes are the main objects; photographs without a box are left out.
         trunk: is not changed; default EfficientNet-Lite0.
+    Raises:
+        DataError: no photograph has a box, or the trunk lacks a stage.
     """
     trunk, options = trunk or load_trunk(), options or ExtractOptions()
+    _check_stages(trunk)
     boxed = [data.subset(np.array([len(boxes) > 0 for boxes in data.boxes]))
              for data in datasets if any(map(len, data.boxes))]  # fmt: skip
+    if not boxed:
+        raise DataError("nothing to learn from: no photograph has a box", "Annotate some.")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         channels = {stage.name: stage.channels for stage in trunk.stages.values()}

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.embed.boxes import whole_image, widen
 from objemb_lib.embed.regions import Region, model_input
@@ -94,7 +95,7 @@ def overlays(
 
     ``boxes`` (RoIAlign) and, where the region has any, ``masks``: 1 inside. ``CroW``:
     :func:`activity` by its largest value. ``similarity``: that of each cell to a ``(C,)`` vector of
-    the same stage, where negative 0.
+    the same stage (else DataError), where negative 0.
     """
     seen = torch.from_numpy(model_input(dataset.image(i), size).copy()).permute(2, 0, 1)[None]
     features = trunk(trunk.normalise(seen.to(trunk.mean.device)))[stage].float().cpu()
@@ -104,6 +105,9 @@ def overlays(
     weights = activity(features)[0].numpy()
     found["CroW"] = weights / max(float(weights.max()), 1e-12)
     if vector is not None:
+        if len(vector) != features.shape[1]:
+            problem = f"a vector of {len(vector)} numbers for {stage} of {features.shape[1]}"
+            raise DataError(problem, "Pool the query at the same stage.")
         alike = similarity(features[0], torch.from_numpy(np.asarray(vector, np.float32)))
         found["similarity"] = alike.clamp(min=0).numpy()
     return found

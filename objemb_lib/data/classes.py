@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from pycocotools import mask as coco_mask
 from scipy.io import loadmat
+from scipy.io.matlab import MatReadError
 from tqdm.contrib.concurrent import thread_map
 
 from objemb_lib.config import DataError
@@ -61,16 +62,15 @@ def cars(split: str, root: Path | None = None) -> ImageDataset:
     """
     place = open_copy("cars", split, root, ["cars_annos.mat", "devkit"], ["stanford_cars", "cars"])
     if (place / "cars_annos.mat").exists():
-        content = loadmat(place / "cars_annos.mat", squeeze_me=True)
+        content = _mat(place / "cars_annos.mat")
         names, parts = content["class_names"], [content["annotations"]]
         files = [str(file) for file in parts[0]["relative_im_path"]]
     else:
-        meta = place / "devkit" / "cars_meta.mat"
-        names, files, parts = loadmat(meta, squeeze_me=True)["class_names"], [], []
+        names, files, parts = _mat(place / "devkit" / "cars_meta.mat")["class_names"], [], []
         for folder, listed in (("cars_train", "cars_train_annos.mat"),
                                ("cars_test", "cars_test_annos_withlabels.mat")):  # fmt: skip
             for file in [*place.glob(f"devkit/{listed}"), *place.glob(listed)][:1]:
-                parts.append(loadmat(file, squeeze_me=True)["annotations"])
+                parts.append(_mat(file)["annotations"])
                 files += [f"{folder}/{name}" for name in parts[-1]["fname"]]
     column = lambda name: np.concatenate([p[name].astype(np.int64) for p in parts])  # noqa: E731
     corners = [column(f"bbox_{corner}") for corner in ("x1", "y1", "x2", "y2")]
@@ -80,6 +80,13 @@ def cars(split: str, root: Path | None = None) -> ImageDataset:
     data = ImageDataset("cars", split, place, files, labels, [str(name) for name in names],
                         boxes=boxes[:, None], protocol="metric learning")  # fmt: skip
     return load_split(data, labels >= 98, CARS_IMAGES)
+
+
+def _mat(file: Path) -> dict:
+    try:
+        return loadmat(file, squeeze_me=True)
+    except (OSError, ValueError, MatReadError, NotImplementedError) as error:
+        raise DataError(f"{file}: cannot be read ({error})", "Get the lists again.") from error
 
 
 def sop(split: str, root: Path | None = None) -> ImageDataset:

@@ -158,16 +158,16 @@ class Compiled:
         list(threads().map(run, parts) if n > 1 else map(run, parts))
         return tree_unflatten(outputs, self.form)
 
-    def session(self, threads: int) -> onnxruntime.InferenceSession:
-        """One with threads of its own."""
-        if threads not in self.sessions:
+    def session(self, many: int) -> onnxruntime.InferenceSession:
+        """One with so many threads of its own."""
+        if many not in self.sessions:
             how = onnxruntime.SessionOptions()
-            how.intra_op_num_threads = threads  # which then wait, as torch's want to run
+            how.intra_op_num_threads = many  # which then wait, as torch's want to run
             how.add_session_config_entry("session.force_spinning_stop", "1")
-            self.sessions[threads] = onnxruntime.InferenceSession(
+            self.sessions[many] = onnxruntime.InferenceSession(
                 self.written, how, ["CPUExecutionProvider"]
             )
-        return self.sessions[threads]
+        return self.sessions[many]
 
 
 @cache

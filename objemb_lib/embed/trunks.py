@@ -40,8 +40,6 @@ PIP_WEIGHTS = {  # name: (Python package, file inside it, sha256 of the file)
         "efficientnet_lite2": "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
     }.items()
 }
-
-
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # timm's names of weights on its hub
 TRANSFORMERS = ("vision_transformer", "deit", "eva")  # timm's files of those that take any size
 

@@ -29,6 +29,7 @@ from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.detect.metrics import main_recall
 from objemb_lib.detect.weights import read_card, save_weights, weights_root
 from objemb_lib.embed.extract import ExtractOptions
+from objemb_lib.embed.trunks import load_trunk
 
 CHANNELS = {"head": 1280, "stage5": 320, "stage4": 112}
 QUIET = ExtractOptions(64, cache=False, progress=False)
@@ -125,6 +126,20 @@ def test_no_fold_is_measured_by_what_it_taught(tmp_path: Path, lively_kept, monk
     also, how = squares(tmp_path, 2, 4), {"epochs": 1, "members": 1, "options": QUIET}
     found = cross_fitted(folds, [also], trunk=lively(), **how)
     assert taught == [["2", "3", "4"], ["1", "4"]] and [len(one) for one in found] == [3, 3, 3]
+
+
+def test_nothing_is_learned_without_boxes(tmp_path: Path) -> None:
+    data = squares(tmp_path, 2)
+    bare = ImageDataset("bare", "all", tmp_path, data.files, data.labels)
+    with pytest.raises(DataError, match="no photograph has a box"):
+        train_proposer([bare], lively(), options=QUIET)
+
+
+def test_a_trunk_without_its_stages_is_refused(tmp_path: Path) -> None:
+    trunk, data = load_trunk("test_vit", pretrained=False), squares(tmp_path, 2)
+    for use in (lambda: train_proposer([data], trunk), lambda: propose(data, trunk=trunk)):
+        with pytest.raises(DataError, match="test_vit has no stage5"):
+            use()
 
 
 def test_weights_come_back_as_they_were(tmp_path: Path) -> None:

@@ -77,3 +77,5 @@ def test_overlays_are_bright_where_something_is_pooled(tmp_path: Path) -> None:
     assert np.allclose(found["CroW"], total / total.max(), atol=1e-3)
     alike = torch.nn.functional.cosine_similarity(seen, torch.ones_like(seen), dim=0)
     assert np.allclose(found["similarity"], alike.clamp(min=0), atol=1e-4)
+    with pytest.raises(DataError, match="same stage"):
+        soft.overlays(data, 0, trunk, "stage4", region, vector[:5], 64)

@@ -151,6 +151,14 @@ def test_cars_in_both_layouts(tmp_path: Path, make_image: Write) -> None:
         assert train.label_names[97] == "model 98"
 
 
+def test_damaged_cars_are_named(tmp_path: Path) -> None:
+    (tmp_path / "cars_annos.mat").write_bytes(b"MATLAB 5.0" * 100)
+    with pytest.raises(DataError, match=r"cars_annos\.mat: cannot be read"):
+        cars("train", tmp_path)
+    with pytest.raises(DataError, match=r"devkit is not there"):
+        cars("train", tmp_path / "absent")
+
+
 def test_products_have_their_own_split(tmp_path: Path, make_image: Write) -> None:
     head = "image_id class_id super_class_id path"
     rows = {"train": ["1 1 1 bicycle_final/1_0.JPG", "2 1 1 bicycle_final/1_1.JPG"],

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from objemb_lib.attend.soft import overlays
-from objemb_lib.config import device
+from objemb_lib.config import DataError, device
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.embed.boxes import Boxes
 from objemb_lib.embed.regions import Region
@@ -100,15 +100,18 @@ class Compare(Ranking):
     def ask(self, id: str, k: int, **_: object) -> dict:
         """Ask every embedding."""
         query, data, rows, place = self.numbers[id], self.dataset, [], {}
+        if query not in data.queries:
+            raise DataError(f"{id} is no query of {data}", "Choose another photograph.")
         asking = data.queries.tolist().index(query)
         for name, vectors in self.vectors.items():
-            every = ranking(vectors, data, query, len(data)).images.tolist()
-            place = place or {image: n for n, image in enumerate(every, 1)}  # in the first one's
+            every = ranking(vectors, data, query, len(data))
+            place = place or {i: n for n, i in enumerate(every.images.tolist(), 1)}  # in the first
             own, mean = self.scores[name].values["mAP"][asking], self.scores[name].mean("mAP")
-            before = np.array([place[image] for image in every[:k]])
+            best = every.images[:k], every.scores[:k], every.relevant[:k]
+            before = np.array([place[i] for i in best[0].tolist()])
             rows.append({
                 "title": f"{name}: mAP {own:.2f}, of all queries {mean:.2f}",
-                "matches": self.matches(ranking(vectors, data, query, k), before),
+                "matches": self.matches(Neighbours(query, *best), before),
             })  # fmt: skip
         return {"says": self.asked(id), "nothing": None, "rows": rows}
 
