@@ -219,6 +219,8 @@ def test_compare_counts_places_from_the_first_embedding(data, asked) -> None:
     assert [(m["file"], m["note"][-3:]) for m in two["matches"]] == [
         ("c.png", "▲ 1"), ("b.png", "▼ 1")]  # fmt: skip
     assert "first: mAP 1.00" in one["title"] and "second: mAP 0.50" in two["title"]
+    some = Compare(replace(data, queries=np.array([0])), {"first": first})
+    assert "b.png is no query" in asked(some).ask("b.png")["error"]
 
 
 def test_attention_follows_box_and_stage(data, asked) -> None:
