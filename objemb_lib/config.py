@@ -212,14 +212,17 @@ def start(seed: int = SEED) -> None:
 def tune_process() -> None:
     """Make this process compute faster: for the course's entry points.
 
-    Two programs that compute at once wait for each other's spinning threads, ten times slower: let
-    them spin less. And glibc gives the large maps of every batch back to the system, which then
-    clears every page again: keep them (1.4 times as fast in extraction, on two cores).
+    Two programs that compute at once wait for each other's spinning threads, ten times slower, and
+    torch waits for numpy's, which spin 25 ms after every product: let them spin less (those that
+    start from now on: of this process where its libraries are not loaded yet). And glibc gives the
+    large maps of every batch back to the system, which then clears every page again: keep them (1.4
+    times as fast in extraction, on two cores).
     """
     import ctypes
     import sys
 
     os.environ.setdefault("GOMP_SPINCOUNT", "4000")
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
     if sys.platform == "linux" and not any(name.startswith("MALLOC_") for name in os.environ):
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):

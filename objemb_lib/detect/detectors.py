@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import suppress
 
 import torch
 import torchvision
@@ -20,7 +19,6 @@ from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, MultiScale
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from objemb_lib.config import DataError
-from objemb_lib.embed.compiled import ByEngine, engine, fingerprint
 from objemb_lib.embed.regions import roi_align
 from objemb_lib.embed.trunks import Trunk, from_hub, torchvision_trunk_of, torchvision_weights
 
@@ -34,8 +32,6 @@ COCO_DETECTORS = (
     "retinanet_resnet50_fpn",
     "fcos_resnet50_fpn",
 )
-
-PARTS = ("backbone.fpn", "head", "rpn.head")  # that an engine makes faster
 
 Target = dict[str, Tensor]
 Losses = dict[str, Tensor]
@@ -144,16 +140,10 @@ class Detector(FrozenNorm):
             return self
         fast = copy.deepcopy(self).to(device, memory_format=torch.channels_last).eval()
         fast.network.backbone.body, fast.ready = fast.trunk.for_inference(device), device
-        own = engine(fingerprint(self.kind, self.state_dict()))
-        for name in PARTS:
-            above, _, last = name.rpartition(".")
-            with suppress(AttributeError):  # each kind has some of them
-                owner = fast.network.get_submodule(above)
-                setattr(owner, last, ByEngine(owner.get_submodule(last), own, name))
         if self.two_stage and not masks:
             fast.network.roi_heads.mask_roi_pool = None
-        for name in ("box_roi_pool", "mask_roi_pool") if self.two_stage and own.on else ():
-            if pool := getattr(fast.network.roi_heads, name):
+        for name in ("box_roi_pool", "mask_roi_pool") if fast.trunk.engine.on else ():
+            if pool := getattr(getattr(fast.network, "roi_heads", None), name, None):
                 setattr(fast.network.roi_heads, name, Pool(pool))
         return fast
 

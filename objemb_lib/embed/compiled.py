@@ -17,18 +17,17 @@ import numpy as np
 import onnxruntime
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import PyTree, TreeSpec, tree_flatten, tree_unflatten
 
 from objemb_lib.config import DataError, setting
 
-ENOUGH = 32  # inputs of a size that torch sees before a module is compiled for it
+ENOUGH = 32  # images of a size that torch sees before a network is compiled for it
 SIZES = 24  # that are compiled at most: each holds the weights once more
-LARGE = 50_000  # numbers of an input from which it is faster: photographs, not parts of a map
+LARGE = 50_000  # numbers of an image from which it is faster
 SAME = 1e-4  # of a map's largest value, by which the two may differ
 
 
 class Engine:
-    """Runs modules of a network: by torch until a compiled one is there, and gives the same.
+    """Runs a network: by torch until a compiled one is there, and gives the same.
 
     Args:
         on: False leaves all to torch, and so does any copy: it may learn, or be sent elsewhere.
@@ -36,35 +35,32 @@ class Engine:
 
     def __init__(self, on: bool = False) -> None:
         self.on = on
-        self.seen: Counter = Counter()  # inputs, by what was asked and their size
+        self.seen: Counter = Counter()  # images, by what was asked and their size
         self.compiled: dict[tuple, Compiled | None] = {}  # None: by torch
         self.lock = Lock()  # of what is compiled
 
     def __reduce__(self) -> tuple:
         return Engine, ()
 
-    def __call__(self, module: nn.Module, x: PyTree, asked: Hashable) -> PyTree:
-        """What ``module(x)`` gives.
+    def __call__(self, module: nn.Module, images: Tensor, asked: Hashable) -> list[Tensor]:
+        """What ``module(images)`` gives.
 
         Args:
-            module: takes tensors ``(N, ...)``, one or in lists and dicts, and gives such.
-            asked: names what it does among the network's modules.
+            module: takes ``(N, ...)`` and gives a list of such. asked: names what it does.
         """
-        inputs = tree_flatten(x)[0]
         followed = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        if not self.on or followed or not all(map(_plain, inputs)):
-            return module(x)
-        if sum(t[0].numel() for t in inputs) < LARGE:
-            return module(x)
-        size = asked, *(t.shape[1:] for t in inputs)
+        if not self.on or followed or not _plain(images) or images[0].numel() < LARGE:
+            return module(images)
+        size = asked, images.shape[1:]
         if found := self.compiled.get(size):
-            return found(inputs)
-        result = _by_torch(module, x)
-        self.seen[size] += len(inputs[0])
+            return found(images)
+        parts = [module(some) for some in images.split(4)]  # more are no faster, and take memory
+        result = [torch.cat(some) for some in zip(*parts)]
+        self.seen[size] += len(images)
         with self.lock:
             room = size not in self.compiled and len(self.compiled) < SIZES
             if room and self.seen[size] >= ENOUGH:
-                self.compiled[size] = _compiled(module, x, result)
+                self.compiled[size] = _compiled(module, images, result)
         return result
 
 
@@ -74,17 +70,6 @@ def wanted() -> bool:
     if chosen not in ("onnx", "torch"):
         raise DataError(f"no engine {chosen!r}", "Set OBJEMB_ENGINE to onnx or torch.")
     return chosen == "onnx"
-
-
-class ByEngine(nn.Module):
-    """A part of a network, by an engine; ``asked`` as :class:`Engine` takes it."""
-
-    def __init__(self, part: nn.Module, engine: Engine, asked: str) -> None:
-        super().__init__()
-        self.part, self.engine, self.asked = part, engine, asked
-
-    def forward(self, x: PyTree) -> PyTree:
-        return self.engine(self.part, x, self.asked)
 
 
 @lru_cache(8)
@@ -127,36 +112,21 @@ def to_onnx(
     return written.getvalue()
 
 
-class Flat(nn.Module):
-    """A module that takes and gives single tensors, where it had lists and dicts of them."""
-
-    def __init__(self, module: nn.Module, form: TreeSpec) -> None:
-        super().__init__()
-        self.module, self.form = module, form
-
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        return tuple(tree_flatten(self.module(tree_unflatten(inputs, self.form)))[0])
-
-
 class Compiled:
-    """A module for inputs of one size; each by a thread of its own: more overflow caches."""
+    """A network for images of one size; each by a thread of its own: more overflow caches."""
 
-    def __init__(self, module: nn.Module, x: PyTree, result: PyTree) -> None:
-        inputs, form = tree_flatten(x)
-        outputs, self.form = tree_flatten(result)
-        self.shapes = [t.shape[1:] for t in outputs]
-        examples = {f"x{k}": t[:1] for k, t in enumerate(inputs)}
-        names = [f"y{k}" for k in range(len(outputs))]
-        self.written = to_onnx(Flat(module, form), examples, names)
+    def __init__(self, module: nn.Module, images: Tensor, result: list[Tensor]) -> None:
+        self.shapes = [maps.shape[1:] for maps in result]
+        self.written = to_onnx(module, {"x": images[:1]}, [f"y{k}" for k in range(len(result))])
         self.sessions: dict[int, onnxruntime.InferenceSession] = {}  # by their threads
 
-    def __call__(self, inputs: Sequence[Tensor]) -> PyTree:
-        n = len(inputs[0])
-        outputs = [torch.empty(n, *shape) for shape in self.shapes]
-        parts = zip(*(t.split(1) for t in (*inputs, *outputs)))
-        run = partial(_run, self.session(1 if n > 1 else torch.get_num_threads()), len(inputs))
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        n = len(images)
+        maps = [torch.empty(n, *shape) for shape in self.shapes]
+        run = partial(_run, self.session(1 if n > 1 else torch.get_num_threads()))
+        parts = zip(*(t.split(1) for t in (images, *maps)))
         list(threads().map(run, parts) if n > 1 else map(run, parts))
-        return tree_unflatten(outputs, self.form)
+        return maps
 
     def session(self, many: int) -> onnxruntime.InferenceSession:
         """One with so many threads of its own."""
@@ -176,22 +146,13 @@ def threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(torch.get_num_threads())
 
 
-def _run(session: onnxruntime.InferenceSession, given: int, tensors: Sequence[Tensor]) -> None:
-    """Run a session from the first tensors into the others."""
-    bound, inputs = session.io_binding(), [t.contiguous() for t in tensors[:given]]
-    for k, t in enumerate(inputs):
-        bound.bind_input(f"x{k}", "cpu", 0, np.float32, t.shape, t.data_ptr())
-    for k, t in enumerate(tensors[given:]):
+def _run(session: onnxruntime.InferenceSession, tensors: Sequence[Tensor]) -> None:
+    """Run a session from the first tensor into the others."""
+    image, bound = tensors[0].contiguous(), session.io_binding()
+    bound.bind_input("x", "cpu", 0, np.float32, image.shape, image.data_ptr())
+    for k, t in enumerate(tensors[1:]):
         bound.bind_output(f"y{k}", "cpu", 0, np.float32, t.shape, t.data_ptr())
     session.run_with_iobinding(bound)
-
-
-def _by_torch(module: nn.Module, x: PyTree) -> PyTree:
-    """Four inputs at a time: more are no faster, and their maps are large."""
-    inputs, form = tree_flatten(x)
-    found = [tree_flatten(module(tree_unflatten(part, form)))
-             for part in zip(*(t.split(4) for t in inputs))]  # fmt: skip
-    return tree_unflatten([torch.cat(some) for some in zip(*(y for y, _ in found))], found[0][1])
 
 
 def _plain(x: Tensor) -> bool:
@@ -200,15 +161,12 @@ def _plain(x: Tensor) -> bool:
     )
 
 
-def _compiled(module: nn.Module, x: PyTree, result: PyTree) -> Compiled | None:
-    """A module that is compiled, if it can be and then gives the same."""
+def _compiled(module: nn.Module, images: Tensor, result: list[Tensor]) -> Compiled | None:
+    """A network that is compiled, if it can be and then gives the same."""
     try:
-        found = Compiled(module, x, result)
-        pairs = zip(*(tree_flatten(r)[0] for r in (found(tree_flatten(x)[0]), result)), strict=True)
-        same = all(
-            a.shape == b.shape and bool((a - b).abs().max() <= SAME * b.abs().max())
-            for a, b in pairs
-        )
+        found = Compiled(module, images, result)
+        pairs = zip(found(images), result, strict=True)
+        same = all(bool((a - b).abs().max() <= SAME * b.abs().max()) for a, b in pairs)
     except Exception:  # what it cannot read fails in many ways; torch can
         return None
     return found if same else None

@@ -196,8 +196,9 @@ class Index:
         parts = [queries[i : i + AT_ONCE] for i in range(0, len(queries), AT_ONCE)]
         scores, rows = _joined([_best(gallery, some, wanted) for some in parts], axis=0)
         equal, found = scores[:, 1:] == scores[:, :-1], ids[rows]
-        if equal.any():
-            scores, found = in_order(scores, found)
+        if not equal.any():
+            return scores[:, :k], found[:, :k]
+        scores, found = in_order(scores, found)
         for line in np.flatnonzero(equal[:, k - 1 :].any(axis=1)):
             every = gallery @ queries[line]
             order = np.lexsort((ids, -every))[:k]
