@@ -45,25 +45,18 @@ from objemb_lib.data import catalogue, mini_battles
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    as_written = argparse.RawDescriptionHelpFormatter
+    top = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("list", help="every data set with size, licence and state")
     build = commands.add_parser("build", help="make a data set, unless it is there")
-    build.add_argument(
-        "--source",
-        type=Path,
-        help="a folder that has the photographs, or the benchmark's archives, already",
-    )
+    held = "a folder that has the photographs, or the benchmark's archives, already"
+    build.add_argument("--source", type=Path, help=held)
     build.add_argument("--mirror", help="a classroom's copy, folder or URL, tried first")
     build.add_argument("--force", action="store_true", help="build again even if it is there")
     build.add_argument("--accept-licence", action="store_true", help="you accept its terms")
-    build.add_argument(
-        "--retry-dead",
-        action="store_true",
-        help="ask again the links that were dead in an earlier run",
-    )
+    retried = "ask again the links that were dead in an earlier run"
+    build.add_argument("--retry-dead", action="store_true", help=retried)
     verify = commands.add_parser(
         "verify",
         help="decode every image and compare with the manifest",
@@ -91,16 +84,12 @@ def list_all() -> int:
 def build(entry: catalogue.Entry, arguments: argparse.Namespace) -> int:
     """Build unless it is there."""
     if entry.built() and not (arguments.force or arguments.retry_dead):
-        again = (
-            "--force asks those again that did not answer" if entry.links else "--force rebuilds"
-        )
-        print(f"{entry.name} is already in {entry.folder()}: nothing to do ({again})")
+        again = "asks those again that did not answer" if entry.links else "rebuilds"
+        print(f"{entry.name} is already in {entry.folder()}: nothing to do (--force {again})")
         return 0
     if entry.terms and not arguments.accept_licence:
-        raise DataError(
-            f"{entry.name} has terms: {entry.terms}",
-            "Read them, and add --accept-licence if you accept them.",
-        )
+        remedy = "Read them, and add --accept-licence if you accept them."
+        raise DataError(f"{entry.name} has terms: {entry.terms}", remedy)
     if arguments.retry_dead and not entry.links:
         raise DataError(f"{entry.name} has no links of its own", "Leave --retry-dead out.")
     options = {"retry_dead": arguments.retry_dead} if entry.links else {}
@@ -129,10 +118,8 @@ def verify(entry: catalogue.Entry) -> int:
 def pack(entry: catalogue.Entry, dest: Path) -> int:
     """Write a copy for a mirror, of what may be passed on."""
     if entry.name != catalogue.COURSE:
-        raise DataError(
-            f"{entry.name} is not ours to pass on",
-            "Put its archives, as they were published, into the mirror's folder.",
-        )
+        remedy = "Put its archives, as they were published, into the mirror's folder."
+        raise DataError(f"{entry.name} is not ours to pass on", remedy)
     print(f"wrote {mini_battles.pack(dest)}")
     return 0
 

@@ -152,12 +152,8 @@ def device() -> torch.device:
 
     if chosen := setting("OBJEMB_DEVICE"):
         cards = [f"cuda:{n}" for n in range(torch.cuda.device_count())]
-        there = [
-            "cpu",
-            *["cuda"] * bool(cards),
-            *cards,
-            *["mps"] * torch.backends.mps.is_available(),
-        ]
+        there = ["cpu", *["cuda"] * bool(cards), *cards]
+        there += ["mps"] * torch.backends.mps.is_available()
         if chosen not in there:
             problem = f"OBJEMB_DEVICE is {chosen!r}: no device of this machine"
             raise DataError(problem, f"Unset OBJEMB_DEVICE, or set it to: {', '.join(there)}.")

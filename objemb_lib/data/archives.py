@@ -61,10 +61,9 @@ def unpack(archive: Path, dest: Path, members: Callable[[str], bool] | None = No
     except Exception as error:  # parsers of hostile bytes raise nearly anything
         if getattr(error, "errno", None) not in (None, errno.EINVAL):
             raise  # the system's, no parser's
-        raise DownloadError(
-            f"{archive}: cannot be unpacked ({type(error).__name__}: {error})",
-            "It is damaged or cut short: delete it, then run again to fetch it anew.",
-        ) from error
+        problem = f"{archive}: cannot be unpacked ({type(error).__name__}: {error})"
+        remedy = "It is damaged or cut short: delete it, then run again to fetch it anew."
+        raise DownloadError(problem, remedy) from error
     return dest
 
 

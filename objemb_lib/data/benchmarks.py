@@ -32,10 +32,8 @@ def build(name: str, root: Path | None = None, **places: object) -> Path:
     """
     root = Path(root or config.data_root())
     if (root / name).exists() and not (root / name / MANIFEST).exists():
-        raise DataError(
-            f"{root / name} is there already, but was not built here",
-            f"Use it as it is, as {name}:{root / name}; or move it away and build again.",
-        )
+        remedy = f"Use it as it is, as {name}:{root / name}; or move it away and build again."
+        raise DataError(f"{root / name} is there already, but was not built here", remedy)
     remotes = fetch.registry(name)
 
     def make(made: Path, downloads: Path) -> None:

@@ -92,9 +92,7 @@ def _photographs(split: str, root: Path | None) -> tuple[ImageDataset, list[list
 
 
 def objects(
-    data: ImageDataset,
-    annotations: Sequence[Sequence[dict]] = (),
-    per_category: int = PER_CATEGORY,
+    data: ImageDataset, annotations: Sequence[Sequence[dict]] = (), per_category: int = PER_CATEGORY
 ) -> ImageDataset:
     """Windows around the objects of photographs, to be found again by their category.
 
@@ -188,9 +186,8 @@ def open_images(split: str, root: Path | None = None) -> ImageDataset:
     lists = [f"{part}-annotations-bbox.csv" for part in PARTS.values()]
     place = open_copy(OPEN_IMAGES, split, root, lists)
     number, files, sizes, entries = list(CLASSES).index, [], [], []
-    for image, rows in read_boxes(place / lists[SPLITS.index(split)]).groupby(
-        "ImageID", sort=False
-    ):
+    boxes = read_boxes(place / lists[SPLITS.index(split)])
+    for image, rows in boxes.groupby("ImageID", sort=False):
         if not (place / (file := f"{PARTS[split]}/{image}.jpg")).is_file():
             continue
         files.append(file)

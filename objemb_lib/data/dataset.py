@@ -120,8 +120,8 @@ class ImageDataset:
 
     def __repr__(self) -> str:
         labels, boxes = len({*self.labels.tolist()} - {-1}), sum(map(len, self.boxes))
-        said = f"{len(self)} images, {labels} labels, {boxes} boxes"
-        return f"ImageDataset({self.name}/{self.split}: {said})"
+        place = f"ImageDataset({self.name}/{self.split}"
+        return f"{place}: {len(self)} images, {labels} labels, {boxes} boxes)"
 
     @cached_property
     def fingerprint(self) -> str:
@@ -129,12 +129,10 @@ class ImageDataset:
 
         A part of the key of every cache. Raises DataError, naming a file that cannot be read.
         """
-        content = (
-            self.content
-            or hashlib.sha256(
-                "".join(file_digests(self.root, self.files).values()).encode()
-            ).hexdigest()
-        )
+        content = self.content
+        if not content:
+            every = "".join(file_digests(self.root, self.files).values())
+            content = hashlib.sha256(every.encode()).hexdigest()
         told = [content, list(self.files), list(self.crops), self.masks]
         digest = hashlib.sha256(json.dumps(told, default=_as_json).encode())
         for boxes in self.boxes:
@@ -193,8 +191,7 @@ class ImageDataset:
         junk = self.gallery == query
         places, labels = self._shown_beside
         junk[places[labels == label]] = True
-        same = (self.labels[self.gallery] == label) & (label >= 0)
-        return same & ~junk, junk
+        return (self.labels[self.gallery] == label) & (label >= 0) & ~junk, junk
 
     @cached_property
     def copies(self) -> np.ndarray:

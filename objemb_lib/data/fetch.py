@@ -2,10 +2,6 @@
 
 ``registry.csv`` has every file's address, digest and length. pooch checks digests and puts the
 checked file in place; our downloader under it adds what a classroom's network needs: it resumes.
-
-:func:`download_urls` fetches very many small files from very many servers, politely. Links die:
-what a server says is gone, and what arrives with other bytes, is written into a report, so that a
-second run neither asks nor waits for it again; all else is asked again.
 """
 
 from __future__ import annotations
@@ -276,8 +272,8 @@ def download_urls(
     """Fetch what is not there yet and still at its address; then write the manifest.
 
     Args:
-        folder: gets the files. Its ``links.json`` says of each link that is dead, or failed this
-            time, why; one run at a time may use it.
+        folder: gets the files. Its ``links.json`` says why a link is dead (gone, or of other bytes:
+            no later run asks it) or failed this time; one run at a time may use it.
         wanted: files in it, with their addresses. One that is there is not touched.
         retry_dead: ask dead links again.
         per_second: most requests to one server.
@@ -298,8 +294,7 @@ def download_urls(
     hosts = {urlsplit(one.url).netloc: Host(1 / per_second) for one in asked}
     save = lambda: atomic_write_text(report, json.dumps({"dead": dead, "failed": failed}, indent=1))  # noqa: E731
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        get = lambda one: hosts[urlsplit(one.url).netloc].get(one, folder, check)  # noqa: E731
-        done = pool.map(get, asked)
+        done = pool.map(lambda one: hosts[urlsplit(one.url).netloc].get(one, folder, check), asked)
         try:
             for n, (kind, why) in enumerate(tqdm(done, total=len(asked))):
                 here += kind == "here"

@@ -256,11 +256,9 @@ def _walk(
     if not found:
         held = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(3)) or "nothing at all"
         why = "; ".join([f"it holds {held}", *(error.problem for error in left[:1])])
-        remedy = " ".join(error.remedy for error in left[:1])
-        raise DataError(
-            f"{place}: no images in this folder ({why})",
-            f"Put photographs into it, or convert them to JPEG or PNG. {remedy}".strip(),
-        )
+        remedy = "Put photographs into it, or convert them to JPEG or PNG."
+        remedy = " ".join([remedy, *(error.remedy for error in left[:1])])
+        raise DataError(f"{place}: no images in this folder ({why})", remedy)
     return sorted(found), left
 
 
@@ -392,7 +390,7 @@ def check_boxes(entries: Sequence[dict], sizes: Sequence[Size]) -> None:
     Raises DataError: they are parts of the sides (0 to 1); or 95% fit their images as corners and
     25% do not as they should. Warns where fewer do not.
     """
-    many = [one for entry in entries for one in entry["objects"]]
+    many = np.array([one for entry in entries for one in entry["objects"]], object)
     xywh = np.array([one["bbox"] for one in many], np.float64).reshape(-1, 4)
     counts = [len(entry["objects"]) for entry in entries]
     size = np.repeat(np.array(sizes, np.float64).reshape(-1, 2), counts, axis=0)
@@ -400,15 +398,14 @@ def check_boxes(entries: Sequence[dict], sizes: Sequence[Size]) -> None:
     real = (extent > 0).all(axis=1)
     parts = real & (np.abs(xywh) <= PARTS).all(axis=1) & (size > 2).all(axis=1)
     if parts.any():
-        some = [many[k] for k in np.flatnonzero(parts)]
-        raise _unusable(some, "coordinates from 0 to 1: multiply by the image's width and height")
+        why = "coordinates from 0 to 1: multiply by the image's width and height"
+        raise _unusable(many[parts], why)
     corners = ((low >= 0) & (extent > low) & (extent <= size + 1)).all(axis=1)
     out = real & (low + extent > 1.02 * size + 1).any(axis=1)
     if out.any() and corners[real].mean() >= 0.95:
-        some = [many[k] for k in np.flatnonzero(out)]
         if out[real].mean() >= 0.25:
-            raise _unusable(some, "out of the image, while as corners x0, y0, x1, y1 it fits")
-        note = f"{_called(some)} reaches out of the image: is bbox x, y, width, height?"
+            raise _unusable(many[out], "out of the image, while as corners x0, y0, x1, y1 it fits")
+        note = f"{_called(many[out])} reaches out of the image: is bbox x, y, width, height?"
         warnings.warn(note, stacklevel=3)
 
 
@@ -420,39 +417,36 @@ def encode_mask(segmentation: list | dict | None, box: np.ndarray, size: Size) -
     an image of another size, or points that are not pairs of numbers near the image, or parts of
     its sides: on these pycocotools guesses, or does not come back.
     """
+    width, height = size
+    shape = [height, width]
     try:
-        return _encode_mask(segmentation, box, size)
+        if isinstance(segmentation, dict):
+            counts = segmentation["counts"]
+            if list(segmentation["size"]) != shape or not counts:
+                raise ValueError(f"a mask of {segmentation['size']}, the image is {shape}")
+            if isinstance(counts, list):
+                if sum(counts) != width * height or min(counts) < 0:
+                    raise ValueError("run lengths that do not add up to the image")
+                return coco_mask.frPyObjects(segmentation, height, width)
+            coco_mask.decode(segmentation)  # fails where damaged: better now than in a later cell
+            return {"size": shape, "counts": counts}
+        if not isinstance(segmentation, (list, NoneType)):
+            raise ValueError(f"a segmentation of {type(segmentation).__name__}")
+        polygons = [p for p in segmentation or () if len(p) > 4]  # two points have no inside
+        for polygon in polygons:
+            if len(polygon) % 2 or not np.all(np.abs(polygon) < 10 * max(size)):
+                raise ValueError("a polygon that is not pairs of numbers near the image")
+        if polygons and min(size) > 2 and max(np.abs(p).max() for p in polygons) <= PARTS:
+            raise ValueError("a polygon in coordinates from 0 to 1")
+        x0, y0, x1, y1 = map(float, box)
+        filled = polygons or [[x0, y0, x0, y1, x1, y1, x1, y0]]
+        mask = coco_mask.merge(coco_mask.frPyObjects(filled, height, width))
     except Exception as error:  # pycocotools raises plain Exception
         raise ValueError(str(error)) from error
-
-
-def _encode_mask(segmentation: list | dict | None, box: np.ndarray, size: Size) -> dict:
-    width, height = size
-    if isinstance(segmentation, dict):
-        counts = segmentation["counts"]
-        if list(segmentation["size"]) != [height, width] or not counts:
-            raise ValueError(f"a mask of {segmentation['size']}, the image is {[height, width]}")
-        if isinstance(counts, list):
-            if sum(counts) != width * height or min(counts) < 0:
-                raise ValueError("run lengths that do not add up to the image")
-            return coco_mask.frPyObjects(segmentation, height, width)
-        coco_mask.decode(segmentation)  # fails where damaged: better now than in a later cell
-        return {"size": [height, width], "counts": counts}
-    if not isinstance(segmentation, (list, NoneType)):
-        raise ValueError(f"a segmentation of {type(segmentation).__name__}")
-    polygons = [p for p in segmentation or () if len(p) > 4]  # two points have no inside
-    for polygon in polygons:
-        if len(polygon) % 2 or not np.all(np.abs(polygon) < 10 * max(size)):
-            raise ValueError("a polygon that is not pairs of numbers near the image")
-    if polygons and min(size) > 2 and max(np.abs(p).max() for p in polygons) <= PARTS:
-        raise ValueError("a polygon in coordinates from 0 to 1")
-    x0, y0, x1, y1 = map(float, box)
-    filled = polygons or [[x0, y0, x0, y1, x1, y1, x1, y0]]
-    mask = coco_mask.merge(coco_mask.frPyObjects(filled, height, width))
     if polygons or coco_mask.area(mask):
         return mask
     low = np.floor(box[:2]).clip(0, np.subtract(size, 1))  # of less than a pixel: the whole pixel
-    return _encode_mask(None, [*low, *np.maximum(np.ceil(box[2:]), low + 1)], size)
+    return encode_mask(None, [*low, *np.maximum(np.ceil(box[2:]), low + 1)], size)
 
 
 def covers(mask: dict, box: np.ndarray) -> bool:
@@ -534,10 +528,8 @@ def encode_masks(objects: list[list[dict]], sizes: Sequence[Size]) -> list[list[
 
 
 def _unusable(objects: Sequence[dict], error: object) -> DataError:
-    return DataError(
-        f"{_called(objects)} cannot be used ({error})",
-        "Correct its bbox [x, y, width, height] and segmentation, or take it out.",
-    )
+    remedy = "Correct its bbox [x, y, width, height] and segmentation, or take it out."
+    return DataError(f"{_called(objects)} cannot be used ({error})", remedy)
 
 
 def _called(objects: Sequence[dict]) -> str:
@@ -579,10 +571,8 @@ def open_copy(
     for place in (root, *(root / one for one in inside)):
         if any((place / one).exists() for one in holds):
             return place
-    raise DataError(
-        f"{root}: {' or '.join(holds)} is not there",
-        "Name the folder that its archive unpacks to, or build it with data/download.py.",
-    )
+    remedy = "Name the folder that its archive unpacks to, or build it with data/download.py."
+    raise DataError(f"{root}: {' or '.join(holds)} is not there", remedy)
 
 
 def note_part(data: ImageDataset, found: int, total: int, more: Sequence[str] = ()) -> str:

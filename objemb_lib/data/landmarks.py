@@ -1,14 +1,7 @@
 """Revisited Oxford and Paris (Radenović et al. 2018): landmarks, searched by a box in a query.
 
-Its truth names images one by one: per query those that are easy, hard and junk. Three protocols:
-
-========  ============  ==================
-split     relevant      junk
-========  ============  ==================
-easy      easy          junk, hard
-medium    easy, hard    junk
-hard      hard          junk, easy
-========  ============  ==================
+Its truth names images one by one: per query those that are easy, hard and junk; which of them are
+relevant, :data:`PROTOCOLS` says.
 """
 
 from __future__ import annotations
@@ -95,10 +88,8 @@ def read_truth(file: Path) -> Truth:
         with file.open("rb") as opened:
             content = _Unpickler(opened, encoding="latin1").load()
         images, queries, judged = content["imlist"], content["qimlist"], content["gnd"]
-        parts = [
-            {k: np.asarray(one[k], np.int64).ravel() for k in ("easy", "hard", "junk")}
-            for one in judged
-        ]
+        lists = ("easy", "hard", "junk")
+        parts = [{k: np.asarray(one[k], np.int64).ravel() for k in lists} for one in judged]
         boxes = np.array([np.ravel(one["bbx"]) for one in judged], np.float64).reshape(-1, 4)
         indices = np.concatenate([a for one in parts for a in one.values()])
         if len(boxes) != len(queries) or not np.isfinite(boxes).all():

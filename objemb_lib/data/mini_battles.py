@@ -122,10 +122,9 @@ def _crop_of(photo: Image.Image, rng: Random) -> Image.Image:
 def _recolour(image: Image.Image, edits: dict) -> Image.Image:
     """Brightness, contrast, saturation and hue of an RGBA picture; its alpha stays."""
     rgb, alpha = image.convert("RGB"), image.getchannel("A")
-    for enhancer, key in ((ImageEnhance.Brightness, "brightness"),
-                          (ImageEnhance.Contrast, "contrast"),
-                          (ImageEnhance.Color, "saturation")):  # fmt: skip
-        rgb = enhancer(rgb).enhance(edits[key])
+    rgb = ImageEnhance.Brightness(rgb).enhance(edits["brightness"])
+    rgb = ImageEnhance.Contrast(rgb).enhance(edits["contrast"])
+    rgb = ImageEnhance.Color(rgb).enhance(edits["saturation"])
     hue, saturation, value = rgb.convert("HSV").split()
     hue = hue.point(lambda h: (h + edits["hue"]) % 256)
     rgb = Image.merge("HSV", (hue, saturation, value)).convert("RGB")
