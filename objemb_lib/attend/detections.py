@@ -1,8 +1,6 @@
 """Where boxes come from: a file, a function, a detector, the truth, a rule, or chance.
 
 Who says where to look is *hard attention*: what lies inside a box is kept, the rest is forgotten.
-:func:`boxes_from` is the one door for boxes of others, and checks them; :func:`box_sources` gives
-all that notebook 03 compares.
 """
 
 from __future__ import annotations
@@ -25,13 +23,7 @@ from tqdm.auto import tqdm
 
 from objemb_lib import config
 from objemb_lib.attend.proposer import load_proposer, propose, warn_if_learned
-from objemb_lib.attend.sources import (
-    detect_cached,
-    detector_boxes,
-    fingerprint,
-    kept,
-    random_like,
-)
+from objemb_lib.attend.sources import detect_cached, detector_boxes, fingerprint, kept, random_like
 from objemb_lib.config import DataError
 from objemb_lib.data.coco import VISIBLE
 from objemb_lib.data.dataset import ImageDataset
@@ -274,8 +266,6 @@ def _inside(window: Sequence[int], boxes: np.ndarray, scores: np.ndarray) -> Fou
 
 def _read(dataset: ImageDataset, i: int, entries: Sequence[Mapping]) -> Found:
     """The boxes of an image's entries of a COCO file, whose boxes are x, y, width, height."""
-    if not entries:
-        return np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
     try:
         corners = np.array([entry["bbox"] for entry in entries], np.float64)
         scores = np.array([entry.get("score", 1.0) for entry in entries], np.float64)
@@ -300,8 +290,7 @@ def checked(
 ) -> Found:
     """Boxes and scores (and masks) of image ``i``, if they can be what they are said to be.
 
-    Raises:
-        DataError: naming the image, see :func:`boxes_from`.
+    Raises DataError, naming the image, see :func:`boxes_from`.
     """
     boxes, scores = np.asarray(boxes, np.float32), np.asarray(scores, np.float32)
     boxes = boxes.reshape(0, 4) if boxes.size == 0 else boxes
@@ -332,20 +321,13 @@ def checked(
 
 
 def _gathered(name: str, dataset: ImageDataset, found: Sequence[Found]) -> Boxes:
-    order = [np.argsort(-one[1], kind="stable") for one in found]  # best first
-    sizes = dataset.sizes().tolist() if any(len(one) > 2 for one in found) else [None] * len(found)
-    masks = [
+    boxes, scores, masks = [], [], []
+    for (many, sure, *given), size in zip(found, dataset.sizes().tolist()):
+        best_first = np.argsort(-sure, kind="stable")
+        boxes.append(many[best_first])
+        scores.append(sure[best_first])
         # a mask of nothing, or of what lies beside its box, leaves nothing to embed
-        [m if covers(m, b) else encode_mask(None, b, size)
-         for b, m in ((one[0][k], one[2][k]) for k in o)] if len(one) > 2 else []
-        for one, o, size in zip(found, order, sizes)
-    ]  # fmt: skip
-    masked = all(len(m) == len(o) for m, o in zip(masks, order))
-    return or_whole(
-        name,
-        dataset,
-        [one[0][o] for one, o in zip(found, order)],
-        [one[1][o] for one, o in zip(found, order)],
-        masks if masked else None,
-        name,
-    )
+        masks.append([runs[k] if covers(runs[k], many[k]) else encode_mask(None, many[k], size)
+                      for runs in given for k in best_first])  # fmt: skip
+    masked = all(len(some) == len(many) for some, many in zip(masks, boxes))
+    return or_whole(name, dataset, boxes, scores, masks if masked else None, name)

@@ -86,15 +86,13 @@ def oracle_query(objects: Objects, dataset: ImageDataset) -> np.ndarray:
     The box that meets the true main box best (IoU), whatever source it is from; without a true
     box, the one of the highest score.
     """
-    fit = objects.scores.astype(np.float64)
-    for i, boxes in enumerate(dataset.boxes):
-        if len(boxes):
-            mine = np.flatnonzero(objects.image == i)
-            main = torch.from_numpy(np.asarray(boxes[:1], np.float32))
-            fit[mine] = box_iou(torch.from_numpy(objects.boxes[mine]), main)[:, 0].numpy()
-    starts = np.flatnonzero(np.diff(objects.image, prepend=-1))
-    ends = np.append(starts[1:], len(objects))
-    return np.array([a + int(np.argmax(fit[a:b])) for a, b in zip(starts, ends)])
+    where, rows = objects.where, []
+    for many, fit, true in zip(where.boxes, where.scores, dataset.boxes):
+        if len(true):
+            main = torch.from_numpy(np.asarray(true[:1], np.float32))
+            fit = box_iou(torch.from_numpy(many), main)[:, 0].numpy()
+        rows.append(np.argmax(fit))
+    return np.cumsum(where.counts) - where.counts + rows
 
 
 def retrieval_scores(

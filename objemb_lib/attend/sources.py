@@ -39,8 +39,7 @@ def detect_cached(detector: Detector, dataset: ImageDataset, progress: bool = Tr
 def kept(key: Sequence[str | bool], find: Callable[[], list[Target]]) -> list[Target]:
     """What was found in the images of a data set, from the cache if it was found before.
 
-    Args:
-        key: all that decides it.
+    ``key`` is all that decides it.
     """
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]
     path = config.cache_root() / "detections" / f"{name}.pt"
@@ -91,13 +90,9 @@ def detector_boxes(dataset: ImageDataset, detector: Detector, found: Sequence[Ta
         found: as :func:`detect` gives it.
     """
     keep = [nms(one["boxes"], one["scores"], SAME) for one in found]
-    return or_whole(
-        detector.kind,
-        dataset,
-        [one["boxes"][k].numpy() for one, k in zip(found, keep)],
-        [one["scores"][k].numpy() for one, k in zip(found, keep)],
-        source=detector.kind,
-    )
+    boxes = [one["boxes"][k].numpy() for one, k in zip(found, keep)]
+    scores = [one["scores"][k].numpy() for one, k in zip(found, keep)]
+    return or_whole(detector.kind, dataset, boxes, scores, source=detector.kind)
 
 
 def centre(dataset: ImageDataset) -> Boxes:
