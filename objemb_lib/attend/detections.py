@@ -97,7 +97,8 @@ def _proposed(dataset: ImageDataset, progress: bool) -> Boxes:
         some = zip(map(torch.from_numpy, found.boxes), map(torch.from_numpy, found.scores))
         return [{"boxes": boxes, "scores": scores} for boxes, scores in some]
 
-    boxes, scores = ([one[part].numpy() for one in kept(key, find)] for part in ("boxes", "scores"))
+    found = kept(key, find)
+    boxes, scores = ([one[part].numpy() for one in found] for part in ("boxes", "scores"))
     return or_whole(PROPOSER, dataset, boxes, scores, source=PROPOSER)
 
 

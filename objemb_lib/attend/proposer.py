@@ -329,9 +329,6 @@ def cross_fitted(
     return found
 
 
-# --- files ------------------------------------------------------------------------------------
-
-
 @functools.cache  # an app proposes for one photograph after another
 def load_proposer(name: str = "proposer", root: Path | None = None) -> Proposer:
     """A proposer by name; ``proposer`` comes with the course.

@@ -250,8 +250,7 @@ class Index:
         Args:
             tables: further arrays for the same file, see :func:`read_tables`.
         Raises:
-            DataError: read only. ObjembError: the disk is full; an older
-                file stays as it was.
+            DataError: read only. ObjembError: the disk is full; an older file stays as it was.
         """
         self._check_writable()
         known = {"meta": self.meta, "factory": self.factory}
@@ -290,19 +289,16 @@ class Index:
             if (index._ids() < 0).any():  # made by an earlier version
                 raise ValueError("its graph hides vectors that were removed")
         except (OSError, RuntimeError, MemoryError, ValueError, KeyError) as error:
-            raise DataError(
-                f"{path} is not a saved index, or it is damaged ({error})",
-                "Delete it and build the index again.",
-            ) from error
+            problem = f"{path} is not a saved index, or it is damaged ({error})"
+            raise DataError(problem, "Delete it and build the index again.") from error
         index.read_only = mmap
         require(path, index.meta, meta or {})
         return index
 
     def _check_writable(self) -> None:
         if self.read_only:
-            raise DataError(
-                f"{self} lies on the disk and can only be searched", "Load it without mmap."
-            )
+            problem = f"{self} lies on the disk and can only be searched"
+            raise DataError(problem, "Load it without mmap.")
 
 
 def checked(vectors: np.ndarray, dim: int) -> np.ndarray:
@@ -311,17 +307,14 @@ def checked(vectors: np.ndarray, dim: int) -> np.ndarray:
     with np.errstate(over="ignore"):  # is said below
         vectors = np.require(as_floats(vectors), np.float32, ["C", "W"])  # torch wants both
     if vectors.ndim != 2 or vectors.shape[1] != dim:
-        raise DataError(
-            f"vectors of shape {vectors.shape} for an index of {dim} dimensions",
-            f"Pass shape (n, {dim}), from the same model and pooling.",
-        )
+        problem = f"vectors of shape {vectors.shape} for an index of {dim} dimensions"
+        raise DataError(problem, f"Pass shape (n, {dim}), from the same model and pooling.")
     squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)  # overflows nowhere
     wrong = np.flatnonzero(~((squares > 0) & np.isfinite(squares)))
     if len(wrong):
-        raise DataError(
-            f"vectors {wrong[:3].tolist()} are zero, or hold NaN or infinite values",
-            "Leave them out; find the images, boxes or masks that they come from.",
-        )
+        problem = f"vectors {wrong[:3].tolist()} are zero, or hold NaN or infinite values"
+        remedy = "Leave them out; find the images, boxes or masks that they come from."
+        raise DataError(problem, remedy)
     return vectors
 
 
@@ -329,10 +322,9 @@ def require(index: object, own: Mapping[str, str], meta: Mapping[str, str]) -> N
     """Raise DataError unless an index says (``own``) of its vectors all that ``meta`` says."""
     for key, value in meta.items():
         if own.get(key) != value:
-            raise DataError(
-                f"{index} is of another model: its {key} is {own.get(key)!r}, not {value!r}",
-                "Search with vectors of its own model, or build the index again.",
-            )
+            problem = f"{index} is of another model: its {key} is {own.get(key)!r}, not {value!r}"
+            remedy = "Search with vectors of its own model, or build the index again."
+            raise DataError(problem, remedy)
 
 
 def _checksum(file: BinaryIO, size: int) -> int:
@@ -350,9 +342,6 @@ def read_tables(path: str | Path) -> dict[str, np.ndarray]:
             return dict(tables)
     except (BadZipFile, zlib.error, EOFError, struct.error) as error:
         raise ValueError(str(error)) from error
-
-
-# --- exact search -------------------------------------------------------------------------
 
 
 def _best(vectors: np.ndarray, queries: np.ndarray, k: int) -> Found:

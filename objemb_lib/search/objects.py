@@ -195,9 +195,8 @@ def check_added(
                 "Embed them with the index's own model, or make a new index.",
             )
     if not len(files) == len(set(files)) == len(objects.where) or "" in files:
-        raise DataError(
-            f"{len(files)} files for {len(objects.where)} images", "Name each image once."
-        )
+        problem = f"{len(files)} files for {len(objects.where)} images"
+        raise DataError(problem, "Name each image once.")
 
 
 # --- from objects to images ---------------------------------------------------------------

@@ -88,7 +88,7 @@ def ray_extract(
             broken += len(found.broken)
     if broken:
         warnings.warn(f"{broken} images cannot be used: see read_parts", stacklevel=2)
-    return [path for _, path in sorted(_parts(folder).items())]
+    return list(_parts(folder).values())
 
 
 def _tables(
@@ -169,7 +169,7 @@ def read_parts(folder: str | Path) -> Extracted:
     Raises:
         DataError: no files, one that is damaged, or files of different settings.
     """
-    tables = [_read(path) for _, path in sorted(_parts(Path(folder)).items())]
+    tables = [_read(path) for path in _parts(Path(folder)).values()]
     if not tables:
         raise DataError(f"{folder} has no part-*.parquet", "Run ray_extract with this folder.")
     for table in tables:
@@ -192,8 +192,9 @@ def _extracted(tables: list[pd.DataFrame]) -> Extracted:
 
 
 def _parts(folder: Path) -> dict[int, Path]:
-    """First image -> file. Names are zero-padded, so that every tool lists them in order."""
-    return {int(path.stem.partition("-")[2]): path for path in folder.glob("part-*.parquet")}
+    """First image -> file, in their order. Names are zero-padded, so that every tool has it."""
+    paths = sorted(folder.glob("part-*.parquet"))
+    return {int(path.stem.partition("-")[2]): path for path in paths}
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -209,8 +210,6 @@ def _read(path: Path) -> pd.DataFrame:
 def _agreed(folder: str | Path, there: Mapping[str, str], asked: Mapping[str, str]) -> dict:
     """What both say together; DataError unless they agree, as far as both say."""
     if other := sorted(k for k in there.keys() & asked.keys() if there[k] != asked[k]):
-        raise DataError(
-            f"{folder} holds vectors of another {', '.join(other)}",
-            "Take another folder, or the settings of this one.",
-        )
+        problem = f"{folder} holds vectors of another {', '.join(other)}"
+        raise DataError(problem, "Take another folder, or the settings of this one.")
     return {**there, **asked}

@@ -56,10 +56,8 @@ def k_reciprocal(
     sections 3.2 to 3.5. Its authors' code divides distances by their largest; here they stay.
     """
     if k1 < 1 or k2 < 1 or not 0 <= weight <= 1:
-        raise DataError(
-            f"k-reciprocal re-ranking with k1={k1}, k2={k2}, weight={weight}",
-            "Use k1 and k2 of at least 1 and a weight from 0 to 1.",
-        )
+        problem = f"k-reciprocal re-ranking with k1={k1}, k2={k2}, weight={weight}"
+        raise DataError(problem, "Use k1 and k2 of at least 1 and a weight from 0 to 1.")
     cosines = np.asarray(vectors, np.float32) @ np.asarray(vectors, np.float32).T
     np.fill_diagonal(cosines, 2)  # each is its own first neighbour, even among copies
     nearest = np.argsort(-cosines, axis=1, kind="stable")

@@ -74,9 +74,8 @@ class Retriever:
 
     def __post_init__(self) -> None:
         if self.index.files != list(self.dataset.names):
-            raise DataError(
-                f"{self.index} is not of {self.dataset}", "Add the images of the data set in order."
-            )
+            problem = f"{self.index} is not of {self.dataset}"
+            raise DataError(problem, "Add the images of the data set in order.")
 
     @classmethod
     def build(
@@ -153,12 +152,12 @@ class Retriever:
             chosen: number of the box. kind: what asks: the ``box``, the ``whole`` or ``both``.
         """
         own = {query.dataset.names[query.image]} if query.dataset is self.dataset else set()
-        found: dict[int, Match] = {}
+        found: list[Match] = []
         for number in self.asking(query, chosen, kind):
-            for match in self.index.search(query.vectors[number], max(k, LATER.stop), own):
-                found[match.image] = max(match, found.get(match.image, match), key=_score)
+            found += self.index.search(query.vectors[number], max(k, LATER.stop), own)
         kind = "whole" if chosen == query.whole else kind
-        best = sorted(found.values(), key=lambda match: (-match.score, match.image))
+        images = {match.image: match for match in sorted(found, key=attrgetter("score"))}
+        best = sorted(images.values(), key=lambda match: (-match.score, match.image))
         best = best[: max(k, LATER.stop)]  # of these no image is absent
         chances = self.calibration.chance(np.array([match.score for match in best]), kind)
         best = [replace(match, chance=float(c)) for match, c in zip(best[:k], chances)]
@@ -243,9 +242,6 @@ def _region(where: Boxes, dataset: ImageDataset, context: float) -> Region:
 def is_whole(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:
     """``(K,)`` boolean: which of ``(K, 4)`` boxes are all of an image of this width and height."""
     return np.abs(boxes - np.array([0, 0, *size])).max(axis=1) < 0.5
-
-
-_score = attrgetter("score")
 
 
 def _spread(n: int, most: int) -> np.ndarray:

@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from objemb_lib import config
@@ -126,27 +126,21 @@ def train(
     return model.eval()
 
 
-class _Batches(Dataset):
-    """The batches of a run by their step: seed, batch, and the random state that it leaves: the
-    same, whoever draws it, this process or a helper."""
-
-    def __init__(self, draw: Draw, seed: int) -> None:
-        self.draw, self.seed = draw, seed
-
-    def __getitem__(self, step: int) -> tuple[int, Batch, Tensor]:
-        seed = self.seed * 1_000_003 + step
-        torch.manual_seed(seed + rank() * 7_919_000_003)  # augmentation: each its own
-        batch = self.draw(torch.Generator().manual_seed(seed))
-        return seed, batch, torch.get_rng_state()
-
-
 def _batches(draw: Draw, schedule: Schedule, start: int) -> DataLoader:
     """The batches that are left, read ahead by helpers where an accelerator computes."""
+
+    def drawn(step: int) -> tuple[int, Batch, Tensor]:
+        """Seed, batch, and the random state that it leaves: the same, whoever draws it."""
+        seed = schedule.seed * 1_000_003 + step
+        torch.manual_seed(seed + rank() * 7_919_000_003)  # augmentation: each its own
+        batch = draw(torch.Generator().manual_seed(seed))
+        return seed, batch, torch.get_rng_state()
+
     how, workers = {}, config.workers()
-    if workers and sys.platform == "linux":  # ``draw`` is a closure: elsewhere nobody can send it
+    if workers and sys.platform == "linux":  # closures: elsewhere nobody can send them
         how = {"num_workers": workers, "multiprocessing_context": "fork"}
-    rest = range(start, schedule.steps)
-    return DataLoader(_Batches(draw, schedule.seed), batch_size=None, sampler=rest, **how)
+    steps = range(schedule.steps)
+    return DataLoader(steps, batch_size=None, sampler=steps[start:], collate_fn=drawn, **how)
 
 
 def _gradients(
