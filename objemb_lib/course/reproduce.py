@@ -250,17 +250,16 @@ def findings(report: dict) -> str:
     _, elsewhere = leaderboard.measured(leaderboard.committed("photographs"))
     value = {(n["data"], n["metric"], n["name"]): n["value"] for n in numbers}
     text = ""
-    for number, says in leaderboard.CLAIMS.items():
-        mine = [one for one in found if [one.a, one.b] in leaderboard.PAIRS[number][:2]]
+    for number, claim in leaderboard.CLAIMS.items():
+        mine = [one for one in found if [one.a, one.b] in claim["pairs"][:2]]
         if not mine:
             continue
         sides = [[value[key] for side in (one.a, one.b)
                   if (key := (one.data, one.metric, side)) in value] for one in mine]  # fmt: skip
         said = "; ".join(one.said(*means) for one, means in zip(mine, sides))
-        text += f"{number}. **{says}.**\n   - {said}\n"
-        stated = leaderboard.ON_PHOTOGRAPHS[number]
+        text += f"{number}. **{claim['says']}.**\n   - {said}\n"
         real = [one for one in elsewhere if one.claim == number and one.metric == "mAP"
-                and [one.setting, one.a, one.b] in stated]  # fmt: skip
+                and [one.setting, one.a, one.b] in claim["photographs"]]  # fmt: skip
         if real:
             of = f"{real[0].data.partition('/')[0]}, {real[0].queries} queries"
             text += f"   - *real photographs ({of}):* {'; '.join(one.said() for one in real)}\n"

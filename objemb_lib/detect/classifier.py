@@ -24,7 +24,6 @@ from objemb_lib.embed.trunks import Trunk, load_trunk
 from objemb_lib.measure.metrics import average_precision
 
 CLASSIFIER = "classifier"  # of its file, and of the training that makes it
-PRACTISED = "practised classifier"  # in tables
 
 
 class Classifier(FrozenNorm):
@@ -93,4 +92,4 @@ def practised(trunk: str) -> dict[str, Trunk]:
         return {}
     control = load_classifier().trunk.requires_grad_(False)
     control.name, control.weights = f"{trunk} trained on scenes", "image labels of pasted scenes"
-    return {PRACTISED: control}
+    return {"practised classifier": control}

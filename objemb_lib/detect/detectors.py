@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
@@ -49,13 +48,13 @@ class Pyramid(nn.Module):
         super().__init__()
         self.body, self.fpn, self.levels, self.out_channels = body, fpn, levels, channels
 
-    def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
         """``(N, 3, H, W)`` normalised images to ``{level: (N, channels, H/stride, W/stride)}``."""
         return self.pyramid(self.body(images))
 
-    def pyramid(self, maps: dict[str, Tensor]) -> OrderedDict[str, Tensor]:
+    def pyramid(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
         """The levels, from the trunk's maps."""
-        return self.fpn(OrderedDict((level, maps[stage]) for level, stage in self.levels.items()))
+        return self.fpn({level: maps[stage] for level, stage in self.levels.items()})
 
 
 class Pool(nn.Module):
@@ -308,15 +307,11 @@ def load_coco_detector(name: str, pretrained: bool = True, size: int = 800) -> D
         for module in network.backbone.body.modules():
             if isinstance(module, FrozenBatchNorm2d):  # as the trained ones have it
                 module.eps = 1e-5 if model.startswith("fcos") else 0.0
-    network.backbone = _adopted(network, f"COCO ({weights})" if pretrained else "random")
-    return Detector(model, network, weights.meta["categories"][1:], size).eval()
-
-
-def _adopted(network: nn.Module, weights: str) -> Pyramid:
-    """torchvision's backbone as a :class:`Pyramid`, its levels under the names its heads know."""
     theirs, pixels = network.backbone, network.transform
-    trunk = torchvision_trunk_of(BEFORE, theirs.body, pixels.image_mean, pixels.image_std, weights)
+    said = f"COCO ({weights})" if pretrained else "random"
+    trunk = torchvision_trunk_of(BEFORE, theirs.body, pixels.image_mean, pixels.image_std, said)
     stages = list({stage.stride: stage.name for stage in trunk.stages.values()}.values())
     used = stages[-len(theirs.fpn.inner_blocks) :]
-    levels = {str(number): stage for number, stage in enumerate(used)}
-    return Pyramid(trunk, theirs.fpn, levels, theirs.out_channels)
+    levels = {str(number): stage for number, stage in enumerate(used)}  # as its heads know them
+    network.backbone = Pyramid(trunk, theirs.fpn, levels, theirs.out_channels)
+    return Detector(model, network, weights.meta["categories"][1:], size).eval()

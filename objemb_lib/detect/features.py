@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections import OrderedDict
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -33,19 +32,11 @@ class DetectorTrunk(Trunk):
         strides = {level: body.stages[stage].stride for level, stage in pyramid.levels.items()}
         names = {level: f"fpn{stride.bit_length() - 1}" for level, stride in strides.items()}
         width = classifier.box_predictor.cls_score.in_features if classifier else channels
-        super().__init__(
-            f"{detector.kind} on {body.name}",
-            body.network,
-            [
-                *body.stages.values(),
-                *(Stage(names[level], channels, strides[level]) for level in names),
-                Stage("roi", channels, 0, per_box=True),
-                Stage("box_head", width, 0, per_box=True),
-            ],
-            tuple(body.mean.flatten().tolist()),
-            tuple(body.std.flatten().tolist()),
-            "detection",
-        )
+        levels = [Stage(name, channels, strides[level]) for level, name in names.items()]
+        heads = [Stage("roi", channels, 0, per_box=True), Stage("box_head", width, 0, per_box=True)]
+        stages, name = [*body.stages.values(), *levels, *heads], f"{detector.kind} on {body.name}"
+        normalisation = (part.flatten().tolist() for part in (body.mean, body.std))
+        super().__init__(name, body.network, stages, *normalisation, "detection")
         self.inputs, self.levels = pyramid.levels, names
         self.fpn, self.box_head, self.tower = pyramid.fpn, None, None
         if classifier:
@@ -61,8 +52,7 @@ class DetectorTrunk(Trunk):
         found = super().forward(images, last)  # the body's come first among the stages
         if last != "head":
             return found
-        inputs = OrderedDict((level, found[stage]) for level, stage in self.inputs.items())
-        pyramid = self.fpn(inputs)
+        pyramid = self.fpn({level: found[stage] for level, stage in self.inputs.items()})
         return found | {name: pyramid[level] for level, name in self.levels.items()}
 
     def box_features(self, maps: dict[str, Tensor], stage: str, boxes: Sequence[Tensor]) -> Tensor:

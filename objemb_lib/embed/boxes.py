@@ -19,8 +19,6 @@ from torchvision.ops import nms
 from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
 
-TRUTH = "ground truth"
-
 
 @dataclass(frozen=True, eq=False)
 class Boxes:
@@ -127,7 +125,6 @@ def or_whole(
         sure.append(np.asarray(scores[i], np.float32)[there] if len(there) else np.zeros(1))
         if masks is not None:
             full = coco_mask.encode(np.ones(size[::-1], np.uint8, order="F"))
-            full = {"size": list(full["size"]), "counts": full["counts"].decode()}
             shapes.append([masks[i][k] for k in there] or [full])
     return Boxes(name, found, sure, None if masks is None else shapes, np.array(back), source)
 
@@ -161,7 +158,7 @@ def true_boxes(dataset: ImageDataset, main_only: bool = False) -> Boxes:
     most = 1 if main_only else None
     name = "true main box" if main_only else "true boxes"
     masks = dataset.masks and [m[:most] for m in dataset.masks]
-    return or_whole(name, dataset, [b[:most] for b in dataset.boxes], (), masks, TRUTH)
+    return or_whole(name, dataset, [b[:most] for b in dataset.boxes], (), masks, "ground truth")
 
 
 def widen(boxes: np.ndarray, context: float, size: np.ndarray) -> np.ndarray:

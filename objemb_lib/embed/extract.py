@@ -176,16 +176,15 @@ class Extraction:
 
     def computed(self, pairs: list[Pair]) -> list[Vectors]:
         """The vectors of each region, without a cache."""
-        every = [(k, pair) for k in range(len(self.regions)) for pair in pairs]
-        parts = list(self.run({part: every for part in self.parts()}))
-        return [
-            {pair: np.concatenate([found[k, pair] for _, found in parts]) for pair in pairs}
-            for k in range(len(self.regions))
-        ]
+        numbers = range(len(self.regions))
+        every = [(k, pair) for k in numbers for pair in pairs]
+        [(_, found)] = self.run({range(len(self.views)): every})
+        return [{pair: found[k, pair] for pair in pairs} for k in numbers]
 
     def cached(self, pairs: list[Pair]) -> list[Vectors]:
         """The same from the cache, after whatever is missing of them was computed."""
-        root, parts = config.cache_root() / "embeddings", self.parts()
+        root, views = config.cache_root() / "embeddings", range(len(self.views))
+        parts = [views[i : i + PART] for i in range(0, len(views), PART)]
         stores = [Store(root, self.key(region), region.rows) for region in self.regions]
         with ExitStack() as locks:
             for store in sorted(stores, key=lambda s: s.folder):  # always in one order
@@ -200,11 +199,6 @@ class Extraction:
             for k, pair in absent:
                 every[k][pair] = stores[k].merge(pair, parts)
         return every
-
-    def parts(self) -> list[range]:
-        """The views in the portions that are cached one by one."""
-        every = range(len(self.views))
-        return [every[i : i + PART] for i in range(0, len(every), PART)]
 
     def key(self, region: Region) -> dict[str, str]:
         """Everything that decides a region's numbers, as text."""

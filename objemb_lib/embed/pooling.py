@@ -152,10 +152,4 @@ def crow(features: Tensor, eps: float = 1e-6) -> Tensor:
     return (features * spatial).sum(dim=(2, 3)) * (total / (share + eps)).log()
 
 
-POOLINGS: dict[str, Callable[[Tensor], Tensor]] = {
-    "spoc": spoc,
-    "mac": mac,
-    "gem": gem,
-    "rmac": rmac,
-    "crow": crow,
-}
+POOLINGS: dict[str, Callable[..., Tensor]] = {f.__name__: f for f in (spoc, mac, gem, rmac, crow)}

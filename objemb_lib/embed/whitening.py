@@ -139,7 +139,15 @@ class PCAWhitening:
                 NaN or infinity, or vectors that are all the same.
         """
         train = np.asarray(train, np.float64)
-        self._check_train(train)
+        if train.ndim != 2 or not np.isfinite(train).all() or (train == train[:1]).all():
+            problem = f"PCA-whitening fitted on shape {train.shape}, NaN, infinite or all the same"
+            raise DataError(problem, "Pass finite vectors (N, D) of varied images.")
+        (n, d), dim = train.shape, self.dim or train.shape[1]
+        if dim > d or n <= dim:
+            raise DataError(
+                f"PCA-whitening to {dim} dimensions fitted on {n} vectors of {d} dimensions",
+                f"Use more than {dim} training vectors, or dim of at most {min(n - 1, d)}.",
+            )
         mean = train.mean(axis=0)
         variance, axes = np.linalg.eigh(np.cov(train - mean, rowvar=False).reshape(2 * mean.shape))
         variance, axes = variance[::-1].clip(min=0), axes[:, ::-1]  # largest first
@@ -151,17 +159,6 @@ class PCAWhitening:
         self.axes = np.ascontiguousarray(axes[:, : self.dim], np.float32)
         self.scale = scale[: self.dim].astype(np.float32)
         return self
-
-    def _check_train(self, train: np.ndarray) -> None:
-        if train.ndim != 2 or not np.isfinite(train).all() or (train == train[:1]).all():
-            problem = f"PCA-whitening fitted on shape {train.shape}, NaN, infinite or all the same"
-            raise DataError(problem, "Pass finite vectors (N, D) of varied images.")
-        (n, d), dim = train.shape, self.dim or train.shape[1]
-        if dim > d or n <= dim:
-            raise DataError(
-                f"PCA-whitening to {dim} dimensions fitted on {n} vectors of {d} dimensions",
-                f"Use more than {dim} training vectors, or dim of at most {min(n - 1, d)}.",
-            )
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """``(N, D)`` vectors -> ``(N, dim)`` float32, L2-normalised.

@@ -14,12 +14,10 @@ import pandas as pd
 from objemb_lib import config
 from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset, backgrounds
-from objemb_lib.embed.extract import Vectors
+from objemb_lib.embed.extract import Pair, Vectors
 from objemb_lib.embed.trunks import Trunk
 from objemb_lib.embed.whitening import l2
 from objemb_lib.measure.metrics import checked_vectors, evaluate, truth
-
-Pair = tuple[str, str]  # stage, pooling
 
 
 def linear_cka(x: np.ndarray, y: np.ndarray) -> float:

@@ -10,8 +10,6 @@ from scipy.stats import bootstrap
 from objemb_lib import config
 from objemb_lib.config import DataError
 
-RESAMPLES = 2000
-
 
 @dataclass(frozen=True)
 class Interval:
@@ -101,7 +99,7 @@ def cluster_interval(scores: np.ndarray, groups: np.ndarray) -> Interval:
         lambda s, n, axis: s.sum(axis) / n.sum(axis),
         paired=True,
         vectorized=True,
-        n_resamples=RESAMPLES,
+        n_resamples=2000,
         batch=200,  # bounds memory for benchmarks of ten thousand objects
         method="percentile",
         random_state=np.random.default_rng(config.SEED),

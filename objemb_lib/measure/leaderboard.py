@@ -27,15 +27,10 @@ from objemb_lib.measure.intervals import Evaluation, Interval, paired_difference
 TOLERANCE = 0.01  # another machine may round differently; the same one gives the same numbers
 MEASURED = ("value", "low", "high", "tolerance")  # all else says what was measured
 VERDICTS = {"higher": "holds", "lower": "reversed", "inconclusive": "inconclusive"}
-
+SHARED = {"data": "", "queries": "queries", "trunk": "", "size": "px"}  # by the README's rows
 
 _stated = yaml.safe_load(Path(__file__).with_name("claims.yaml").read_text(encoding="utf-8"))
-CLAIMS: dict[int, str] = {number: one["says"] for number, one in _stated["claims"].items()}
-PAIRS: dict[int, list[list[str]]] = {n: one["pairs"] for n, one in _stated["claims"].items()}
-SHARED = {"data": "", "queries": "queries", "trunk": "", "size": "px"}  # by the README's rows
-ON_PHOTOGRAPHS: dict[int, list[list[str]]] = {
-    number: one["photographs"] for number, one in _stated["claims"].items()
-}
+CLAIMS: dict[int, dict] = _stated["claims"]  # what each says, and its pairs, by its number
 IN_README: list[str] = _stated["readme"]
 
 
@@ -224,9 +219,9 @@ class Leaderboard:
 
     def verdicts(self, claim: int) -> None:
         """Print the claim's verdict on each pair of rows that this board has, and record it."""
-        print(f"Claim {claim}. {CLAIMS[claim]}:")
+        print(f"Claim {claim}. {CLAIMS[claim]['says']}:")
         names = {row.name for row in self.rows}
-        for a, b in (pair for pair in PAIRS[claim] if names.issuperset(pair)):
+        for a, b in (pair for pair in CLAIMS[claim]["pairs"] if names.issuperset(pair)):
             data = self.rows[0].setting["data"]
             sides = [self.row(name, data=data).evaluation for name in (a, b)]
             one = difference(claim, "", a, sides[0], b, sides[1])
@@ -274,11 +269,7 @@ def _row(evaluation: dict, **stated: object) -> Row:
 
 
 def where(
-    dataset: ImageDataset,
-    trunk: Trunk,
-    size: int,
-    pair: tuple[str, str],
-    region: Region,
+    dataset: ImageDataset, trunk: Trunk, size: int, pair: tuple[str, str], region: Region
 ) -> dict[str, str | int]:
     """The setting of a row; ``size`` in pixels."""
     return {
