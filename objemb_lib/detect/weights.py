@@ -80,10 +80,9 @@ def read_card(name: str, root: Path | None = None) -> dict:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.json"))) or "none"
-        raise DataError(
-            f"no card of a detector called {name!r} ({path.name}: {error})",
-            f"There are: {known}. `make train` makes the course's own.",
-        ) from error
+        problem = f"no card of a detector called {name!r} ({path.name}: {error})"
+        remedy = f"There are: {known}. `make train` makes the course's own."
+        raise DataError(problem, remedy) from error
 
 
 def _folder(name: str, root: Path | None) -> Path:

@@ -35,10 +35,9 @@ def until_it_fits(attempt: Callable[[int], Result], size: int) -> tuple[Result, 
             if not any(words in str(error) for words in SAID):
                 raise
             if size == 1:
-                raise ObjembError(
-                    f"not even one image fits into memory ({str(error).partition('.')[0]})",
-                    "Use smaller images, close other programs, or set OBJEMB_DEVICE=cpu.",
-                ) from error
+                problem = f"not even one image fits into memory ({str(error).partition('.')[0]})"
+                remedy = "Use smaller images, close other programs, or set OBJEMB_DEVICE=cpu."
+                raise ObjembError(problem, remedy) from error
         # Not before: until the error is gone, it keeps what was computed alive.
         size //= 2
         warnings.warn(f"out of memory: {size} images at once from here on", stacklevel=2)

@@ -251,10 +251,14 @@ def load_trunk(
             network.load_state_dict(_pip_weights(name, network))
         weights = "ImageNet (pip)"
     else:
-        _check_timm_name(name)
+        try:
+            stated = timm.get_pretrained_cfg(name, allow_unregistered=False)
+        except RuntimeError as error:  # no such network, or no such weights: resnet18.nobody
+            remedy = f"Use {', '.join(PIP_WEIGHTS)}, or a timm model name."
+            raise DataError(f"no trunk called {name!r}", remedy) from error
         how = {"dynamic_img_size": True} if transformer else {}
         if pretrained:
-            from_hub(name, lambda: _ask_hub(timm.get_pretrained_cfg(name).hf_hub_id))
+            from_hub(name, lambda: _ask_hub(stated.hf_hub_id))
         network = from_hub(name, lambda: timm.create_model(name, pretrained=pretrained, **how))
         weights = f"{network.pretrained_cfg.get('tag')} (timm)"
     network.reset_classifier(0)
@@ -265,17 +269,6 @@ def load_trunk(
     name += f" at stride {stride}" if stride != 32 else ""
     weights = weights if pretrained else "random"
     return Trunk(name, network, stages, config["mean"], config["std"], weights).eval()
-
-
-def _check_timm_name(name: str) -> None:
-    """Raise DataError for a name, or weights, that timm lacks: no download."""
-    try:
-        known = timm.is_model(name) and timm.get_pretrained_cfg(name)
-    except RuntimeError:  # of a known network, but no such weights: resnet18.nobody
-        known = False
-    if not known:
-        remedy = f"Use {', '.join(PIP_WEIGHTS)}, or a timm model name."
-        raise DataError(f"no trunk called {name!r}", remedy)
 
 
 def _stages(name: str, network: nn.Module) -> list[Stage]:

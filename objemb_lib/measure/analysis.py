@@ -170,8 +170,6 @@ def _centred(x: np.ndarray) -> np.ndarray:
     """``(N, D)`` without their mean row."""
     x = np.asarray(x, np.float64)
     if x.ndim != 2 or len(x) < 2 or not np.isfinite(x).all() or (x == x[0]).all():
-        raise DataError(
-            f"features of shape {x.shape} that do not vary, or with NaN or infinite values",
-            "Pass finite features (N, D) of different images.",
-        )
+        problem = f"features of shape {x.shape} that do not vary, or with NaN or infinite values"
+        raise DataError(problem, "Pass finite features (N, D) of different images.")
     return x - x.mean(axis=0)

@@ -174,10 +174,9 @@ class Leaderboard:
         """
         found = [r for r in self.rows if r.name == name and r.setting | setting == r.setting]
         if len(found) != 1:
-            raise DataError(
-                f"{len(found)} rows are called {name!r} and have {setting or 'any setting'}",
-                "Tell it by its data, region or pooling; table() shows those there are.",
-            )
+            problem = f"{len(found)} rows are called {name!r} and have {setting or 'any setting'}"
+            remedy = "Tell it by its data, region or pooling; table() shows those there are."
+            raise DataError(problem, remedy)
         return found[0]
 
     def paired(self, a: str, b: str, metric: str = "mAP", **setting: str | int) -> Interval:

@@ -251,19 +251,17 @@ def _evaluate(
             wrong |= ranked.any() and not ranked.all()
             found.append([function(ranked) for function in functions.values()])
     scores = np.array(found).reshape(len(queries), len(functions)).T
+    name, values = f"{dataset.name}/{dataset.split}", dict(zip(functions, scores))
     if np.isnan(scores).all():
-        raise DataError(
-            f"nothing to score: no query of {dataset.name}/{dataset.split} has a relevant image",
-            "Give labels: one folder per object, two images of an object at least.",
-        )
+        problem = f"nothing to score: no query of {name} has a relevant image"
+        remedy = "Give labels: one folder per object, two images of an object at least."
+        raise DataError(problem, remedy)
     if not wrong:
         raise DataError(
-            f"nothing to tell apart: every image of {dataset.name}/{dataset.split} is right for "
-            "every query",
+            f"nothing to tell apart: every image of {name} is right for every query",
             "Give two labels at least: name the folder whose sub-folders are one for each object.",
         )
-    which = f"{dataset.name}/{dataset.split} {dataset.fingerprint}"
-    values = dict(zip(functions, scores))
+    which = f"{name} {dataset.fingerprint}"
     return Evaluation(values, dataset.labels[queries], queries, which, dataset.protocol)
 
 
@@ -288,8 +286,7 @@ def ranking(vectors: np.ndarray, dataset: ImageDataset, query: int, k: int) -> N
     Raises:
         DataError: not one finite vector per image. IndexError: no such image.
     """
-    vectors = checked_vectors(vectors, dataset)
-    gallery = np.asarray(dataset.gallery)
+    vectors, gallery = checked_vectors(vectors, dataset), dataset.gallery
     scores = vectors[gallery] @ vectors[query]
     order = np.argsort(-scores, kind="stable")
     relevant, junk = truth(dataset, query)
@@ -308,15 +305,11 @@ def checked_vectors(vectors: np.ndarray, dataset: ImageDataset) -> np.ndarray:
     """``(N, D)`` :func:`as_floats`. Raises DataError unless each image has a finite vector."""
     vectors = as_floats(vectors)
     if vectors.ndim != 2 or len(vectors) != len(dataset):
-        raise DataError(
-            f"vectors of shape {vectors.shape} for {len(dataset)} images",
-            "Pass one vector per image of the data set, in its order.",
-        )
+        problem = f"vectors of shape {vectors.shape} for {len(dataset)} images"
+        raise DataError(problem, "Pass one vector per image of the data set, in its order.")
     if len(bad := np.flatnonzero(~np.isfinite(vectors).all(axis=1))):
-        raise DataError(
-            f"vectors hold NaN or infinite values, first for {dataset.files[bad[0]]}",
-            "Embed that image again, or leave it out.",
-        )
+        problem = f"vectors hold NaN or infinite values, first for {dataset.files[bad[0]]}"
+        raise DataError(problem, "Embed that image again, or leave it out.")
     return vectors
 
 
