@@ -16,8 +16,10 @@ Folders lie beside the library in a checkout, and where the platform keeps a use
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -214,9 +216,6 @@ def tune_process() -> None:
     large maps of every batch back to the system, which then clears every page again: keep them (1.4
     times as fast in extraction, on two cores).
     """
-    import ctypes
-    import sys
-
     os.environ.setdefault("GOMP_SPINCOUNT", "4000")
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
     if sys.platform == "linux" and not any(name.startswith("MALLOC_") for name in os.environ):

@@ -1,7 +1,6 @@
 """Data sets behind one interface, :class:`~objemb_lib.data.dataset.ImageDataset`.
 
-A notebook asks for :func:`load_splits` of a data set and gets its training images and test splits,
-whatever the data set calls them. Loaders are named, not imported: one data set loads no other.
+Loaders are named, not imported: one data set loads no other.
 """
 
 from __future__ import annotations
@@ -73,16 +72,16 @@ class Entry:
         module, function = self.loader.split(".")
         return getattr(_module(module), function)(split, root)
 
-    def build(self, root: Path | None = None, **options: object) -> Path:
-        """Make it in ``root`` (default :func:`config.data_root`); see its module's ``build``."""
+    def build(self, **options: object) -> Path:
+        """Make it in :func:`config.data_root`; see its module's ``build``."""
         named = [self.name] if self.maker == "benchmarks" else []
-        return _module(self.maker).build(*named, root, **options)
+        return _module(self.maker).build(*named, **options)
 
-    def verify(self, root: Path | None = None) -> list[str]:
+    def verify(self) -> list[str]:
         """Decode every image; returns the splits that differ from the reference build."""
         if self.name == COURSE:
-            return _module(self.maker).verify(root)
-        return _module("benchmarks").verify(self.name, root)
+            return _module(self.maker).verify()
+        return _module("benchmarks").verify(self.name)
 
     def folder(self) -> Path:
         return config.data_root() / self.name
@@ -108,7 +107,7 @@ def entry(name: str) -> Entry:
 
 
 def load_splits(data: str) -> Splits:
-    """The training images and the test splits of a data set.
+    """The training images and the test splits of a data set, whatever it calls them.
 
     Args:
         data: a name of ``data/download.py list``, which must be built; or ``name:PATH``, for

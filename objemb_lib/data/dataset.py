@@ -134,7 +134,9 @@ class ImageDataset:
             every = "".join(file_digests(self.root, self.files).values())
             content = hashlib.sha256(every.encode()).hexdigest()
         told = [content, list(self.files), list(self.crops), self.masks]
-        digest = hashlib.sha256(json.dumps(told, default=_as_json).encode())
+        # pycocotools gives run lengths as bytes, files hold them as text; and NumPy's integers.
+        plain = lambda value: value.decode() if isinstance(value, bytes) else int(value)  # noqa: E731
+        digest = hashlib.sha256(json.dumps(told, default=plain).encode())
         for boxes in self.boxes:
             digest.update(np.asarray(boxes, np.float32).tobytes() + b"\n")
         return digest.hexdigest()
@@ -324,8 +326,3 @@ def _read_memory(memory: Path) -> dict[str, list]:
         return json.loads(memory.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-
-
-def _as_json(value: object) -> str | int:
-    """pycocotools gives run lengths as bytes, files hold them as text; and NumPy's integers."""
-    return value.decode() if isinstance(value, bytes) else int(value)

@@ -44,7 +44,6 @@ BACKOFF = 0.5  # seconds; doubles with each
 RETRY_AFTER_CAP = 30.0  # seconds: the longest wait a server can ask of us
 SPACE_MARGIN = 64 << 20  # bytes that stay free
 
-REPORT = "links.json"
 AT_ONCE = 8  # links that are asked at the same time
 PER_SECOND = 4.0  # requests to one server
 SILENCE = 5  # unanswered requests in a row before a server is left alone for this run
@@ -269,7 +268,8 @@ def download_urls(
     per_second: float = PER_SECOND,
     check: Check | None = None,
 ) -> Path:
-    """Fetch what is not there yet and still at its address; then write the manifest.
+    """Fetch what is not there yet and still at its address, then write the manifest; returns
+    ``folder``.
 
     Args:
         folder: gets the files. Its ``links.json`` says why a link is dead (gone, or of other bytes:
@@ -278,13 +278,11 @@ def download_urls(
         retry_dead: ask dead links again.
         per_second: most requests to one server.
         check: reads a file before it gets its name; raises an ObjembError if it is not right.
-    Returns:
-        ``folder``.
     Raises:
         DownloadError: no room on the disk, or no server answered at all.
         OSError: the disk is full or cannot be written.
     """
-    report = folder / REPORT
+    report = folder / "links.json"
     before = json.loads(report.read_text())["dead"] if report.exists() and not retry_dead else {}
     missing = [one for one in wanted if not (folder / one.file).exists()]
     dead = {one.url: before[one.url] for one in missing if one.url in before}

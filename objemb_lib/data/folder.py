@@ -21,14 +21,7 @@ from pycocotools import mask as coco_mask
 from objemb_lib import config
 from objemb_lib.config import DataError, ImageError, printable
 from objemb_lib.data.dataset import ImageDataset
-from objemb_lib.data.images import (
-    HEIC_SUFFIXES,
-    IMAGE_SUFFIXES,
-    fit_within,
-    inspect_images,
-    left_out,
-    reads_heic,
-)
+from objemb_lib.data.images import fit_within, has_image_suffix, inspect_images, left_out
 
 Size = tuple[int, int]  # (width, height) in pixels
 PARTS = 1.5  # what boxes in parts of the sides, of which some reach out, do not exceed
@@ -114,15 +107,13 @@ def folder(
         found, objects = annotated(entries, sizes, categories)
         kept = {id(one["bbox"]) for many in objects for one in many}
         if dropped := [o for e in entries for o in e["objects"] if id(o["bbox"]) not in kept]:
-            note = f"{len(dropped)} annotated boxes without area in their images dropped"
-            note += f": {_called(dropped)}"
-            warnings.warn(note, stacklevel=2)
+            note = f"{len(dropped)} annotated boxes without area in their images dropped: "
+            warnings.warn(note + _called(dropped), stacklevel=2)
         found["masks"] = encode_masks(objects, sizes)
         if (parts["labels"] >= 0).any():  # they are no categories: other boxes are of none
             own = [np.where(np.arange(len(boxes)) == 0, label, -1)
                    for boxes, label in zip(found["boxes"], parts["labels"])]  # fmt: skip
-            found |= {part: parts[part] for part in ("labels", "label_names")}
-            found |= {"box_labels": own}
+            found |= {part: parts[part] for part in ("labels", "label_names")} | {"box_labels": own}
         parts |= found
     return ImageDataset(root.resolve().name, split, place, tuple(good), **parts)
 
@@ -244,8 +235,7 @@ def _walk(
         for path in map(Path(where).joinpath, sorted(names)):
             file, suffix = path.relative_to(place).as_posix(), path.suffix.lower()
             hidden, error = path.name.startswith(".") and suffix != ".icloud", None
-            image = suffix in IMAGE_SUFFIXES or (suffix in HEIC_SUFFIXES and reads_heic())
-            if hidden or not image:
+            if hidden or not has_image_suffix(path):
                 if normalize("NFC", file) not in named:
                     kinds[suffix or path.name] += 1
                     if hidden or not (error := left_out(path)):
@@ -467,16 +457,11 @@ def annotated(
     Args:
         entries: of the images, as :func:`read_coco` gives them. names: of the categories.
         sizes: (width, height) of the images as they are stored, upright.
-    Raises:
-        DataError: naming annotations without a usable box.
     """
     boxes, objects = [], []
     for entry, size in zip(entries, sizes):
         many = entry["objects"]
-        try:
-            xywh = np.array([one["bbox"] for one in many], np.float64).reshape(-1, 4)
-        except (KeyError, TypeError, ValueError) as error:
-            raise _unusable(many, error) from error
+        xywh = np.array([one["bbox"] for one in many], np.float64).reshape(-1, 4)
         corners = np.hstack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]])
         corners = corners.clip(0, [*size, *size]).astype(np.float32)
         extent = corners[:, 2:] - corners[:, :2]

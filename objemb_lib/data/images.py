@@ -140,6 +140,12 @@ def inspect_images(
     return thread_map(measure, paths, desc="Checking images", unit="image", **jobs)
 
 
+def has_image_suffix(path: Path) -> bool:
+    """Whether a file is called as the images that can be read here."""
+    suffix = path.suffix.lower()
+    return suffix in IMAGE_SUFFIXES or (suffix in HEIC_SUFFIXES and reads_heic())
+
+
 def reads_heic() -> bool:
     """Whether pillow-heif is installed; from then on Pillow reads HEIC."""
     try:

@@ -217,9 +217,7 @@ def _place(raw: Path, cutout: dict, rng: Random, longest: tuple[float, float]) -
     side = min(rng.uniform(*longest) * SIZE, 1.6 * native)  # small stamps are not blown up
     image, edits = _edit(raw, cutout, rng, side, BATTLE_EDITS)
     over = [round(0.1 * s) for s in image.size]
-    corner = tuple(
-        rng.randint(min(-o, SIZE - s + o), max(-o, SIZE - s + o)) for o, s in zip(over, image.size)
-    )
+    corner = tuple(rng.randint(*sorted((-o, SIZE - s + o))) for o, s in zip(over, image.size))
     return Layer(cutout, image, corner, edits)
 
 
@@ -314,14 +312,13 @@ def pixels_hash(image: Image.Image) -> str:
 
 
 def build(root: Path | None = None, source: Path | None = None, mirror: str | None = None) -> Path:
-    """Build mini-battles, about half a minute on two cores once the photographs are there.
+    """Build mini-battles, about half a minute on two cores once the photographs are there; returns
+    its folder, see :func:`archives.build_folder`.
 
     Args:
         root: folder of data sets; default :func:`config.data_root`.
         source: folder that has the photographs, see :func:`gather`.
         mirror: folder or URL that has the packed data set, or the upstream archives.
-    Returns:
-        the data set's folder; see :func:`archives.build_folder`.
     Raises:
         DownloadError, DataError: the photographs cannot be had, or are others.
         OSError: the disk is full or cannot be written; what was built before is untouched.
