@@ -1,7 +1,4 @@
-"""Objects: images as sets of object vectors, searched by one object.
-
-An image's score says how well the query meets the best of its objects.
-"""
+"""Objects: images as sets of object vectors, searched by one object."""
 
 from __future__ import annotations
 

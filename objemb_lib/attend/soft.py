@@ -43,23 +43,18 @@ def class_activation(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.where(most > 0, heat / most.clamp(min=1e-12), torch.ones_like(heat))
 
 
-class ClassActivation:
-    """:func:`class_activation` of a trunk's own ImageNet classifier, as weights of a region."""
-
-    def __init__(self, trunk: Trunk) -> None:
-        self.weight, self.bias = imagenet_classifier(trunk.name)
-        content = self.weight.numpy().tobytes() + self.bias.numpy().tobytes()
-        self.key = f"class activation {hashlib.sha256(content).hexdigest()}"
-
-    def __call__(self, maps: dict[str, Tensor]) -> Tensor:
-        """``(N, h, w)`` of the ``head`` map."""
-        head = maps["head"].float()
-        return class_activation(head, self.weight.to(head.device), self.bias.to(head.device))
-
-
 def class_activation_region(dataset: ImageDataset, trunk: Trunk) -> Region:
-    """The whole images of a data set, their cells weighted by :class:`ClassActivation`."""
-    return Region(whole_image(dataset), weights=ClassActivation(trunk), called="CAM")
+    """The whole images of a data set, their cells weighted by :func:`class_activation` of the
+    trunk's own ImageNet classifier."""
+    weight, bias = imagenet_classifier(trunk.name)
+
+    def heat(maps: dict[str, Tensor]) -> Tensor:
+        head = maps["head"].float()
+        return class_activation(head, weight.to(head.device), bias.to(head.device))
+
+    content = weight.numpy().tobytes() + bias.numpy().tobytes()
+    heat.key = f"class activation {hashlib.sha256(content).hexdigest()}"
+    return Region(whole_image(dataset), weights=heat, called="CAM")
 
 
 def similarity(features: Tensor, vector: Tensor) -> Tensor:

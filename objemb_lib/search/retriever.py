@@ -1,8 +1,4 @@
-"""Retriever: one query, from a photograph to an answer grouped by image.
-
-A gallery of objects that anybody can ask: with a box that is known, with one that was drawn by
-hand, or with a photograph of one's own. No notebook and no widget is needed for it.
-"""
+"""Retriever: one query, from a photograph to an answer grouped by image."""
 
 from __future__ import annotations
 
