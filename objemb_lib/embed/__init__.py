@@ -6,13 +6,10 @@ __getattr__, __all__ = lazy(
     __name__,
     {
         "true_boxes": "boxes",
-        "whole_image": "boxes",
-        "with_whole": "boxes",
         "WHOLE": "regions",
         "Region": "regions",
         "crop": "regions",
         "roi": "regions",
-        "every_image_has_a_box": "regions",
         "model_input": "regions",
         "ExtractOptions": "extract",
         "benchmark_latency": "extract",
@@ -20,7 +17,6 @@ __getattr__, __all__ = lazy(
         "POOLINGS": "pooling",
         "rmac_grid": "pooling",
         "PCAWhitening": "whitening",
-        "concat_descriptors": "whitening",
         "l2": "whitening",
     },
 )

@@ -104,12 +104,8 @@ class Region:
     def cells(
         self, trunk: Trunk, maps: dict[str, Tensor], stage: str, boxes: Sequence[Tensor]
     ) -> Tensor:
-        """``(M, C, h, w)``: the part of a stage's maps to pool.
-
-        Args:
-            maps: of ``N`` images, as the trunk gives them.
-            boxes: ``N`` times ``(K_i, 4)``, of :meth:`input_boxes`.
-        """
+        """``(M, C, h, w)``: what to pool of a stage's maps, as :func:`cut`; boxes of
+        :meth:`input_boxes`."""
         if self.weights:
             heat = self.weights(maps)[:, None]
             heat = F.interpolate(heat, maps[stage].shape[-2:], mode="bilinear")

@@ -215,9 +215,7 @@ def imagenet_classifier(name: str = "efficientnet_lite0") -> tuple[Tensor, Tenso
     if name not in PIP_WEIGHTS:
         known = ", ".join(PIP_WEIGHTS)
         raise DataError(f"{name} comes without its ImageNet classifier", f"Use {known}.")
-    network = timm.create_model(f"tf_{name}")
-    weight, bias = list(_pip_weights(name, network).values())[-2:]
-    return weight, bias
+    return tuple(_pip_weights(name)[-2:])
 
 
 def load_trunk(
@@ -248,7 +246,7 @@ def load_trunk(
     if name in PIP_WEIGHTS:
         network = timm.create_model(f"tf_{name}", output_stride=stride)
         if pretrained:
-            network.load_state_dict(_pip_weights(name, network))
+            network.load_state_dict(dict(zip(network.state_dict(), _pip_weights(name))))
         weights = "ImageNet (pip)"
     else:
         try:
@@ -296,8 +294,8 @@ def _no_maps(name: str, why: str) -> DataError:
     return DataError(f"{name} has no feature maps that we know how to take ({why})", remedy)
 
 
-def _pip_weights(name: str, network: nn.Module) -> dict[str, Tensor]:
-    """State of the reference implementation under timm's names: one to one, in order."""
+def _pip_weights(name: str) -> list[Tensor]:
+    """State of the reference implementation, in the order of timm's: one to one."""
     package, inside, expected = PIP_WEIGHTS[name]
     spec = importlib.util.find_spec(package)
     path = Path(spec.origin).parent / inside if spec else None
@@ -306,8 +304,7 @@ def _pip_weights(name: str, network: nn.Module) -> dict[str, Tensor]:
         raise DataError(f"the weights of {name} ({package}) are not installed", remedy)
     if sha256_file(path) != expected:
         raise DataError(f"{path} is not the file this course uses (its sha256 differs)", remedy)
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    return dict(zip(network.state_dict(), state.values()))
+    return list(torch.load(path, map_location="cpu", weights_only=True).values())
 
 
 def _ask_hub(repository: str | None) -> None:

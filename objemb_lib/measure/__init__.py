@@ -10,10 +10,5 @@ __getattr__, __all__ = lazy(
         "evaluate_scores": "metrics",
         "ranking": "metrics",
         "truth": "metrics",
-        "cluster_interval": "intervals",
-        "Difference": "leaderboard",
-        "difference": "leaderboard",
-        "table": "leaderboard",
-        "where": "leaderboard",
     },
 )

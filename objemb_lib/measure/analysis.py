@@ -21,15 +21,13 @@ from objemb_lib.measure.metrics import checked_vectors, evaluate, truth
 
 
 def linear_cka(x: np.ndarray, y: np.ndarray) -> float:
-    """Likeness of two networks' features of the same images, 0 to 1.
+    """Likeness of two networks' features of the same images, ``(N, D1)`` and ``(N, D2)``: 0 to 1.
 
     ``CKA = |Y^T X|_F^2 / (|X^T X|_F |Y^T Y|_F)``, columns centred. 1 if one is the other turned,
     mirrored or scaled as a whole. With few images per dimension, unrelated features are alike too:
     independent normal ones give about D / (D + N). Compare with
     ``linear_cka(x, y[rng.permutation(N)])``.
 
-    Args:
-        x, y: ``(N, D1)`` and ``(N, D2)`` features of the same images.
     Source: Kornblith et al., Similarity of Neural Network Representations Revisited, 2019,
     section 3.
 
