@@ -122,9 +122,7 @@ def same(a: list[dict], b: list[dict]) -> dict[str, float]:
 @torch.inference_mode()
 def compare(ways: dict[str, nn.Module], images: list[torch.Tensor], rounds: int) -> dict:
     """Milliseconds an image in each way, of which its parts; and whether two find the same."""
-    passes = {
-        way: lambda run=run: [run([image])[0] for image in images] for way, run in ways.items()
-    }
+    passes = {w: lambda run=run: [run([image])[0] for image in images] for w, run in ways.items()}
     found = {way: run() for way, run in passes.items()}
     spent = {way: clocked(network) for way, network in ways.items()}
     seconds = in_turns(passes, rounds)

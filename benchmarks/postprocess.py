@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import product
@@ -45,10 +45,7 @@ RESULT = RESULTS / "postprocess.json"
 PAGE = Path(__file__).parents[1] / "docs" / "postprocessing.md"
 START, END = "<!-- generated: python benchmarks/postprocess.py --page -->", "<!-- end -->"
 SIZE, DATA = 256, "mini-battles"
-BASES = {
-    "whole image": (lambda _: WHOLE, ("head", "crow")),
-    "crop": (crop, ("head", "rmac")),
-}
+BASES = {"whole image": (lambda _: WHOLE, ("head", "crow")), "crop": (crop, ("head", "rmac"))}
 
 Step = Callable[..., Evaluation]
 Vectors = Callable[[ImageDataset, int], np.ndarray]  # of a data set, at a size
@@ -96,37 +93,35 @@ def compared(
     region: Callable[[ImageDataset], Region],
     pair: tuple[str, str],
     train: ImageDataset,
-    tests: Mapping[str, ImageDataset],
+    tests: Sequence[ImageDataset],
 ) -> list[dict]:
     """All steps on one kind of vectors."""
 
     def at(data: ImageDataset, size: int) -> np.ndarray:
         return l2(extract(data, trunk, [pair], region(data), ExtractOptions(size))[pair])
 
-    vectors, found_rows = {d: at(d, SIZE) for d in (train, *tests.values())}, []
-    plain = {test: evaluate(vectors[d], d, ["mAP"]) for test, d in tests.items()}
+    vectors, rows = {d: at(d, SIZE) for d in (train, *tests)}, []
+    plain = {d: evaluate(vectors[d], d, ["mAP"]) for d in tests}
     for name, (step, grid) in STEPS.items():
         how = choose(partial(step, vectors[train], train, at), grid)
-        for test, data in tests.items():
+        for data in tests:
             start = time.perf_counter()
             found = step(vectors[data], data, at, **how)
-            seconds, gain = (
-                time.perf_counter() - start,
-                paired_difference(found, plain[test], "mAP"),
-            )
+            seconds = time.perf_counter() - start
+            gain = paired_difference(found, plain[data], "mAP")
             row = {
                 "data": f"{data.name}/{data.split}", "trunk": trunk.name, "size": SIZE,
                 "stage": pair[0], "pooling": pair[1], "region": region(data).name,
-                "plain mAP": round(plain[test].mean("mAP"), 4), "step": name,
+                "plain mAP": round(plain[data].mean("mAP"), 4), "step": name,
                 "chosen on train": how, "queries": found.n_queries,
                 "mAP": round(found.mean("mAP"), 4), "mAP verdict": gain.verdict,
                 "mAP gained": [round(v, 4) for v in asdict(gain).values()],
             }  # fmt: skip
             if name != SIZES:  # whose cost is in the extraction
                 row["milliseconds a query"] = round(1000 * seconds / found.n_queries, 2)
-            found_rows.append(row)
+            rows.append(row)
             print(row)
-    return found_rows
+    return rows
 
 
 def generated(report: dict) -> str:
@@ -160,7 +155,7 @@ def main() -> None:
     train, tests = load_splits(DATA)
     trunk, every = load_trunk(), []
     for region, pair in BASES.values():
-        every += compared(trunk, region, pair, train, tests)
+        every += compared(trunk, region, pair, train, list(tests.values()))
     every.sort(key=lambda row: (list(BASES).index(row["region"]), row["data"]))  # stable
     fingerprints = {d.split: d.fingerprint for d in (train, *tests.values())}
     grids = {name: grid for name, (_, grid) in STEPS.items()}

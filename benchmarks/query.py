@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,41 +37,35 @@ from objemb_lib.teach.student import load_student
 
 PAIR, TOP, K = ("stage4", "spoc"), 10, 10
 Answer = tuple[np.ndarray, np.ndarray]  # boxes (K, 4) and their vectors (K, D)
+Ask = Callable[[Path, dict[str, float]], Answer]  # of a file; notes what its steps take
 
 
-class Clock:
-    """Milliseconds of steps."""
-
-    def __init__(self) -> None:
-        self.ms: dict[str, float] = defaultdict(float)
-
-    @contextmanager
-    def __call__(self, step: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.ms[step] += 1000 * (time.perf_counter() - start)
+@contextmanager
+def timed(ms: dict[str, float], step: str) -> Iterator[None]:
+    """Note the milliseconds of a step."""
+    start = time.perf_counter()
+    yield
+    ms[step] = 1000 * (time.perf_counter() - start)
 
 
-def decoded(path: Path, clock: Clock) -> torch.Tensor:
+def decoded(path: Path, ms: dict[str, float]) -> torch.Tensor:
     """``(3, H, W)`` pixels in 0..1."""
-    with clock("decode"):
+    with timed(ms, "decode"):
         return pil_to_tensor(load_image(path)).to(config.device()).float() / 255
 
 
-def by_two_passes() -> Callable[[Path, Clock], Answer]:
+def by_two_passes() -> Ask:
     """A detector says where to look; the trunk looks there."""
     device = config.device()
     detector = load_detector("faster_rcnn").for_inference(device)
     trunk = load_trunk().for_inference(device)
 
     @torch.inference_mode()
-    def ask(path: Path, clock: Clock) -> Answer:
-        image = decoded(path, clock)
-        with clock("detect"):
+    def ask(path: Path, ms: dict[str, float]) -> Answer:
+        image = decoded(path, ms)
+        with timed(ms, "detect"):
             boxes = detector([image])[0]["boxes"][:TOP]
-        with clock("embed"):
+        with timed(ms, "embed"):
             maps = trunk(trunk.normalise(image[None]))
             vectors = POOLINGS[PAIR[1]](cut(trunk, maps, PAIR[0], [boxes])).cpu().numpy()
         return boxes.cpu().numpy(), vectors
@@ -80,15 +73,15 @@ def by_two_passes() -> Callable[[Path, Clock], Answer]:
     return ask
 
 
-def by_student() -> Callable[[Path, Clock], Answer]:
+def by_student() -> Ask:
     """One pass gives both."""
     student = load_student().to(config.device())
     student.detector = student.detector.for_inference(config.device())
 
     @torch.inference_mode()
-    def ask(path: Path, clock: Clock) -> Answer:
-        image = decoded(path, clock)
-        with clock("detect and embed"):
+    def ask(path: Path, ms: dict[str, float]) -> Answer:
+        image = decoded(path, ms)
+        with timed(ms, "detect and embed"):
             (found,) = student([image])
             vectors = found["embeddings"].cpu().numpy()
         return found["boxes"][: len(vectors)].cpu().numpy(), vectors
@@ -102,44 +95,37 @@ def paths_of_battle() -> list[Path]:
     return [Path(battle.root) / file for file in battle.files]
 
 
-def real_answers(ask: Callable[[Path, Clock], Answer], files: list[Path]) -> list[Answer]:
+def real_answers(ask: Ask, files: list[Path]) -> list[Answer]:
     """Boxes and vectors of the images in which a way finds something."""
-    return [found for file in files if len((found := ask(file, Clock()))[1])]
+    return [found for file in files if len((found := ask(file, {}))[1])]
 
 
-def filled(real: list[Answer], n: int, seed: int = 0) -> ObjectIndex:
-    """An index of ``n`` objects grown from real ones.
-
-    Images have as many objects, and boxes, as the real ones drawn for them.
-    """
-    rng = np.random.default_rng(seed)
+def filled(real: list[Answer], n: int) -> ObjectIndex:
+    """An index of some ``n`` objects grown from real ones; images have the real ones' boxes."""
     vectors = l2(np.concatenate([v for _, v in real]))
-    mean = len(vectors) / len(real)
-    drawn = [real[i][0] for i in rng.integers(len(real), size=int(2 * n / mean) + 9)]
-    most = int(np.searchsorted(np.cumsum([len(b) for b in drawn]), n)) + 1
-    where = Boxes("grown", drawn[:most])
-    objects = Objects({PAIR: synthetic_vectors(vectors, len(where.owners), seed)}, where)
+    images = -(-n * len(real) // len(vectors))
+    where = Boxes("grown", [real[i % len(real)][0] for i in range(images)])
+    objects = Objects({PAIR: synthetic_vectors(vectors, len(where.owners))}, where)
     index = ObjectIndex(vectors.shape[1])
-    index.add(objects, PAIR, [f"{i}.jpg" for i in range(most)])
+    index.add(objects, PAIR, [f"{i}.jpg" for i in range(images)])
     return index
 
 
-def measure(ask: Callable, files: list[Path], queries: list[Path], n: int) -> dict:
+def measure(ask: Ask, files: list[Path], queries: list[Path], n: int) -> dict:
     """What a way's queries take among ``n`` objects."""
-    real, clocks = real_answers(ask, files), []
+    real, taken = real_answers(ask, files), []
     index = filled(real, n)
     for file in queries[:1] + queries:  # the first one warms up
-        clock = Clock()
-        _, vectors = ask(file, clock)
+        _, vectors = ask(file, ms := {})
         if len(vectors):
-            with clock("search"):
+            with timed(ms, "search"):
                 index.search(vectors[0], K)
-            clocks.append(clock.ms)
+            taken.append(ms)
     return {
         "objects_an_image": round(statistics.mean(len(vectors) for _, vectors in real), 2),
         "dim": real[0][1].shape[1],
         "objects": len(index),
-        "ms": pd.DataFrame(clocks[1:]).median().round(3).to_dict(),
+        "ms": pd.DataFrame(taken[1:]).median().round(3).to_dict(),
     }
 
 

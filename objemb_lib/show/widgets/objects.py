@@ -38,11 +38,7 @@ class ObjectSearch(Front):
     """
 
     def __init__(
-        self,
-        ways: Retriever | Sequence[Retriever],
-        query: int = 0,
-        k: int = 8,
-        kind: str = "box",
+        self, ways: Retriever | Sequence[Retriever], query: int = 0, k: int = 8, kind: str = "box"
     ) -> None:
         self.ways = [ways] if isinstance(ways, Retriever) else list(ways)
         dataset = self.ways[0].dataset
