@@ -56,9 +56,9 @@ def run(quick: bool) -> None:
         raise SystemExit(f"failed: {', '.join(failed)}; what they printed is above")
 
 
-def ratios(results: Path = RESULTS) -> dict[str, dict[str, float]]:
+def ratios() -> dict[str, dict[str, float]]:
     """What is compared with what, above 1 where the first is faster, from the files there are."""
-    read = {p.stem: json.loads(p.read_text()) for p in results.glob("*.json")}
+    read = {p.stem: json.loads(p.read_text()) for p in RESULTS.glob("*.json")}
     found: dict[str, dict[str, float]] = {}
     if speed := read.get("extract", {}).get("images_per_second"):
         base = speed["first loop, files to vectors"]
@@ -71,25 +71,22 @@ def ratios(results: Path = RESULTS) -> dict[str, dict[str, float]]:
             }
     if cost := read.get("objects", {}).get("cost_in_whole_images"):
         found["objects, in passes of a whole image"] = cost
-    exact = {many: known["seconds"] for size in ("search", "search_million")
-             for many, known in read.get(size, {}).get("exact", {}).items()}  # fmt: skip
-    if exact:
-        found["exact search: ours, x the best other"] = {
-            many: min(s for way, s in seconds.items() if way != "Index") / seconds["Index"]
-            for many, seconds in exact.items()
-        }
+    for size in ("search", "search_million"):
+        for many, known in read.get(size, {}).get("exact", {}).items():
+            ours, others = known["seconds"].pop("Index"), known["seconds"].values()
+            bars = found.setdefault("exact search: ours, x the best other", {})
+            bars[many] = min(others) / ours
     if reached := read.get("search", {}).get("graphs", {}).get("recall 0.95"):
-        found["graphs at recall 0.95, x hnswlib"] = {
-            name: speed / reached["hnswlib"] for name, speed in reached.items()
-        }
+        found["graphs at recall 0.95, x hnswlib"] = {n: speed / reached["hnswlib"]
+                                                     for n, speed in reached.items()}  # fmt: skip
     for way, known in read.get("query", {}).get("ways", {}).items():
         found[f"ms of a query by {way}"] = known["ms"]
     return {t: {name: round(v, 3) for name, v in bars.items()} for t, bars in found.items()}
 
 
-def lines(found: dict[str, dict[str, float]], results: Path = RESULTS) -> str:
+def lines(found: dict[str, dict[str, float]]) -> str:
     """The page's part: versions, and every ratio."""
-    known = json.loads((results / "extract.json").read_text()).get("versions", {})
+    known = json.loads((RESULTS / "extract.json").read_text()).get("versions", {})
     versions = ", ".join(f"{name} {version}" for name, version in known.items())
     rows = [{"compared": title, "what": name, "": f"{value:.2f}"}
             for title, bars in found.items() for name, value in bars.items()]  # fmt: skip

@@ -54,9 +54,8 @@ def measured(images: int, n: int) -> dict:
     from objemb_lib.embed.whitening import l2
     from objemb_lib.search.synthetic import synthetic_vectors
 
-    real = l2(
-        np.concatenate([v for _, v in real_answers(by_student(), paths_of_battle()[:images])])
-    )
+    answers = real_answers(by_student(), paths_of_battle()[:images])
+    real = l2(np.concatenate([vectors for _, vectors in answers]))
     grown = synthetic_vectors(real, n + 200)
     vectors, queries = grown[:n], grown[n:]
     _, truth = faiss.knn(queries, vectors, 10)

@@ -47,6 +47,7 @@ from objemb_lib.teach.student import StudentTrunk, Teacher, load_student
 from objemb_lib.teach.targets import example
 
 SCENES, PACK, TOLERANCE = 600, "scenes.pickle", 0.01  # 600: 7 MB
+FEW = 40  # scenes for --quick
 PAIRS = (("head", "spoc"), ("head", "gem"), ("stage4", "spoc"))
 
 
@@ -58,13 +59,8 @@ def pack(folder: Path) -> None:
     for file in scenes.files:
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(scenes.root / file, folder / file)
-    known = {"scenes": scenes, "numbers": numbers(scenes), "few": numbers(few(scenes))}
+    known = {"scenes": scenes, "numbers": numbers(scenes), "few": numbers(scenes.limit(FEW))}
     (folder / PACK).write_bytes(pickle.dumps(known))
-
-
-def few(scenes: ImageDataset) -> ImageDataset:
-    """For ``--quick``."""
-    return scenes.limit(40)
 
 
 def numbers(scenes: ImageDataset) -> dict[str, float]:
@@ -91,18 +87,14 @@ def numbers(scenes: ImageDataset) -> dict[str, float]:
 # --- speed --------------------------------------------------------------------------------
 
 
-def seconds(work: Callable[[], object], times: int) -> float:
-    """Mean of several times, after one that warms up; waits for the accelerator."""
-    return Timer("work()", globals={"work": work}).timeit(times).mean
-
-
-def held() -> float | None:
-    """The most memory held since this was last asked, in GB."""
-    if config.device().type != "cuda":
-        return None
-    most = torch.cuda.max_memory_allocated() / 1e9
-    torch.cuda.reset_peak_memory_stats()
-    return round(most, 2)
+def cost(work: Callable[[], object], times: int) -> tuple[float, dict]:
+    """Mean seconds of several times, after one that warms up; and the most memory held, in GB."""
+    on_gpu = config.device().type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    seconds = Timer("work()", globals={"work": work}).timeit(times).mean  # waits for the GPU
+    held = round(torch.cuda.max_memory_allocated() / 1e9, 2) if on_gpu else None
+    return seconds, {"memory_gb": held}
 
 
 @torch.inference_mode()
@@ -110,23 +102,23 @@ def speeds(trunk: Trunk, side: int, batch: int, times: int) -> dict[str, dict]:
     """Images a second at each precision and layout, pixels on the device already."""
     rows, device = {}, config.device()
     pixels = torch.randn(batch, 3, side, side, device=device)
+    plain, last = torch.contiguous_format, torch.channels_last
+
+    def measure(name: str, network: Trunk, given: torch.Tensor) -> None:
+        took, memory = cost(lambda: network(given), times)
+        rows[name] = {"images_per_second": round(batch / took, 1), **memory}
+
     for name, half, layout in (
-        ("fp32", None, torch.contiguous_format), ("fp32, channels last", None, torch.channels_last),
-        ("AMP fp16", torch.float16, torch.contiguous_format),
-        ("AMP fp16, channels last", torch.float16, torch.channels_last),
-        ("AMP bf16, channels last", torch.bfloat16, torch.channels_last),
+        ("fp32", None, plain), ("fp32, channels last", None, last),
+        ("AMP fp16", torch.float16, plain), ("AMP fp16, channels last", torch.float16, last),
+        ("AMP bf16, channels last", torch.bfloat16, last),
     ):  # fmt: skip
         if half == torch.float16 and device.type == "cpu":
             continue  # which imitates it
-        network, given = trunk.to(device, memory_format=layout), pixels.to(memory_format=layout)
-        held()
         with torch.autocast(device.type, half or torch.bfloat16, enabled=half is not None):
-            took = seconds(lambda network=network, given=given: network(given), times)
-        rows[name] = {"images_per_second": round(batch / took, 1), "memory_gb": held()}
-    shipped = trunk.for_inference(device)
-    given = pixels.to(memory_format=torch.channels_last)
-    took = seconds(lambda: shipped(given), times)
-    rows["for_inference"] = {"images_per_second": round(batch / took, 1), "memory_gb": held()}
+            given = pixels.to(memory_format=layout)
+            measure(name, trunk.to(device, memory_format=layout), given)
+    measure("for_inference", trunk.for_inference(device), pixels.to(memory_format=last))
     return rows
 
 
@@ -148,9 +140,8 @@ def training(scenes: ImageDataset, batch: int, times: int) -> dict[str, dict]:
             loss.backward()
             optimiser.step()
 
-        held()
-        took = seconds(step, times)
-        found[name] = {"ms": round(1000 * took, 1), "images": batch, "memory_gb": held()}
+        took, memory = cost(step, times)
+        found[name] = {"ms": round(1000 * took, 1), "images": batch, **memory}
     return found
 
 
@@ -166,17 +157,13 @@ def main() -> int:
     known = pickle.loads((folder / PACK).read_bytes())  # of one's own making
     scenes, packed = replace(known["scenes"], root=folder), known["numbers"]
     if quick:
-        scenes, packed = few(scenes), known["few"]
+        scenes, packed = scenes.limit(FEW), known["few"]
     here = numbers(scenes)
     table = pd.DataFrame({"here": here, "as packed": packed})
     table["apart"] = (table["here"] - table["as packed"]).round(4)
     batch, times = (2, 1) if quick else (64, 20)
     resnet = load_trunk("torchvision/resnet50", pretrained=False)
-    report = {
-        "device": str(config.device()),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "images": len(scenes),
-        "numbers": table.to_dict("index"),
+    costs = {
         "speeds": {
             "efficientnet_lite0, 256 px": speeds(load_trunk(), 256, batch, times),
             "resnet50, 448 px": speeds(resnet, 448, batch, times),
@@ -184,9 +171,11 @@ def main() -> int:
         "training": training(scenes, 2 if quick else 16, times),
     }
     print(table.to_string())
-    print(json.dumps({part: report[part] for part in ("speeds", "training")}, indent=1))
+    print(json.dumps(costs, indent=1))
     if not quick:
-        write("gpu", report)
+        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+        about = {"device": str(config.device()), "gpu": gpu, "images": len(scenes)}
+        write("gpu", about | {"numbers": table.to_dict("index")} | costs)
     return 0 if (table["apart"].abs() <= TOLERANCE).all() else 1
 
 

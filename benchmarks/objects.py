@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from pycocotools import mask as coco_mask
 from turns import arguments, in_turns, write
 
-from objemb_lib.attend.proposer import Proposer, load_proposer
+from objemb_lib.attend.proposer import load_proposer
 from objemb_lib.data.mini_battles import mini_battles
 from objemb_lib.embed.boxes import Boxes
 from objemb_lib.embed.extract import ExtractOptions
@@ -32,26 +32,23 @@ from objemb_lib.teach.student import CutTrunk
 
 COUNTS = (1, 3, 10)
 LARGE = 384  # pixels where others see 256
-ONE, HEAD, THREE = ("stage4",), ("head",), ("stage4", "stage5", "head")
+ONE, THREE = ["stage4"], ["stage4", "stage5", "head"]
 CUT = {"cells": "adaptive", "leave_out": (), "pooling": "rmac"}  # the fork's
 
 
-def boxes_of(n: int, k: int, size: int, seed: int = 0) -> list[torch.Tensor]:
+def boxes_of(n: int, k: int, size: int) -> list[torch.Tensor]:
     """``n`` times ``(k, 4)`` boxes of an eighth to three quarters of the image, inside it."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     sides = rng.uniform(size / 8, size * 3 / 4, (n, k, 2))
     low = rng.uniform(size=(n, k, 2)) * (size - sides)
     return list(torch.from_numpy(np.concatenate([low, low + sides], 2)).float())
 
 
-@torch.inference_mode()
 def objects_pass(
-    trunk: Trunk, batches: list[torch.Tensor], boxes: list, stages: tuple, masks=None
+    trunk: Trunk, batches: list[torch.Tensor], boxes: list, stages: list[str], masks=None
 ) -> None:
-    """One pass an image, every box cut out of the maps of the given stages.
-
-    ``masks(i)`` gives the weights of image ``i``, read from run lengths as extraction does it.
-    """
+    """One pass an image, every box cut out of the maps of the given stages; ``masks(i)`` gives the
+    weights of image ``i``."""
     start = 0
     for pixels in batches:
         here = range(start, start := start + len(pixels))
@@ -61,12 +58,9 @@ def objects_pass(
             POOLINGS["spoc"](cut(trunk, maps, stage, [boxes[i] for i in here]) * shares)
 
 
-@torch.inference_mode()
 def crops_pass(trunk: Trunk, batches: list[torch.Tensor], boxes: list, size: int) -> None:
-    """One pass a box: cut out of the pixels and brought to the size of an image.
-
-    Without boxes, one pass an image.
-    """
+    """One pass a box, cut out of the pixels and brought to the size of an image; without boxes, one
+    pass an image."""
     rest = iter(boxes)
     for pixels in batches:
         crops = [
@@ -78,20 +72,12 @@ def crops_pass(trunk: Trunk, batches: list[torch.Tensor], boxes: list, size: int
             POOLINGS["spoc"](trunk(part.contiguous(memory_format=torch.channels_last))["head"])
 
 
-@torch.inference_mode()
 def cut_pass(network: CutTrunk, batches: list[torch.Tensor], boxes: list) -> None:
     """One pass an image, the last layers once more on every box."""
     rest = iter(boxes)
     for pixels in batches:
         maps = network(pixels, network.deepest(["cut"]))
         network.embedding(network, maps, list(islice(rest, len(pixels))))
-
-
-@torch.inference_mode()
-def propose_pass(trunk: Trunk, proposer: Proposer, batches: list[torch.Tensor]) -> None:
-    """One pass an image, and five boxes of each."""
-    for pixels in batches:
-        proposer.best(trunk(pixels))
 
 
 def discs(boxes: list[torch.Tensor], size: int) -> Callable[[int], torch.Tensor]:
@@ -124,19 +110,20 @@ def variants(dataset, trunk: Trunk, size: int) -> dict[str, Callable[[], None]]:
     for k in COUNTS:
         found[f"{k} boxes"] = lambda k=k: objects_pass(fast, batches, many[k], ONE)
     found["10 boxes, masked"] = lambda: objects_pass(fast, batches, many[10], ONE, masks)
-    found["10 boxes, head"] = lambda: objects_pass(fast, batches, many[10], HEAD)
+    found["10 boxes, head"] = lambda: objects_pass(fast, batches, many[10], ["head"])
     found["10 boxes, three stages"] = lambda: objects_pass(fast, batches, many[10], THREE)
     cutting = CutTrunk(trunk, tail=trunk.name, **CUT).for_inference(torch.device("cpu"))
     proposer, large = load_proposer(), LARGE * size // 256
     wide, pixels = [b * large / size for b in many[10]], decoded(large)
     found["10 boxes, adaptive cut"] = lambda: cut_pass(cutting, batches, many[10])
     found["10 boxes, adaptive cut, larger"] = lambda: cut_pass(cutting, pixels, wide)
-    found["proposer"] = lambda: propose_pass(fast, proposer, batches)
+    found["proposer"] = lambda: [proposer.best(fast(pixels)) for pixels in batches]
     for k in COUNTS:
         found[f"{k} crops"] = lambda k=k: crops_pass(fast, batches, many[k], size)
     return found
 
 
+@torch.inference_mode()
 def main() -> None:
     """Measure, print, keep."""
     asked = arguments(__doc__, images=16, rounds=7, size=256)

@@ -44,10 +44,9 @@ from objemb_lib.search.rerank import k_reciprocal
 RESULT = RESULTS / "postprocess.json"
 PAGE = Path(__file__).parents[1] / "docs" / "postprocessing.md"
 START, END = "<!-- generated: python benchmarks/postprocess.py --page -->", "<!-- end -->"
-SIZE, DATA = 256, "mini-battles"
+SIZE = 256
 BASES = {"whole image": (lambda _: WHOLE, ("head", "crow")), "crop": (crop, ("head", "rmac"))}
 
-Step = Callable[..., Evaluation]
 Vectors = Callable[[ImageDataset, int], np.ndarray]  # of a data set, at a size
 
 
@@ -73,7 +72,7 @@ def reciprocal(x: np.ndarray, data: ImageDataset, _: Vectors, **how: float) -> E
 
 # name: (the step, what is tried of each parameter)
 SIZES, MOVED = "several sizes", {"count": (1, 2, 4, 8), "alpha": (0.0, 1.0, 3.0)}
-STEPS: dict[str, tuple[Step, dict[str, Sequence]]] = {
+STEPS: dict[str, tuple[Callable[..., Evaluation], dict[str, Sequence]]] = {
     # a factor of the square root of 2 apart
     SIZES: (scales, {"sizes": ((SIZE, 362), (181, SIZE), (181, SIZE, 362))}),
     "query expansion": (expanded, MOVED),
@@ -152,7 +151,7 @@ def write_page() -> None:
 def main() -> None:
     if arguments(__doc__, page=False).page:
         return write_page()
-    train, tests = load_splits(DATA)
+    train, tests = load_splits("mini-battles")
     trunk, every = load_trunk(), []
     for region, pair in BASES.values():
         every += compared(trunk, region, pair, train, list(tests.values()))

@@ -135,9 +135,8 @@ def teacher(kind: type[Teacher] = Teacher, trunk: str = "efficientnet_lite0") ->
 
 
 # name: (config, what makes the teacher, options of train_student)
-Ablation = tuple[DistillConfig, Callable[[], Teacher], dict]
 PROJECTED = {"projected": True}
-ABLATIONS: dict[str, Ablation] = {
+ABLATIONS: dict[str, tuple[DistillConfig, Callable[[], Teacher], dict]] = {
     "guided": (GUIDED, teacher, {}),
     "guided, projected": (GUIDED, teacher, PROJECTED),
     "cosine alone": (replace(GUIDED, losses=("cosine",)), teacher, {}),

@@ -29,7 +29,6 @@ KEY_PACKAGES = ("torch", "torchvision", "timm", "faiss-cpu", "numpy", "scipy", "
 GIB = 1 << 30
 MEMORY = 4  # GiB: a notebook's kernel takes 2, the browser and the system the rest
 DISK = 2  # GiB: data, its downloads while it is built, cached vectors
-FINE = "ok", ""
 
 
 class Row(NamedTuple):
@@ -78,9 +77,9 @@ def check_machine() -> list[Row]:
     small = "problem", f"Free some: {DISK} GiB are needed, or set OBJEMB_DATA and OBJEMB_CACHE."
     cpu = f"{cores}, torch uses {torch.get_num_threads()}"
     return [
-        Row("CPU cores", cpu, *(few if cores < 2 else FINE)),
-        Row("memory", f"{free:.1f} of {total:.1f} GiB free", *(full if free < MEMORY else FINE)),
-        Row("free disk", f"{disk:.1f} GiB", *(small if disk < DISK else FINE)),
+        Row("CPU cores", cpu, *(few if cores < 2 else ())),
+        Row("memory", f"{free:.1f} of {total:.1f} GiB free", *(full if free < MEMORY else ())),
+        Row("free disk", f"{disk:.1f} GiB", *(small if disk < DISK else ())),
     ]
 
 

@@ -382,17 +382,15 @@ def pasted(
 
 def numbers(board: Leaderboard, part: str = "") -> list[dict]:
     """A board's numbers of a part ("boxes"), or where it has none those of the committed run."""
-    own = [n for row in board.rows for n in row.numbers]
-    found = ([n for n in many if n["name"].startswith(part)]
-             for many in (own, measured(committed("photographs"))[0]))  # fmt: skip
-    return next(filter(None, found), [])
+    own = [n for row in board.rows for n in row.numbers if n["name"].startswith(part)]
+    kept, _ = measured(committed("photographs"))
+    return own or [n for n in kept if n["name"].startswith(part)]
 
 
 def differences(board: Leaderboard, claim: int) -> list[Difference]:
     """The same of a claim's differences."""
-    found = ([d for d in many if d.claim == claim]
-             for many in (board.differences, measured(committed("photographs"))[1]))  # fmt: skip
-    return next(filter(None, found), [])
+    own = [d for d in board.differences if d.claim == claim]
+    return own or [d for d in measured(committed("photographs"))[1] if d.claim == claim]
 
 
 def means(

@@ -313,12 +313,10 @@ def commit_results(name: str, fresh: dict, notebooks: Sequence[Path]) -> None:
 def with_table(page: str, report: dict) -> str:
     """A page's text with its generated part made anew from a report."""
     where, (start, end) = report["environment"], MARKS
-    how = (
-        f"torch {where['torch']}, {where['cores']} cores ({where['device']}), seed {where['seed']}"
-    )
+    how = f"torch {where['torch']}, {where['cores']} cores ({where['device']})"
     if start not in page or end not in page:
         raise ReproduceError("a page has no place for the results", f"Add {start} and {end}.")
-    body = f"{start}\n{summary(report)}\nRun with {how}.\n{end}"
+    body = f"{start}\n{summary(report)}\nRun with {how}, seed {where['seed']}.\n{end}"
     return page.partition(start)[0] + body + page.partition(end)[2]
 
 

@@ -262,7 +262,11 @@ def _ship(
     learnt = learn(train_on, folder)
     if rank():
         return name, {}
-    card = _history(command, schedule, folder, train_on, unseen) | more
+    log = read_log(folder)
+    card = {"command": command, "schedule": asdict(schedule)}
+    card["augmentation"] = "mirror, colours, zoom in and out: teach.targets.augmentation"
+    card["data"] = {one.split: one.content or one.fingerprint for one in (train_on, unseen)}
+    card |= _environment() | {"minutes": round(log[-1]["seconds"] / 60, 1), "log": log} | more
     if schedule.snapshots:
         card["curve"] = curve(learnt, folder, schedule, unseen)
     save_weights(learnt, card, name, root, None if root else LIMIT)
@@ -357,20 +361,6 @@ def _places(kind: str, asked: argparse.Namespace) -> tuple[str, Path, Path | Non
     runs = config.PROJECT / "runs"
     root = runs / "weights" if said else None  # the course's own
     return name, runs / "train" / name, root, f"python -m objemb_lib.course.train {kind}{said}"
-
-
-def _history(command: str, schedule: Schedule, folder: Path, *data: ImageDataset) -> dict:
-    """What a card says of how the weights came to be."""
-    log = read_log(folder)
-    return {
-        "command": command,
-        "schedule": asdict(schedule),
-        "augmentation": "mirror, colours, zoom in and out: teach.targets.augmentation",
-        "data": {one.split: one.content or one.fingerprint for one in data},
-        **_environment(),
-        "minutes": round(log[-1]["seconds"] / 60, 1),
-        "log": log,
-    }
 
 
 def _environment() -> dict:

@@ -24,7 +24,7 @@ from objemb_lib.search.calibration import Calibration, made_of, shipped
 from objemb_lib.search.retriever import Embedder, Retriever
 from objemb_lib.show import front
 from objemb_lib.show.engine import write_engine, write_network
-from objemb_lib.show.pictures import encoded, picture
+from objemb_lib.show.pictures import address, picture
 from objemb_lib.show.widgets import Compare, Map, ObjectSearch, Retrieval
 from objemb_lib.show.widgets.front import number
 from objemb_lib.show.widgets.objects import COLOURS
@@ -83,8 +83,8 @@ def index_of(
         DataError: a widget that asks a network each time, or several that search.
     """
     dataset = widgets[0].dataset
-    about, parts = {"views": [], "map": None, "compares": False}, {}
-    about |= {"network": None, "missing": ""}
+    about = {"views": [], "map": None, "compares": False, "network": None, "missing": ""}
+    parts = {}
     for widget in widgets:
         if isinstance(widget, Map):
             about["map"] = _map(widget)
@@ -97,9 +97,9 @@ def index_of(
         view = {"view": widget.view, "about": widget.about, "start": widget.start}
         about["views"].append(view)
     about |= {"names": list(dataset.names), "sizes": dataset.sizes().tolist()}
-    search = next((one for one in widgets if isinstance(one, ObjectSearch)), None)
-    if engine and search:
-        about |= _network(search.ways, about["ways"], engine)
+    for widget in widgets:
+        if engine and isinstance(widget, ObjectSearch):
+            about |= _network(widget.ways, about["ways"], engine)
     return Index(dataset, about | {"truth": _truth(dataset)}, parts, engine)
 
 
@@ -129,11 +129,8 @@ def _folder(folder: Path) -> dict:
     return {"looks": looks, "calibration": calibrated(shipped(made))}
 
 
-Table = tuple[Sequence[np.ndarray], np.ndarray]  # boxes of each image, (M, D) vectors
-
-
-def _ways(widget: ObjectSearch | Compare | Retrieval) -> tuple[list[dict], list[Table]]:
-    """What is known of each way to search, and its table."""
+def _ways(widget: ObjectSearch | Compare | Retrieval) -> tuple[list[dict], list[tuple]]:
+    """What is known of each way to search, and its boxes of each image and ``(M, D)`` vectors."""
     if isinstance(widget, ObjectSearch):
         every = range(len(widget.dataset))
         found = [list(zip(*way.index.of_images(every))) for way in widget.ways]
@@ -231,11 +228,8 @@ def write_script(index: Index, path: str | Path) -> None:
 
 def write_one_file(index: Index, path: str | Path) -> None:
     """A page that holds all: the search, and small pictures."""
-    pictures = []
-    for n in range(len(index.dataset)):
-        image = index.dataset.image(n)
-        image.thumbnail((KEPT, KEPT))
-        pictures.append(f"data:image/jpeg;base64,{_text(encoded(image, 80))}")
+    every = map(index.dataset.image, range(len(index.dataset)))
+    pictures = [address(image, KEPT, 80) for image in every]
     held = {"about": index.about, "parts": _texts(index.parts), "pictures": pictures}
     head = ALONE.substitute(style=front.style())
     scripts = "\n".join(f"<script>{one}</script>" for one in (script("page", held), program()))
@@ -255,8 +249,4 @@ def program() -> str:
 
 
 def _texts(parts: dict[str, bytes]) -> dict[str, str]:
-    return {name: _text(part) for name, part in parts.items()}
-
-
-def _text(content: bytes) -> str:
-    return base64.b64encode(content).decode()
+    return {name: base64.b64encode(part).decode() for name, part in parts.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import mimetypes
 from pathlib import Path
@@ -27,15 +28,19 @@ def picture(dataset: ImageDataset, i: int, side: int, folder: str | Path) -> Pat
     """A photograph as JPEG of at most ``side`` pixels: ``folder/i.jpg``."""
     path = Path(folder) / f"{i}.jpg"
     if not path.exists():
-        image = dataset.image(i)
-        image.thumbnail((side, side))
         with atomic_path(path, durable=False) as temp:
-            temp.write_bytes(encoded(image, 85))
+            temp.write_bytes(encoded(dataset.image(i), 85, side))
     return path
 
 
-def encoded(image: Image.Image, quality: int = 95) -> bytes:
-    """An image as JPEG."""
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=quality)
+def address(image: Image.Image, side: int, quality: int = 85) -> str:
+    """An image as a data address, as JPEG of at most ``side`` pixels."""
+    return f"data:image/jpeg;base64,{base64.b64encode(encoded(image, quality, side)).decode()}"
+
+
+def encoded(image: Image.Image, quality: int = 95, side: int | None = None) -> bytes:
+    """An image as JPEG; it is made smaller, if a longest ``side`` in pixels is given."""
+    if side:
+        image.thumbnail((side, side))
+    image.save(file := io.BytesIO(), "JPEG", quality=quality)
     return file.getvalue()

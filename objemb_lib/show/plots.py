@@ -75,14 +75,11 @@ def object_name(dataset: ImageDataset, label: int, otherwise: str = "unlabelled"
     return dataset.label_names[label] if 0 <= label < len(dataset.label_names) else otherwise
 
 
-def judge(right: bool, known: bool) -> tuple[str, str]:
-    """Word and colour of what was found: right, wrong, or neither where nobody knows."""
-    return ("right" if right else "wrong", RIGHT if right else WRONG) if known else ("", UNKNOWN)
-
-
 def judge_image(dataset: ImageDataset, query: int, found: int, right: bool) -> tuple[str, str]:
-    """:func:`judge` of an image that was found: not right is wrong only if both have labels."""
-    return judge(right, right or (dataset.labels[query] >= 0 and dataset.labels[found] >= 0))
+    """Word and colour of an image that was found: right; wrong, if both have labels; or neither."""
+    known = dataset.labels[query] >= 0 and dataset.labels[found] >= 0
+    word = "right" if right else "wrong" if known else ""
+    return word, STATES[word]
 
 
 # --- photographs --------------------------------------------------------------------------

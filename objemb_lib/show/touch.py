@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from objemb_lib.config import DataError
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.measure.intervals import Interval
+from objemb_lib.show.pictures import address
 from objemb_lib.show.plots import QUERY, RIGHT, WRONG
 
 SIDE = 84  # pixels of an image to choose
@@ -74,13 +75,14 @@ def find_it(dataset: ImageDataset, query: int, choices: Sequence[int], network: 
     theirs += ", too." if network in right else ", which shows another object."
     buttons = [
         CHOICE.substitute(
-            n=n, source=_source(dataset, i, SIDE), side=SIDE,
+            n=n, source=address(dataset.image(i), SIDE, 80), side=SIDE,
             said=("Right. " if i in right else "No, that is another object. ") + theirs,
             ink=RIGHT if i in right else WRONG, line="solid" if i in right else "dashed",
         )
         for n, i in enumerate(choices, 1)
     ]  # fmt: skip
-    shown = f'<img alt="the query" src="{_source(dataset, query, 2 * SIDE)}" width="{2 * SIDE}">'
+    source = address(dataset.image(query), 2 * SIDE, 80)
+    shown = f'<img alt="the query" src="{source}" width="{2 * SIDE}">'
     question = "Which of the small images show the same object as the large one? Press one."
     return HTML(FIND.substitute(question=question, query=shown, choices=" ".join(buttons)))
 
@@ -95,10 +97,3 @@ def steps(label: str, figures: Mapping[str, Figure]) -> HTML:
         drawn = base64.b64encode(file.getvalue()).decode()
         shown += STEP.substitute(name=escape(name), drawn=drawn, hidden="hidden" if n else "")
     return HTML(STEPS.substitute(label=escape(label), last=len(figures) - 1, figures=shown))
-
-
-def _source(dataset: ImageDataset, i: int, side: int) -> str:
-    image = dataset.image(i)
-    image.thumbnail((side, side))
-    image.save(file := io.BytesIO(), "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -18,14 +18,20 @@ function odds(chance) {
 const unlikely = (match, { nothing }) =>
   nothing !== null && match.chance !== null && match.chance < nothing;
 
+// What is said of a match that has a rank: its name first.
+function words(match, rank) {
+  const every = [`${rank + 1}. ${match.file}`, STATES[match.state], odds(match.chance), match.note];
+  return every.filter(Boolean);
+}
+
 // actions: {open(rank), name: [words, press(match, rank)]}: what the buttons below a card do.
 function card(match, rank, answer, { enlarge, actions }) {
   const grey = unlikely(match, answer) ? "unlikely" : "";
-  const words = [`${rank + 1}. ${match.file}`, STATES[match.state], odds(match.chance), match.note];
-  const [name, ...lines] = words.filter(Boolean);
+  const said = words(match, rank);
+  const [name, ...lines] = said;
   const picture = photograph(match);
   const seen = enlarge
-    ? make("button", { type: "button", class: "enlarge", "aria-label": `enlarge ${words.filter(Boolean).join(", ")}`,
+    ? make("button", { type: "button", class: "enlarge", "aria-label": `enlarge ${said.join(", ")}`,
         onclick: () => enlarge(match, rank) }, picture)
     : make("div", { class: "enlarge" }, picture); // prettier-ignore
   const buttons = Object.entries(actions).map(([label, press]) =>
@@ -40,21 +46,12 @@ function card(match, rank, answer, { enlarge, actions }) {
 function links(above, below) {
   const middle = (list, k) => list.children[k].offsetLeft + list.children[k].offsetWidth / 2;
   const [from, to] = [above, below].map((list) => [...list.children].map((one) => one.dataset.id));
-  const svg = make("svg", {
-    class: "links",
-    width: above.scrollWidth,
-    height: 32,
-    "aria-hidden": "true",
-  });
+  const size = { width: above.scrollWidth, height: 32 };
+  const svg = make("svg", { ...size, class: "links", "aria-hidden": "true" });
   to.forEach((id, k) => {
     const before = from.indexOf(id);
-    const ends = {
-      x1: middle(above, before < 0 ? 0 : before),
-      x2: middle(below, k),
-      y1: 0,
-      y2: 32,
-    };
-    if (before >= 0) svg.append(make("line", ends));
+    if (before < 0) return;
+    svg.append(make("line", { x1: middle(above, before), x2: middle(below, k), y1: 0, y2: 32 }));
   });
   return svg;
 }
@@ -69,13 +66,9 @@ function answers() {
     show(answer, doing) {
       says.textContent = answer.says;
       rows.classList.toggle("linked", answer.rows.length > 1);
+      const cards = (matches) => matches.map((match, rank) => card(match, rank, answer, doing));
       const lists = answer.rows.map(({ matches }) =>
-        make(
-          "ol",
-          { class: "answers" },
-          ...matches.map((match, rank) => card(match, rank, answer, doing)),
-        ),
-      );
+        make("ol", { class: "answers" }, ...cards(matches)));
       rows.replaceChildren();
       answer.rows.forEach(({ title, matches }, r) => {
         const [list, before] = [lists[r], lists[r - 1]];
@@ -90,4 +83,4 @@ function answers() {
   };
 }
 
-export { answers, odds, STATES };
+export { answers, words };

@@ -53,8 +53,7 @@ function queryBox(choose, known) {
   // A box of a usual size around a point.
   const here = ([x, y]) => {
     const [w, h] = [0, 1].map((n) =>
-      Math.min(box ? box[n + 2] - box[n] : Infinity, sides()[n] / 3),
-    );
+      Math.min(box ? box[n + 2] - box[n] : Infinity, sides()[n] / 3));
     return moved([0, 0, Math.max(w, smallest()), Math.max(h, smallest())], x - w / 2, y - h / 2);
   };
 
@@ -64,13 +63,12 @@ function queryBox(choose, known) {
     Object.assign(dim.firstChild.style, { left: `${x0}%`, top: `${y0}%`, width: `${x1 - x0}%`, height: `${y1 - y0}%` }); // prettier-ignore
     const small = Math.min(ends[2] - ends[0], ends[3] - ends[1]) / scale() < 70;
     frame.classList.toggle("small", small);
-    const corners = [
+    const places = [
       ...Object.values(CORNERS).map(([h, v]) => [[x0, y0, x1, y1][h], [x0, y0, x1, y1][v]]),
       [(x0 + x1) / 2, y1],
     ];
     handles.forEach((one, n) =>
-      Object.assign(one.style, { left: `${corners[n][0]}%`, top: `${corners[n][1]}%` }),
-    );
+      Object.assign(one.style, { left: `${places[n][0]}%`, top: `${places[n][1]}%` }));
   }
   function done(ends) {
     clearTimeout(timer);
@@ -175,9 +173,8 @@ function queryBox(choose, known) {
       if (ends) place(ends);
       const same = (one) =>
         ends && kind !== "whole" && one.every((end, n) => Math.abs(end - ends[n]) < 1);
-      frame
-        .querySelectorAll(".dot")
-        .forEach((dot) => dot.setAttribute("aria-pressed", same(query.boxes[dot.dataset.box])));
+      for (const dot of frame.querySelectorAll(".dot"))
+        dot.setAttribute("aria-pressed", same(query.boxes[dot.dataset.box]));
     },
   };
 }

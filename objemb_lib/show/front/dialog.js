@@ -1,6 +1,6 @@
 // An answer enlarged: both crops side by side, and why it was given.
 import { around, at, button, make, photograph } from "./dom.js";
-import { STATES, odds } from "./answers.js";
+import { words } from "./answers.js";
 
 const [WIDTH, HIGH, GAP] = [400, 400, 24]; // of a crop, in the units of the picture
 const LINES = 12; // pairs of cells that are drawn
@@ -11,21 +11,15 @@ function crop(seen, part, left) {
   const scale = Math.min(WIDTH / width, HIGH / height);
   const [dx, dy] = [left + (WIDTH - width * scale) / 2, (HIGH - height * scale) / 2];
   const picture = photograph(seen, part);
-  for (const [name, value] of Object.entries({
-    x: dx,
-    y: dy,
-    width: width * scale,
-    height: height * scale,
-  }))
-    picture.setAttribute(name, value);
+  const place = { x: dx, y: dy, width: width * scale, height: height * scale };
+  for (const [name, value] of Object.entries(place)) picture.setAttribute(name, value);
   return { picture, to: (u, v) => [dx + (u - x) * scale, dy + (v - y) * scale],
     holds: (u, v) => u >= x && v >= y && u <= x + width && v <= y + height }; // prettier-ignore
 }
 
 function sideBySide(query, match, why) {
-  const parts = [query, match].map((one) =>
-    one.box ? around(one.box, one) : [0, 0, one.width, one.height],
-  );
+  const whole = ({ width, height }) => [0, 0, width, height];
+  const parts = [query, match].map((one) => (one.box ? around(one.box, one) : whole(one)));
   const seen = [query, { ...match, heat: why?.heat ?? null }];
   const [left, right] = seen.map((one, n) => crop(one, parts[n], n * (WIDTH + GAP)));
   const both = make("svg", { viewBox: `0 0 ${2 * WIDTH + GAP} ${HIGH}`, class: "both", role: "img",
@@ -33,10 +27,8 @@ function sideBySide(query, match, why) {
   const cells = (why?.cells ?? []).filter(([x, y, u, v]) => left.holds(x, y) && right.holds(u, v));
   for (const [x, y, u, v] of cells.slice(0, LINES)) {
     const [[x1, y1], [x2, y2]] = [left.to(x, y), right.to(u, v)];
-    both.append(
-      make("line", { x1, y1, x2, y2, class: "around" }),
-      make("line", { x1, y1, x2, y2 }),
-    );
+    const ends = { x1, y1, x2, y2 };
+    both.append(make("line", { ...ends, class: "around" }), make("line", ends));
   }
   return both;
 }
@@ -67,7 +59,7 @@ function enlarged(explain, picture) {
   dialog.onclick = (event) => event.target === dialog && dialog.close(); // beside it
 
   function open(query, match, rank, actions, because = false) {
-    const words = [STATES[match.state], odds(match.chance), match.note].filter(Boolean).join("; ");
+    const [name, ...lines] = words(match, rank);
     const seen = make("div", {}, sideBySide(query, match));
     const told = make("div", { "aria-live": "polite" });
     const ask = async () => {
@@ -81,12 +73,11 @@ function enlarged(explain, picture) {
       }
     };
     const buttons = Object.entries(actions).map(([label, press]) =>
-      button(label, () => press(match, rank)),
-    );
+      button(label, () => press(match, rank)));
     const why = explain ? button("Why?", ask) : "";
     dialog.replaceChildren(
-      make("div", { class: "head" }, make("h2", {}, `${rank + 1}. ${match.file}`), button("close", () => dialog.close())),
-      make("p", {}, words), seen, make("div", { class: "actions" }, why, ...buttons), told); // prettier-ignore
+      make("div", { class: "head" }, make("h2", {}, name), button("close", () => dialog.close())),
+      make("p", {}, lines.join("; ")), seen, make("div", { class: "actions" }, why, ...buttons), told); // prettier-ignore
     if (!dialog.open) dialog.showModal();
     sharpen(query, match);
     if (because) ask();

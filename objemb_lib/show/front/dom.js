@@ -20,10 +20,8 @@ const button = (words, press, attributes = {}) =>
   make("button", { type: "button", onclick: press, ...attributes }, words);
 
 function menu(name, options, value, change) {
-  const select = make("select", { onchange: () => change(select.value) });
-  select.append(
-    ...options.map((one) => make("option", { value: one, selected: one === value }, one)),
-  );
+  const each = options.map((one) => make("option", { value: one, selected: one === value }, one));
+  const select = make("select", { onchange: () => change(select.value) }, ...each);
   return make("label", {}, `${name} `, select);
 }
 
@@ -50,13 +48,7 @@ function around([x0, y0, x1, y1], { width, height }, share = 0.15) {
 }
 
 // Black, violet, red, yellow: matplotlib's inferno at five places.
-const INFERNO = [
-  [0, 0, 4],
-  [87, 16, 110],
-  [188, 55, 84],
-  [249, 142, 9],
-  [252, 255, 164],
-];
+const INFERNO = [[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]];
 
 // Rows of numbers in 0..1 as a picture.
 function painted(heat) {
@@ -64,7 +56,7 @@ function painted(heat) {
   const pen = canvas.getContext("2d");
   heat.forEach((row, y) =>
     row.forEach((value, x) => {
-      const place = Math.min(Math.max(value, 0), 1) * (INFERNO.length - 1);
+      const place = clamp(value, 0, 1) * (INFERNO.length - 1);
       const low = Math.min(Math.floor(place), INFERNO.length - 2);
       const mixed = INFERNO[low].map((c, n) => c + (place - low) * (INFERNO[low + 1][n] - c));
       pen.fillStyle = `rgb(${mixed.map(Math.round)})`;

@@ -40,8 +40,7 @@ function photographs(found) {
  */
 async function index(some, start, about, tell = () => {}) {
   const [seen, skipped] = [[], []];
-  let next = 0;
-  let done = 0;
+  let [next, done] = [0, 0];
   async function work(engine) {
     while (next < some.length) {
       const at = (next += 1) - 1;
@@ -60,25 +59,19 @@ async function index(some, start, about, tell = () => {}) {
   for (const engine of crew) engine.close();
   const found = seen.filter(Boolean);
   if (!found.length) throw new Error("No photograph in it could be read.");
-  const stored = {
-    about: { ...about, ...told(found, about.ways[0]) },
-    objects: packed(found),
-    pictures: found.map(({ picture }) => picture),
-    skipped,
-  };
+  const pictures = found.map(({ picture }) => picture);
+  const stored = { about: told(found, about), objects: packed(found), pictures, skipped };
   await store("readwrite", (shelf) => shelf.put(stored, KEPT)).catch(() => {}); // the disk is full
   return opened(stored, found.map(({ file }) => file)); // prettier-ignore
 }
 
-function told(found, way) {
+// What is known of the photographs of a folder, and of the only way to search them.
+function told(found, about) {
+  const names = found.map(({ path }) => path);
+  const sizes = found.map(({ width, height }) => [width, height]);
   const counts = found.map(({ boxes }) => boxes.length);
-  return {
-    names: found.map(({ path }) => path),
-    sizes: found.map(({ width, height }) => [width, height]),
-    truth: null,
-    map: null,
-    ways: [{ ...way, dim: found[0].vectors[0].length, counts }],
-  };
+  const ways = [{ ...about.ways[0], dim: found[0].vectors[0].length, counts }];
+  return { ...about, names, sizes, truth: null, map: null, ways };
 }
 
 // All boxes as float32, then all vectors as int8: as pages.py packs them.

@@ -34,25 +34,20 @@ function kernel(model, alive, stopped) {
     stopped();
   };
   const check = () => alive() || end();
-  const heard = {
-    "msg:custom": hear,
-    "comm:close": end,
-    comm_live_update: () => setTimeout(check),
-  };
+  const live = () => setTimeout(check);
+  const heard = { "msg:custom": hear, "comm:close": end, comm_live_update: live };
   for (const [event, does] of Object.entries(heard)) model.on(event, does);
 
-  const ask =
-    (question) =>
-    ({ bytes, ...given } = {}) =>
-      new Promise((done, fail) => {
-        const number = `${view}-${(count += 1)}`;
-        waiting.set(number, { done, fail });
-        try {
-          model.send({ number, question, given }, undefined, bytes ? [bytes] : []);
-        } catch {
-          end();
-        }
-      });
+  const ask = (question) => ({ bytes, ...given } = {}) =>
+    new Promise((done, fail) => {
+      const number = `${view}-${(count += 1)}`;
+      waiting.set(number, { done, fail });
+      try {
+        model.send({ number, question, given }, undefined, bytes ? [bytes] : []);
+      } catch {
+        end();
+      }
+    }); // prettier-ignore
   const backend = Object.fromEntries(QUESTIONS.map((question) => [question, ask(question)]));
   const embed = async ({ bytes, ...given }) => {
     const sent = await reduced(bytes).catch(() => bytes); // another format: the kernel may read it

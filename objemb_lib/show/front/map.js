@@ -43,11 +43,8 @@ function map(backend, about, el, say) {
   const places = () =>
     shown.points.map(([x, y]) => [15 + x * (SIDE - 30), SIDE - 15 - y * (SIDE - 30)]);
   const inside = ({ clientX, clientY }) => {
-    const edge = canvas.getBoundingClientRect();
-    return [
-      ((clientX - edge.left) * SIDE) / edge.width,
-      ((clientY - edge.top) * SIDE) / edge.height,
-    ];
+    const { left, top, width, height } = canvas.getBoundingClientRect();
+    return [((clientX - left) * SIDE) / width, ((clientY - top) * SIDE) / height];
   };
   // The point of least `cost` among those `allowed`, -1 if there is none.
   const nearest = (from, allowed = () => true, cost = distance) => {
@@ -63,12 +60,11 @@ function map(backend, about, el, say) {
   function draw() {
     const [every, ink] = [places(), getComputedStyle(el).color];
     const unknown = shown.names.length - 1; // small, and below the others
-    const order = [...every.keys()].sort(
-      (a, b) => (shown.groups[b] === unknown) - (shown.groups[a] === unknown),
-    );
+    const last = (k) => shown.groups[k] === unknown;
+    const order = [...every.keys()].sort((a, b) => last(b) - last(a));
     pen.clearRect(0, 0, SIDE, SIDE);
     for (const k of order)
-      mark(pen, shown.glyphs[shown.groups[k]], ...every[k], shown.groups[k] === unknown ? 2 : 4);
+      mark(pen, shown.glyphs[shown.groups[k]], ...every[k], last(k) ? 2 : 4);
     for (const k of [...selected, ...(held < 0 ? [] : [held])]) {
       const path = mark(pen, shown.glyphs[shown.groups[k]], ...every[k], 6);
       pen.lineWidth = k === held ? 4 : 2;
@@ -101,10 +97,9 @@ function map(backend, about, el, say) {
     if (k < 0) return;
     const { cards: [seen] } = await backend.choose({ rows: [k], only: "look" }); // prettier-ignore
     if (k !== held) return; // the pointer has gone on
-    const [x, y] = places()[k].map(
-      (place) => `${(100 * Math.min(place + 10, SIDE - 130)) / SIDE}%`,
-    );
-    Object.assign(peek.style, { left: x, top: y });
+    const share = (place) => `${(100 * Math.min(place + 10, SIDE - 130)) / SIDE}%`;
+    const [left, top] = places()[k].map(share);
+    Object.assign(peek.style, { left, top });
     peek.replaceChildren(photograph(seen, seen.box), make("figcaption", {}, seen.note));
     peek.hidden = false;
   }
@@ -153,11 +148,8 @@ function map(backend, about, el, say) {
       const from = held >= 0 ? places()[held] : [SIDE / 2, SIDE / 2];
       const along = ([x, y]) => (x - from[0]) * dx + (y - from[1]) * dy;
       const aside = ([x, y]) => Math.abs((x - from[0]) * dy + (y - from[1]) * dx);
-      const k = nearest(
-        from,
-        (one, n) => n !== held && along(one) > 0,
-        (one) => distance(one, from) + 2 * aside(one),
-      );
+      const ahead = (one, n) => n !== held && along(one) > 0;
+      const k = nearest(from, ahead, (one) => distance(one, from) + 2 * aside(one));
       if (k >= 0) tell(point(k));
     } else if ((event.key === "Enter" || event.key === " ") && held >= 0) tell(choose([held]));
     else return;

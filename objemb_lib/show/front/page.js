@@ -49,13 +49,11 @@ async function begin(el) {
     const start = () => open(files, index.address("engine/"));
     const network = files && once(start);
     el.replaceChildren(banner, error);
-    if (files && alone) {
-      const other = (one) => {
-        history.replaceState(null, "", "#");
-        show(one, network);
-      };
-      el.append(shelf(el, index, start, other, say));
-    }
+    const other = (one) => {
+      history.replaceState(null, "", "#");
+      show(one, network);
+    };
+    if (files && alone) el.append(shelf(el, index, start, other, say));
     el.append(parts);
     show(index, network);
   } catch (wrong) {
@@ -64,13 +62,11 @@ async function begin(el) {
   }
 }
 
-const near = new IntersectionObserver(
-  (entries) =>
-    entries.forEach(({ isIntersecting, target }) => {
-      if (!isIntersecting) return;
-      near.unobserve(target);
-      begin(target);
-    }),
-  { rootMargin: "600px" },
-);
+function seen(entries) {
+  for (const { target } of entries.filter((one) => one.isIntersecting)) {
+    near.unobserve(target);
+    begin(target);
+  }
+}
+const near = new IntersectionObserver(seen, { rootMargin: "600px" });
 document.querySelectorAll("[data-index]").forEach((el) => near.observe(el));

@@ -8,9 +8,8 @@ function written({ id, box, kind, k, settings }) {
 }
 
 function read(hash) {
-  const { photograph, box, by, answers, ...settings } = Object.fromEntries(
-    new URLSearchParams(hash.slice(1)),
-  );
+  const parts = Object.fromEntries(new URLSearchParams(hash.slice(1)));
+  const { photograph, box, by, answers, ...settings } = parts;
   if (!photograph) return null;
   const ends = box?.split(",").map(Number);
   const whole = ends?.length === 4 && ends.every(Number.isFinite) ? ends : null;

@@ -42,8 +42,7 @@ function watched(backend, say) {
 
 // Of calls that come while one is under way only the last is made: quick clicks end right.
 function latest(work) {
-  let next = null;
-  let running = false;
+  let [next, running] = [null, false];
   return async () => {
     next = work;
     if (running) return;

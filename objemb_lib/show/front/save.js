@@ -1,5 +1,5 @@
 // The answer to keep: a page of its own, or a table.
-import { STATES, odds } from "./answers.js";
+import { words } from "./answers.js";
 import { make, photograph } from "./dom.js";
 
 function save(blob, name) {
@@ -25,23 +25,16 @@ ol { display: flex; flex-wrap: wrap; gap: 1em; padding: 0; list-style: none; } l
 rect { fill: none; stroke: #0072b2; stroke-width: 3px; vector-effect: non-scaling-stroke; } .around { stroke: #fff; stroke-width: 6px; }`;
 
 function page(query, { says, rows }) {
-  const figure = (one, words, part) => make("li", {}, photograph(one, part, words), words);
+  const figure = (one, said) => make("li", {}, photograph(one, undefined, said), said);
   const found = rows.flatMap(({ title, matches }) => [
     make("h2", {}, title || "Found"),
-    make("ol", {}, ...matches.map((match, rank) => figure(match,
-      [`${rank + 1}. ${match.file}`, STATES[match.state], odds(match.chance), match.note].filter(Boolean).join(", ")))),
+    make("ol", {}, ...matches.map((match, rank) => figure(match, words(match, rank).join(", ")))),
   ]); // prettier-ignore
-  const body = make(
-    "body",
-    {},
-    make("h1", {}, says),
-    make("ol", {}, figure(query, `query: ${query.file}`)),
-    ...found,
-  );
+  const asked = make("ol", {}, figure(query, `query: ${query.file}`));
+  const body = make("body", {}, make("h1", {}, says), asked, ...found);
   const head = '<!doctype html><html lang="en"><meta charset="utf-8"><title>What was found</title>';
-  return new Blob([`${head}<style>${STYLE}</style>${body.outerHTML}</html>`], {
-    type: "text/html",
-  });
+  const text = `${head}<style>${STYLE}</style>${body.outerHTML}</html>`;
+  return new Blob([text], { type: "text/html" });
 }
 
 export { page, save, table };

@@ -117,27 +117,20 @@ function search(backend, about, el, say) {
   const choice = (ends) => go({ box: ends, kind: state.kind === "whole" ? about.kinds[0] : state.kind });
   const box = queryBox(choice, about.known);
   const shown = answers();
-  const dialog = enlarged(about.explains ? (rank) => backend.explain({ rank }) : null, (id) =>
-    backend.picture({ id }),
-  );
-  const browse = gallery((given) => backend.photographs(given));
+  const explain = about.explains ? (rank) => backend.explain({ rank }) : null;
+  const dialog = enlarged(explain, (id) => backend.picture({ id }));
+  const browse = gallery(backend.photographs);
   const take = (id) => go({ id, box: null });
   const name = make("p", { class: "name" });
   const kinds = make("fieldset", {}, make("legend", {}, "look for"));
+  const group = `kind-${Math.random()}`;
   for (const kind of about.kinds) {
-    const radio = make("input", {
-      type: "radio",
-      name: `kind-${Math.random()}`,
-      value: kind,
-      onchange: () => go({ kind }),
-    });
+    const radio = make("input", { type: "radio", name: group, value: kind });
+    radio.onchange = () => go({ kind });
     kinds.append(make("label", { class: "button" }, radio, KINDS[kind]));
   }
   const radios = kinds.querySelectorAll("input");
-  radios.forEach((radio) => (radio.name = radios[0].name));
 
-  const ready = (blob, file) =>
-    blob.then((one) => save(one, file)).catch((error) => say(error.message));
   const next = (match) => {
     go({ id: match.id, box: match.box, kind: match.box ? state.kind : "whole" });
     shown.focus();
@@ -147,7 +140,9 @@ function search(backend, about, el, say) {
     const show = (blob) => (tab.location = URL.createObjectURL(blob));
     backend.original(match).then(show, (error) => (say(error.message), tab.close()));
   };
-  const keep = (match) => ready(backend.original(match), match.file.split("/").at(-1));
+  const keep = (match) => backend.original(match)
+    .then((blob) => save(blob, match.file.split("/").at(-1)))
+    .catch((error) => say(error.message)); // prettier-ignore
   const actions = { "search with this": next, open, save: keep };
   const why = about.explains ? { "Why?": (match, rank) => enlarge(match, rank, true) } : {};
   const onCards = several ? { ...why, ...actions } : { "search with this": next };
@@ -159,45 +154,23 @@ function search(backend, about, el, say) {
     button("save the answer as a page", () => save(page(query, answer), "answer.html")),
     button("as a table (CSV)", () => save(table(answer), "answer.csv"))); // prettier-ignore
 
-  const choose = (label, options, value, change) => menu(label, options, value, change);
   const change = (label) => (value) => go({ settings: { ...state.settings, [label]: value } });
-  const counts = [...new Set([about.k, 4, 8, 12, 24])]
-    .filter((k) => k <= about.most)
-    .sort((a, b) => a - b);
-  const menus = [
-    ...about.choices.map(({ name: label, options, value }) =>
-      choose(label, options, value, change(label)),
-    ),
-    about.most ? choose("answers", counts, about.k, (k) => go({ k: Number(k) })) : "",
-  ];
-  const advanced = make(
-    "details",
-    { open: !several },
-    make("summary", {}, "advanced"),
-    ...menus,
-  );
+  const counts = [...new Set([about.k, 4, 8, 12, 24])].filter((k) => k <= about.most);
+  counts.sort((a, b) => a - b);
+  const menus = about.choices.map(({ name: label, options, value }) =>
+    menu(label, options, value, change(label)));
+  menus.push(about.most ? menu("answers", counts, about.k, (k) => go({ k: Number(k) })) : "");
+  const advanced = make("details", { open: !several }, make("summary", {}, "advanced"), ...menus);
 
   const bar = make("div", { class: "actions" },
     button("all photographs", () => browse.open(take, "all photographs")),
     about.looks ? button("look at another", () => browse.open((id) => go({ looks: id }), "look at")) : "",
     button("back", () => place.back())); // prettier-ignore
   const top = about.accepts ? own(el, embed, say) : "";
-  const asking = make(
-    "section",
-    { class: "asking", "aria-label": "query" },
-    top,
-    bar,
-    box.el,
-    name,
-    several ? kinds : "",
-    advanced,
-  );
-  const found = make(
-    "section",
-    { class: "found", "aria-label": "what was found" },
-    shown.el,
-    downloads,
-  );
+  const asking = make("section", { class: "asking", "aria-label": "query" },
+    top, bar, box.el, name, several ? kinds : "", advanced); // prettier-ignore
+  const found = make("section", { class: "found", "aria-label": "what was found" },
+    shown.el, downloads); // prettier-ignore
   el.append(make("div", { class: "search" }, asking, found), dialog.el, browse.el);
 
   function show() {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import functools
 from collections.abc import Iterable, Sequence
 
@@ -13,7 +12,7 @@ import traitlets
 from objemb_lib.config import DataError, ObjembError
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.show import front
-from objemb_lib.show.pictures import LARGE, SMALL, THUMBNAIL, encoded, original
+from objemb_lib.show.pictures import LARGE, SMALL, THUMBNAIL, address, original
 
 
 class Front(anywidget.AnyWidget):
@@ -114,5 +113,4 @@ def _thumbnail(dataset: ImageDataset, i: int, side: int) -> tuple[str, tuple[int
     """Image ``i`` as a data address, at most ``side`` pixels long, and its own size."""
     image = dataset.image(i)
     size = image.size
-    image.thumbnail((side, side))
-    return f"data:image/jpeg;base64,{base64.b64encode(encoded(image, 85)).decode()}", size
+    return address(image, side), size
