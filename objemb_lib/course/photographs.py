@@ -100,9 +100,8 @@ def collections(root: str | Path, **scenes: ImageDataset) -> dict[str, ImageData
     if (listed := root / "grocery" / "dataset" / "test.txt").is_file():
         rows = read_table(listed, names=["file", "label", "coarse"], skipinitialspace=True)
         rows = rows[[(listed.parent / file).is_file() for file in rows.file]]
-        found["groceries"] = ImageDataset(
-            "groceries", "all", listed.parent, list(rows.file), rows.label.to_numpy()
-        )
+        files, labels = list(rows.file), rows.label.to_numpy()
+        found["groceries"] = ImageDataset("groceries", "all", listed.parent, files, labels)
     plain = {"split": "photographs", "protocol": "objects"}
     found = {name: replace(data, name=name, **plain) for name, data in found.items()}
     return scenes | found if found else {}

@@ -96,9 +96,8 @@ def ways(dataset: ImageDataset, progress: bool = False) -> list[Retriever]:
                 way = Retriever.build(dataset, network, pairs, region, size, progress=progress)
                 way.index.save(path)
             index = ObjectIndex.load(path)
-            found.append(
-                Retriever(dataset, index, name, boxes, embed, of_photograph, shipped(made))
-            )
+            known = shipped(made)
+            found.append(Retriever(dataset, index, name, boxes, embed, of_photograph, known))
     return found
 
 

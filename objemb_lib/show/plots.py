@@ -315,9 +315,8 @@ def _name_dots(ax: Axes, dots: Mapping[str, tuple[float, float]]) -> None:
     """Write a name beside each dot, on the side where it covers the fewest dots and names, and
     stays in the frame."""
     frame = ax.get_window_extent()
-    taken = [
-        Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in ax.transData.transform([*dots.values()])
-    ]
+    middles = ax.transData.transform([*dots.values()])
+    taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in middles]
     for name, dot in dots.items():
         sides = [
             ax.annotate(written(name), dot, (x, y), textcoords="offset points", fontsize=SMALL,
