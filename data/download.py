@@ -104,14 +104,12 @@ def build(entry: catalogue.Entry, arguments: argparse.Namespace) -> int:
 
 def verify(entry: catalogue.Entry) -> int:
     """Check every image; see the epilog for the exit status."""
-    others = entry.verify()
-    if others:
+    if others := entry.verify():
         print(f"{entry.name}: intact, but {', '.join(others)} differ from the reference build")
         return 2
-    if entry.name == catalogue.COURSE:
-        print(f"{entry.name}: every image and annotation is as in the reference build")
-    else:
-        print(f"{entry.name}: every image is there and can be read")
+    course = entry.name == catalogue.COURSE
+    found = "and annotation is as in the reference build" if course else "is there and can be read"
+    print(f"{entry.name}: every image {found}")
     return 0
 
 

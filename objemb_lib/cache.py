@@ -165,7 +165,6 @@ class Store:
 
 
 def checksum(vectors: np.ndarray, stated: dict[str, str]) -> str:
-    """CRC-32 of vectors and what is stated of them: finds every flipped byte, at gigabytes a
-    second."""
+    """CRC-32 of vectors and what is stated of them: finds every flipped byte, in little time."""
     about = [sorted(stated.items()), str(vectors.dtype), vectors.shape]
     return str(zlib.crc32(np.ascontiguousarray(vectors), zlib.crc32(json.dumps(about).encode())))

@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from objemb_lib import config
 from objemb_lib.cache import atomic_write_text
@@ -171,8 +172,6 @@ class ImageDataset:
         """``(H, W)`` boolean mask of object ``k`` in image ``i``."""
         if self.masks is None:
             raise DataError(f"{self.name} has no masks", "Use boxes, or a data set with masks.")
-        from pycocotools import mask as coco_mask
-
         return coco_mask.decode(self.masks[i][k]).astype(bool)
 
     def relevant(self, query: int) -> np.ndarray:
@@ -248,16 +247,14 @@ class ImageDataset:
         )  # fmt: skip
 
     def first_of_each(self, count: int) -> ImageDataset:
-        """The first ``count`` images of each label, 0 for all: every object, in less time. Roles
-        stay."""
+        """The first ``count`` of each label (0: all): every object, in less time. Roles stay."""
         if not count:
             return self
         first = pd.Series(self.labels).groupby(self.labels).cumcount() < count
         return self.subset(first.to_numpy(), keep_roles=True)
 
     def limit(self, images: int) -> ImageDataset:
-        """At most ``images`` images (0: no limit): whole labels are left out, evenly, until four of
-        each fit.
+        """At most ``images`` images (0: all): labels are left out, evenly, until four of each fit.
 
         Only labels of two images or more are kept (the others could not be found again), two at
         least. Data with images of unknown label, which only distract, stay whole. Roles stay.
