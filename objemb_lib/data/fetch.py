@@ -160,9 +160,7 @@ class Downloader:
     ``dest`` is the final place; the others as for :func:`fetch`.
     """
 
-    def __init__(
-        self, dest: Path, size: int | None = None, check: Check | None = None, bar: bool = True
-    ) -> None:
+    def __init__(self, dest: Path, size: int | None, check: Check | None, bar: bool = True) -> None:
         self.part = dest.with_name(f"{dest.name}.part")
         self.size, self.check, self.bar = size, check, bar
         self.resumed = False  # an earlier call's bytes were built upon
@@ -275,7 +273,6 @@ def download_urls(
         folder: gets the files. Its ``links.json`` says why a link is dead (gone, or of other bytes:
             no later run asks it) or failed this time; one run at a time may use it.
         wanted: files in it, with their addresses. One that is there is not touched.
-        retry_dead: ask dead links again.
         per_second: most requests to one server.
         check: reads a file before it gets its name; raises an ObjembError if it is not right.
     Raises:

@@ -62,7 +62,6 @@ def folder(
     them, photographs that cannot be read. Names may write accents as one character or as two.
 
     Args:
-        root: the folder.
         annotations: COCO-format JSON whose ``file_name`` are relative to the folder read. Boxes
             are clipped to the image, those without area are dropped; segmentations become
             compressed run lengths, the box itself where an object has none. ``extra`` keeps each
@@ -166,11 +165,10 @@ def _usable(
 def _labelled(rows: Sequence[dict[str, str]]) -> dict:
     """The parts of an ImageDataset that a list's rows give, one an image."""
     parts, roles = {}, np.array([row.get("role", "") for row in rows])
-    for part, column, named in (("labels", "label", "label_names"),
-                                ("categories", "category", "category_names")):  # fmt: skip
+    for part, column in (("labels", "label"), ("categories", "category")):
         names = [normalize("NFC", row.get(column, "")) for row in rows]
         known, number = np.unique(["", *names], return_inverse=True)  # "" is the first
-        parts |= {part: number[1:] - 1, named: known[1:].tolist()}
+        parts |= {part: number[1:] - 1, f"{column}_names": known[1:].tolist()}
     return parts | {"queries": np.flatnonzero(roles != "gallery"),
                     "gallery": np.flatnonzero(roles != "query")}  # fmt: skip
 
@@ -547,7 +545,6 @@ def open_copy(
     Args:
         root: default: where ``data/download.py`` builds it.
         holds: files or folders of which one at least is in it.
-        splits: what the benchmark has.
     Raises:
         DataError: no such split, or no such folder.
     """

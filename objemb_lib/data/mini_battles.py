@@ -227,12 +227,11 @@ def _battle_layers(raw: Path, main: dict, pool: list[dict], rng: Random) -> list
     free, layers = main_layer.coverage(), [main_layer]
     for other in rng.sample([o for o in pool if o is not main], rng.choice((0, 1, 1, 2))):
         layer = _place(raw, other, rng, (0.25, 0.50))
-        in_front = rng.random() < 0.5
-        left = free & ~layer.coverage() if in_front else free
-        if np.count_nonzero(left) < 0.6 * main_layer.opaque():  # it would hide too much: behind
-            layers = [layer, *layers]
+        left = free & ~layer.coverage()  # of the main object, were this one in front
+        if rng.random() < 0.5 and np.count_nonzero(left) >= 0.6 * main_layer.opaque():
+            free, layers = left, [*layers, layer]
         else:
-            free, layers = left, [*layers, layer] if in_front else [layer, *layers]
+            layers = [layer, *layers]
     return layers
 
 
