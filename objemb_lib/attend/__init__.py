@@ -10,7 +10,6 @@ __getattr__, __all__ = lazy(
         "detector_boxes": "sources",
         "boxes_from": "detections",
         "detection_ms": "detections",
-        "source_name": "detections",
         "soft": "",
         "choices": "objects",
         "evaluate_objects": "objects",

@@ -5,7 +5,6 @@ from objemb_lib import lazy
 __getattr__, __all__ = lazy(
     __name__,
     {
-        "CutTrunk": "student",
         "StudentTrunk": "student",
         "load_student": "student",
         "adaptive_cells": "student",
