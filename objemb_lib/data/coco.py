@@ -114,9 +114,8 @@ def objects(
         raise DataError(f"{data.root}: no object of {MIN_AREA} pixels or more", "Add photographs.")
     photos = data.subset([i for i, _ in chosen])  # one a window
     sizes = photos.sizes().tolist()
-    places, shown, boxes = zip(
-        *(_window(photos.boxes[n], k, sizes[n]) for n, (_, k) in enumerate(chosen))
-    )
+    windows = (_window(b, k, size) for b, (_, k), size in zip(photos.boxes, chosen, sizes))
+    places, shown, boxes = zip(*windows)
     masks = None
     if annotations:
         seen = [[annotations[i][k] for k in which] for (i, _), which in zip(chosen, shown)]
@@ -151,9 +150,7 @@ def _hash(name: int | str) -> str:
     return hashlib.sha256(str(name).encode()).hexdigest()
 
 
-def _window(
-    boxes: np.ndarray, k: int, size: Sequence[int]
-) -> tuple[tuple[int, int, int, int], np.ndarray, np.ndarray]:
+def _window(boxes: np.ndarray, k: int, size: Sequence[int]) -> tuple[tuple, np.ndarray, np.ndarray]:
     """A part of a photograph: its place in it, the objects it shows, the main one first, and their
     boxes."""
     x0, y0, x1, y1 = map(float, boxes[k])

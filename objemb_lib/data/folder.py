@@ -19,7 +19,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from objemb_lib import config
-from objemb_lib.config import DataError, ImageError, printable
+from objemb_lib.config import DataError, ImageError, ObjembError, printable
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.data.images import fit_within, has_image_suffix, inspect_images, left_out
 
@@ -118,7 +118,7 @@ def folder(
 
 
 def _usable(
-    place: Path, files: list[str], noted: dict, others: list[DataError | ImageError], progress: bool
+    place: Path, files: list[str], noted: dict, others: list[ObjembError], progress: bool
 ) -> dict[str, Size]:
     """``{file: upright size}`` of images that can be used and are as ``noted``; warns of the rest,
     and of boxes that may have been drawn on an image before its rotation by EXIF."""
@@ -209,9 +209,7 @@ def list_images(place: Path) -> list[str]:
     return _walk(place)[0]
 
 
-def _walk(
-    place: Path, named: Collection[str] = ()
-) -> tuple[list[str], list[DataError | ImageError]]:
+def _walk(place: Path, named: Collection[str] = ()) -> tuple[list[str], list[ObjembError]]:
     """:func:`list_images` and, whatever they are called, those that are ``named`` (NFC); and why
     other photographs, and folders, are left out."""
     if not place.is_dir():
@@ -429,12 +427,12 @@ def encode_mask(segmentation: list | dict | None, box: np.ndarray, size: Size) -
         x0, y0, x1, y1 = map(float, box)
         filled = polygons or [[x0, y0, x0, y1, x1, y1, x1, y0]]
         mask = coco_mask.merge(coco_mask.frPyObjects(filled, height, width))
+        if polygons or coco_mask.area(mask):
+            return mask
+        low = np.floor(box[:2]).clip(0, np.subtract(size, 1))  # less than a pixel: the whole pixel
+        return encode_mask(None, [*low, *np.maximum(np.ceil(box[2:]), low + 1)], size)
     except Exception as error:  # pycocotools raises plain Exception
         raise ValueError(str(error)) from error
-    if polygons or coco_mask.area(mask):
-        return mask
-    low = np.floor(box[:2]).clip(0, np.subtract(size, 1))  # of less than a pixel: the whole pixel
-    return encode_mask(None, [*low, *np.maximum(np.ceil(box[2:]), low + 1)], size)
 
 
 def covers(mask: dict, box: np.ndarray) -> bool:
