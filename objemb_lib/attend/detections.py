@@ -89,7 +89,7 @@ def boxes_from(source: Source, dataset: ImageDataset, progress: bool = True) -> 
 def _proposed(dataset: ImageDataset, progress: bool) -> Boxes:
     """What the shipped proposer finds, or found before."""
     key = ["proposer 1", dataset.fingerprint, fingerprint(load_proposer()),
-           load_trunk().fingerprint(), config.device().type]  # fmt: skip
+           load_trunk().fingerprint(), config.device().type, config.precision()]  # fmt: skip
     warn_if_learned(dataset)
 
     def find() -> list[dict]:

@@ -233,6 +233,9 @@ def test_what_the_proposer_found_is_not_computed_again(data, monkeypatch) -> Non
     for part in ("boxes", "scores"):
         for one, other in zip(getattr(first, part), getattr(again, part), strict=True):
             np.testing.assert_array_equal(one, other)
+    monkeypatch.setenv("OBJEMB_PRECISION", "bf16")  # of other maps
+    with pytest.raises(TypeError):
+        boxes_from("proposer", data, progress=False)
 
 
 @pytest.mark.parametrize("name", detections.LIGHT)

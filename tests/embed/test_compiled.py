@@ -44,6 +44,7 @@ def test_maps_are_the_same_at_every_size_number_and_depth_once_it_has_taken_over
 def test_a_second_trunk_of_the_same_weights_is_not_compiled_again_and_a_copy_may_learn():
     first, second = (load_trunk().for_inference(CPU) for _ in range(2))
     assert first.engine is second.engine and first.engine.on
+    assert first.for_inference(CPU) is first is not first.for_inference(CPU, "bf16")
     assert not copy.deepcopy(first).engine.on and not pickle.loads(pickle.dumps(first)).engine.on
 
 
