@@ -106,8 +106,7 @@ def setting(name: str) -> str:
 def place(name: str) -> Path | None:
     """The absolute path that an environment variable names, if it is set.
 
-    Raises:
-        DataError: it is an address, or starts at the home folder of nobody.
+    Raises DataError: it is an address, or starts at the home folder of nobody.
     """
     if "://" in (chosen := setting(name)):
         raise DataError(f"{name} is {chosen!r}: an address", f"Set {name} to a folder.")
@@ -119,11 +118,9 @@ def place(name: str) -> Path | None:
 
 def fix_places() -> None:
     """Make the folders of the environment absolute: notebooks' kernels start in another one."""
-    for name in ("OBJEMB_DATA", "OBJEMB_CACHE"):
-        if where := place(name):
-            os.environ[name] = str(where)
-    if there := mirror():
-        os.environ["OBJEMB_MIRROR"] = there
+    places = {name: place(name) for name in ("OBJEMB_DATA", "OBJEMB_CACHE")}
+    places["OBJEMB_MIRROR"] = mirror()
+    os.environ.update({name: str(where) for name, where in places.items() if where})
 
 
 def data_root() -> Path:
@@ -147,8 +144,7 @@ def mirror() -> str | None:
 def device() -> torch.device:
     """``OBJEMB_DEVICE``, else CUDA (each process of ``torchrun`` its own), else MPS, else CPU.
 
-    Raises:
-        DataError: what is set is no device, or none of this machine's.
+    Raises DataError: what is set is no device, or none of this machine's.
     """
     import torch  # here, so that `data/download.py --help` need not wait for it
 
@@ -172,8 +168,7 @@ def precision(chosen: str | None = None) -> str:
     ``bf16`` is about twice as fast on hardware that multiplies it, but moved R@1 by more than
     0.2 points in some settings (``benchmarks/extract.py``): nobody gets it without asking.
 
-    Raises:
-        DataError: it is neither.
+    Raises DataError: it is neither.
     """
     found = chosen or setting("OBJEMB_PRECISION") or "fp32"
     if found not in ("fp32", "bf16"):
@@ -184,8 +179,7 @@ def precision(chosen: str | None = None) -> str:
 def workers() -> int:
     """``OBJEMB_WORKERS``, else one a core of this process's; 0 beside a CPU, which would wait.
 
-    Raises:
-        DataError: what is set is no number.
+    Raises DataError: what is set is no number.
     """
     if chosen := setting("OBJEMB_WORKERS"):
         if not (chosen.isascii() and chosen.isdecimal()):

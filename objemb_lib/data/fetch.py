@@ -179,8 +179,7 @@ class Downloader:
     def __call__(self, place: str, output_file: str | Path, _pooch: object = None) -> None:
         """Put ``place`` (a URL or a path) into ``output_file``, whose digest pooch then checks.
 
-        Raises:
-            GiveUp: it is not to be had there. ValueError: not the right bytes.
+        Raises GiveUp: it is not to be had there; ValueError: not the right bytes.
         """
         self.resumed = self.have > 0
         require_space(self.part, (self.size or 0) - self.have)

@@ -105,8 +105,7 @@ def fit_within(size: tuple[int, int], max_side: int = MAX_SIDE) -> tuple[int, in
 def image_size(path: str | os.PathLike[str]) -> tuple[tuple[int, int], bool]:
     """The upright (width, height), and whether it is stored so; reads the header only.
 
-    Raises:
-        ImageError: as :func:`load_image`, as far as the header shows it.
+    Raises ImageError: as :func:`load_image`, as far as the header shows it.
     """
     with _opened(Path(path)) as image:
         return _upright_size(image), _orientation(image) == 1

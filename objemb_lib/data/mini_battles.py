@@ -551,8 +551,7 @@ def mini_battles(split: str, root: Path | None = None) -> ImageDataset:
     ``labels`` are object numbers, ``extra[i]`` holds background, JPEG quality and, under
     ``"layers"``, each object's role, edits and visible part.
 
-    Raises:
-        DataError: not built, damaged, or no such split.
+    Raises DataError: not built, damaged, or no such split.
     """
     check_split(NAME, split, tuple(SPLITS))
     folder = Path(root or config.data_root()) / NAME

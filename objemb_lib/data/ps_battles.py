@@ -73,8 +73,7 @@ def _places(row) -> tuple[str, ...]:
 def read_list(file: Path) -> pd.DataFrame:
     """The rows of ``originals.tsv`` or ``photoshops.tsv``.
 
-    Raises:
-        DataError: not such a list, or a row whose names or hash cannot be.
+    Raises DataError: not such a list, or a row whose names or hash cannot be.
     """
     rows = read_table(file, sep="\t", quoting=csv.QUOTE_NONE, dtype=str, keep_default_na=False)
     needed = {k: v for k, v in PATTERNS.items() if k != "original" or k in rows}
