@@ -19,7 +19,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from objemb_lib.config import DataError
 from objemb_lib.embed.regions import roi_align
-from objemb_lib.embed.trunks import Trunk, from_hub, torchvision_trunk_of, torchvision_weights
+from objemb_lib.embed.trunks import PlainStages, Trunk, from_hub, torchvision_weights, trunk_of
 
 KINDS = ("faster_rcnn", "mask_rcnn", "fcos")
 STRIDES = (8, 16, 32)  # objects of 30 to 170 pixels: finer levels cost much and find nothing more
@@ -308,8 +308,9 @@ def load_coco_detector(name: str, pretrained: bool = True, size: int = 800) -> D
             if isinstance(module, FrozenBatchNorm2d):  # as the trained ones have it
                 module.eps = 1e-5 if model.startswith("fcos") else 0.0
     theirs, pixels = network.backbone, network.transform
+    mean, std = pixels.image_mean, pixels.image_std
     said = f"COCO ({weights})" if pretrained else "random"
-    trunk = torchvision_trunk_of(BEFORE, theirs.body, pixels.image_mean, pixels.image_std, said)
+    trunk = trunk_of(BEFORE, theirs.body, PlainStages, mean, std, said)
     stages = list({stage.stride: stage.name for stage in trunk.stages.values()}.values())
     used = stages[-len(theirs.fpn.inner_blocks) :]
     levels = {str(number): stage for number, stage in enumerate(used)}  # as its heads know them

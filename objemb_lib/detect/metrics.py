@@ -60,11 +60,10 @@ def _detected(detector: Detector, dataset: ImageDataset, some: range, masks: boo
         maps = one.pop("masks", None)
         one = {key: value.cpu() for key, value in one.items()}
         if min(h, w) < few:
-            maps = maps if maps is None else maps[..., :h, :w]
             one |= {key: clip_boxes_to_image(one[key], (h, w))
                     for key in ("boxes", "proposals") if key in one}  # fmt: skip
         if maps is not None and masks:
-            whole = (maps[:, 0] > 0.5).permute(1, 2, 0).cpu().numpy().astype(np.uint8)
+            whole = (maps[:, 0, :h, :w] > 0.5).permute(1, 2, 0).cpu().numpy().astype(np.uint8)
             rles = coco_mask.encode(np.asfortranarray(whole))
             one["rles"] = [{**rle, "counts": rle["counts"].decode()} for rle in rles]
         found.append(one)

@@ -192,9 +192,8 @@ def fold_batch_norm(module: nn.Module) -> None:
     """
     children = list(module.named_children())
     for (name, conv), (next_name, norm) in zip(children, children[1:]):
-        if not (isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)):
-            continue
-        if conv.out_channels == norm.num_features:  # else they cannot follow each other
+        both = isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+        if both and conv.out_channels == norm.num_features:  # else they cannot follow each other
             setattr(module, name, fuse_conv_bn_eval(conv, norm))
             # timm's batch norm carries its activation; that must stay.
             rest = [getattr(norm, part) for part in ("drop", "act") if hasattr(norm, part)]
@@ -262,25 +261,33 @@ def load_trunk(
         network = from_hub(name, lambda: timm.create_model(name, pretrained=pretrained, **how))
         weights = f"{network.pretrained_cfg.get('tag')} (timm)"
     network.reset_classifier(0)
-    config = network.pretrained_cfg
-    if transformer:
-        network = _TransformerStages(network)
-    stages = _stages(name, network)
+    config, weights = network.pretrained_cfg, weights if pretrained else "random"
     name += f" at stride {stride}" if stride != 32 else ""
-    weights = weights if pretrained else "random"
-    return Trunk(name, network, stages, config["mean"], config["std"], weights).eval()
+    adapt = _TransformerStages if transformer else None
+    return trunk_of(name, network, adapt, config["mean"], config["std"], weights)
 
 
-def _stages(name: str, network: nn.Module) -> list[Stage]:
-    """What a network says of its maps, once a small image has shown that it is so.
+def trunk_of(
+    name: str,
+    network: nn.Module,
+    adapt: Callable[[nn.Module], nn.Module] | None,
+    mean: Sequence[float],
+    std: Sequence[float],
+    weights: str,
+) -> Trunk:
+    """A trunk with the stages that its network states, once a small image has shown them.
 
-    Raises DataError where the maps are no ``(N, C, H, W)``.
+    Args:
+        adapt: puts a network that is none of timm's convolutions behind what those offer.
+    Raises:
+        DataError: parts that do not follow each other, or maps that are no ``(N, C, H, W)``.
     """
     try:
+        network = (adapt(network) if adapt else network).eval()
         info = network.feature_info
         stages = [Stage(f"stage{i}", f["num_chs"], f["reduction"]) for i, f in enumerate(info, 1)]
         with torch.no_grad():  # what a network keeps of this must still be fit for training
-            head, maps = network.eval().forward_intermediates(torch.zeros(1, 3, 64, 64))
+            head, maps = network.forward_intermediates(torch.zeros(1, 3, 64, 64))
         stages.append(Stage("head", head.shape[1], stages[-1].stride))
     except Exception as error:  # networks not made for this fail in many ways
         raise _no_maps(name, f"{type(error).__name__}: {error}") from error
@@ -288,7 +295,7 @@ def _stages(name: str, network: nn.Module) -> list[Stage]:
     square = all(len(shape) == 4 and shape[2] == shape[3] for shape in shapes)
     if not square or [stage.channels for stage in stages] != [shape[1] for shape in shapes]:
         raise _no_maps(name, f"maps of shapes {shapes}")
-    return stages
+    return Trunk(name, network, stages, mean, std, weights).eval()
 
 
 def _no_maps(name: str, why: str) -> DataError:
@@ -363,12 +370,14 @@ class _TransformerStages(nn.Module):
         return grid.mT.reshape(maps[-1].shape), maps
 
 
-class _TorchvisionStages(nn.Module):
-    """A torchvision classification network behind what timm's offer."""
+class PlainStages(nn.Module):
+    """A torchvision classification network, up to its pooling, behind what timm's offer."""
 
     @torch.no_grad()
-    def __init__(self, parts: Iterable[nn.Module]) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
+        every = getattr(network, "features", network).children()
+        parts = takewhile(lambda part: not isinstance(part, nn.AdaptiveAvgPool2d), every)
         self.parts = nn.ModuleList(parts).eval()
         x, last = torch.zeros(1, 3, 64, 64), {}
         for i, part in enumerate(self.parts):
@@ -408,21 +417,4 @@ def _torchvision_trunk(name: str, pretrained: bool) -> Trunk:
     chosen, preset = weights if pretrained else None, weights.transforms()
     network = from_hub(name, lambda: torchvision.models.get_model(model, weights=chosen))
     about = f"ImageNet ({weights})" if pretrained else "random"
-    return torchvision_trunk_of(name, network, preset.mean, preset.std, about)
-
-
-def torchvision_trunk_of(
-    name: str, network: nn.Module, mean: Sequence[float], std: Sequence[float], weights: str
-) -> Trunk:
-    """A trunk made of the parts of a network of torchvision, up to its pooling.
-
-    Raises DataError where they are not a plain sequence of convolutional parts.
-    """
-    parts = getattr(network, "features", network).children()
-    try:
-        adapted = _TorchvisionStages(
-            takewhile(lambda part: not isinstance(part, nn.AdaptiveAvgPool2d), parts)
-        )
-    except Exception as error:  # parts that do not follow each other fail in many ways
-        raise _no_maps(name, f"{type(error).__name__}: {error}") from error
-    return Trunk(name, adapted, _stages(name, adapted), mean, std, weights).eval()
+    return trunk_of(name, network, PlainStages, preset.mean, preset.std, about)
