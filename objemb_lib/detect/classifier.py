@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from objemb_lib.data.dataset import ImageDataset
 from objemb_lib.detect.detectors import FrozenNorm, Losses, Target, freeze
 from objemb_lib.detect.weights import load_network, read_card
-from objemb_lib.embed.extract import ExtractOptions, extract_regions
-from objemb_lib.embed.regions import WHOLE
+from objemb_lib.embed.extract import ExtractOptions, extract
 from objemb_lib.embed.trunks import Trunk, load_trunk
 from objemb_lib.measure.metrics import average_precision
 
@@ -74,7 +73,7 @@ def score_classifier(learnt: Classifier, dataset: ImageDataset) -> dict:
     the mean share of images that hold one."""
     options = ExtractOptions(learnt.size, cache=False, progress=False)
     pair = ("head", "spoc")  # what the linear layer sees
-    pooled = extract_regions(dataset, learnt.trunk, [pair], {"all": WHOLE}, options)["all"][pair]
+    pooled = extract(dataset, learnt.trunk, [pair], options=options)[pair]
     with torch.inference_mode():
         logits = learnt.linear(torch.from_numpy(pooled).float()).numpy()
     kinds = range(len(learnt.categories))

@@ -155,8 +155,7 @@ def whole_image(dataset: ImageDataset) -> Boxes:
 
 def true_boxes(dataset: ImageDataset, main_only: bool = False) -> Boxes:
     """The boxes (and masks) that the data set states, or only each image's main object."""
-    most = 1 if main_only else None
-    name = "true main box" if main_only else "true boxes"
+    most, name = (1, "true main box") if main_only else (None, "true boxes")
     masks = dataset.masks and [m[:most] for m in dataset.masks]
     return or_whole(name, dataset, [b[:most] for b in dataset.boxes], (), masks, "ground truth")
 

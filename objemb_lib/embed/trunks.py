@@ -282,6 +282,8 @@ def trunk_of(
     Raises:
         DataError: parts that do not follow each other, or maps that are no ``(N, C, H, W)``.
     """
+    problem = f"{name} has no feature maps that we know how to take"
+    remedy = "Use a network such as resnet50, torchvision/resnet50 or vit_small_patch14_dinov2."
     try:
         network = (adapt(network) if adapt else network).eval()
         info = network.feature_info
@@ -290,17 +292,12 @@ def trunk_of(
             head, maps = network.forward_intermediates(torch.zeros(1, 3, 64, 64))
         stages.append(Stage("head", head.shape[1], stages[-1].stride))
     except Exception as error:  # networks not made for this fail in many ways
-        raise _no_maps(name, f"{type(error).__name__}: {error}") from error
+        raise DataError(f"{problem} ({type(error).__name__}: {error})", remedy) from error
     shapes = [tuple(m.shape) for m in (*maps, head)]  # some put channels last
     square = all(len(shape) == 4 and shape[2] == shape[3] for shape in shapes)
     if not square or [stage.channels for stage in stages] != [shape[1] for shape in shapes]:
-        raise _no_maps(name, f"maps of shapes {shapes}")
+        raise DataError(f"{problem} (maps of shapes {shapes})", remedy)
     return Trunk(name, network, stages, mean, std, weights).eval()
-
-
-def _no_maps(name: str, why: str) -> DataError:
-    remedy = "Use a network such as resnet50, torchvision/resnet50 or vit_small_patch14_dinov2."
-    return DataError(f"{name} has no feature maps that we know how to take ({why})", remedy)
 
 
 def _pip_weights(name: str) -> list[Tensor]:
