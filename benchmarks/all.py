@@ -111,7 +111,6 @@ def plot(found: dict[str, dict[str, float]], path: Path) -> None:
 
 
 def main() -> None:
-    """Run, gather, draw."""
     asked = arguments(__doc__, quick=False, plot=False)
     try:
         if not asked.plot:

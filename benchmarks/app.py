@@ -181,7 +181,6 @@ def photograph_sets(quick: bool) -> dict[str, tuple[ImageDataset, Boxes]]:
 
 
 def main() -> None:
-    """Learn, check, keep."""
     asked = arguments(__doc__, fit=False, quick=False)
     if not photographs.collections(config.setting("OBJEMB_REAL")):
         print("no photographs: OBJEMB_REAL names no folder of them")

@@ -141,7 +141,6 @@ def precision(network: nn.Module, data: ImageDataset) -> float:
 
 
 def main() -> int:
-    """Measure, print, keep."""
     asked = arguments(__doc__, images=16, rounds=5)
     battle, made = mini_battles("battle"), {way: networks(way) for way in WAYS}
     pixels = [torch.from_numpy(np.array(battle.image(i))) for i in range(asked.images)]

@@ -154,7 +154,6 @@ def bf16_costs(trunk: Trunk) -> dict[str, str]:
 
 
 def main() -> int:
-    """Measure, print, keep."""
     asked = arguments(__doc__, images=256, rounds=5, bf16=False)
     trunk, dataset = load_trunk(), mini_battles("battle").subset(range(asked.images))
     found = pd.Series(speeds(dataset, trunk, asked.rounds))

@@ -146,7 +146,6 @@ def training(scenes: ImageDataset, batch: int, times: int) -> dict[str, dict]:
 
 
 def main() -> int:
-    """Pack; or compare, measure, keep."""
     if sys.argv[1:2] == ["pack"] and len(sys.argv) == 3:
         pack(Path(sys.argv[2]))
         return 0

@@ -125,7 +125,6 @@ def variants(dataset, trunk: Trunk, size: int) -> dict[str, Callable[[], None]]:
 
 @torch.inference_mode()
 def main() -> None:
-    """Measure, print, keep."""
     asked = arguments(__doc__, images=16, rounds=7, size=256)
     dataset = mini_battles("battle").subset(range(asked.images))
     seconds = pd.DataFrame(in_turns(variants(dataset, load_trunk(), asked.size), asked.rounds))

@@ -75,13 +75,11 @@ def served() -> Iterator[str]:
     process.wait()
 
 
-def visit(page, address: str) -> dict[str, float]:
-    """Milliseconds until something was seen, and until the first answer was."""
+def visit(page, address: str) -> float:
+    """Milliseconds until the first answer was seen."""
     page.goto(address, wait_until="commit")
-    paint = "performance.getEntriesByName('first-paint')[0]?.startTime"
-    page.wait_for_function(f"() => window.firstAnswer && {paint}")
-    seen = {"first_paint": page.evaluate(paint), "first_answer": page.evaluate("firstAnswer")}
-    return {name: round(ms, 1) for name, ms in seen.items()}
+    page.wait_for_function("() => window.firstAnswer")
+    return round(page.evaluate("firstAnswer"), 1)
 
 
 def middle(values: list[float]) -> dict[str, float]:
@@ -90,7 +88,7 @@ def middle(values: list[float]) -> dict[str, float]:
 
 
 def of_browsers(asked) -> dict:
-    """Reloads by one, then visitors at once."""
+    """Until a first answer: reloads by one, then visitors at once."""
     with served() as address, chromium() as watched:
         context = watched.page.context
         context.add_init_script(WATCH)
@@ -105,9 +103,7 @@ def of_browsers(asked) -> dict:
             page.wait_for_function("() => window.firstAnswer", timeout=120_000)
         answers = [page.evaluate("firstAnswer") for page in opened]
         watched.check()
-    return {"first_visit": first,
-            "reloads": {name: middle([one[name] for one in again]) for name in first},
-            "visitors": {"first_answer": middle(answers)}}  # fmt: skip
+    return {"first_visit": first, "reloads": middle(again), "visitors": middle(answers)}
 
 
 def of_networks(index: pages.Index, count: int) -> dict:

@@ -130,7 +130,6 @@ def measure(ask: Ask, files: list[Path], queries: list[Path], n: int) -> dict:
 
 
 def main() -> None:
-    """Measure, print, keep."""
     asked = arguments(__doc__, images=400, objects=100_000, queries=15)
     paths, ways = paths_of_battle(), {}
     for way, make in {"detector, then trunk": by_two_passes, "student": by_student}.items():

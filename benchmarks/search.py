@@ -175,7 +175,6 @@ def equal_recall(gallery: np.ndarray, queries: np.ndarray, truth: np.ndarray) ->
 
 
 def main() -> None:
-    """Measure, print, keep."""
     asked = arguments(__doc__, vectors=100_000, queries=500, dim=128, k=10, repeats=5,
                       million=False, exact=False)  # fmt: skip
     n, name = (1_000_000, "search_million") if asked.million else (asked.vectors, "search")

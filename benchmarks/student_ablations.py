@@ -197,7 +197,6 @@ def picture() -> None:
 
 
 def main() -> None:
-    """Train what is not done yet, keep, draw."""
     if arguments(__doc__, picture=False).picture:
         return picture()
     jobs = [(name, seed) for seed in range(SEEDS) for name in ABLATIONS]
