@@ -21,6 +21,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from unittest.mock import patch
 
 import numpy as np
 import onnxruntime
@@ -111,11 +112,9 @@ def speeds(dataset, trunk: Trunk, rounds: int) -> dict[str, float]:
 @contextmanager
 def by(name: str) -> Iterator[None]:
     """With another engine than the environment says."""
-    before = os.environ.get("OBJEMB_ENGINE")
-    os.environ["OBJEMB_ENGINE"] = name
-    engine.cache_clear()
-    yield
-    os.environ["OBJEMB_ENGINE"] = before or ""
+    with patch.dict(os.environ, OBJEMB_ENGINE=name):
+        engine.cache_clear()
+        yield
     engine.cache_clear()
 
 

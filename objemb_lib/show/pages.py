@@ -92,14 +92,13 @@ def index_of(
             about["compares"] = not isinstance(widget, ObjectSearch)
             about["ways"], tables = _ways(widget)
             parts = {f"{n}.bin": packed(*table) for n, table in enumerate(tables)}
+            if engine and not about["compares"]:
+                about |= _network(widget.ways, about["ways"], engine)
         else:
             raise DataError(f"no page of a {type(widget).__name__}", "Show it in a notebook.")
         view = {"view": widget.view, "about": widget.about, "start": widget.start}
         about["views"].append(view)
     about |= {"names": list(dataset.names), "sizes": dataset.sizes().tolist()}
-    for widget in widgets:
-        if engine and isinstance(widget, ObjectSearch):
-            about |= _network(widget.ways, about["ways"], engine)
     return Index(dataset, about | {"truth": _truth(dataset)}, parts, engine)
 
 
