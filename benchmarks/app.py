@@ -5,7 +5,7 @@
 FOLDER as of `course.photographs`. Every photograph asks all others of its collection, in the app's
 own settings, with the surest box of the proposer; of COCO, of which the proposer learned, with that
 of one that learned from the other half. Chances are learned on labels of even number and checked on
-the odd ones; COCO, whose labels are categories, is only tested.
+the odd ones, and learned on other collections; COCO, whose labels are categories, is only tested.
 `--fit` writes the former to objemb_lib/search/calibrations.json, with those of mini-battles'
 training scenes. Prints what was checked, and writes benchmarks/results/app.json.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
@@ -89,18 +89,21 @@ class Gallery:
 # --- what is learned -------------------------------------------------------------------------
 
 
+def logistic(x: np.ndarray, y: np.ndarray) -> list[float]:
+    """Slope and offset."""
+    found = LogisticRegression(C=1e3).fit(x[:, None], y)
+    return [float(found.coef_[0, 0]), float(found.intercept_[0])]
+
+
 def answers(
     galleries: Sequence[Gallery], kind: str, who: slice, absent: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
-    """Scores ``(Q, 32)``, and which are right, of all queries that have an answer."""
-    every = []
+) -> Iterator[tuple]:
+    """Of each collection scores ``(Q, 32)``, and which are right; without an answer, no query."""
     for one in galleries:
         scores, right = one.ranked(kind, absent)
         asks = np.isin(one.data.labels, np.unique(one.data.labels)[who])
         asks &= one.truth[0].any(axis=1)
-        every.append((scores[asks], right[asks]))
-    scores, right = map(np.concatenate, zip(*every))
-    return scores, right
+        yield scores[asks], right[asks]
 
 
 def fit(galleries: Sequence[Gallery], who: slice, first: str = "both") -> Calibration:
@@ -108,11 +111,10 @@ def fit(galleries: Sequence[Gallery], who: slice, first: str = "both") -> Calibr
     below which "nothing here" is right of :data:`SURE` queries, if it is true of half of all."""
     chances = {}
     for kind in KINDS:
-        scores, right = answers(galleries, kind, who)
-        x = nearness(scores)[:, :FIRST].reshape(-1, 1)
-        curve = LogisticRegression(C=1e3).fit(x, right[:, :FIRST].ravel())
-        if curve.coef_ > 0:  # else it tells none
-            chances[kind] = [float(curve.coef_[0, 0]), float(curve.intercept_[0])]
+        each = list(answers(galleries, kind, who))
+        x = np.concatenate([nearness(s)[:, :FIRST].ravel() for s, _ in each])
+        chances[kind] = logistic(x, np.concatenate([r[:, :FIRST].ravel() for _, r in each]))
+    chances = {kind: curve for kind, curve in chances.items() if curve[0] > 0}  # else it tells none
     known = Calibration(chances)
     there, p = presence(galleries, known, who, first)
     order = np.argsort(p)
@@ -125,24 +127,30 @@ def presence(
     galleries: Sequence[Gallery], known: Calibration, who: slice, kind: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Whether what was asked for is in the gallery, and the chance of the first answer."""
-    p = [known.chance(answers(galleries, kind, who, absent)[0], kind)[:, 0]
-         for absent in (False, True)]  # fmt: skip
-    return np.repeat([True, False], [len(p[0]), len(p[1])]), np.concatenate(p)
+    found = [(known.chance(s, kind)[:, 0], not absent) for absent in (False, True)
+             for s, _ in answers(galleries, kind, who, absent)]  # fmt: skip
+    there = np.concatenate([np.full(len(chances), is_there) for chances, is_there in found])
+    return there, np.concatenate([chances for chances, _ in found])
 
 
 def checked(
     galleries: Sequence[Gallery], known: Calibration, who: slice, kind: str = "both"
 ) -> dict[str, float]:
-    """How true the chances of the first answers are: error of calibration (ten bins), AUC; and how
-    often "nothing here" is right, if it is said."""
-    scores, right = answers(galleries, kind, who)
-    p, right = known.chance(scores, kind)[:, :FIRST].ravel(), right[:, :FIRST].ravel()
-    bins = np.minimum((10 * p).astype(int), 9)
-    off = sum(abs(p[bins == n].sum() - right[bins == n].sum()) for n in range(10)) / len(p)
-    told = {"right": right.mean(), "said": p.mean(), "error": off, "AUC": roc_auc_score(right, p)}
+    """How true the chances are: error of calibration (ten bins), AUC; of all and first answers."""
+    told: dict[str, float] = {}
+    every = list(answers(galleries, kind, who))
+    for name, some in (("first answer", slice(0, 1)), (f"first {FIRST}", slice(0, FIRST))):
+        p = np.concatenate([known.chance(s, kind)[:, some].ravel() for s, _ in every])
+        right = np.concatenate([r[:, some].ravel() for _, r in every])
+        bins = np.minimum((10 * p).astype(int), 9)
+        off = sum(abs(p[bins == n].sum() - right[bins == n].sum()) for n in range(10)) / len(p)
+        told |= {f"{name}: right": right.mean(), f"{name}: said": p.mean(), f"{name}: error": off,
+                 f"{name}: AUC": roc_auc_score(right, p)}  # fmt: skip
     there, p = presence(galleries, known, who, kind)
     if (p < known.nothing).any():
         told["nothing: right"] = (~there)[p < known.nothing].mean()
+        told["nothing: said where true"] = (p < known.nothing)[~there].mean()
+        told["nothing: said where false"] = (p < known.nothing)[there].mean()
     return {name: round(float(value), 3) for name, value in told.items()}
 
 
@@ -181,6 +189,7 @@ def photograph_sets(quick: bool) -> dict[str, tuple[ImageDataset, Boxes]]:
 
 
 def main() -> None:
+    """Learn, check, keep."""
     asked = arguments(__doc__, fit=False, quick=False)
     if not photographs.collections(config.setting("OBJEMB_REAL")):
         print("no photographs: OBJEMB_REAL names no folder of them")
@@ -189,10 +198,13 @@ def main() -> None:
     told, shipped, sets = {}, [], photograph_sets(asked.quick)
     for network, how in settings(PHOTOGRAPHS).items():
         real = {name: gallery(data, boxes, how) for name, (data, boxes) in sets.items()}
-        known = fit([real[name] for name in LEARNED], EVEN)
+        learned = [real[name] for name in LEARNED]
+        known = fit(learned, EVEN)
         told[f"odd labels of all, {network}"] = checked(list(real.values()), known, ODD)
         for name, one in real.items():
             told[f"{name}, odd labels, {network}"] = checked([one], known, ODD)
+            others = fit([other for other in learned if other is not one], ALL)
+            told[f"{name}, not seen, {network}"] = checked([one], others, ALL)
         shipped.append(made(network, how, PROPOSER, known))
     splits, each = load_splits("mini-battles"), 2 if asked.quick else 3
     parts = [one.first_of_each(each) for one in (splits.train, splits.tests["battle"])]
