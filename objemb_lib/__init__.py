@@ -10,18 +10,21 @@ it calls in its room (``attend.oracle_query``), loaded when asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 
 __version__ = "0.1.0"
 
 
-def lazy(package: str, where: Mapping[str, str]) -> tuple[Callable[[str], object], list[str]]:
+def lazy(
+    package: str, modules: Mapping[str, Sequence[str]]
+) -> tuple[Callable[[str], object], list[str]]:
     """``__getattr__`` and ``__all__`` of a package whose names are loaded when asked for.
 
     Args:
-        where: name -> the module that it is in, seen from the package; "" where it is a module.
+        modules: module, seen from the package -> names in it; "" -> names of modules.
     """
+    where = {name: module for module, names in modules.items() for name in names}
 
     def load(name: str) -> object:
         if name not in where:
@@ -36,34 +39,26 @@ def lazy(package: str, where: Mapping[str, str]) -> tuple[Callable[[str], object
 __getattr__, __all__ = lazy(
     __name__,
     {
-        "load_splits": "data.catalogue",
-        "ImageDataset": "data.dataset",
-        "folder": "data.folder",
-        "load_trunk": "embed.trunks",
-        "POOLINGS": "embed.pooling",
-        "Boxes": "embed.boxes",
-        "Region": "embed.regions",
-        "ExtractOptions": "embed.extract",
-        "extract": "embed.extract",
-        "extract_objects": "embed.extract",
-        "l2": "embed.whitening",
-        "PCAWhitening": "embed.whitening",
-        "analysis": "measure",
-        "evaluate": "measure.metrics",
-        "evaluate_scores": "measure.metrics",
-        "paired_difference": "measure.intervals",
-        "Leaderboard": "measure.leaderboard",
-        "load_detector": "detect.weights",
-        "Student": "teach.student",
-        "Teacher": "teach.student",
-        "load_student": "teach.student",
-        "train_student": "teach.distillation",
-        "Index": "search.index",
-        "ObjectIndex": "search.objects",
-        "Retriever": "search.retriever",
-        "rerank": "search.rerank",
-        "plots": "show",
-        "touch": "show",
-        "widgets": "show",
+        "data.catalogue": ["load_splits"],
+        "data.dataset": ["ImageDataset"],
+        "data.folder": ["folder"],
+        "embed.trunks": ["load_trunk"],
+        "embed.pooling": ["POOLINGS"],
+        "embed.boxes": ["Boxes"],
+        "embed.regions": ["Region"],
+        "embed.extract": ["ExtractOptions", "extract", "extract_objects"],
+        "embed.whitening": ["l2", "PCAWhitening"],
+        "measure": ["analysis"],
+        "measure.metrics": ["evaluate", "evaluate_scores"],
+        "measure.intervals": ["paired_difference"],
+        "measure.leaderboard": ["Leaderboard"],
+        "detect.weights": ["load_detector"],
+        "teach.student": ["Student", "Teacher", "load_student"],
+        "teach.distillation": ["train_student"],
+        "search.index": ["Index"],
+        "search.objects": ["ObjectIndex"],
+        "search.retriever": ["Retriever"],
+        "search.rerank": ["rerank"],
+        "show": ["plots", "touch", "widgets"],
     },
 )

@@ -5,12 +5,9 @@ from objemb_lib import lazy
 __getattr__, __all__ = lazy(
     __name__,
     {
-        "practised": "classifier",
-        "DetectorTrunk": "features",
-        "detect": "metrics",
-        "main_recall": "metrics",
-        "cards_table": "weights",
-        "read_card": "weights",
-        "with_cards": "weights",
+        "classifier": ["practised"],
+        "features": ["DetectorTrunk"],
+        "metrics": ["detect", "main_recall"],
+        "weights": ["cards_table", "read_card", "with_cards"],
     },
 )

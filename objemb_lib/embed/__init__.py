@@ -5,18 +5,10 @@ from objemb_lib import lazy
 __getattr__, __all__ = lazy(
     __name__,
     {
-        "true_boxes": "boxes",
-        "WHOLE": "regions",
-        "Region": "regions",
-        "crop": "regions",
-        "roi": "regions",
-        "model_input": "regions",
-        "ExtractOptions": "extract",
-        "benchmark_latency": "extract",
-        "extract_regions": "extract",
-        "POOLINGS": "pooling",
-        "rmac_grid": "pooling",
-        "PCAWhitening": "whitening",
-        "l2": "whitening",
+        "boxes": ["true_boxes"],
+        "regions": ["WHOLE", "Region", "crop", "roi", "model_input"],
+        "extract": ["ExtractOptions", "benchmark_latency", "extract_regions"],
+        "pooling": ["POOLINGS", "rmac_grid"],
+        "whitening": ["PCAWhitening", "l2"],
     },
 )

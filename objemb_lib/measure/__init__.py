@@ -5,10 +5,8 @@ from objemb_lib import lazy
 __getattr__, __all__ = lazy(
     __name__,
     {
-        "analysis": "",
-        "linear_cka": "analysis",
-        "evaluate_scores": "metrics",
-        "ranking": "metrics",
-        "truth": "metrics",
+        "": ["analysis"],
+        "analysis": ["linear_cka"],
+        "metrics": ["evaluate_scores", "ranking", "truth"],
     },
 )

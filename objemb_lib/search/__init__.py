@@ -5,12 +5,9 @@ from objemb_lib import lazy
 __getattr__, __all__ = lazy(
     __name__,
     {
-        "Index": "index",
-        "recall": "index",
-        "ObjectIndex": "objects",
-        "search_object": "objects",
-        "Retriever": "retriever",
-        "embedder": "retriever",
-        "synthetic_vectors": "synthetic",
+        "index": ["Index", "recall"],
+        "objects": ["ObjectIndex", "search_object"],
+        "retriever": ["Retriever", "embedder"],
+        "synthetic": ["synthetic_vectors"],
     },
 )

@@ -2,4 +2,4 @@
 
 from objemb_lib import lazy
 
-__getattr__, __all__ = lazy(__name__, {"plots": "", "touch": "", "widgets": ""})
+__getattr__, __all__ = lazy(__name__, {"": ["plots", "touch", "widgets"]})

@@ -5,14 +5,8 @@ from objemb_lib import lazy
 __getattr__, __all__ = lazy(
     __name__,
     {
-        "StudentTrunk": "student",
-        "load_student": "student",
-        "adaptive_cells": "student",
-        "DistillConfig": "distillation",
-        "choose_regions": "distillation",
-        "cosine": "distillation",
-        "relational": "distillation",
-        "augmentation": "targets",
-        "draw_batches": "targets",
+        "student": ["StudentTrunk", "load_student", "adaptive_cells"],
+        "distillation": ["DistillConfig", "choose_regions", "cosine", "relational"],
+        "targets": ["augmentation", "draw_batches"],
     },
 )
