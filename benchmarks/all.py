@@ -67,8 +67,9 @@ def ratios() -> dict[str, dict[str, float]]:
     if detected := read.get("detect", {}).get("ways"):
         for way, time_ in (("as loaded", "time as loaded"), ("torch", "torch's best time")):
             found[f"detection: {time_}, x the engine's"] = {
-                name: 1 / one[f"engine_over_{way}"] for name, one in detected.items()
-            }
+                f"{name}, {at_once}": 1 / one[at_once][f"engine_over_{way}"]
+                for at_once in ("1 at once", "4 at once") for name, one in detected.items()
+            }  # fmt: skip
     if cost := read.get("objects", {}).get("cost_in_whole_images"):
         found["objects, in passes of a whole image"] = cost
     for size in ("search", "search_million"):

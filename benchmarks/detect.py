@@ -2,13 +2,13 @@
 
     python benchmarks/detect.py [--images 16] [--rounds 5]
 
-One battle scene at a time: the shipped detectors, the student, and Faster R-CNN with the trunk's
-vectors of its ten best boxes; each as loaded, by torch as ``for_inference`` prepares it, and by the
-engine, in turns, as medians. Of each, the parts: the trunk, the pyramid with the heads on it,
-proposals (decoding and NMS), and what looks at single boxes (RoIAlign, heads, NMS, masks), of which
-RoIAlign. In the same run torch and the engine are compared box by box, and by their AP on the whole
-split. Needs mini-battles. Writes benchmarks/results/detect.json; exits with 1 if a box, score or AP
-is another.
+Battle scenes one by one, and four at once: the shipped detectors, the student, and Faster R-CNN
+with the trunk's vectors of its ten best boxes; each as loaded, by torch as ``for_inference``
+prepares it, and by the engine, in turns, as medians. Of each, the parts: the trunk, the pyramid
+with the heads on it, proposals (decoding and NMS), and what looks at single boxes (RoIAlign, heads,
+NMS, masks), of which RoIAlign. In the same run torch and the engine are compared box by box, and by
+their AP on the whole split. Needs mini-battles. Writes benchmarks/results/detect.json; exits with 1
+if a box, score or AP is another.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import os
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -40,6 +41,7 @@ from objemb_lib.teach.student import load_student
 CPU, TOP = torch.device("cpu"), 10
 OVERLAP, APART, AP = 0.99, 1e-3, 2e-3  # boxes that are the same; how far may scores and AP be apart
 WAYS = ("as loaded", "torch", "onnx")
+SEVERAL = 4  # images that a detector is given at once in extraction
 DETECTORS = ("faster_rcnn", "mask_rcnn", "fcos")
 
 
@@ -121,18 +123,28 @@ def same(a: list[dict], b: list[dict]) -> dict[str, float]:
 
 @torch.inference_mode()
 def compare(ways: dict[str, nn.Module], images: list[torch.Tensor], rounds: int) -> dict:
-    """Milliseconds an image in each way, of which its parts; and whether two find the same."""
-    passes = {w: lambda run=run: [run([image])[0] for image in images] for w, run in ways.items()}
-    found = {way: run() for way, run in passes.items()}
+    """Milliseconds an image in each way, by itself (of which its parts) and of several at once; and
+    whether two find the same."""
+
+    def passes(at_once: int) -> dict[str, Callable[[], list[dict]]]:
+        batches = [images[i : i + at_once] for i in range(0, len(images), at_once)]
+        return {way: lambda run=run: [one for some in batches for one in run(some)]
+                for way, run in ways.items()}  # fmt: skip
+
+    found = {way: run() for way, run in passes(1).items()}
+    report = same(found["onnx"], found["torch"])
     spent = {way: clocked(network) for way, network in ways.items()}
-    seconds = in_turns(passes, rounds)
-    ms = {way: 1000 * float(np.median(some)) / len(images) for way, some in seconds.items()}
-    once = 1000 / len(images) / (rounds + 1)
-    report = {"ms": {way: round(value, 2) for way, value in ms.items()}}
-    report |= {f"engine_over_{way}": round(ms["onnx"] / ms[way], 3) for way in WAYS[:2]}
-    report["parts_ms"] = {way: {part: round(once * s, 2) for part, s in some.items()}
-                          for way, some in spent.items()}  # fmt: skip
-    return report | same(found["onnx"], found["torch"])
+    for at_once in (1, SEVERAL):
+        seconds = in_turns(passes(at_once), rounds)
+        ms = {way: 1000 * float(np.median(some)) / len(images) for way, some in seconds.items()}
+        told = {"ms": {way: round(value, 2) for way, value in ms.items()}}
+        told |= {f"engine_over_{way}": round(ms["onnx"] / ms[way], 3) for way in WAYS[:2]}
+        if at_once == 1:
+            once = 1000 / len(images) / (rounds + 1)
+            told["parts_ms"] = {way: {part: round(once * s, 2) for part, s in some.items()}
+                                for way, some in spent.items()}  # fmt: skip
+        report[f"{at_once} at once"] = told
+    return report
 
 
 def precision(network: nn.Module, data: ImageDataset) -> float:

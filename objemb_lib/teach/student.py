@@ -27,6 +27,7 @@ from objemb_lib.embed.trunks import Stage, Trunk, load_trunk, per_image
 Boxes = Sequence[Tensor]
 
 ADAPTIVE, CELL = "adaptive", 18  # and what a cell then spans, about, in input pixels
+TOGETHER = 128  # boxes: more are no faster, and their maps are large
 LEFT_OUT = (1, 2)  # of EfficientNet-Lite's layers after stage4: two of four alike
 
 
@@ -156,8 +157,8 @@ class EmbeddingHead(nn.Module):
         for count in cells.unique().tolist():
             some = [b[c == count] for b, c in zip(boxes, cells.split([len(b) for b in boxes]))]
             x = cut_regions(maps, self.stage, some, count)
-            x = run(x.contiguous(memory_format=torch.channels_last))
-            found.append(POOLINGS[self.pooling](x))
+            parts = x.contiguous(memory_format=torch.channels_last).split(TOGETHER)
+            found += [POOLINGS[self.pooling](run(part)) for part in parts]
             order.append((cells == count).nonzero()[:, 0])
         return torch.cat(found)[torch.cat(order).argsort()]
 
