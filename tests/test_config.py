@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,11 @@ def test_the_devices_there_are_may_be_named(monkeypatch) -> None:
     monkeypatch.setenv("OBJEMB_DEVICE", "cuda:2")
     with pytest.raises(DataError, match="cpu, cuda, cuda:0, cuda:1"):
         config.device()
+
+
+def test_what_is_started_later_spins_less_unless_somebody_said_how_long(monkeypatch) -> None:
+    for name in ("GOMP_SPINCOUNT", "OPENBLAS_THREAD_TIMEOUT"):
+        monkeypatch.setenv(name, "7")
+    monkeypatch.delenv("OPENBLAS_THREAD_TIMEOUT")
+    config.tune_process()
+    assert os.environ["GOMP_SPINCOUNT"] == "7" and os.environ["OPENBLAS_THREAD_TIMEOUT"] == "4"
