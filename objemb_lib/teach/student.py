@@ -1,5 +1,9 @@
 """Student and teacher: a detector that gives embeddings, too, in its one pass, and who it imitates.
 
+The *teacher* is a frozen classification trunk that looks at crops, one forward pass a region. The
+*student* is a detector with one more branch, :class:`EmbeddingHead`, that looks at regions of the
+maps it has computed anyway.
+
 Source: Chen, Davis, Lim, An Analysis of Object Embeddings for Image Retrieval, 2019.
 """
 
@@ -32,7 +36,7 @@ LEFT_OUT = (1, 2)  # of EfficientNet-Lite's layers after stage4: two of four ali
 
 
 class Teacher(nn.Module):
-    """A frozen trunk that embeds crops, one forward pass a region: what the student is to imitate.
+    """A frozen trunk that embeds crops: what the student is to imitate.
 
     Args:
         stage, pooling: of its vectors, chosen on training images.
