@@ -309,8 +309,10 @@ def test_ctrl_c_stops_the_notebook_too_and_the_same_command_goes_on(project):
     code += "again = begun.exists()\n_ = begun.write_text(str(os.getpid()))\n"
     code += "time.sleep(0 if again else 600)"
     _write(project, "00_first", code)
-    start = "import sys, pathlib\nfrom objemb_lib import config\nfrom objemb_lib.course import "
-    start += "profiles, reproduce\n"
+    start = "import signal, sys, pathlib\nfrom objemb_lib import config\n"
+    start += "from objemb_lib.course import profiles, reproduce\n"
+    # A job in the background of a shell ignores Ctrl-C, and so does all that it starts.
+    start += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     start += f"root = pathlib.Path({str(project)!r})\nconfig.PROJECT = root\n"
     start += "profiles.NOTEBOOKS, profiles.PROFILES = root / 'notebooks', root / 'profiles'\n"
     start += "sys.exit(reproduce.main(['--notebooks', '00', '--profile', 'other']))"
