@@ -42,7 +42,7 @@ comma := ,
 # Two programs that compute at once (two notebooks, two test workers) would wait for each other's
 # spinning threads. Let them spin less: as fast alone, several times faster together.
 export GOMP_SPINCOUNT ?= 4000
-# numpy's threads spin for 25 ms after every product: whatever torch does next is half as fast.
+# numpy's threads spin on after every product, and whatever torch does next waits for them.
 export OPENBLAS_THREAD_TIMEOUT ?= 4
 # In a log every redraw of a progress bar stays: there it speaks seldom.
 export TQDM_MININTERVAL ?= $(shell [ -t 2 ] && echo 0.1 || echo 10)

@@ -151,7 +151,7 @@ def main() -> int:
         return 0
     if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
         print(__doc__)
-        return 2
+        return 0 if {"-h", "--help"} & set(sys.argv) else 2
     folder, quick = Path(sys.argv[1]), "--quick" in sys.argv
     known = pickle.loads((folder / PACK).read_bytes())  # of one's own making
     scenes, packed = replace(known["scenes"], root=folder), known["numbers"]

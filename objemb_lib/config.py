@@ -205,8 +205,8 @@ def tune_process() -> None:
     """Make this process compute faster: for the course's entry points.
 
     Two programs that compute at once wait for each other's spinning threads, ten times slower, and
-    torch waits for numpy's, which spin 25 ms after every product: let them spin less (those that
-    start from now on: of this process where its libraries are not loaded yet). And glibc gives the
+    torch waits for numpy's, which spin on after every product: let them spin less (those that start
+    from now on: of this process where its libraries are not loaded yet). And glibc gives the
     large maps of every batch back to the system, which then clears every page again: keep them (1.4
     times as fast in extraction, on two cores).
     """

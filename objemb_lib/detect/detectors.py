@@ -139,11 +139,12 @@ class Detector(FrozenNorm):
             return self
         fast = copy.deepcopy(self).to(device, memory_format=torch.channels_last).eval()
         fast.network.backbone.body, fast.ready = fast.trunk.for_inference(device), device
-        if self.two_stage and not masks:
-            fast.network.roi_heads.mask_roi_pool = None
-        for name in ("box_roi_pool", "mask_roi_pool") if fast.trunk.engine.on else ():
-            if pool := getattr(getattr(fast.network, "roi_heads", None), name, None):
-                setattr(fast.network.roi_heads, name, Pool(pool))
+        if self.two_stage:
+            heads = fast.network.roi_heads
+            heads.mask_roi_pool = heads.mask_roi_pool if masks else None
+            for name in ("box_roi_pool", "mask_roi_pool") if fast.trunk.engine.on else ():
+                if pool := getattr(heads, name):
+                    setattr(heads, name, Pool(pool))
         return fast
 
     def forward(

@@ -31,7 +31,6 @@ from objemb_lib.detect.features import DetectorTrunk
 from objemb_lib.detect.metrics import main_recall
 from objemb_lib.embed import regions
 from objemb_lib.embed.boxes import Boxes
-from objemb_lib.embed.compiled import Engine
 from objemb_lib.embed.extract import Objects, extract
 from objemb_lib.embed.pooling import POOLINGS
 from objemb_lib.embed.regions import model_input, roi
@@ -124,7 +123,7 @@ def lesson() -> tuple[dict, list[str]]:
     torch.manual_seed(0)
     layers = [torch.nn.Conv2d(4, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(4, 4, 1)]
     stages = {name: Stage(name, 4, 16) for name in ("stage4", "head")}
-    body = SimpleNamespace(stages=stages, after=lambda stage: layers, engine=Engine())
+    body = SimpleNamespace(stages=stages, after=lambda stage: layers)
     branch = EmbeddingHead(body, leave_out=(1,), dim=4)
     maps, boxes = {"stage4": torch.rand(2, 4, 8, 8)}, [torch.tensor([[10.0, 20, 90, 70]])] * 2
     given = {"branch": branch, "layers": layers[::2], "project": branch.project}
